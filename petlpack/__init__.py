@@ -1,0 +1,94 @@
+"""petlpack: keep a thousand fine-tunes of one base for little more than the base, and get every one back exactly.
+
+    petlpack.encode("runs/sst2", pack="glue.pack", base="models/bert-base")
+    pack = petlpack.open("glue.pack")
+    state = pack["sst2"].state_dict(base="models/bert-base")
+
+Names are loaded when they are first used, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from petlpack.analyze.stats import Stats, stats
+    from petlpack.encoding import Encoded, encode
+    from petlpack.errors import (
+        BaseError,
+        DamageError,
+        LockedError,
+        PetlpackError,
+        RunError,
+        TaskError,
+        UnknownFormatError,
+        UsageError,
+    )
+    from petlpack.loading import Task
+    from petlpack.pack import Checked, Pack, verify
+    from petlpack.pack import open_pack as open
+    from petlpack.tensors.base import Base
+    from petlpack.tensors.tensor import Tensor
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Base": "petlpack.tensors.base:Base",
+    "BaseError": "petlpack.errors:BaseError",
+    "Checked": "petlpack.pack:Checked",
+    "DamageError": "petlpack.errors:DamageError",
+    "Encoded": "petlpack.encoding:Encoded",
+    "LockedError": "petlpack.errors:LockedError",
+    "Pack": "petlpack.pack:Pack",
+    "PetlpackError": "petlpack.errors:PetlpackError",
+    "RunError": "petlpack.errors:RunError",
+    "Stats": "petlpack.analyze.stats:Stats",
+    "Task": "petlpack.loading:Task",
+    "TaskError": "petlpack.errors:TaskError",
+    "Tensor": "petlpack.tensors.tensor:Tensor",
+    "UnknownFormatError": "petlpack.errors:UnknownFormatError",
+    "UsageError": "petlpack.errors:UsageError",
+    "encode": "petlpack.encoding:encode",
+    "open": "petlpack.pack:open_pack",
+    "stats": "petlpack.analyze.stats:stats",
+    "verify": "petlpack.pack:verify",
+}
+
+__all__ = [
+    "Base",
+    "BaseError",
+    "Checked",
+    "DamageError",
+    "Encoded",
+    "LockedError",
+    "Pack",
+    "PetlpackError",
+    "RunError",
+    "Stats",
+    "Task",
+    "TaskError",
+    "Tensor",
+    "UnknownFormatError",
+    "UsageError",
+    "__version__",
+    "encode",
+    "open",
+    "stats",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'petlpack' has no attribute '{name}'")
+    module, _, attribute = _WHERE[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name what is public."""
+    return __all__

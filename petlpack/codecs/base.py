@@ -1,0 +1,150 @@
+"""What a codec is, and how tensors share sections.
+
+A codec turns the weights of one unit into sections and back. A unit is a run of pieces of tensors of one dtype that are
+coded together: tensors of one kind share a unit (thousands of small tensors stay small), and a unit has at most so many
+elements (large tensors stream, threads have work, one tensor can be read without the others).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from petlpack.coding.base import Array
+from petlpack.template import Slot
+from petlpack.tensors.dtypes import Bits, DType
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Flat elements `start` to `stop` of one tensor."""
+
+    slot: Slot
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pieces that are coded together; `from_base` tells whether the base predicts every element of them."""
+
+    name: str
+    dtype: DType
+    row: int
+    pieces: tuple[Piece, ...]
+    from_base: bool
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return sum(piece.size for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One named array of a payload, and the coders to try on it."""
+
+    name: str
+    bits: Bits
+    array: Array
+    coders: tuple[str, ...]
+
+
+ReadSection = Callable[[str, DType, "int | None", int, "Bits | None"], Bits]
+"""(name, dtype, count or None where the file says it, row, given) -> the decoded section."""
+
+
+class Codec(Protocol):
+    """One method's way from weights to sections and back. Pure: it sees neither bytes nor paths."""
+
+    id: str
+    exact: bool
+
+    def units(self, slots: Sequence[Slot]) -> list[Unit]:
+        """Cut the tensors that have to be stored into units, by a rule that encoder and decoder share."""
+
+    def section_names(self, unit: Unit) -> tuple[str, ...]:
+        """Return the names of the sections that a unit takes."""
+
+    def encode(self, unit: Unit, tuned: Bits, predicted: Bits | None) -> list[Section] | None:
+        """Return the sections of one unit, or None where the codec does not suit it."""
+
+    def decode(self, unit: Unit, read: ReadSection, predicted: Bits | None) -> Bits:
+        """Return the flat elements of one unit."""
+
+
+OWN_CODERS = ("numbers", "planes")
+"""Coders to try on tensors that the base does not predict."""
+
+
+def own_section(unit: Unit, tuned: Bits) -> Section:
+    """Return the section of a unit that the base does not predict."""
+    return Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row), OWN_CODERS)
+
+
+def read_own(unit: Unit, read: ReadSection) -> Bits:
+    """Read back the section of a unit that the base does not predict."""
+    return read(unit.name, unit.dtype, unit.size, unit.row, None)
+
+
+def kind_of(name: str) -> str:
+    """Return a tensor name without its layer numbers: what the tensors of one kind have in common."""
+    return re.sub(r"\.\d+(?=\.|$)", "", name)
+
+
+def base_pieces(slots: Iterable[Slot]) -> Iterator[Piece]:
+    """Yield what the base predicts: whole tensors, or the rows that a resized one shares with it."""
+    for slot in slots:
+        if slot.base is not None and slot.size:
+            shared = min(slot.shape[0], slot.base.shape[0]) * slot.row if slot.shape else 1
+            yield Piece(slot, 0, min(shared, slot.size))
+
+
+def own_pieces(slots: Iterable[Slot]) -> Iterator[Piece]:
+    """Yield what the base does not predict: tensors that it lacks, rows beyond its own."""
+    for slot in slots:
+        predicted = sum(piece.size for piece in base_pieces([slot]))
+        if slot.size > predicted:
+            yield Piece(slot, predicted, slot.size)
+
+
+def group(
+    pieces: Iterable[Piece], label: str, most: int, *, from_base: bool, row: Callable[[Slot], int] = lambda slot: 1
+) -> list[Unit]:
+    """Cut pieces into units `label.N`: one dtype and row length each, kinds together, at most `most` elements.
+
+    The order is by dtype, row length, kind, then as given. A unit ends at whole rows, unless one row is longer.
+    """
+    families: dict[tuple[str, int], list[Piece]] = {}
+    for piece in pieces:
+        families.setdefault((piece.slot.dtype.name, min(row(piece.slot), most)), []).append(piece)
+    units: list[Unit] = []
+    for (_, length), family in sorted(families.items()):
+        family.sort(key=lambda piece: kind_of(piece.slot.name))
+        for run in _cut(family, most // length * length):
+            units.append(Unit(f"{label}.{len(units)}", run[0].slot.dtype, length, tuple(run), from_base))
+    return units
+
+
+def _cut(pieces: list[Piece], most: int) -> Iterator[list[Piece]]:
+    run: list[Piece] = []
+    room = most
+    for piece in pieces:
+        start = piece.start
+        while start < piece.stop:
+            stop = min(piece.stop, start + room)
+            run.append(Piece(piece.slot, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield run
+                run, room = [], most
+    if run:
+        yield run

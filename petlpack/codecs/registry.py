@@ -1,0 +1,35 @@
+"""The closed table of codecs: an id read from a file selects a row here, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+from petlpack.codecs.base import Codec
+from petlpack.errors import UnknownFormatError, UsageError, printable
+
+CODECS = {
+    "ulp": "petlpack.codecs.ulp:Ulp",
+    "sparse": "petlpack.codecs.sparse:Sparse",
+    "plain": "petlpack.codecs.plain:Plain",
+}
+
+
+@functools.cache
+def codec(codec_id: str) -> Codec:
+    """Return the codec of an id; raises UnknownFormatError for an id that is not in the table."""
+    if codec_id not in CODECS:
+        raise UnknownFormatError(
+            f"unknown codec '{printable(codec_id)}', known are {', '.join(CODECS)}",
+            hint="the file was written by a newer petlpack: upgrade to read it",
+        )
+    module, _, name = CODECS[codec_id].partition(":")
+    loaded: Codec = getattr(importlib.import_module(module), name)()
+    return loaded
+
+
+def wanted_codec(codec_id: str) -> Codec:
+    """Return the codec that a caller asked for; raises UsageError for an id that is not in the table."""
+    if codec_id not in CODECS:
+        raise UsageError(f"no codec '{printable(codec_id)}'", hint=f"choose one of auto, {', '.join(CODECS)}")
+    return codec(codec_id)

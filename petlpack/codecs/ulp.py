@@ -1,0 +1,54 @@
+"""`ulp`: a full fine-tune as ulps from its base (formats/codecs/ulp.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from petlpack.codecs.base import (
+    ReadSection,
+    Section,
+    Unit,
+    base_pieces,
+    group,
+    own_pieces,
+    own_section,
+    read_own,
+)
+from petlpack.coding.base import Array
+from petlpack.template import Slot
+from petlpack.tensors.dtypes import Bits
+
+UNIT = 1 << 21
+"""Elements of a unit: classes keep enough members to be worth their tables, and a thread's arrays stay near 50 MB."""
+
+
+@dataclass(frozen=True)
+class Ulp:
+    """Every weight near its base: ordered-integer differences, exactly invertible."""
+
+    id = "ulp"
+    exact = True
+
+    def units(self, slots: Sequence[Slot]) -> list[Unit]:
+        """Cut into units of one row length: `ulps.N` against the base, `head.N` without."""
+        return [
+            *group(base_pieces(slots), "ulps", UNIT, from_base=True, row=lambda slot: slot.row),
+            *group(own_pieces(slots), "head", UNIT, from_base=False),
+        ]
+
+    def section_names(self, unit: Unit) -> tuple[str, ...]:
+        """Return the names of the sections that a unit takes."""
+        return (unit.name,)
+
+    def encode(self, unit: Unit, tuned: Bits, predicted: Bits | None) -> list[Section]:
+        """Return one section."""
+        if predicted is None:
+            return [own_section(unit, tuned)]
+        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, predicted), ("ulps", "numbers"))]
+
+    def decode(self, unit: Unit, read: ReadSection, predicted: Bits | None) -> Bits:
+        """Return the flat elements."""
+        if predicted is None:
+            return read_own(unit, read)
+        return read(unit.name, unit.dtype, unit.size, unit.row, predicted)

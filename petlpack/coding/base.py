@@ -1,0 +1,35 @@
+"""What a coder is: one array to bytes and back, exactly. Coders know no models, paths or packs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from petlpack.tensors.dtypes import Bits, DType
+
+Level = Literal["fast", "small"]
+"""`fast` decodes fastest, `small` takes the fewest bytes."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """What a decoder knows of an array before it reads a byte of it."""
+
+    dtype: DType
+    count: int
+    row: int
+    """Elements of one row of the matrices that the array is made of."""
+    given: Bits | None = None
+    """A prediction that encoder and decoder both have, bit for bit: `count` elements of the same dtype."""
+
+
+class Coder(Protocol):
+    """One way to write an array. Its id names one byte format for ever."""
+
+    id: str
+
+    def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
+        """Return the bytes of a flat array, or None where this coder does not apply."""
+
+    def decode(self, data: bytes, array: Array) -> Bits:
+        """Return the flat array; raises ValueError where the bytes are not such an array."""

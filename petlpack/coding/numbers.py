@@ -1,0 +1,28 @@
+"""`numbers`: ordered integers through pcodec (formats/coders/numbers.md).
+
+Neighbouring weights say nothing of each other; what can be saved is the exponent's redundancy, which pcodec's bins find.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from petlpack.coding import pco
+from petlpack.coding.base import Array, Level
+from petlpack.tensors.dtypes import Bits
+from petlpack.tensors.ordered import from_ordered, to_ordered
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Ordered integers, pcodec."""
+
+    id = "numbers"
+
+    def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
+        """Return one pcodec stream."""
+        return pco.compress(to_ordered(bits, array.dtype))
+
+    def decode(self, data: bytes, array: Array) -> Bits:
+        """Return the array."""
+        return from_ordered(pco.decompress(data, array.count, array.dtype.bits), array.dtype)

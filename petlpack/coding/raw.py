@@ -1,0 +1,28 @@
+"""`raw`: the elements' little-endian bytes as they are (formats/coders/raw.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from petlpack.coding.base import Array, Level
+from petlpack.tensors.dtypes import Bits
+from petlpack.tensors.tensor import as_bytes
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Bytes as they are."""
+
+    id = "raw"
+
+    def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
+        """Return the little-endian bytes."""
+        return bytes(as_bytes(bits))
+
+    def decode(self, data: bytes, array: Array) -> Bits:
+        """Return the array; its length must be exact."""
+        if len(data) != array.count * array.dtype.itemsize:
+            raise ValueError(f"{len(data)} bytes, {array.count} elements of {array.dtype.name} need another number")
+        return np.frombuffer(data, array.dtype.bits)

@@ -1,0 +1,24 @@
+"""zstd frames with the decompressed size checked first: a frame may claim any size, and a small one can blow up."""
+
+from __future__ import annotations
+
+import zstandard
+
+
+def compress(data: bytes | memoryview, level: int) -> bytes:
+    """Compress to one frame that states its size; no checksum, for every section has a sha256."""
+    return zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress(data)
+
+
+def decompress(data: bytes, size: int) -> bytes:
+    """Decompress one frame of exactly `size` bytes; raises ValueError before allocating where it states another."""
+    try:
+        stated = zstandard.get_frame_parameters(data).content_size
+        if stated != size:
+            raise ValueError(f"a zstd frame of {stated} bytes where {size} are expected")
+        out = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
+    if len(out) != size:
+        raise ValueError(f"a zstd frame of {len(out)} bytes where {size} are expected")
+    return out

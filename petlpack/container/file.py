@@ -1,0 +1,193 @@
+"""The bytes of one `.petl.safetensors` file: written canonically, validated whole, interpreted not at all.
+
+The file is valid safetensors: an 8-byte length, a JSON header, then the sections in order and the manifest behind them,
+every one a U8 tensor. The header is written last, into room that is reserved for the longest it can become, so sections
+stream. formats/container.md is the law.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from petlpack.coding.zstd import compress, decompress
+from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
+from petlpack.errors import DamageError, PetlpackError, UnknownFormatError, printable
+from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
+
+SUFFIX = ".petl.safetensors"
+
+MAX_MANIFEST = 1 << 26
+"""Bytes of a manifest's JSON: 64 MB describe a million sections, and a bomb stays small."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One encoded section: what the manifest says of it, and its bytes."""
+
+    name: str
+    coder: str
+    dtype: str
+    count: int
+    data: bytes
+
+
+def write(
+    file: BinaryIO,
+    names: Sequence[str],
+    limit: int,
+    sections: Iterator[Encoded],
+    manifest_of: Callable[[tuple[SectionRow, ...]], Manifest],
+) -> Manifest:
+    """Write a whole file: the sections as they come, then the manifest made from their rows, then the header.
+
+    `names` are the sections' names in order and `limit` a bound on the bytes behind the header; both only reserve room
+    for the header. Returns the manifest.
+    """
+    room = len(_header_text([(name, limit) for name in names], limit, "0" * 64, start=limit))
+    room += -room % 8
+    file.write(bytes(8 + room))
+    rows, sizes = [], []
+    for section in sections:
+        file.write(section.data)
+        sizes.append((section.name, len(section.data)))
+        digest = hashlib.sha256(section.data).hexdigest()
+        rows.append(SectionRow(section.name, section.coder, section.dtype, section.count, digest))
+    manifest = manifest_of(tuple(rows))
+    packed = _pack_manifest(manifest.to_json())
+    file.write(packed)
+    header = _header_text(sizes, len(packed), hashlib.sha256(packed).hexdigest())
+    if [row.name for row in rows] != list(names) or len(header) > room:
+        raise AssertionError("sections are not those that room was reserved for")
+    file.seek(0)
+    file.write(room.to_bytes(8, "little") + header.ljust(room).encode())
+    return manifest
+
+
+@dataclass(frozen=True)
+class Container:
+    """An opened file: its validated manifest, and sections read on demand."""
+
+    path: Path
+    manifest: Manifest
+    header: Header
+    nbytes: int
+
+    def section_bytes(self, name: str) -> int:
+        """Bytes of a section in the file."""
+        entry = self.header.entries[name]
+        return entry.stop - entry.start
+
+    @property
+    def payload(self) -> int:
+        """Bytes of all sections."""
+        return sum(self.section_bytes(row.name) for row in self.manifest.sections)
+
+    def read(self, row: SectionRow) -> bytes:
+        """Read the bytes of a section; raises DamageError where they are not those that were written."""
+        entry = self.header.entries[row.name]
+        data = _read_range(self.path, self.header.data_start + entry.start, entry.stop - entry.start)
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != row.sha256:
+            raise DamageError(
+                f"{_quoted(self.path)}: section '{row.name}' has sha256 {digest}, the manifest says {row.sha256}",
+                hint="the file was damaged after it was written: restore it from a copy, or encode the run again",
+            )
+        return data
+
+
+def read(path: Path) -> Container:
+    """Open a file and check all of it but the sections' bytes; raises DamageError, UnknownFormatError."""
+    try:
+        header = read_header(path)
+        _check_format(header)
+        packed = _manifest_bytes(path, header)
+        manifest = parse_manifest(decompress_manifest(packed))
+        _check_header(header, manifest, packed)
+    except (MalformedError, ValueError) as error:
+        message = error.message if isinstance(error, PetlpackError) else str(error)
+        raise DamageError(f"{_quoted(path)} is damaged: {message}", hint=_DAMAGE_HINT) from error
+    except (DamageError, UnknownFormatError) as error:
+        raise type(error)(f"{_quoted(path)}: {error.message}", hint=error.hint or _DAMAGE_HINT) from error
+    return Container(path, manifest, header, header.file_size)
+
+
+_DAMAGE_HINT = "restore the file from a copy, or encode the run again"
+
+
+def decompress_manifest(packed: bytes) -> bytes:
+    """Return the JSON of a packed manifest: u32 size, then a zstd frame of exactly that size."""
+    size = int.from_bytes(packed[:4], "little")
+    if size > MAX_MANIFEST:
+        raise ValueError(f"a manifest of {size:,} bytes, at most {MAX_MANIFEST:,} are read")
+    return decompress(packed[4:], size)
+
+
+def _pack_manifest(text: bytes) -> bytes:
+    return len(text).to_bytes(4, "little") + compress(text, 19)
+
+
+def _header_text(sizes: Sequence[tuple[str, int]], manifest: int, digest: str, start: int = 0) -> str:
+    """Return the canonical header of sections and a manifest that follow each other from offset `start` on."""
+    table: dict[str, object] = {
+        "__metadata__": {"format": "petlpack", "version": str(VERSION), "manifest_sha256": digest}
+    }
+    offset = start
+    for name, size in [*sizes, ("manifest", manifest)]:
+        table[name] = {"dtype": "U8", "shape": [size], "data_offsets": [offset, offset + size]}
+        offset += 0 if start else size
+    return json.dumps(table, separators=(",", ":"))
+
+
+def _check_format(header: Header) -> None:
+    if header.metadata.get("format") != "petlpack":
+        raise UnknownFormatError(
+            "is a safetensors file, but not one of petlpack", hint="only files that petlpack wrote belong into a pack"
+        )
+    if header.metadata.get("version") != str(VERSION):
+        raise UnknownFormatError(
+            f"has version {printable(str(header.metadata.get('version')))}, this petlpack reads {VERSION}",
+            hint="the file was written by a newer petlpack: upgrade to read it",
+        )
+
+
+def _manifest_bytes(path: Path, header: Header) -> bytes:
+    entry = header.entries.get("manifest")
+    if entry is None:
+        raise DamageError("has no manifest")
+    if entry.stop - entry.start > MAX_MANIFEST:
+        raise DamageError(f"has a manifest of {entry.stop - entry.start:,} bytes, at most {MAX_MANIFEST:,} are read")
+    packed = _read_range(path, header.data_start + entry.start, entry.stop - entry.start)
+    digest = hashlib.sha256(packed).hexdigest()
+    if digest != header.metadata.get("manifest_sha256"):
+        stated = printable(str(header.metadata.get("manifest_sha256")))
+        raise DamageError(f"has a manifest of sha256 {digest}, its header says {stated}")
+    return packed
+
+
+def _check_header(header: Header, manifest: Manifest, packed: bytes) -> None:
+    """Check that the header is, to the byte, the one that the writer makes for this manifest."""
+    names = [row.name for row in manifest.sections]
+    if set(header.entries) != {*names, "manifest"}:
+        raise DamageError("has other sections than its manifest names")
+    sizes = [(name, header.entries[name].stop - header.entries[name].start) for name in names]
+    canonical = _header_text(sizes, len(packed), hashlib.sha256(packed).hexdigest())
+    if header.text != canonical.ljust(len(header.text)) or len(header.text) % 8:
+        raise DamageError("has a header that is not the canonical one")
+
+
+def _read_range(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) != size:
+        raise DamageError(f"{_quoted(path)} became shorter while it was read")
+    return data
+
+
+def _quoted(path: Path) -> str:
+    return f"'{printable(str(path))}'"

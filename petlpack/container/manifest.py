@@ -1,0 +1,130 @@
+"""The manifest: what a `.petl.safetensors` file holds, parsed once into frozen values (formats/container.md)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from petlpack.errors import DamageError, UnknownFormatError, printable
+from petlpack.tensors.dtypes import DTYPES, dtype_named
+
+VERSION = 1
+"""Version of the manifest and of the file around it."""
+
+_NAME = re.compile(r"[a-z][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class SectionRow:
+    """One section: its name, coder id, dtype name, number of elements, and the sha256 of its bytes in the file."""
+
+    name: str
+    coder: str
+    dtype: str
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a file holds. `decoded` is the sha256 of what it decodes to; `shared` names parts that it needs."""
+
+    kind: str  # "task" or "shared"
+    codec: str
+    sections: tuple[SectionRow, ...]
+    shared: tuple[str, ...]
+    decoded: str
+    params: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    """What people are told about the task (layout, method, sizes); nothing that decoding depends on."""
+
+    def to_json(self) -> bytes:
+        """Return the canonical JSON: sorted keys, no spaces, UTF-8."""
+        table = {
+            "version": VERSION,
+            "kind": self.kind,
+            "codec": self.codec,
+            "sections": [[row.name, row.coder, row.dtype, row.count, row.sha256] for row in self.sections],
+            "shared": list(self.shared),
+            "decoded": self.decoded,
+            "params": dict(self.params),
+            "facts": dict(self.facts),
+        }
+        return json.dumps(table, separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """Parse and check the JSON of a manifest; raises DamageError or UnknownFormatError."""
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"manifest is not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise DamageError("manifest is not a JSON object")
+    if table.get("version") != VERSION:
+        raise UnknownFormatError(
+            f"manifest has version {printable(repr(table.get('version')))}, this petlpack reads {VERSION}",
+            hint="the file was written by a newer petlpack: upgrade to read it",
+        )
+    fields = {"version", "kind", "codec", "sections", "shared", "decoded", "params", "facts"}
+    if set(table) != fields:
+        raise DamageError(f"manifest has other fields than {', '.join(sorted(fields))}")
+    rows = _list(table["sections"], "sections")
+    manifest = Manifest(
+        kind=_one_of(table["kind"], ("task", "shared")),
+        codec=_name(table["codec"]),
+        sections=tuple(_section(row) for row in rows),
+        shared=tuple(_sha256(digest) for digest in _list(table["shared"], "shared")),
+        decoded=_sha256(table["decoded"]),
+        params=_object(table["params"], "params"),
+        facts=_object(table["facts"], "facts"),
+    )
+    names = [row.name for row in manifest.sections]
+    if len(set(names)) != len(names) or "manifest" in names:
+        raise DamageError("manifest names a section twice")
+    return manifest
+
+
+def _section(row: object) -> SectionRow:
+    if not isinstance(row, list) or len(row) != 5:
+        raise DamageError("manifest has a section that is not [name, coder, dtype, count, sha256]")
+    name, coder, dtype, count, digest = row
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        dtype_named(str(dtype))
+    if type(count) is not int or not 0 <= count < 2**48:
+        raise DamageError(f"manifest has a section of {printable(repr(count))} elements")
+    return SectionRow(_name(name), _name(coder), dtype, count, _sha256(digest))
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise DamageError(f"manifest field '{what}' is not a list")
+    return value
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DamageError(f"manifest field '{what}' is not an object")
+    return value
+
+
+def _one_of(value: object, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UnknownFormatError(f"manifest says {printable(repr(value))}, known are {', '.join(known)}")
+    return str(value)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise DamageError(f"manifest has {printable(repr(value))} where a name is expected")
+    return value
+
+
+def _sha256(value: object) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise DamageError(f"manifest has {printable(repr(value))} where a sha256 is expected")
+    return value

@@ -1,0 +1,46 @@
+"""`safetensors`: one file of tensors, or a directory with nothing but one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from petlpack.layouts.base import Run, sort_files
+from petlpack.modules import Dense
+from petlpack.tensors.checkpoint import open_checkpoint
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A bare `.safetensors` file."""
+
+    id = "safetensors"
+
+    def detect(self, path: Path) -> bool:
+        """Tell whether this is such a file, or a directory with exactly one."""
+        return _file(path) is not None
+
+    def read(self, path: Path) -> Run:
+        """Read the file."""
+        file = _file(path)
+        assert file is not None
+        weights = open_checkpoint(file)
+        kept, left_out = sort_files(path, [file]) if path.is_dir() else ({}, ())
+        return Run(
+            path=path,
+            layout=self.id,
+            method="full fine-tune",
+            module=Dense(weights.tensors),
+            headers=weights.headers,
+            weight_bytes=weights.nbytes,
+            kept=kept,
+            left_out=left_out,
+            base_name=None,
+        )
+
+
+def _file(path: Path) -> Path | None:
+    if path.is_file():
+        return path if path.suffix == ".safetensors" else None
+    files = list(path.glob("*.safetensors")) if path.is_dir() else []
+    return files[0] if len(files) == 1 else None

@@ -1,0 +1,47 @@
+"""The table of layouts, asked in order: the first that knows a directory reads it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from petlpack.errors import RunError, printable
+from petlpack.layouts.base import Layout, Run
+
+LAYOUTS = {
+    "peft": "petlpack.layouts.peft:Peft",
+    "transformers": "petlpack.layouts.transformers:Transformers",
+    "safetensors": "petlpack.layouts.bare:Bare",
+}
+
+
+def layout(layout_id: str) -> Layout:
+    """Return the layout of an id of the table."""
+    module, _, name = LAYOUTS[layout_id].partition(":")
+    loaded: Layout = getattr(importlib.import_module(module), name)()
+    return loaded
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run by the first layout that knows it; raises RunError that says what the directory holds instead."""
+    path = Path(path)
+    shown = printable(str(path))
+    if not path.exists():
+        raise RunError(f"no run at '{shown}'", hint="give the directory that a training wrote, or a .safetensors file")
+    for layout_id in LAYOUTS:
+        reader = layout(layout_id)
+        if reader.detect(path):
+            run = reader.read(path)
+            if not run.module.tensors:
+                raise RunError(f"'{shown}' has weights without a single tensor")
+            return run
+    if path.is_file():
+        raise RunError(f"'{shown}' is not a run", hint="give a run directory or a .safetensors file")
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        raise RunError(f"'{shown}' is empty", hint="give the directory that a training wrote")
+    found = ", ".join(printable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    raise RunError(
+        f"'{shown}' is not a run directory: it holds {found}",
+        hint="a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N directory",
+    )

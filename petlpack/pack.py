@@ -1,0 +1,164 @@
+"""A pack as people see it: a mapping of task names to tasks, and the whole-pack operations verify, remove and gc."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from petlpack.encoding import Encoded, encode
+from petlpack.errors import DamageError, PetlpackError, TaskError, UnknownFormatError
+from petlpack.layouts.registry import read_run
+from petlpack.loading import Task, read_shared
+from petlpack.parallel import Progress
+from petlpack.store import Store
+from petlpack.template import parse_template
+from petlpack.tensors.base import Base
+
+__all__ = ["Checked", "Encoded", "Pack", "Task", "encode", "open_pack", "verify"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `verify` found of one task or shared part: how far it was checked, and what is wrong, if anything."""
+
+    name: str
+    kind: str  # "task" or "shared"
+    depth: str  # "bytes": every byte is as written; "decoded": every weight, too; "compared": with the run
+    error: PetlpackError | None
+
+
+class Pack(Mapping[str, Task]):
+    """The tasks of a pack directory by name. The directory is the index: it is read anew at every question."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a pack; raises UsageError where there is none."""
+        self.store = Store(path)
+
+    @property
+    def path(self) -> Path:
+        """The pack's directory."""
+        return self.store.path
+
+    def __repr__(self) -> str:
+        """Show the directory."""
+        return f"Pack({str(self.path)!r})"
+
+    def __getitem__(self, name: str) -> Task:
+        """Open a task; raises TaskError, which is a KeyError, where there is none."""
+        return Task(self.store, name)
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether the pack has a task of this name."""
+        return isinstance(name, str) and name in self.store.task_names()
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the task names, sorted."""
+        return iter(self.store.task_names())
+
+    def __len__(self) -> int:
+        """Return the number of tasks."""
+        return len(self.store.task_names())
+
+    def remove(self, name: str) -> int:
+        """Delete a task and return its bytes; `gc` frees the shared parts that nobody needs any more."""
+        return self.store.remove(name)
+
+    def gc(self, *, dry_run: bool = False) -> list[tuple[Path, int]]:
+        """Delete shared parts that no task needs, and what interrupted writers left behind; return files and bytes.
+
+        Raises DamageError where a task cannot be read: what it needs is then unknown, and nothing is deleted.
+        """
+        with self.store.locked():
+            needed: set[str] = set()
+            for name in self:
+                template, *others = self[name].manifest.shared
+                needed |= {template, *others}
+            for template in sorted(needed):
+                content = read_shared(self.store, template)
+                needed |= set(parse_template(content, f"shared part {template}").files.values())
+            return self.store.sweep(needed, dry_run=dry_run)
+
+
+def open_pack(path: str | Path) -> Pack:
+    """Open a pack directory; raises UsageError where there is none."""
+    return Pack(path)
+
+
+def verify(
+    pack: str | Path | Pack,
+    base: str | Path | Base | None = None,
+    *,
+    task: str | None = None,
+    against: str | Path | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Checked]:
+    """Check a pack, or one task of it: every byte, and with the base at hand every decoded weight.
+
+    `against` compares the task's tensors with a run, bit for bit. Yields one finding for every task and every shared
+    part; a damaged one does not stop the rest. Raises BaseError where `base` is given and is not the base.
+    """
+    pack = pack if isinstance(pack, Pack) else Pack(pack)
+    opened = Base(base) if isinstance(base, str | Path) else base
+    names = [task] if task is not None else list(pack)
+    for name in names:
+        if task is not None and task not in pack:
+            pack.store.find_task(task)
+        yield _check_task(pack, name, opened, against, jobs, progress)
+    if task is None:
+        for sha256 in pack.store.shared_names():
+            yield _check_shared(pack, sha256)
+
+
+def _check_task(
+    pack: Pack,
+    name: str,
+    base: Base | None,
+    against: str | Path | None,
+    jobs: int | None,
+    progress: Progress | None,
+) -> Checked:
+    depth = "bytes"
+    try:
+        task = pack[name]
+        for sha256 in task.template.files.values():
+            read_shared(pack.store, sha256)
+        if task.template.base and base is None:
+            task.check_bytes()
+        else:
+            depth = "decoded"
+            for _ in task.load(base).stream(jobs=jobs, progress=progress):
+                pass
+        if against is not None:
+            depth = "compared"
+            _compare_with_run(task, base, against)
+    except (DamageError, UnknownFormatError, TaskError) as error:
+        return Checked(name, "task", depth, error)
+    except OSError as error:
+        return Checked(name, "task", depth, DamageError(f"task '{name}' cannot be read: {error}"))
+    return Checked(name, "task", depth, None)
+
+
+def _check_shared(pack: Pack, sha256: str) -> Checked:
+    try:
+        read_shared(pack.store, sha256)
+    except (DamageError, UnknownFormatError) as error:
+        return Checked(sha256, "shared", "bytes", error)
+    return Checked(sha256, "shared", "bytes", None)
+
+
+def _compare_with_run(task: Task, base: Base | None, against: str | Path) -> None:
+    """Compare a task's tensors with those of a run; raises DamageError that names the first that differs."""
+    run = read_run(against).module.tensors
+    packed = task.load(base)
+    if packed.keys() != run.keys():
+        name = min(packed.keys() ^ run.keys())
+        raise DamageError(f"tensor '{name}' is in only one of task '{task.name}' and '{against}'")
+    for name in packed:
+        if packed[name].dtype != run[name].dtype or packed[name].shape != run[name].shape:
+            raise DamageError(f"tensor '{name}' of task '{task.name}' has another shape or dtype than in '{against}'")
+        if not np.array_equal(packed[name].bits(), run[name].bits()):
+            raise DamageError(f"tensor '{name}' of task '{task.name}' differs from that in '{against}'")

@@ -1,0 +1,232 @@
+"""The pack directory: atomic, looks at names and bytes, never inside a file (formats/pack.md).
+
+    glue.pack/
+      pack.json                            {"format":"petlpack","version":1}
+      shared/<sha256>.petl.safetensors     write-once, named by what it decodes to
+      tasks/<name>.petl.safetensors        one file a task, replaced atomically
+
+The file system is the index. Writers prepare files beside their place and hold the lock only while they put them there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import filelock
+
+from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageError, printable
+
+SUFFIX = ".petl.safetensors"
+PACK_JSON = b'{"format": "petlpack", "version": 1}\n'
+LOCK_TIMEOUT = 60.0
+"""Seconds to wait for the lock: it is held for the moment of a rename, or for one sweep of `gc`."""
+STALE = 24 * 3600.0
+"""Seconds without a write after which a temporary file belongs to nobody."""
+
+_TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+def check_task_name(name: str) -> str:
+    """Return a name that is safe as a file name on every system; raises UsageError for any other."""
+    if not _TASK_NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+        raise UsageError(
+            f"'{printable(name)}' cannot be a task's name",
+            hint="1 to 128 of A-Z a-z 0-9 . _ -, not starting with a dot, no device name; choose one with --task",
+        )
+    return name
+
+
+class Store:
+    """One pack directory."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open an existing pack; raises UsageError where there is none, UnknownFormatError for a newer one."""
+        self.path = Path(path)
+        marker = self.path / "pack.json"
+        try:
+            text = marker.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(
+                f"no pack at '{printable(str(path))}'", hint="`petlpack encode RUN_DIR --pack DIR` makes one"
+            ) from error
+        try:
+            table = json.loads(text)
+            version = table["version"] if table["format"] == "petlpack" else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnknownFormatError(f"'{printable(str(marker))}' is not the mark of a pack") from error
+        if version != 1:
+            raise UnknownFormatError(
+                f"'{printable(str(marker))}' has version {printable(repr(version))}, this petlpack reads 1",
+                hint="the pack was written by a newer petlpack: upgrade to read it",
+            )
+
+    @classmethod
+    def create(cls, path: str | Path) -> Store:
+        """Open a pack, or make an empty one where nothing is; refuses a directory that holds something else."""
+        path = Path(path)
+        if not (path / "pack.json").exists():
+            foreign = [entry.name for entry in path.iterdir() if entry.name not in _OWN] if path.exists() else []
+            if foreign:
+                raise UsageError(
+                    f"'{printable(str(path))}' is not a pack and not empty: it holds '{printable(min(foreign))}'",
+                    hint="give --pack a new or empty directory",
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            with _replacing(path / "pack.json") as temporary:
+                temporary.write_bytes(PACK_JSON)
+        return cls(path)
+
+    # Reading
+
+    def task_names(self) -> list[str]:
+        """Return the names of all tasks, sorted."""
+        return sorted(_stems(self.path / "tasks"))
+
+    def shared_names(self) -> list[str]:
+        """Return the sha256 names of all shared parts, sorted."""
+        return sorted(_stems(self.path / "shared"))
+
+    def task_path(self, name: str) -> Path:
+        """Return the file of a task, whether it exists or not."""
+        return self.path / "tasks" / f"{check_task_name(name)}{SUFFIX}"
+
+    def shared_path(self, sha256: str) -> Path:
+        """Return the file of a shared part, whether it exists or not."""
+        return self.path / "shared" / f"{sha256}{SUFFIX}"
+
+    def find_task(self, name: str) -> Path:
+        """Return the file of a task; raises TaskError where there is none."""
+        path = self.task_path(name)
+        if not path.is_file():
+            raise TaskError(
+                f"no task '{printable(name)}' in pack '{printable(str(self.path))}'",
+                hint="`petlpack list` names the tasks of a pack",
+            )
+        return path
+
+    def files(self) -> Iterator[tuple[Path, int]]:
+        """Yield every file below the pack with its bytes, leftovers included."""
+        for path in sorted(self.path.rglob("*")):
+            if path.is_file():
+                yield path, path.stat().st_size
+
+    # Writing
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Lend a path for a temporary file in the place where tasks live; what is left there is deleted."""
+        (self.path / "tasks").mkdir(exist_ok=True)
+        (self.path / "shared").mkdir(exist_ok=True)
+        path = self.path / "tasks" / f".tmp-{uuid.uuid4().hex}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def refuse_taken(self, name: str) -> None:
+        """Raise TaskError where a task of this name, or one that differs only in case, exists."""
+        check_task_name(name)
+        twin = next((other for other in self.task_names() if other.lower() == name.lower()), None)
+        if twin is not None:
+            raise TaskError(
+                f"task '{name}' cannot be added: pack '{printable(str(self.path))}' has a task '{twin}'",
+                hint="--replace overwrites a task of the same name; --task gives another name",
+            )
+
+    def put(self, name: str, task: Path, shared: Mapping[str, bytes], *, replace: bool) -> None:
+        """Move a finished temporary file into its place as a task, the shared parts it needs (as file bytes) first."""
+        target = self.task_path(name)
+        with self.locked():
+            if not (replace and target.exists()):
+                self.refuse_taken(name)
+            for sha256, data in shared.items():
+                path = self.shared_path(sha256)
+                if not path.exists():
+                    with _replacing(path) as temporary:
+                        temporary.write_bytes(data)
+            _sync(task)
+            task.replace(target)
+            _sync(target.parent)
+
+    def remove(self, name: str) -> int:
+        """Delete a task and return its bytes; shared parts stay until `sweep`."""
+        with self.locked():
+            path = self.find_task(name)
+            size = path.stat().st_size
+            path.unlink()
+            _sync(path.parent)
+        return size
+
+    def sweep(self, needed: set[str], *, dry_run: bool = False) -> list[tuple[Path, int]]:
+        """Delete shared parts that no task needs and stale temporary files; the caller holds the lock.
+
+        Returns the files with their bytes.
+        """
+        garbage = [self.shared_path(sha256) for sha256 in self.shared_names() if sha256 not in needed]
+        for directory in (self.path, self.path / "tasks", self.path / "shared"):
+            leftovers = directory.glob(".tmp-*") if directory.is_dir() else ()
+            garbage += [path for path in sorted(leftovers) if time.time() - path.stat().st_mtime > STALE]
+        sizes = [(path, path.stat().st_size) for path in garbage]
+        if not dry_run:
+            for path in garbage:
+                path.unlink()
+        return sizes
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the pack's lock; raises LockedError after LOCK_TIMEOUT seconds."""
+        lock = filelock.FileLock(self.path / ".lock", timeout=LOCK_TIMEOUT)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise LockedError(
+                f"pack '{printable(str(self.path))}' is locked by another process",
+                hint="another petlpack is writing; try again when it is done",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+_OWN = {"pack.json", "tasks", "shared", ".lock"}
+
+
+def _stems(directory: Path) -> list[str]:
+    try:
+        names = os.listdir(directory)  # noqa: PTH208 - a third of the time of iterdir at 10,000 tasks
+    except FileNotFoundError:
+        return []
+    return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Lend a temporary path beside `path`, and move it there, synced, when the block ends well."""
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Make a file or a directory durable; systems that cannot open a directory sync it by themselves."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

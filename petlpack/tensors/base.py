@@ -1,0 +1,80 @@
+"""The base: the pretrained checkpoint that tasks share, known by a digest per tensor."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from petlpack.errors import BaseError, RunError, printable
+from petlpack.tensors.casting import cast_bits
+from petlpack.tensors.checkpoint import find_weights, open_checkpoint
+from petlpack.tensors.dtypes import Bits, DType
+from petlpack.tensors.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """What a tensor of the base must be: its name, dtype, shape and the sha256 of its bytes."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    sha256: str
+
+
+class Base:
+    """An opened base: tensors by name, digests computed once. Safe to use from several threads, and worth keeping."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a model directory or a weights file; raises BaseError where there is none."""
+        self.path = Path(path)
+        try:
+            weights = find_weights(self.path) if self.path.is_dir() else self.path
+            if weights is None or not weights.exists():
+                raise BaseError(
+                    f"no base at '{printable(str(path))}'",
+                    hint="--base wants the directory of the pretrained model (with model.safetensors), or its file",
+                )
+            self.tensors = open_checkpoint(weights).tensors
+        except RunError as error:
+            raise BaseError(f"base: {error.message}", hint=error.hint) from error
+        self._digests: dict[str, str] = {}
+        self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
+
+    def ref(self, name: str) -> BaseRef:
+        """Return what this base's tensor is, digest included."""
+        tensor = self.tensors[name]
+        return BaseRef(name, tensor.dtype, tensor.shape, self.sha256(name))
+
+    def sha256(self, name: str) -> str:
+        """Return the sha256 of a tensor's bytes, computed at the first call."""
+        with self._checking[name]:
+            if name not in self._digests:
+                self._digests[name] = self.tensors[name].sha256()
+            return self._digests[name]
+
+    def check(self, ref: BaseRef) -> Tensor:
+        """Return the tensor that a task needs; raises BaseError where it is missing or differs in a single bit."""
+        where = f"base '{printable(str(self.path))}'"
+        hint = "give the very checkpoint that the task was packed against"
+        tensor = self.tensors.get(ref.name)
+        if tensor is None:
+            raise BaseError(f"{where} has no tensor '{printable(ref.name)}', which the task needs", hint=hint)
+        if (tensor.dtype, tensor.shape) != (ref.dtype, ref.shape):
+            raise BaseError(
+                f"{where}: tensor '{printable(ref.name)}' is {tensor.dtype.name} {list(tensor.shape)}, "
+                f"the task needs {ref.dtype.name} {list(ref.shape)}",
+                hint=hint,
+            )
+        if self.sha256(ref.name) != ref.sha256:
+            raise BaseError(
+                f"{where}: tensor '{printable(ref.name)}' has sha256 {self.sha256(ref.name)}, "
+                f"the task needs {ref.sha256}",
+                hint=hint,
+            )
+        return tensor
+
+    def predict(self, ref: BaseRef, dtype: DType, start: int, stop: int) -> Bits:
+        """Return flat elements of a checked base tensor, rounded to the fine-tune's dtype: a codec's prediction."""
+        return cast_bits(self.check(ref).read_flat(start, stop), ref.dtype, dtype)

@@ -1,0 +1,189 @@
+"""The weights of a directory, whatever files they are in: one safetensors file, shards, or a pickled `.bin`."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from petlpack.errors import RunError, printable
+from petlpack.tensors.dtypes import Bits, dtype_named
+from petlpack.tensors.safetensors_file import Header, MalformedError, build_header, file_tensor, read_header
+from petlpack.tensors.tensor import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and the header of each safetensors file that holds them, or would (`.bin`)."""
+
+    headers: dict[str, Header]
+    tensors: dict[str, Tensor]
+    sources: tuple[Path, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight files on disk."""
+        return sum(path.stat().st_size for path in self.sources)
+
+
+def find_weights(directory: Path, stem: str = "model", pickled: str = "pytorch_model") -> Path | None:
+    """Return the file to give to `open_checkpoint`, by the order in which Transformers looks, or None."""
+    names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json")
+    return next((directory / name for name in names if (directory / name).is_file()), None)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a `.safetensors` file, a `.bin` file or an `.index.json` of shards; reads headers only.
+
+    Raises RunError that names the file: unreadable, truncated, a shard missing, listed twice or outside the directory.
+    """
+    if path.name.endswith(".index.json"):
+        checkpoint = _merge([_open_one(shard) for shard in _shards_of(path)], path)
+        _check_weight_map(path, checkpoint)
+        if path.name.endswith(".bin.index.json"):  # comes back as one safetensors file, which needs no index
+            return replace(checkpoint, headers=_built_header("model.safetensors", checkpoint.tensors))
+        return checkpoint
+    return _open_one(path)
+
+
+def _open_one(path: Path) -> Checkpoint:
+    try:
+        if path.suffix in (".bin", ".pt", ".pth"):
+            return _open_pickled(path)
+        header = read_header(path)
+    except (MalformedError, OSError) as error:
+        raise RunError(
+            str(error) if isinstance(error, OSError) else error.message,
+            hint="the file is damaged or only half written: copy it again or use another checkpoint",
+        ) from error
+    tensors = {name: file_tensor(path, header, name) for name in header.entries}
+    return Checkpoint({path.name: header}, tensors, (path,))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"'{printable(str(index))}' is not an index of shards: {error!r}") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise RunError(f"'{printable(str(index))}' has a weight_map that is not an object of file names")
+    return weight_map
+
+
+def _shards_of(index: Path) -> list[Path]:
+    """Return the shards an index names, each checked to be a plain file name beside it."""
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if name != PurePosixPath(name).name or "\\" in name or not name.isprintable() or name.startswith("."):
+            raise RunError(
+                f"'{printable(str(index))}' names shard '{printable(name)}', which is not a file beside it",
+                hint="an index that reaches outside its directory is refused",
+            )
+        if not (index.parent / name).is_file():
+            raise RunError(
+                f"'{printable(str(index))}' names shard '{name}', which is missing",
+                hint="copy the missing shard, or delete the half-written checkpoint",
+            )
+    return [index.parent / name for name in names]
+
+
+def _merge(parts: list[Checkpoint], index: Path) -> Checkpoint:
+    headers: dict[str, Header] = {}
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        twice = tensors.keys() & part.tensors.keys()
+        if twice:
+            (file,) = part.headers
+            raise RunError(
+                f"'{printable(str(index))}': tensor '{printable(min(twice))}' is in two shards, '{file}' is the second",
+                hint="the same shard was probably copied under two names",
+            )
+        headers |= part.headers
+        tensors |= part.tensors
+    return Checkpoint(headers, tensors, tuple(path for part in parts for path in part.sources))
+
+
+def _check_weight_map(index: Path, checkpoint: Checkpoint) -> None:
+    """Check that every tensor an index names is in the shards."""
+    missing = sorted(_weight_map(index).keys() - checkpoint.tensors.keys())
+    if missing:
+        raise RunError(
+            f"'{printable(str(index))}' names tensor '{printable(missing[0])}', which none of its shards holds",
+            hint="the shards belong to another checkpoint than the index",
+        )
+
+
+def _open_pickled(path: Path) -> Checkpoint:
+    """Open a state dict that torch saved, by torch's weights-only reader, which runs no code from the file."""
+    try:
+        import torch
+    except ImportError as error:
+        raise RunError(
+            f"'{printable(str(path))}' is a pickled state dict, and torch is not installed",
+            hint="pip install 'petlpack[torch]' torch==2.13.0, or save the run as safetensors",
+        ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(
+            f"'{printable(str(path))}' is not a plain state dict: {printable(reason)}",
+            hint="a pickle may carry code, so nothing but tensors is read from it; save the run as safetensors",
+        ) from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
+        raise RunError(f"'{printable(str(path))}' holds something other than tensors by name")
+    tensors = {name: _torch_tensor(value, path) for name, value in loaded.items()}
+    name = path.with_suffix(".safetensors").name
+    if name.startswith("pytorch_model"):  # the name under which Transformers looks for safetensors
+        name = name.removeprefix("pytorch_")
+    return Checkpoint(_built_header(name, tensors), tensors, (path,))
+
+
+def _built_header(file: str, tensors: dict[str, Tensor]) -> dict[str, Header]:
+    """Return the header of the safetensors file that pickled tensors come back as."""
+    rows = {name: (tensor.dtype.name, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
+    return {file: build_header(rows, {"format": "pt"})}
+
+
+def _torch_tensor(value: torch.Tensor, path: Path) -> Tensor:
+    """Wrap a torch tensor, whose memory stays mapped to its file until a piece is read."""
+    import torch
+
+    names: dict[Any, str] = {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float8_e4m3fn: "F8_E4M3",
+        torch.float8_e5m2: "F8_E5M2",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint64: "U64",
+        torch.uint32: "U32",
+        torch.uint16: "U16",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }
+    if value.dtype not in names or value.layout != torch.strided:
+        raise RunError(
+            f"'{printable(str(path))}' holds a {value.layout} tensor of {value.dtype}, which is no known kind"
+        )
+    dtype = dtype_named(names[value.dtype])
+    flat = value.detach()
+
+    def read_flat(start: int, stop: int) -> Bits:
+        piece = flat.reshape(-1)[start:stop].contiguous()
+        bits: Bits = piece.view(torch.uint8).numpy().view(dtype.bits)
+        return bits
+
+    return Tensor(dtype, tuple(value.shape), read_flat)

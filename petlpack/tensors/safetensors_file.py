@@ -1,0 +1,184 @@
+"""A strict reader of safetensors headers, and files read by offset.
+
+The rules are those of the safetensors format, with what its own reader lets through refused as well: duplicate keys,
+holes, overlaps, trailing bytes. Files are read, never mapped: a mapped file that shrinks kills the process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petlpack.errors import PetlpackError, printable
+from petlpack.tensors.dtypes import DTYPES, Bits, DType
+from petlpack.tensors.tensor import Tensor
+
+MAX_HEADER = 100_000_000
+"""The safetensors format's own limit on the JSON header, in bytes."""
+
+
+class MalformedError(PetlpackError):
+    """A file is not valid safetensors. Callers turn it into the error of what they were reading."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a header: dtype name as written, shape, and its bytes' range behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def held_as(self) -> DType:
+        """The dtype to read the bytes as: the entry's own, or U8 where it is none that we know."""
+        return DTYPES.get(self.dtype, DTYPES["U8"])
+
+    @property
+    def held_shape(self) -> tuple[int, ...]:
+        """The shape to read the bytes in."""
+        return self.shape if self.dtype in DTYPES else (self.stop - self.start,)
+
+
+@dataclass(frozen=True)
+class Header:
+    """A parsed header: the JSON text verbatim (padding included), the tensors by name in file order, the metadata."""
+
+    text: str
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+
+    @property
+    def data_start(self) -> int:
+        """Offset of the first tensor byte in the file."""
+        return 8 + len(self.text.encode())
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the whole file."""
+        return self.data_start + max((entry.stop for entry in self.entries.values()), default=0)
+
+    def head_bytes(self) -> bytes:
+        """Return what stands in front of the tensors: the length and the JSON text."""
+        text = self.text.encode()
+        return len(text).to_bytes(8, "little") + text
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file; raises MalformedError, or OSError where it cannot be read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise _malformed(path, f"is {size} bytes, a safetensors file has at least 8")
+        length = int.from_bytes(prefix, "little")
+        if length > min(MAX_HEADER, size - 8):
+            raise _malformed(path, f"states a header of {length:,} bytes, but the file is {size:,} bytes")
+        text = file.read(length)
+    try:
+        header = parse_header(text)
+    except MalformedError as error:
+        raise _malformed(path, error.message) from None
+    if header.file_size != size:
+        raise _malformed(path, f"is {size:,} bytes, its header needs {header.file_size:,}")
+    return header
+
+
+def parse_header(text: bytes) -> Header:
+    """Parse and check the JSON text of a header; raises MalformedError."""
+    try:
+        decoded = text.decode("utf-8")
+        table = json.loads(decoded, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"has a header that is not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise MalformedError("has a header that is not a JSON object")
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise MalformedError("has a '__metadata__' that is not an object of strings")
+    entries = {name: _parse_entry(name, row) for name, row in table.items()}
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            raise MalformedError(f"has tensor '{printable(name)}' at byte {entry.start}, the one before ends at {end}")
+        end = entry.stop
+    return Header(decoded, entries, metadata)
+
+
+def build_header(tensors: dict[str, tuple[str, tuple[int, ...], int]], metadata: dict[str, str]) -> Header:
+    """Build a header for tensors (name -> dtype name, shape, bytes) laid out in the given order, canonically."""
+    table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, (dtype, shape, nbytes) in tensors.items():
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False)
+    padding = -len(text.encode()) % 8
+    return parse_header((text + " " * padding).encode())
+
+
+def file_tensor(path: Path, header: Header, name: str) -> Tensor:
+    """Return one tensor of a safetensors file, read on demand. A dtype we do not know is its bytes, as U8."""
+    entry = header.entries[name]
+    return Tensor(entry.held_as, entry.held_shape, _Reader(path, header.data_start + entry.start, entry.held_as))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads flat elements of one tensor from a file."""
+
+    path: Path
+    offset: int
+    dtype: DType
+
+    def __call__(self, start: int, stop: int) -> Bits:
+        offset = self.offset + start * self.dtype.itemsize
+        bits: Bits = np.fromfile(self.path, self.dtype.bits, stop - start, offset=offset)
+        if len(bits) != stop - start:
+            raise _malformed(self.path, "became shorter while it was read")
+        return bits
+
+
+def _malformed(path: Path, what: str) -> MalformedError:
+    return MalformedError(f"'{printable(str(path))}' {what}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key '{printable(twice)}' stands twice")
+    return table
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"'{name}' is not JSON")
+
+
+def _parse_entry(name: str, row: object) -> Entry:
+    """Check one header row: exactly dtype, shape and data_offsets, whose sizes agree."""
+    what = f"has tensor '{printable(name)}' with"
+    if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
+        raise MalformedError(f"{what} fields other than dtype, shape and data_offsets")
+    dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+    if not isinstance(dtype, str):
+        raise MalformedError(f"{what} a dtype that is no string")
+    if not _is_sizes(shape):
+        raise MalformedError(f"{what} a shape that is no list of sizes")
+    if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise MalformedError(f"{what} data_offsets that are no range")
+    start, stop = offsets
+    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
+        raise MalformedError(f"{what} shape {shape} of {dtype}, but {stop - start:,} bytes")
+    return Entry(dtype, tuple(shape), start, stop)
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)

@@ -1,0 +1,105 @@
+"""One tensor that can be read piece by piece, wherever its bits come from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petlpack.tensors.dtypes import Bits, DType
+
+if TYPE_CHECKING:
+    import torch
+
+PIECE = 1 << 22
+"""Elements read at a time while streaming: 8-32 MB, large enough that the calls cost nothing."""
+
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"}
+_TORCH = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor on disk, in memory or in a pack; `read_flat(start, stop)` gives its flat elements as bits."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    read_flat: Callable[[int, int], Bits]
+
+    @classmethod
+    def of(cls, bits: Bits, dtype: DType) -> Tensor:
+        """Return a tensor over bits in memory (any shape, width of the dtype)."""
+        flat = np.ascontiguousarray(bits).reshape(-1)
+        return cls(dtype, bits.shape, lambda start, stop: flat[start:stop])
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.size * self.dtype.itemsize
+
+    def pieces(self) -> Iterator[Bits]:
+        """Yield the flat bits in order, PIECE elements at a time."""
+        for start in range(0, self.size, PIECE):
+            yield self.read_flat(start, min(start + PIECE, self.size))
+
+    def bits(self) -> Bits:
+        """Read the whole tensor as unsigned integers, in its shape."""
+        return self.read_flat(0, self.size).reshape(self.shape)
+
+    def sha256(self) -> str:
+        """Return the sha256 of the elements' little-endian bytes, in hex."""
+        digest = hashlib.sha256()
+        for piece in self.pieces():
+            digest.update(as_bytes(piece))
+        return digest.hexdigest()
+
+    def numpy(self) -> NDArray[Any]:
+        """Read the whole tensor as a numpy array; dtypes that numpy lacks (BF16, F8) come as float32, exactly."""
+        bits = self.bits()
+        if self.dtype.name in _NUMPY:
+            return bits.view(_NUMPY[self.dtype.name])
+        if self.dtype.kind == "float":
+            from petlpack.tensors.casting import cast_bits
+            from petlpack.tensors.dtypes import DTYPES
+
+            return cast_bits(bits, self.dtype, DTYPES["F32"]).view("<f4")
+        return bits.view(f"<i{self.dtype.itemsize}") if self.dtype.kind == "signed" else bits
+
+    def torch(self) -> torch.Tensor:
+        """Read the whole tensor as a torch tensor on the CPU, bit for bit."""
+        import torch
+
+        octets = np.array(self.read_flat(0, self.size)).view(np.uint8)
+        dtype: torch.dtype = getattr(torch, _TORCH[self.dtype.name])
+        return torch.from_numpy(octets).view(dtype).reshape(self.shape)
+
+
+def as_bytes(bits: Bits) -> memoryview:
+    """Return the little-endian bytes of an array of unsigned integers, without a copy where it is contiguous."""
+    return np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
