@@ -70,8 +70,8 @@ def encode(
 
     `base` is the pretrained checkpoint (directory, weights file or `Base`), by default the directory that the run's own
     config names. `task` is the task's name, by default the directory's. `codec` "auto" keeps the codec whose task
-    file is smallest. Raises RunError, BaseError, UsageError, TaskError (name taken and not `replace`), and leaves the pack as
-    it was.
+    file is smallest. Raises RunError, BaseError, UsageError, or TaskError (name taken and not `replace`), and then
+    leaves the pack as it was.
     """
     started = time.perf_counter()
     if level not in ("fast", "small"):
@@ -85,7 +85,7 @@ def encode(
     store = Store.create(pack)
     if not replace:
         store.refuse_taken(name)
-    work = _prepare(run, opened_base, count_jobs(jobs))
+    work = prepare(run, opened_base, count_jobs(jobs))
     with contextlib.ExitStack() as scratch:
         best, best_id = None, ""
         for codec_id in _candidates(run, codec):
@@ -146,7 +146,7 @@ def _find_base(run: Run, base: str | Path | Base | None, codec: str) -> Base | N
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """A run made ready for any codec: its tensors, template, what need not be stored, and the digest of the whole."""
 
     run: Run
@@ -159,7 +159,7 @@ class _Work:
     """Shared parts by sha256, the template first."""
 
 
-def _prepare(run: Run, base: Base | None, jobs: int) -> _Work:
+def prepare(run: Run, base: Base | None, jobs: int) -> Work:
     """Match the run with its base, and digest every tensor once: equal digests are tensors that need no bytes."""
     tensors = dict(run.module.tensors)
     refs = _match(tensors, base, jobs) if base is not None else {}
@@ -169,7 +169,7 @@ def _prepare(run: Run, base: Base | None, jobs: int) -> _Work:
     template = Template(run.headers, run.base_name, refs, head, files)
     digests = list(ordered_map(lambda slot: tensors[slot.name].sha256(), template.slots, jobs))
     text = template.to_json()
-    return _Work(
+    return Work(
         run=run,
         tensors=tensors,
         base=base,
@@ -234,7 +234,7 @@ class _DoesNotSuitError(Exception):
     """A codec declined a unit."""
 
 
-def _write(path: Path, work: _Work, codec: Codec, level: Level, jobs: int, progress: Progress | None) -> bool:
+def _write(path: Path, work: Work, codec: Codec, level: Level, jobs: int, progress: Progress | None) -> bool:
     """Write the task file by one codec; returns False where the codec does not suit the run."""
     units = codec.units(work.plan.stored)
     names = [name for unit in units for name in codec.section_names(unit)]
@@ -258,7 +258,7 @@ def _write(path: Path, work: _Work, codec: Codec, level: Level, jobs: int, progr
 
 
 def _sections(
-    units: list[Unit], work: _Work, codec: Codec, level: Level, jobs: int, progress: Progress | None
+    units: list[Unit], work: Work, codec: Codec, level: Level, jobs: int, progress: Progress | None
 ) -> Iterator[EncodedSection]:
     total, done = sum(unit.size * unit.dtype.itemsize for unit in units), 0
 

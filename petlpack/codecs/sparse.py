@@ -22,7 +22,7 @@ from petlpack.errors import DamageError
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import DTYPES, Bits
 
-UNIT = 1 << 25
+UNIT = 1 << 24
 """Weights that one set of positions covers: large, so that a set's own tables vanish, and it still fits in memory."""
 
 MOST = 1 / 4
@@ -53,10 +53,11 @@ class Sparse:
         """Return the positions and the values of what changed, or None where too much did."""
         if predicted is None:
             return [own_section(unit, tuned)]
-        changed = np.flatnonzero(tuned != predicted)
-        if len(changed) > MOST * unit.size:
+        differs = tuned != predicted
+        count = int(np.count_nonzero(differs))
+        if count > MOST * unit.size:
             return None
-        count = len(changed)
+        changed = np.flatnonzero(differs)
         positions = Section(
             f"{unit.name}.positions", changed.astype("<u4"), Array(POSITION, count, max(1, count)), ("gaps",)
         )

@@ -1,6 +1,6 @@
 """`numbers`: ordered integers through pcodec (formats/coders/numbers.md).
 
-Neighbouring weights say nothing of each other; what can be saved is the exponent's redundancy, which pcodec's bins find.
+Neighbouring weights say nothing of each other. What can be saved is the exponent's redundancy, and pcodec finds it.
 """
 
 from __future__ import annotations

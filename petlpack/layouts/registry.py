@@ -40,8 +40,18 @@ def read_run(path: str | Path) -> Run:
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         raise RunError(f"'{shown}' is empty", hint="give the directory that a training wrote")
-    found = ", ".join(printable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    inside = [name for name in names if (path / name).is_dir() and _knows(path / name)]
     raise RunError(
-        f"'{shown}' is not a run directory: it holds {found}",
-        hint="a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N directory",
+        f"'{shown}' is not a run directory: it holds {_some(names)}",
+        hint=f"encode the runs inside it: {_some(inside)}"
+        if inside
+        else "a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N directory",
     )
+
+
+def _knows(path: Path) -> bool:
+    return any(layout(layout_id).detect(path) for layout_id in LAYOUTS)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(printable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,8 +36,8 @@ def cast_bits(bits: Bits, source: DType, target: DType) -> Bits:
 def _to_f64(bits: Bits, source: DType) -> NDArray[np.float64]:
     """Return the exact values of float bits as float64."""
     if source.name in _NATIVE:
-        native: NDArray[Any] = bits.view(_NATIVE[source.name])
-        return native.astype(np.float64)
+        wide: NDArray[np.float64] = bits.view(_NATIVE[source.name]).astype(np.float64)
+        return wide
     if source.name == "BF16":
         return (bits.astype("<u4") << np.uint32(16)).view("<f4").astype(np.float64)
     values: NDArray[np.float64] = _f8_values(source)[bits]
@@ -58,7 +56,8 @@ def _f8_values(source: DType) -> NDArray[np.float64]:
         values[top & (fraction == 0.875)] = np.nan
     else:
         values[top] = np.where(fraction[top] > 0, np.nan, np.inf)
-    return np.where(code >= 128, -values, values)
+    signed: NDArray[np.float64] = np.where(code >= 128, -values, values)
+    return signed
 
 
 def _round(wide: Bits, target: DType) -> Bits:
