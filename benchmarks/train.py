@@ -31,7 +31,10 @@ def base_dir() -> Path:
 
 
 def load_task(task: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[str]]:
-    """Return (train rows, test rows, labels) of one task; a row is (text, index of the label)."""
+    """Return (train rows, test rows, labels) of one task; a row is (text, index of the label).
+
+    Test rows whose text is also a train row are left out: the package index repeats descriptions.
+    """
     with gzip.open(DATA, "rt", encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if row["task"] == task]
     labels = sorted({row["label"] for row in rows})
@@ -39,7 +42,8 @@ def load_task(task: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]], 
         name: [(row["text"], labels.index(row["label"])) for row in rows if row["split"] == name]
         for name in ("train", "test")
     }
-    return split["train"], split["test"], labels
+    seen = {text for text, _ in split["train"]}
+    return split["train"], [row for row in split["test"] if row[0] not in seen], labels
 
 
 def train(task: str, out: Path, *, lora: bool, steps: int, batch: int = 32, seed: int = 0) -> None:

@@ -77,8 +77,8 @@ class Run:
     lr: float
 
 
-# The interface, devel and use settings were chosen on a held-out fifth of the train rows, interface and devel after a look
-# at weak test scores; section and role are first guesses. These runs are there to be packed, not to be compared.
+# The interface, devel and use settings were chosen on a held-out fifth of the train rows, interface and devel after a
+# look at weak test scores; section and role are first guesses. These runs are there to be packed, not to be compared.
 TO_TRAIN = (
     Run("section", "section", "full", 1000, 1e-3),
     Run("role", "role", "full", 600, 1e-3),
