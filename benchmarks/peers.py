@@ -59,17 +59,20 @@ def _bitx(tuned: Bits, base: Bits) -> list[bytes]:
 
 def _unbitx(frames: list[bytes], base: Bits) -> Bits:
     exponent, rest = (_unzstd(frame, np.uint8).astype(np.uint16) for frame in frames)
-    return ((rest & np.uint16(0x80)) << np.uint16(8) | exponent << np.uint16(7) | rest & np.uint16(0x7F)) ^ base
+    xor: Bits = (rest & np.uint16(0x80)) << np.uint16(8) | exponent << np.uint16(7) | rest & np.uint16(0x7F)
+    return xor ^ base
 
 
 def _ordered(bits: Bits) -> Bits:
     flip = (bits.view(f"<i{bits.itemsize}") >> (8 * bits.itemsize - 1)).view(bits.dtype)
-    return bits ^ (flip | bits.dtype.type(1 << (8 * bits.itemsize - 1)))
+    ordered: Bits = bits ^ (flip | bits.dtype.type(1 << (8 * bits.itemsize - 1)))
+    return ordered
 
 
 def _unordered(ordered: Bits) -> Bits:
     flip = ~(ordered.view(f"<i{ordered.itemsize}") >> (8 * ordered.itemsize - 1)).view(ordered.dtype)
-    return ordered ^ (flip | ordered.dtype.type(1 << (8 * ordered.itemsize - 1)))
+    bits: Bits = ordered ^ (flip | ordered.dtype.type(1 << (8 * ordered.itemsize - 1)))
+    return bits
 
 
 def _pcodec(tuned: Bits, base: Bits) -> bytes:

@@ -124,7 +124,7 @@ def write_big_pair(base: Path, tuned: Path, shards: int = 4) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         (directory / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for shard in range(shards):
             file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
             tensors = list(enumerate(BIG_SHAPES))[shard::shards]

@@ -25,7 +25,7 @@ from petlpack.container import Encoded as EncodedSection
 from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, UsageError, printable
 from petlpack.layouts.base import LeftOut, Run
 from petlpack.layouts.registry import read_run
-from petlpack.loading import MAX_SHARED, Plan, Task, predict, whole_digest
+from petlpack.loading import MAX_SHARED, Plan, Task, is_directory, predict, unreadable, whole_digest
 from petlpack.modules import Dense, Plain
 from petlpack.parallel import Progress, count_jobs, ordered_map
 from petlpack.store import Store, check_task_name
@@ -82,11 +82,10 @@ def encode(
         wanted_codec(codec)
     run = read_run(run_dir)
     opened_base = _find_base(run, base, codec)
-    store = Store.create(pack)
-    if not replace:
-        store.refuse_taken(name)
     work = prepare(run, opened_base, count_jobs(jobs))
-    with contextlib.ExitStack() as scratch:
+    with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
+        if not replace:
+            store.refuse_taken(name)
         best, best_id = None, ""
         for codec_id in _candidates(run, codec):
             path = scratch.enter_context(store.scratch())
@@ -101,7 +100,7 @@ def encode(
         _compare(Task(store, name, best, work.template), opened_base, jobs)
         nbytes = best.stat().st_size
         shared = {sha256: shared_file(content) for sha256, content in work.shared.items()}
-        store.put(name, best, shared, replace=replace)
+        store.put(name, best, shared, unreadable(store, shared), replace=replace)
     return Encoded(
         name=name,
         method=run.method,
@@ -136,7 +135,7 @@ def _find_base(run: Run, base: str | Path | Base | None, codec: str) -> Base | N
         return base
     if base is not None:
         return Base(base)
-    if run.base_name is not None and Path(run.base_name).is_dir():
+    if run.base_name is not None and is_directory(run.base_name):
         return Base(run.base_name)
     told = f"; it names '{printable(run.base_name)}', which is no directory here" if run.base_name else ""
     raise BaseError(
@@ -166,7 +165,7 @@ def prepare(run: Run, base: Base | None, jobs: int) -> Work:
     kept = {name: _read_kept(path) for name, path in run.kept.items()}
     files = {name: hashlib.sha256(content).hexdigest() for name, content in kept.items()}
     head = run.module.head if isinstance(run.module, Plain) else frozenset(tensors.keys() - refs.keys())
-    template = Template(run.headers, run.base_name, refs, head, files)
+    template = Template(run.headers, _plain_text(run.base_name), refs, head, files)
     digests = list(ordered_map(lambda slot: tensors[slot.name].sha256(), template.slots, jobs))
     text = template.to_json()
     return Work(
@@ -190,6 +189,11 @@ def _match(tensors: dict[str, Tensor], base: Base, jobs: int) -> dict[str, BaseR
         if tensors[name].size and can_cast(base.tensors[other].dtype, tensors[name].dtype)
     }
     return dict(zip(usable, ordered_map(base.ref, usable.values(), jobs), strict=True))
+
+
+def _plain_text(name: str | None) -> str | None:
+    """Return a base's name as a template keeps it: none where it is no text, for it is only a hint to people."""
+    return name if name is not None and name.isprintable() else None
 
 
 def _read_kept(path: Path) -> bytes:
@@ -243,7 +247,7 @@ def _write(path: Path, work: Work, codec: Codec, level: Level, jobs: int, progre
         "method": work.run.method,
         "dense_bytes": sum(slot.nbytes for slot in work.template.slots),
     }
-    limit = sum(unit.size * (unit.dtype.itemsize + 1) for unit in units) + 1024
+    limit = sum(unit.size * (unit.dtype.itemsize + 1) for unit in units) + 1024 * (1 + len(names))
 
     def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
         template = next(iter(work.shared))
@@ -311,5 +315,5 @@ def shared_file(content: bytes) -> bytes:
     def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
         return container.Manifest("shared", "bytes", rows, (), digest, {}, {})
 
-    container.write(file, ["content"], len(data), iter([section]), manifest_of)
+    container.write(file, ["content"], len(data) + 1024, iter([section]), manifest_of)
     return file.getvalue()

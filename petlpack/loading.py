@@ -10,8 +10,9 @@ import contextlib
 import functools
 import hashlib
 import shutil
+import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,11 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from petlpack import coding, container
-from petlpack.codecs.base import Piece, Unit
+from petlpack.codecs.base import MOST_ELEMENTS, Piece, Unit
 from petlpack.codecs.registry import codec
-from petlpack.container.file import Container
-from petlpack.container.manifest import Manifest
-from petlpack.errors import BaseError, DamageError, UsageError, printable
+from petlpack.container import Container, Manifest, ReplacedError, Sections
+from petlpack.errors import BaseError, DamageError, UnknownFormatError, UsageError, printable
 from petlpack.parallel import Progress, count_jobs, ordered_map
 from petlpack.store import Store
 from petlpack.template import Slot, Template, parse_template
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 MAX_SHARED = 1 << 28
 """Bytes that a template or a kept file may decode to: 256 MB, many times the largest tokenizer."""
+
+
+RECENT = 4
+"""Units that lazy reads keep decoded: 4 of 2^21 weights are 16-32 MB."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
                 raise ValueError(f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape")
         if plan.aliases.keys() & {*plan.unchanged, *plan.aliases.values()}:
             raise ValueError("an alias of an alias")
+        if plan.to_params() != dict(params):
+            raise ValueError("its lists are not in canonical order")
     except (TypeError, ValueError) as error:
         raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}") from error
     return plan
@@ -91,15 +97,38 @@ def read_shared(store: Store, sha256: str) -> bytes:
         )
     opened = container.read(path)
     rows = opened.manifest.sections
-    if opened.manifest.kind != "shared" or opened.manifest.codec != "bytes" or len(rows) != 1 or rows[0].dtype != "U8":
+    manifest = opened.manifest
+    made = Manifest("shared", "bytes", rows, (), sha256, {}, {})
+    if manifest != made or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
         raise DamageError(f"'{printable(str(path))}' is not a shared part of bytes")
     if rows[0].count > MAX_SHARED:
         raise DamageError(f"'{printable(str(path))}' claims {rows[0].count:,} bytes, at most {MAX_SHARED:,} are read")
     array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
-    content = bytes(coding.decode(rows[0].coder, opened.read(rows[0]), array, rows[0].name))
+    data = opened.open_sections().read(rows[0])
+    content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DamageError(f"'{printable(str(path))}' decodes to something else than its name says")
     return content
+
+
+def unreadable(store: Store, shared: Iterable[str]) -> set[str]:
+    """Return those of the shared parts that are in the store, but damaged, and so have to be written again."""
+    damaged = set()
+    for sha256 in shared:
+        try:
+            if store.shared_path(sha256).exists():
+                read_shared(store, sha256)
+        except (DamageError, UnknownFormatError):
+            damaged.add(sha256)
+    return damaged
+
+
+def is_directory(name: str) -> bool:
+    """Tell whether a name from a config is a directory here; any text may stand there."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 class Task:
@@ -113,8 +142,9 @@ class Task:
         self.name = name
         self._store = store
         self._template = template
-        self._container: Container = container.read(path or store.find_task(name))
-        if self.manifest.kind != "task" or not self.manifest.shared:
+        self._path = path or store.find_task(name)
+        self._container = container.read(self._path)
+        if self.manifest.kind != "task" or len(self.manifest.shared) != 1:
             raise DamageError(f"'{printable(str(self._container.path))}' is not a task")
 
     def __repr__(self) -> str:
@@ -166,12 +196,14 @@ class Task:
         directory that the run's own config names. Raises BaseError where the base is missing or another one,
         DamageError where the pack's bytes are not those that were written.
         """
-        return TaskTensors(self, self._container, self._find_base(base))
+        opened, sections = self._open()
+        return TaskTensors(self.name, opened, sections, self.template, self._find_base(base))
 
     def check_bytes(self) -> None:
         """Read every section and check its digest, decoding nothing; raises DamageError."""
-        for row in self.manifest.sections:
-            self._container.read(row)
+        opened, sections = self._open()
+        for row in opened.manifest.sections:
+            sections.read(row)
 
     def state_dict(self, base: str | Path | Base | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
         """Return every tensor as a torch tensor on `device`, bit for bit; checks the digest of the whole."""
@@ -227,6 +259,15 @@ class Task:
                 file.seek(offset + start * slot.dtype.itemsize)
                 file.write(as_bytes(bits))
 
+    def _open(self) -> tuple[Container, Sections]:
+        """Open the file for reading; one that was replaced since the task was opened is taken as it is now."""
+        while True:
+            try:
+                return self._container, self._container.open_sections()
+            except ReplacedError:
+                self._container = container.read(self._path)
+                self._template = None
+
     def _find_base(self, base: str | Path | Base | None) -> Base | None:
         if isinstance(base, Base):
             return base
@@ -235,7 +276,7 @@ class Task:
         if not self.template.base:
             return None
         named = self.template.base_name
-        if named is not None and Path(named).is_dir():
+        if named is not None and is_directory(named):
             return Base(named)
         told = f"; its run named '{printable(named)}'" if named else ""
         raise BaseError(
@@ -246,18 +287,19 @@ class Task:
 class TaskTensors(Mapping[str, Tensor]):
     """The tensors of a task by name, decoded on demand."""
 
-    def __init__(self, task: Task, opened: Container, base: Base | None) -> None:
+    def __init__(self, name: str, opened: Container, sections: Sections, template: Template, base: Base | None) -> None:
         """Check the manifest against the template; `base` may be None where the task needs none."""
-        self._container = opened
-        self._base = base
-        self._codec = codec(task.codec)
-        self._plan = parse_plan(task.manifest.params, task.template.slots)
+        self._path, self._manifest, self._sections, self._base = opened.path, opened.manifest, sections, base
+        self._codec = codec(opened.manifest.codec)
+        self._plan = parse_plan(opened.manifest.params, template.slots)
+        if sum(slot.size for slot in self._plan.stored) > len(opened.manifest.sections) * MOST_ELEMENTS:
+            raise DamageError(f"task '{name}' claims more weights than its sections can hold")
         self._units = self._codec.units(self._plan.stored)
-        self._rows = {row.name: row for row in task.manifest.sections}
-        expected = [name for unit in self._units for name in self._codec.section_names(unit)]
+        self._rows = {row.name: row for row in opened.manifest.sections}
+        expected = [section for unit in self._units for section in self._codec.section_names(unit)]
         if expected != list(self._rows):
             raise DamageError(
-                f"task '{task.name}' has {len(self._rows)} sections, its tensors need {len(expected)}: "
+                f"task '{name}' has {len(self._rows)} sections, its tensors need {len(expected)}: "
                 f"{', '.join(expected[:3])} ..."
             )
         self._index = {slot.name: i for i, slot in enumerate(self._plan.slots)}
@@ -267,7 +309,8 @@ class TaskTensors(Mapping[str, Tensor]):
             for piece in unit.pieces:
                 self._parts.setdefault(piece.slot.name, []).append((unit, piece, offset))
                 offset += piece.size
-        self._recent = functools.lru_cache(maxsize=4)(self._decode_unit)
+        self._recent: dict[str, Bits] = {}
+        self._recent_lock = threading.Lock()
 
     def __getitem__(self, name: str) -> Tensor:
         """Return one tensor; nothing is decoded before its bits are read."""
@@ -298,10 +341,10 @@ class TaskTensors(Mapping[str, Tensor]):
             done += bits.nbytes
             if progress is not None:
                 progress(done, total)
-        if digest.hexdigest() != self._container.manifest.decoded:
+        if digest.hexdigest() != self._manifest.decoded:
             raise DamageError(
-                f"'{printable(str(self._container.path))}' decodes to sha256 {digest.hexdigest()}, "
-                f"its manifest says {self._container.manifest.decoded}"
+                f"'{printable(str(self._path))}' decodes to sha256 {digest.hexdigest()}, "
+                f"its manifest says {self._manifest.decoded}"
             )
 
     def read_all(self, *, jobs: int | None = None) -> Iterator[tuple[str, Slot, Bits]]:
@@ -326,15 +369,24 @@ class TaskTensors(Mapping[str, Tensor]):
     def _decode_unit(self, unit: Unit) -> Bits:
         return self._codec.decode(unit, self._read_section, predict(self._base, unit) if unit.from_base else None)
 
-    def _read_section(self, name: str, dtype: DType, count: int | None, row: int, given: Bits | None) -> Bits:
+    def _recently_decoded(self, unit: Unit) -> Bits:
+        """Decode a unit, or return it from among the last few: neighbouring tensors stand in one unit."""
+        with self._recent_lock:
+            if unit.name not in self._recent:
+                if len(self._recent) == RECENT:
+                    del self._recent[next(iter(self._recent))]
+                self._recent[unit.name] = self._decode_unit(unit)
+            return self._recent[unit.name]
+
+    def _read_section(self, name: str, dtype: DType, counts: range, row: int, given: Bits | None) -> Bits:
         section = self._rows[name]
-        if section.dtype != dtype.name or (count is not None and section.count != count):
+        if section.dtype != dtype.name or section.count not in counts:
             raise DamageError(
                 f"section '{name}' is {section.count} elements of {section.dtype}, "
-                f"its tensors need {count} of {dtype.name}"
+                f"its tensors need {counts[-1]} of {dtype.name}"
             )
         array = coding.Array(dtype, section.count, row or max(1, section.count), given)
-        return coding.decode(section.coder, self._container.read(section), array, name)
+        return coding.decode(section.coder, self._sections.read(section), array, name)
 
     def _read_units(self, slot: Slot, start: int, stop: int) -> Bits:
         out = np.empty(stop - start, slot.dtype.bits)
@@ -342,7 +394,7 @@ class TaskTensors(Mapping[str, Tensor]):
             first, last = max(start, piece.start), min(stop, piece.stop)
             if first < last:
                 shift = offset - piece.start
-                out[first - start : last - start] = self._recent(unit)[first + shift : last + shift]
+                out[first - start : last - start] = self._recently_decoded(unit)[first + shift : last + shift]
         return out
 
     def _read_base(self, slot: Slot, start: int, stop: int) -> Bits:

@@ -13,8 +13,9 @@ from functools import cached_property
 
 from petlpack.errors import DamageError, printable
 from petlpack.tensors.base import BaseRef
+from petlpack.tensors.casting import can_cast
 from petlpack.tensors.dtypes import DType, dtype_named
-from petlpack.tensors.safetensors_file import Header, MalformedError, parse_header
+from petlpack.tensors.safetensors_file import Header, MalformedError, is_shape, parse_header
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def parse_template(text: bytes, where: str) -> Template:
             files={_file_name(name): _sha256(digest) for name, digest in table["files"].items()},
         )
         _check(template)
+        if template.to_json() != text:
+            raise ValueError("it is not canonical JSON")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MalformedError) as error:
         raise DamageError(f"{where} is not a template: {printable(str(error))}") from error
     return template
@@ -108,8 +111,13 @@ def _check(template: Template) -> None:
         raise ValueError("a kept file has the name of a weight file")
     for slot in template.slots:
         base = slot.base
-        if base is not None and (base.shape[1:] != slot.shape[1:] or len(base.shape) != len(slot.shape)):
+        if base is None:
+            continue
+        resized = len(base.shape) == len(slot.shape) >= 2 and base.shape[1:] == slot.shape[1:]
+        if base.shape != slot.shape and not resized:
             raise ValueError(f"tensor '{slot.name}' is {slot.shape} and its base {base.shape}")
+        if not can_cast(base.dtype, slot.dtype):
+            raise ValueError(f"tensor '{slot.name}' is {slot.dtype.name} and its base {base.dtype.name}")
 
 
 def _file_name(name: object) -> str:
@@ -125,6 +133,6 @@ def _sha256(digest: object) -> str:
 
 
 def _parse_ref(name: object, dtype: object, shape: object, digest: object) -> BaseRef:
-    if not isinstance(name, str) or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(name, str) or not is_shape(shape):
         raise ValueError(f"'{name}' is not a tensor of a base")
     return BaseRef(name, dtype_named(str(dtype)), tuple(shape), _sha256(digest))

@@ -16,6 +16,9 @@ from petlpack.coding.base import Array
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import Bits, DType
 
+MOST_ELEMENTS = 1 << 24
+"""No unit of any codec has more elements, so a file's number of sections bounds what it can decode to."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -57,8 +60,13 @@ class Section:
     coders: tuple[str, ...]
 
 
-ReadSection = Callable[[str, DType, "int | None", int, "Bits | None"], Bits]
-"""(name, dtype, count or None where the file says it, row, given) -> the decoded section."""
+ReadSection = Callable[[str, DType, range, int, "Bits | None"], Bits]
+"""(name, dtype, the counts that make sense, row, given) -> the decoded section; raises DamageError for another."""
+
+
+def exactly(count: int) -> range:
+    """Return the range of this one count."""
+    return range(count, count + 1)
 
 
 class Codec(Protocol):
@@ -91,12 +99,12 @@ def own_section(unit: Unit, tuned: Bits) -> Section:
 
 def read_own(unit: Unit, read: ReadSection) -> Bits:
     """Read back the section of a unit that the base does not predict."""
-    return read(unit.name, unit.dtype, unit.size, unit.row, None)
+    return read(unit.name, unit.dtype, exactly(unit.size), unit.row, None)
 
 
 def kind_of(name: str) -> str:
     """Return a tensor name without its layer numbers: what the tensors of one kind have in common."""
-    return re.sub(r"\.\d+(?=\.|$)", "", name)
+    return re.sub(r"\.[0-9]+(?=\.|\Z)", "", name)
 
 
 def base_pieces(slots: Iterable[Slot]) -> Iterator[Piece]:

@@ -12,6 +12,7 @@ from petlpack.codecs.base import (
     Section,
     Unit,
     base_pieces,
+    exactly,
     group,
     own_pieces,
     own_section,
@@ -65,7 +66,7 @@ class Sparse:
             f"{unit.name}.values",
             tuned[changed],
             Array(unit.dtype, count, max(1, count), predicted[changed]),
-            ("ulps", "numbers", "planes"),
+            ("rows", "ulps", "numbers"),
         )
         return [positions, values]
 
@@ -73,10 +74,12 @@ class Sparse:
         """Return the base's elements with the changed ones put in."""
         if predicted is None:
             return read_own(unit, read)
-        positions = read(f"{unit.name}.positions", POSITION, None, 0, None)
+        positions = read(f"{unit.name}.positions", POSITION, range(unit.size + 1), 0, None)
         if len(positions) and int(positions[-1]) >= unit.size:
             raise DamageError(f"section '{unit.name}.positions' points beyond its {unit.size} weights")
+        if not bool((positions[1:] > positions[:-1]).all()):
+            raise DamageError(f"section '{unit.name}.positions' has positions that do not rise")
         count = len(positions)
         tuned = predicted.copy()
-        tuned[positions] = read(f"{unit.name}.values", unit.dtype, count, max(1, count), predicted[positions])
+        tuned[positions] = read(f"{unit.name}.values", unit.dtype, exactly(count), max(1, count), predicted[positions])
         return tuned

@@ -10,6 +10,7 @@ from petlpack.codecs.base import (
     Section,
     Unit,
     base_pieces,
+    exactly,
     group,
     own_pieces,
     own_section,
@@ -45,10 +46,12 @@ class Ulp:
         """Return one section."""
         if predicted is None:
             return [own_section(unit, tuned)]
-        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, predicted), ("ulps", "numbers"))]
+        return [
+            Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, predicted), ("rows", "ulps", "numbers"))
+        ]
 
     def decode(self, unit: Unit, read: ReadSection, predicted: Bits | None) -> Bits:
         """Return the flat elements."""
         if predicted is None:
             return read_own(unit, read)
-        return read(unit.name, unit.dtype, unit.size, unit.row, predicted)
+        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, predicted)

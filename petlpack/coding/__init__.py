@@ -9,18 +9,26 @@ from petlpack.coding.registry import coder
 from petlpack.errors import DamageError, printable
 from petlpack.tensors.dtypes import Bits
 
+_FASTEST_FIRST = ("raw", "ulps", "rows")
+"""Coders of what the base predicts by decoding time: 1.7 ns a weight for one stream, 2.1 for groups of rows."""
+
 __all__ = ["Array", "Level", "decode", "encode"]
 
 
 def encode(bits: Bits, array: Array, coders: Sequence[str], level: Level) -> tuple[str, bytes]:
-    """Return (coder id, bytes) of the smallest encoding among `coders`; `raw` always applies and stands last."""
-    best, shortest = "raw", None
-    for coder_id in (*coders, "raw"):
-        data = coder(coder_id).encode(bits, array, level)
-        if data is not None and (shortest is None or len(data) < len(shortest)):
-            best, shortest = coder_id, data
-    assert shortest is not None
-    return best, shortest
+    """Return (coder id, bytes) of the smallest encoding among `coders`; `raw` always applies.
+
+    At level `fast` a coder that decodes faster is preferred where it costs less than 1/64 more.
+    """
+    encoded = {coder_id: coder(coder_id).encode(bits, array, level) for coder_id in (*coders, "raw")}
+    sizes = {coder_id: len(data) for coder_id, data in encoded.items() if data is not None}
+    best = min(sizes, key=lambda coder_id: sizes[coder_id])
+    if level == "fast":
+        near = [coder_id for coder_id in _FASTEST_FIRST if sizes.get(coder_id, 2**63) <= sizes[best] * 65 // 64]
+        best = near[0] if near else best
+    data = encoded[best]
+    assert data is not None
+    return best, data
 
 
 def decode(coder_id: str, data: bytes, array: Array, where: str) -> Bits:

@@ -24,6 +24,8 @@ class Bitmap:
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array of 0 and 1; the bits behind the last element must be 0."""
+        if array.dtype.name != "BOOL":
+            raise ValueError(f"bits of {array.dtype.name}")
         if len(data) != (array.count + 7) // 8:
             raise ValueError(f"{len(data)} bytes, {array.count} bits need {(array.count + 7) // 8}")
         octets = np.frombuffer(data, np.uint8)

@@ -31,6 +31,8 @@ class Gaps:
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the positions, strictly rising; raises ValueError where they overflow the dtype."""
+        if array.dtype.kind != "unsigned":
+            raise ValueError(f"positions of {array.dtype.name}")
         gaps = pco.decompress(data, array.count, array.dtype.bits)
         gaps[1:] += gaps.dtype.type(1)
         positions = np.cumsum(gaps, dtype=array.dtype.bits, out=gaps)

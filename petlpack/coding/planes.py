@@ -36,7 +36,9 @@ class Planes:
         octets = np.empty((array.count, array.dtype.itemsize), np.uint8)
         offset = 0
         for plane in range(array.dtype.itemsize):
-            (length,) = struct.unpack_from("<I", data.ljust(offset + 4, b"\0"), offset)
+            if len(data) < offset + 4:
+                raise ValueError(f"{len(data)} bytes end inside plane {plane}")
+            (length,) = struct.unpack_from("<I", data, offset)
             frame = data[offset + 4 : offset + 4 + length]
             octets[:, plane] = np.frombuffer(decompress(frame, array.count), np.uint8)
             offset += 4 + length

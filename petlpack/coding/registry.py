@@ -15,6 +15,7 @@ CODERS = {
     "gaps": "petlpack.coding.gaps:Gaps",
     "numbers": "petlpack.coding.numbers:Numbers",
     "ulps": "petlpack.coding.ulps:Ulps",
+    "rows": "petlpack.coding.rows:Rows",
 }
 
 

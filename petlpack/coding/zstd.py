@@ -16,6 +16,11 @@ def decompress(data: bytes, size: int) -> bytes:
         stated = zstandard.get_frame_parameters(data).content_size
         if stated != size:
             raise ValueError(f"a zstd frame of {stated} bytes where {size} are expected")
+        if not size:  # zstandard returns before it looks at the rest
+            stream = zstandard.ZstdDecompressor().decompressobj()
+            if stream.decompress(data) or not stream.eof or stream.unused_data:
+                raise ValueError("bytes behind a zstd frame of none")
+            return b""
         out = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error

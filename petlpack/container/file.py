@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import BinaryIO
 from petlpack.coding.zstd import compress, decompress
 from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
 from petlpack.errors import DamageError, PetlpackError, UnknownFormatError, printable
-from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
+from petlpack.tensors.safetensors_file import Header, MalformedError, read_header_of
 
 SUFFIX = ".petl.safetensors"
 
@@ -70,42 +73,71 @@ def write(
 
 @dataclass(frozen=True)
 class Container:
-    """An opened file: its validated manifest, and sections read on demand."""
+    """A file as it was when it was opened: its validated manifest, and where its sections are."""
 
     path: Path
     manifest: Manifest
     header: Header
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole file."""
+        return self.header.file_size
 
     def section_bytes(self, name: str) -> int:
         """Bytes of a section in the file."""
         entry = self.header.entries[name]
         return entry.stop - entry.start
 
-    @property
-    def payload(self) -> int:
-        """Bytes of all sections."""
-        return sum(self.section_bytes(row.name) for row in self.manifest.sections)
+    def open_sections(self) -> Sections:
+        """Open the sections for reading; raises ReplacedError where the path is another file by now."""
+        return Sections(self)
+
+
+class ReplacedError(DamageError):
+    """The file was replaced after its manifest was read: read it again."""
+
+
+class Sections:
+    """The sections of one file, read on demand through one handle, so that they stay those of the manifest."""
+
+    def __init__(self, opened: Container) -> None:
+        self._container = opened
+        self._descriptor = os.open(opened.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        self._lock = threading.Lock()
+        head = opened.header.head_bytes()
+        if self._read_at(0, len(head)) != head:
+            raise ReplacedError(f"{_quoted(opened.path)} was replaced while it was read", hint="try again")
 
     def read(self, row: SectionRow) -> bytes:
         """Read the bytes of a section; raises DamageError where they are not those that were written."""
-        entry = self.header.entries[row.name]
-        data = _read_range(self.path, self.header.data_start + entry.start, entry.stop - entry.start)
+        header = self._container.header
+        entry = header.entries[row.name]
+        data = self._read_at(header.data_start + entry.start, entry.stop - entry.start)
         digest = hashlib.sha256(data).hexdigest()
         if digest != row.sha256:
             raise DamageError(
-                f"{_quoted(self.path)}: section '{row.name}' has sha256 {digest}, the manifest says {row.sha256}",
-                hint="the file was damaged after it was written: restore it from a copy, or encode the run again",
+                f"{_quoted(self._container.path)}: section '{row.name}' has sha256 {digest}, "
+                f"the manifest says {row.sha256}",
+                hint=_DAMAGE_HINT,
             )
         return data
+
+    def _read_at(self, offset: int, size: int) -> bytes:
+        """Read up to `size` bytes; positioned reads do not exist everywhere, so there is one reader at a time."""
+        with self._lock, open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(offset)
+            return file.read(size)
 
 
 def read(path: Path) -> Container:
     """Open a file and check all of it but the sections' bytes; raises DamageError, UnknownFormatError."""
     try:
-        header = read_header(path)
-        _check_format(header)
-        packed = _manifest_bytes(path, header)
+        with path.open("rb") as file:
+            header = read_header_of(file, path)
+            _check_format(header)
+            packed = _read_manifest(file, header)
         manifest = parse_manifest(decompress_manifest(packed))
         _check_header(header, manifest, packed)
     except (MalformedError, ValueError) as error:
@@ -113,7 +145,7 @@ def read(path: Path) -> Container:
         raise DamageError(f"{_quoted(path)} is damaged: {message}", hint=_DAMAGE_HINT) from error
     except (DamageError, UnknownFormatError) as error:
         raise type(error)(f"{_quoted(path)}: {error.message}", hint=error.hint or _DAMAGE_HINT) from error
-    return Container(path, manifest, header, header.file_size)
+    return Container(path, manifest, header)
 
 
 _DAMAGE_HINT = "restore the file from a copy, or encode the run again"
@@ -155,13 +187,14 @@ def _check_format(header: Header) -> None:
         )
 
 
-def _manifest_bytes(path: Path, header: Header) -> bytes:
+def _read_manifest(file: BinaryIO, header: Header) -> bytes:
     entry = header.entries.get("manifest")
     if entry is None:
         raise DamageError("has no manifest")
     if entry.stop - entry.start > MAX_MANIFEST:
         raise DamageError(f"has a manifest of {entry.stop - entry.start:,} bytes, at most {MAX_MANIFEST:,} are read")
-    packed = _read_range(path, header.data_start + entry.start, entry.stop - entry.start)
+    file.seek(header.data_start + entry.start)
+    packed = file.read(entry.stop - entry.start)
     digest = hashlib.sha256(packed).hexdigest()
     if digest != header.metadata.get("manifest_sha256"):
         stated = printable(str(header.metadata.get("manifest_sha256")))
@@ -178,15 +211,6 @@ def _check_header(header: Header, manifest: Manifest, packed: bytes) -> None:
     canonical = _header_text(sizes, len(packed), hashlib.sha256(packed).hexdigest())
     if header.text != canonical.ljust(len(header.text)) or len(header.text) % 8:
         raise DamageError("has a header that is not the canonical one")
-
-
-def _read_range(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(size)
-    if len(data) != size:
-        raise DamageError(f"{_quoted(path)} became shorter while it was read")
-    return data
 
 
 def _quoted(path: Path) -> str:

@@ -86,6 +86,12 @@ def parse_manifest(text: bytes) -> Manifest:
     names = [row.name for row in manifest.sections]
     if len(set(names)) != len(names) or "manifest" in names:
         raise DamageError("manifest names a section twice")
+    try:
+        canonical = manifest.to_json() == text
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"manifest is not canonical JSON: {error}") from None
+    if not canonical:
+        raise DamageError("manifest is not canonical JSON")
     return manifest
 
 

@@ -25,7 +25,7 @@ class Bare:
         file = _file(path)
         assert file is not None
         weights = open_checkpoint(file)
-        kept, left_out = sort_files(path, [file]) if path.is_dir() else ({}, ())
+        kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
         return Run(
             path=path,
             layout=self.id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,27 +66,42 @@ TRAINING = ("optimizer", "scheduler", "scaler.pt", "rng_state", "training_args.b
 
 
 def sort_files(
-    directory: Path, weights: Iterable[Path], also: Iterable[str] = ()
+    run: Path, chosen: Path, weights: Iterable[Path], also: Collection[str] = ()
 ) -> tuple[dict[str, Path], tuple[LeftOut, ...]]:
     """Sort the files of a run into those kept byte for byte and those left out, each with the reason.
 
-    `weights` are the files whose tensors are stored, `also` further relative names that loading needs.
+    `chosen` is the run or the checkpoint in it whose files count, `weights` are the files whose tensors are stored,
+    `also` names further files, relative to `chosen`, that loading needs.
     """
     stored = {path.resolve() for path in weights}
+    modules = _module_directories(chosen)
     kept: dict[str, Path] = {}
     left_out: list[LeftOut] = []
-    wanted = LOADING | set(also)
-    for path in sorted(directory.rglob("*")):
+    for path in sorted(run.rglob("*")):
         if not path.is_file() or path.resolve() in stored:
             continue
-        name = path.relative_to(directory).as_posix()
-        if (name in wanted or (path.name == "config.json" and name.count("/") == 1 and name[0].isdigit())) and (
-            name.isprintable() and "\\" not in name and ":" not in name
-        ):
+        name = path.relative_to(chosen).as_posix() if path.is_relative_to(chosen) else ""
+        loading = name in LOADING or name in also or name.partition("/")[0] in modules
+        if loading and name.isprintable() and "\\" not in name and ":" not in name:
             kept[name] = path
         else:
+            name = path.relative_to(run).as_posix()
             left_out.append(LeftOut(name, path.stat().st_size, _why(name, path)))
     return kept, tuple(left_out)
+
+
+def _module_directories(directory: Path) -> set[str]:
+    """Return the directories that a sentence-transformers modules.json names (pooling, dense layers, ...)."""
+    index = directory / "modules.json"
+    if not index.is_file():
+        return set()
+    try:
+        paths = [module["path"] for module in json.loads(index.read_text(encoding="utf-8"))]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"'{printable(str(index))}' is not a list of modules: {error!r}", hint="save the model again"
+        ) from error
+    return {path for path in paths if isinstance(path, str) and path and "/" not in path}
 
 
 def _why(name: str, path: Path) -> str:
@@ -100,12 +115,15 @@ def _why(name: str, path: Path) -> str:
     return "not needed for loading"
 
 
+_JSON_HINT = "the file is damaged or only half written: copy it again, or save the run again"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object; raises RunError that names the file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise RunError(f"'{printable(str(path))}' is not JSON: {printable(str(error))}") from error
+        raise RunError(f"'{printable(str(path))}' is not JSON: {printable(str(error))}", hint=_JSON_HINT) from error
     if not isinstance(table, dict):
-        raise RunError(f"'{printable(str(path))}' is not a JSON object")
+        raise RunError(f"'{printable(str(path))}' is not a JSON object", hint=_JSON_HINT)
     return table

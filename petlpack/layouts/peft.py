@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, read_json, sort_files
+from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.modules import Plain
-from petlpack.tensors.checkpoint import find_weights, open_checkpoint
+from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -19,36 +21,59 @@ class Peft:
     id = "peft"
 
     def detect(self, path: Path) -> bool:
-        """Tell whether the directory has PEFT's adapter_config.json (AdapterHub's has no `peft_type`)."""
-        config = path / "adapter_config.json"
-        return config.is_file() and "peft_type" in read_json(config)
+        """Tell whether the directory, or failing that a `checkpoint-N` in it, has PEFT's adapter_config.json."""
+        return _is_adapter(path) or (
+            find_weights(path) is None and any(_is_adapter(checkpoint) for checkpoint in checkpoints(path))
+        )
 
     def read(self, path: Path) -> Run:
         """Read the adapter."""
-        config = read_json(path / "adapter_config.json")
-        weights = find_weights(path, stem="adapter_model", pickled="adapter_model")
-        if weights is None:
-            raise RunError(
-                f"'{printable(str(path))}' has adapter_config.json, but no adapter_model.safetensors",
-                hint="the adapter was saved only in part: save it again",
-            )
-        checkpoint = open_checkpoint(weights)
-        kept, left_out = sort_files(path, checkpoint.sources)
+        chosen, weights, warnings = _open_best(path)
+        config = read_json(chosen / "adapter_config.json")
+        kept, left_out = sort_files(path, chosen, weights.sources)
         base_name = config.get("base_model_name_or_path")
         return Run(
             path=path,
             layout=self.id,
             method=str(config["peft_type"]).lower(),
-            module=Plain(checkpoint.tensors, _head(checkpoint.tensors, config)),
-            headers=checkpoint.headers,
-            weight_bytes=checkpoint.nbytes,
+            module=Plain(weights.tensors, _head(weights.tensors, config)),
+            headers=weights.headers,
+            weight_bytes=weights.nbytes,
             kept=kept,
             left_out=left_out,
             base_name=base_name if isinstance(base_name, str) else None,
+            warnings=warnings,
         )
 
 
-def _head(names: Any, config: dict[str, Any]) -> frozenset[str]:
+def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:
+    """Return the directory whose adapter counts, its weights, and warnings about checkpoints that were skipped."""
+    if _is_adapter(path):
+        return path, _open_adapter(path), ()
+    return first_complete(path, _open_adapter)
+
+
+def _is_adapter(path: Path) -> bool:
+    """Tell PEFT's adapter_config.json from AdapterHub's, which has no `peft_type`."""
+    config = path / "adapter_config.json"
+    return config.is_file() and "peft_type" in read_json(config)
+
+
+def _open_adapter(path: Path) -> Checkpoint:
+    """Open the adapter's weights; raises RunError where it is only half written."""
+    weights = find_weights(path, stem="adapter_model", pickled="adapter_model")
+    if weights is None or not _is_adapter(path):
+        here, missing = "adapter_config.json", "adapter_model.safetensors"
+        if weights is not None:
+            here, missing = missing, here
+        raise RunError(
+            f"'{printable(str(path))}' has {here}, but no {missing}",
+            hint="the adapter was saved only in part: save it again",
+        )
+    return open_checkpoint(weights)
+
+
+def _head(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]:
     """Return the tensors of `modules_to_save`, and of a classifier that PEFT saves without being told."""
     saved = config.get("modules_to_save")
     modules = {"classifier", "score", *(saved if isinstance(saved, list) else ())}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Layout, Run
+from petlpack.layouts.checkpoints import sharded_state
 
 LAYOUTS = {
     "peft": "petlpack.layouts.peft:Peft",
@@ -31,12 +32,17 @@ def read_run(path: str | Path) -> Run:
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
         if reader.detect(path):
-            run = reader.read(path)
+            run = _read(reader, path)
             if not run.module.tensors:
-                raise RunError(f"'{shown}' has weights without a single tensor")
+                raise RunError(
+                    f"'{shown}' has weights without a single tensor", hint="the run was saved wrongly: save it again"
+                )
             return run
     if path.is_file():
         raise RunError(f"'{shown}' is not a run", hint="give a run directory or a .safetensors file")
+    state = sharded_state(path)
+    if state is not None:
+        raise RunError(f"'{shown}' holds {state}", hint="then encode the merged model")
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         raise RunError(f"'{shown}' is empty", hint="give the directory that a training wrote")
@@ -47,6 +53,17 @@ def read_run(path: str | Path) -> Run:
         if inside
         else "a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N directory",
     )
+
+
+def _read(reader: Layout, path: Path) -> Run:
+    """Read a run; where that fails because its states were never merged, say so."""
+    try:
+        return reader.read(path)
+    except RunError as error:
+        state = sharded_state(path)
+        if state is None:
+            raise
+        raise RunError(f"'{printable(str(path))}' holds {state}", hint="then encode the merged model") from error
 
 
 def _knows(path: Path) -> bool:

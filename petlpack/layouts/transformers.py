@@ -1,25 +1,19 @@
 """`transformers`: what Trainer and `save_pretrained` write, sentence-transformers models included.
 
 The weights are the root's; else those of the best checkpoint that trainer_state.json names; else those of the highest
-complete `checkpoint-N`. Half-written checkpoints are skipped with a warning (Transformers saves them in place).
+complete `checkpoint-N`.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, read_json, sort_files
+from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
-
-FOREIGN = {
-    "pytorch_model_fsdp_0": "an FSDP checkpoint; merge it with `accelerate merge-weights`",
-    "latest": "a DeepSpeed checkpoint; merge it with its own zero_to_fp32.py",
-}
-"""Sharded training states that are no checkpoint yet, and what turns them into one."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +24,12 @@ class Transformers:
 
     def detect(self, path: Path) -> bool:
         """Tell whether the directory, or a `checkpoint-N` in it, has a model's weights."""
-        return path.is_dir() and (find_weights(path) is not None or bool(_checkpoints(path)))
+        return path.is_dir() and (find_weights(path) is not None or bool(checkpoints(path)))
 
     def read(self, path: Path) -> Run:
         """Read the run."""
-        chosen, weights, warnings = _choose(path)
-        kept, left_out = sort_files(chosen, weights.sources, _index_names(chosen, weights))
-        if chosen != path:
-            _, others = sort_files(path, weights.sources)
-            inside = f"{chosen.relative_to(path).as_posix()}/"
-            left_out += tuple(file for file in others if not file.file.startswith(inside))
+        chosen, weights, warnings = _open_best(path)
+        kept, left_out = sort_files(path, chosen, weights.sources, _index_names(chosen, weights))
         return Run(
             path=path,
             layout="sentence-transformers" if (chosen / "modules.json").is_file() else self.id,
@@ -50,51 +40,24 @@ class Transformers:
             kept=kept,
             left_out=left_out,
             base_name=_base_name(chosen, path),
-            warnings=tuple(warnings),
+            warnings=warnings,
         )
 
 
-def _choose(path: Path) -> tuple[Path, Checkpoint, list[str]]:
-    """Return the directory whose weights count, the weights, and warnings about what was skipped."""
+def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:
+    """Return the directory whose weights count, the weights, and warnings about checkpoints that were skipped."""
     weights = find_weights(path)
     if weights is not None:
-        return path, open_checkpoint(weights), []
-    warnings: list[str] = []
-    for checkpoint in _best_first(path):
-        weights = find_weights(checkpoint)
-        try:
-            if weights is None or not (checkpoint / "config.json").is_file():
-                raise RunError(f"'{printable(str(checkpoint))}' has no weights or no config.json")
-            return checkpoint, open_checkpoint(weights), warnings
-        except RunError as error:
-            warnings.append(f"skipped a half-written checkpoint: {error.message}")
-    for name, what in FOREIGN.items():
-        if any((place / name).exists() for place in (path, *_checkpoints(path))):
-            raise RunError(f"'{printable(str(path))}' holds {what}", hint="then encode the merged model")
-    raise RunError(
-        f"'{printable(str(path))}' has no complete checkpoint: {'; '.join(warnings) or 'no weights'}",
-        hint="a run directory has model.safetensors, or a checkpoint-N that has it",
-    )
+        return path, open_checkpoint(weights), ()
+    return first_complete(path, _open_complete)
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    """Return the `checkpoint-N` directories, the highest N first."""
-    found = [(int(match[1]), entry) for entry in path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
-    return [entry for _, entry in sorted(found, reverse=True) if entry.is_dir()]
-
-
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
-
-def _best_first(path: Path) -> list[Path]:
-    """Return the checkpoints in the order to try them: the best by trainer_state.json, then the highest N."""
-    checkpoints = _checkpoints(path)
-    for state in (path / "trainer_state.json", *(checkpoint / "trainer_state.json" for checkpoint in checkpoints[:1])):
-        best = read_json(state).get("best_model_checkpoint") if state.is_file() else None
-        if isinstance(best, str):
-            name = best.replace("\\", "/").rstrip("/").rpartition("/")[2]
-            return sorted(checkpoints, key=lambda checkpoint: checkpoint.name != name)
-    return checkpoints
+def _open_complete(checkpoint: Path) -> Checkpoint:
+    """Open the weights of a checkpoint; raises RunError where it is only half written."""
+    weights = find_weights(checkpoint)
+    if weights is None or not (checkpoint / "config.json").is_file():
+        raise RunError(f"'{printable(str(checkpoint))}' has no weights or no config.json")
+    return open_checkpoint(weights)
 
 
 def _index_names(directory: Path, weights: Checkpoint) -> list[str]:

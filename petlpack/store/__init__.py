@@ -16,7 +16,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import filelock
@@ -60,9 +60,12 @@ class Store:
         try:
             table = json.loads(text)
             version = table["version"] if table["format"] == "petlpack" else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UnknownFormatError(f"'{printable(str(marker))}' is not the mark of a pack") from error
-        if version != 1:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UnknownFormatError(
+                f"'{printable(str(marker))}' is not the mark of a pack",
+                hint="the directory is no pack, or its pack.json was damaged: restore it",
+            ) from error
+        if type(version) is not int or version != 1:
             raise UnknownFormatError(
                 f"'{printable(str(marker))}' has version {printable(repr(version))}, this petlpack reads 1",
                 hint="the pack was written by a newer petlpack: upgrade to read it",
@@ -70,25 +73,29 @@ class Store:
 
     @classmethod
     def create(cls, path: str | Path) -> Store:
-        """Open a pack, or make an empty one where nothing is; refuses a directory that holds something else."""
-        path = Path(path)
-        if not (path / "pack.json").exists():
-            foreign = [entry.name for entry in path.iterdir() if entry.name not in _OWN] if path.exists() else []
-            if foreign:
-                raise UsageError(
-                    f"'{printable(str(path))}' is not a pack and not empty: it holds '{printable(min(foreign))}'",
-                    hint="give --pack a new or empty directory",
-                )
-            path.mkdir(parents=True, exist_ok=True)
-            with _replacing(path / "pack.json") as temporary:
-                temporary.write_bytes(PACK_JSON)
+        """Open a pack, or make an empty one where nothing is; raises UsageError where something else is."""
+        if not (Path(path) / "pack.json").exists():
+            _make(Path(path))
         return cls(path)
+
+    @classmethod
+    @contextlib.contextmanager
+    def creating(cls, path: str | Path) -> Iterator[Store]:
+        """Lend a pack as `create` gives it; one that was made and is still empty when the block fails is undone."""
+        path = Path(path)
+        made = not (path / "pack.json").exists() and _make(path)
+        try:
+            yield cls(path)
+        except BaseException:
+            if made:
+                _unmake(path)
+            raise
 
     # Reading
 
     def task_names(self) -> list[str]:
         """Return the names of all tasks, sorted."""
-        return sorted(_stems(self.path / "tasks"))
+        return sorted(stem for stem in _stems(self.path / "tasks") if _TASK_NAME.fullmatch(stem))
 
     def shared_names(self) -> list[str]:
         """Return the sha256 names of all shared parts, sorted."""
@@ -141,15 +148,20 @@ class Store:
                 hint="--replace overwrites a task of the same name; --task gives another name",
             )
 
-    def put(self, name: str, task: Path, shared: Mapping[str, bytes], *, replace: bool) -> None:
-        """Move a finished temporary file into its place as a task, the shared parts it needs (as file bytes) first."""
+    def put(
+        self, name: str, task: Path, shared: Mapping[str, bytes], damaged: Collection[str] = (), *, replace: bool
+    ) -> None:
+        """Move a finished temporary file into its place as a task, the shared parts it needs (as file bytes) first.
+
+        Shared parts that are there already stay as they are, but for those that the caller found `damaged`.
+        """
         target = self.task_path(name)
         with self.locked():
             if not (replace and target.exists()):
                 self.refuse_taken(name)
             for sha256, data in shared.items():
                 path = self.shared_path(sha256)
-                if not path.exists():
+                if sha256 in damaged or not path.exists():
                     with _replacing(path) as temporary:
                         temporary.write_bytes(data)
             _sync(task)
@@ -185,7 +197,7 @@ class Store:
         """Hold the pack's lock; raises LockedError after LOCK_TIMEOUT seconds."""
         lock = filelock.FileLock(self.path / ".lock", timeout=LOCK_TIMEOUT)
         try:
-            lock.acquire()
+            lock.acquire(poll_interval=0.005)
         except filelock.Timeout as error:
             raise LockedError(
                 f"pack '{printable(str(self.path))}' is locked by another process",
@@ -198,6 +210,34 @@ class Store:
 
 
 _OWN = {"pack.json", "tasks", "shared", ".lock"}
+
+
+def _make(path: Path) -> bool:
+    """Make an empty pack; returns whether the directory is new."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"'{printable(str(path))}' is a file, not a pack", hint="give --pack a new or empty directory")
+    new = not path.exists()
+    foreign = [] if new else [e.name for e in path.iterdir() if e.name not in _OWN and not e.name.startswith(".tmp-")]
+    if foreign:
+        raise UsageError(
+            f"'{printable(str(path))}' is not a pack and not empty: it holds '{printable(min(foreign))}'",
+            hint="give --pack a new or empty directory",
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    with _replacing(path / "pack.json") as temporary:
+        temporary.write_bytes(PACK_JSON)
+    return new
+
+
+def _unmake(path: Path) -> None:
+    """Remove a pack that was just made, unless somebody has put something into it meanwhile."""
+    with contextlib.suppress(OSError):
+        for directory in (path / "tasks", path / "shared"):
+            if directory.exists():
+                directory.rmdir()
+        (path / ".lock").unlink(missing_ok=True)
+        (path / "pack.json").unlink()
+        path.rmdir()
 
 
 def _stems(directory: Path) -> list[str]:

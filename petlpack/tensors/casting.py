@@ -23,14 +23,20 @@ def cast_bits(bits: Bits, source: DType, target: DType) -> Bits:
     """
     if source == target:
         return bits
-    wide = _to_f64(bits, source)
-    if target.name in _NATIVE:
-        with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = _to_f64(bits, source)
+        if target.name in _NATIVE:
             out: Bits = wide.astype(_NATIVE[target.name]).view(target.bits)
-    else:
-        out = _round(wide.view("<u8"), target)
-    quiet = ((1 << (target.exponent + 1)) - 1) << (target.mantissa - 1)
-    return np.where(np.isnan(wide), target.bits.type(quiet), out)
+        else:
+            out = _round(wide.view("<u8"), target)
+        return np.where(np.isnan(wide), target.bits.type(_quiet_nan(target)), out)
+
+
+def _quiet_nan(dtype: DType) -> int:
+    """Return the bits of the NaN of exponent and first mantissa bit; F8_E4M3 has only the one of all ones."""
+    if dtype.name == "F8_E4M3":
+        return 0x7F
+    return ((1 << (dtype.exponent + 1)) - 1) << (dtype.mantissa - 1)
 
 
 def _to_f64(bits: Bits, source: DType) -> NDArray[np.float64]:
@@ -72,8 +78,10 @@ def _round(wide: Bits, target: DType) -> Bits:
     tied = np.isin(magnitude, middles)
     code += tied & (code % 2 == 1)
     limit = finite[-1] + (finite[-1] - finite[-2]) / 2
-    beyond = 0x7F if target.name == "F8_E4M3" else 0x7C  # E4M3 has no infinity: too large is NaN
-    code = np.where(magnitude >= limit, beyond, code)
+    if target.name == "F8_E4M3":  # has no infinity: too large is NaN; its largest code is even, so a tie stays
+        code = np.where(magnitude > limit, 0x7F, code)
+    else:
+        code = np.where(magnitude >= limit, 0x7C, code)
     sign = (wide >> np.uint64(56)).astype(np.uint8) & np.uint8(0x80)
     return code.astype(np.uint8) | sign
 
@@ -81,8 +89,7 @@ def _round(wide: Bits, target: DType) -> Bits:
 def _round_bf16(wide: Bits) -> Bits:
     """Round float64 bits to bfloat16 once (through float32 with round-to-odd, so that nothing is rounded twice)."""
     values = wide.view("<f8")
-    with np.errstate(over="ignore", invalid="ignore"):
-        single = values.astype(np.float32)
+    single = values.astype(np.float32)
     back = single.astype(np.float64)
     bits = single.view("<u4").astype(np.uint64)
     away = np.abs(back) > np.abs(values)  # rounded up in magnitude: step back, then mark as inexact

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -66,13 +65,18 @@ def _open_one(path: Path) -> Checkpoint:
     return Checkpoint({path.name: header}, tensors, (path,))
 
 
+_INDEX_HINT = "an index maps every tensor to a shard beside it: copy it again, or save the model again"
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"'{printable(str(index))}' is not an index of shards: {error!r}") from error
+        raise RunError(f"'{printable(str(index))}' is not an index of shards: {error!r}", hint=_INDEX_HINT) from error
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise RunError(f"'{printable(str(index))}' has a weight_map that is not an object of file names")
+        raise RunError(
+            f"'{printable(str(index))}' has a weight_map that is not an object of file names", hint=_INDEX_HINT
+        )
     return weight_map
 
 
@@ -130,7 +134,7 @@ def _open_pickled(path: Path) -> Checkpoint:
         ) from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(
             f"'{printable(str(path))}' is not a plain state dict: {printable(reason)}",
@@ -139,7 +143,10 @@ def _open_pickled(path: Path) -> Checkpoint:
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
     ):
-        raise RunError(f"'{printable(str(path))}' holds something other than tensors by name")
+        raise RunError(
+            f"'{printable(str(path))}' holds something other than tensors by name",
+            hint="save the model's state dict alone, best as safetensors",
+        )
     tensors = {name: _torch_tensor(value, path) for name, value in loaded.items()}
     name = path.with_suffix(".safetensors").name
     if name.startswith("pytorch_model"):  # the name under which Transformers looks for safetensors
@@ -174,9 +181,10 @@ def _torch_tensor(value: torch.Tensor, path: Path) -> Tensor:
         torch.uint8: "U8",
         torch.bool: "BOOL",
     }
-    if value.dtype not in names or value.layout != torch.strided:
+    if value.dtype not in names or value.layout != torch.strided or value.device.type != "cpu":
         raise RunError(
-            f"'{printable(str(path))}' holds a {value.layout} tensor of {value.dtype}, which is no known kind"
+            f"'{printable(str(path))}' holds a {value.device.type} {value.layout} tensor of {value.dtype}",
+            hint="only dense tensors of the dtypes that safetensors knows can be stored",
         )
     dtype = dtype_named(names[value.dtype])
     flat = value.detach()

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from petlpack.errors import UnknownFormatError
+from petlpack.errors import UnknownFormatError, printable
 
 Bits: TypeAlias = NDArray[np.unsignedinteger[Any]]
 """The bits of a tensor as unsigned integers of its width."""
@@ -66,4 +66,4 @@ def dtype_named(name: str) -> DType:
     try:
         return DTYPES[name]
     except KeyError:
-        raise UnknownFormatError(f"unknown dtype '{name}', known are {', '.join(DTYPES)}") from None
+        raise UnknownFormatError(f"unknown dtype '{printable(name)}', known are {', '.join(DTYPES)}") from None

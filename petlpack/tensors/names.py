@@ -9,6 +9,9 @@ from petlpack.errors import BaseError, printable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+MAX_CANDIDATES = 8
+"""Base tensors of one suffix that are compared: more are one part of many layers, which says nothing of prefixes."""
+
 MAX_PREFIX = 3
 """Leading name parts that may differ between two files (`module.`, `_orig_mod.`, `base_model.`, `bert.` ...)."""
 
@@ -33,7 +36,8 @@ def match_names(tuned: Shapes, base: Shapes) -> dict[str, str]:
     suffixes = _suffixes(base)
     for name, shape in tuned.items():
         for prefix, suffix in _splits(modern(name)):
-            for base_prefix, base_name in suffixes[suffix]:
+            candidates = suffixes.get(suffix, ())
+            for base_prefix, base_name in candidates if len(candidates) <= MAX_CANDIDATES else ():
                 fits = shape == base[base_name]
                 (votes if fits else misfits)[prefix, base_prefix] += 1
     if not votes:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
@@ -20,6 +22,9 @@ from petlpack.tensors.tensor import Tensor
 
 MAX_HEADER = 100_000_000
 """The safetensors format's own limit on the JSON header, in bytes."""
+
+MAX_RANK = 64
+"""Dimensions of a tensor: as many as numpy and torch can hold."""
 
 
 class MalformedError(PetlpackError):
@@ -72,17 +77,21 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file; raises MalformedError, or OSError where it cannot be read."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise _malformed(path, f"is {size} bytes, a safetensors file has at least 8")
-        length = int.from_bytes(prefix, "little")
-        if length > min(MAX_HEADER, size - 8):
-            raise _malformed(path, f"states a header of {length:,} bytes, but the file is {size:,} bytes")
-        text = file.read(length)
+        return read_header_of(file, path)
+
+
+def read_header_of(file: BinaryIO, path: Path) -> Header:
+    """Read and check the header of an opened safetensors file, which `path` names in messages."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise _malformed(path, f"is {size} bytes, a safetensors file has at least 8")
+    length = int.from_bytes(prefix, "little")
+    if length > min(MAX_HEADER, size - 8):
+        raise _malformed(path, f"states a header of {length:,} bytes, but the file is {size:,} bytes")
     try:
-        header = parse_header(text)
+        header = parse_header(file.read(length))
     except MalformedError as error:
         raise _malformed(path, error.message) from None
     if header.file_size != size:
@@ -95,6 +104,7 @@ def parse_header(text: bytes) -> Header:
     try:
         decoded = text.decode("utf-8")
         table = json.loads(decoded, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        json.dumps(table, ensure_ascii=False).encode()  # a lone surrogate has no bytes: UnicodeEncodeError
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"has a header that is not JSON: {error}") from None
     if not isinstance(table, dict):
@@ -152,8 +162,7 @@ def _malformed(path: Path, what: str) -> MalformedError:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"key '{printable(twice)}' stands twice")
     return table
 
@@ -172,13 +181,22 @@ def _parse_entry(name: str, row: object) -> Entry:
         raise MalformedError(f"{what} a dtype that is no string")
     if not _is_sizes(shape):
         raise MalformedError(f"{what} a shape that is no list of sizes")
+    if len(shape) > MAX_RANK:
+        raise MalformedError(f"{what} a shape of {len(shape):,} sizes, an array has at most {MAX_RANK}")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise MalformedError(f"{what} data_offsets that are no range")
     start, stop = offsets
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
         raise MalformedError(f"{what} shape {shape} of {dtype}, but {stop - start:,} bytes")
+    if not is_shape(shape):
+        raise MalformedError(f"{what} shape {shape}, which no array can have")
     return Entry(dtype, tuple(shape), start, stop)
 
 
-def _is_sizes(value: object) -> bool:
+def is_shape(value: object) -> TypeGuard[list[int]]:
+    """Tell whether a value read from JSON is a shape that an array can have."""
+    return _is_sizes(value) and len(value) <= MAX_RANK and math.prod(size for size in value if size) < 2**63
+
+
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)

@@ -1,0 +1,65 @@
+"""What all commands have in common: --json, --quiet, --debug, examples in their help, and the arguments they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from petlpack_cli.output import Output
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
+
+DEBUG_HELP = "Show the traceback of an error."
+
+
+class Command(click.Command):
+    """A command whose function gets an `Output` instead of the flags, and whose help ends with examples."""
+
+    def __init__(self, *args: Any, examples: tuple[str, ...], **others: Any) -> None:
+        super().__init__(*args, **{"context_settings": CONTEXT, **others})
+        self.examples = examples
+        self.params += [
+            click.Option(["--json"], is_flag=True, help="Print one JSON object."),
+            click.Option(["-q", "--quiet"], is_flag=True, help="No talk: only what was asked for, and errors."),
+            click.Option(["--debug"], is_flag=True, help=DEBUG_HELP),
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; returns its exit code, or None for 0."""
+        debug = ctx.params.pop("debug") or ctx.find_root().params.get("debug", False)
+        out = Output(as_json=ctx.params.pop("json"), quiet=ctx.params.pop("quiet"), debug=debug)
+        ctx.params["out"] = out
+        return super().invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        with formatter.section("Examples"):
+            formatter.write("".join(f"{'':{formatter.current_indent}}{line}\n" for line in self.examples))
+
+
+def command(name: str, *examples: str) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a command of a function `(out, ...) -> exit code or None`."""
+    return click.command(name, cls=Command, examples=examples)
+
+
+def pack_argument(*, required: bool = False) -> Decorator[Any]:
+    """Return the argument PACK; where it may be left out, its default is $PETLPACK_PACK, else ./pack."""
+    if required:
+        return click.argument("pack", type=click.Path(path_type=Path))
+    return click.argument("pack", type=click.Path(path_type=Path), envvar="PETLPACK_PACK", default="pack")
+
+
+def base_option(text: str) -> Decorator[Any]:
+    """Return the option --base."""
+    return click.option("--base", metavar="DIR", type=click.Path(path_type=Path), help=text)
+
+
+jobs_option = click.option(
+    "--jobs", metavar="N", type=click.IntRange(min=1), help="Threads to use; by default one for each processor."
+)

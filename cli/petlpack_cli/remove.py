@@ -1,0 +1,36 @@
+"""`petlpack remove`: tasks out of a pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import petlpack
+from petlpack_cli.command import command, pack_argument
+from petlpack_cli.output import Output
+from petlpack_cli.output.errors import naming
+from petlpack_cli.output.sizes import count, size
+
+
+@command("remove", "petlpack remove glue.pack sst2", "petlpack remove glue.pack rte-seed1 rte-seed2")
+@pack_argument(required=True)
+@click.argument("tasks", metavar="TASK...", nargs=-1, required=True)
+def run(out: Output, pack: Path, tasks: tuple[str, ...]) -> None:
+    """Remove tasks from a pack.
+
+    Nothing is removed if one of the names is not in the pack. Shared parts stay until `petlpack gc`.
+    """
+    opened = petlpack.open(pack)
+    names = list(dict.fromkeys(tasks))
+    for name in names:
+        opened.store.find_task(name)
+    with naming(pack):
+        removed = {name: opened.remove(name) for name in names}
+    nbytes = sum(removed.values())
+    if out.as_json:
+        rows = [{"name": name, "bytes": freed} for name, freed in removed.items()]
+        out.json({"pack": str(pack), "removed": rows, "bytes": nbytes})
+    elif not out.quiet:
+        out.line(f"{count(len(removed), 'task')} removed, {size(nbytes)} freed.")
+        out.talk("Shared parts that no task needs any more go with `petlpack gc`.")

@@ -1,0 +1,170 @@
+"""How the rows of an array are to be coded: the encoder's half of `rows`. Any plan decodes; this one finds small ones.
+
+Everything here is integer arithmetic, so that every machine and thread count finds the same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petlpack.tensors.dtypes import Bits, DType
+
+Ints = NDArray[np.int64]
+Differences = NDArray[np.signedinteger[Any]]
+
+MIN_CLASS = 512
+"""Weights that a class must hold for its own pcodec table (20-200 bytes) to pay."""
+_TAIL = 128
+"""Classes at either end that hold less than 1/128 of the weights join their neighbour."""
+_MAX_CLASSES = 32
+"""Real fine-tunes have 7-12; this bounds the work on noise."""
+_QUIET = 4
+"""A row with fewer than a quarter of its weights changed is quiet; positions then decode as fast as weights."""
+_DRIFT_BITS = 12
+_DRIFT_MANTISSA = 23
+"""The narrowest mantissa in which weight decay moves every weight; in a narrower one rounding swallows it."""
+_DRIFT_SAMPLE = 1 << 18
+"""Weights that the drift table is learnt from, 64 an entry."""
+_F64_WINDOW = 895
+"""Puts the exponents that F32 has where F32 has them, so that those of F64 fit a byte as well."""
+
+DRIFT_SIZE = 1 << _DRIFT_BITS
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A label for each row: 0 quiet, 1..groups coded row after row, above that weight by weight in classes."""
+
+    labels: Ints
+    groups: int = 0
+    classes: int = 0
+    floor: int = 0
+    drift: Differences | None = None
+
+
+def plan_groups(differences: Differences, given: Bits, dtype: DType) -> RowPlan:
+    """Plan for speed: quiet rows, and groups of rows by their mean difference; moving whole rows costs little."""
+    drift, quiet = _find_quiet(differences, given, dtype)
+    labels = np.zeros(quiet.size, np.int64)
+    if quiet.all():
+        return RowPlan(labels, drift=drift)
+    size = np.minimum(_magnitude(differences[~quiet]), 1 << dtype.mantissa).sum(axis=1)
+    octave = _bit_length(size * 16 // differences.shape[1])
+    enough = max(octave.size // _TAIL, -(-MIN_CLASS // differences.shape[1]))
+    groups, label = np.unique(np.clip(octave, *_trim(octave, enough)), return_inverse=True)
+    labels[~quiet] = label + 1
+    return RowPlan(labels, groups=groups.size, drift=drift)
+
+
+def plan_classes(differences: Differences, given: Bits, dtype: DType) -> list[RowPlan]:
+    """Plans for size: classes by the octave of each row's step less the weight's exponent, with and without quiet rows.
+
+    Where few weights change everywhere, the exponent tells which, and classes beat positions; so both are measured.
+    """
+    drift, quiet = _find_quiet(differences, given, dtype)
+    plans = [_plan_classes(differences, given, dtype, quiet, drift)]
+    if drift is None and quiet.any():
+        plans.append(_plan_classes(differences, given, dtype, np.zeros_like(quiet), None))
+    return plans
+
+
+def classes_of(given: Bits, window: NDArray[Any], classes: int, dtype: DType) -> NDArray[np.uint8]:
+    """Return the class of every weight, flat: where the prediction's exponent lies in its row's window."""
+    low = window.astype(np.uint8)[:, None]
+    label = _exponent(given, dtype)
+    np.maximum(label, low, out=label)
+    np.minimum(label, low + np.uint8(classes - 1), out=label)
+    label -= low
+    return label.reshape(-1)
+
+
+def drift_index(given: Bits, dtype: DType) -> NDArray[np.intp]:
+    """Return the entry of the drift table for every weight: the top 12 bits of the prediction's mantissa."""
+    index = given >> given.dtype.type(dtype.mantissa - _DRIFT_BITS)
+    return (index & given.dtype.type(DRIFT_SIZE - 1)).astype(np.intp)
+
+
+def can_drift(dtype: DType) -> bool:
+    """Tell whether a dtype is fine enough for weight decay to show in every weight."""
+    return dtype.mantissa >= _DRIFT_MANTISSA
+
+
+def _plan_classes(
+    differences: Differences, given: Bits, dtype: DType, quiet: NDArray[np.bool_], drift: Differences | None
+) -> RowPlan:
+    labels = np.zeros(quiet.size, np.int64)
+    if quiet.all():
+        return RowPlan(labels, drift=drift)
+    exponent = _exponent(given[~quiet], dtype)
+    step = _step(differences[~quiet], exponent, dtype)
+    ratio = np.maximum(step[:, None] - exponent + 256, 0).reshape(-1)
+    low, high = _trim(ratio, max(MIN_CLASS, ratio.size // _TAIL))
+    classes = min(high - low + 1, _MAX_CLASSES)
+    window = np.clip(step + 256 - high, 1, 256 - classes)
+    floor = int(window.min())
+    labels[~quiet] = window - floor + 1
+    return RowPlan(labels, classes=classes, floor=floor, drift=drift)
+
+
+def _find_quiet(differences: Differences, given: Bits, dtype: DType) -> tuple[Differences | None, NDArray[np.bool_]]:
+    """Return the drift by mantissa, if it explains a sixteenth of the rows, and the rows that hardly change."""
+    row = differences.shape[1]
+    if can_drift(dtype) and given.size >= DRIFT_SIZE:
+        sample = slice(None, None, max(1, given.size // _DRIFT_SAMPLE))
+        drift = _modes(drift_index(given[sample], dtype).reshape(-1), differences[sample].reshape(-1))
+        left = np.count_nonzero(differences != drift[drift_index(given, dtype)], axis=1)
+        quiet = left * _QUIET < row
+        if drift.any() and np.count_nonzero(quiet) * 16 > quiet.size:
+            return drift, quiet
+    return None, np.count_nonzero(differences, axis=1) * _QUIET < row
+
+
+def _modes(index: NDArray[np.intp], values: Differences) -> Differences:
+    """Return the commonest of the values at every index; where there is none, that of the index before."""
+    order = np.lexsort((values, index))
+    index, values = index[order], values[order]
+    first = np.flatnonzero(np.r_[True, (index[1:] != index[:-1]) | (values[1:] != values[:-1])])
+    runs = np.diff(first, append=index.size)
+    first = first[np.argsort(runs, kind="stable")]  # the longest run of an index is written last, and stays
+    at = np.full(DRIFT_SIZE, -1)
+    at[index[first]] = first
+    modes: Differences = values[np.maximum.accumulate(np.maximum(at, 0))]
+    return modes
+
+
+def _step(differences: Differences, exponent: NDArray[np.uint8], dtype: DType) -> Ints:
+    """Return log2 of each row's mean change in absolute terms, up to a constant."""
+    # A change of sign is half the range in ulps, but only some 2^mantissa of them in truth: hence the bound.
+    size = np.minimum(_magnitude(differences), 1 << dtype.mantissa + 2) >> max(0, dtype.mantissa - 23)
+    top = exponent.max(axis=1, keepdims=True)
+    total = (size << 15 >> np.minimum(top - exponent, 63).astype(np.int64)).sum(axis=1)
+    step: Ints = _bit_length(total // differences.shape[1]) + top[:, 0]
+    return step
+
+
+def _trim(values: Ints, enough: int) -> tuple[int, int]:
+    """Return the range of values left once the ends that hold fewer than `enough` have joined their neighbours."""
+    below = np.bincount(values).cumsum()
+    enough = min(enough, (values.size - 1) // 2)
+    return int(np.argmax(below > enough)), int(np.argmax(below >= values.size - enough))
+
+
+def _exponent(given: Bits, dtype: DType) -> NDArray[np.uint8]:
+    """Return the exponent field of floats as a byte."""
+    field = given >> given.dtype.type(dtype.mantissa)
+    if dtype.exponent > 8:
+        field = np.clip(field & given.dtype.type(0x7FF), _F64_WINDOW, _F64_WINDOW + 255) - _F64_WINDOW
+    exponent = field.astype(np.uint8)
+    return exponent if dtype.exponent >= 8 else exponent & np.uint8((1 << dtype.exponent) - 1)
+
+
+def _magnitude(differences: Differences) -> Ints:
+    return np.abs(differences.astype(np.int64))
+
+
+def _bit_length(values: Ints) -> Ints:
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)

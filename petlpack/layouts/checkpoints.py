@@ -1,0 +1,70 @@
+"""Which directory of a Trainer run counts, whatever was trained: the root, the best checkpoint, or the highest one.
+
+Transformers saves checkpoints in place, so half-written ones are real: they are skipped with a warning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from petlpack.errors import RunError, printable
+from petlpack.layouts.base import read_json
+
+Read = TypeVar("Read")
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+_DEEPSPEED = "a DeepSpeed checkpoint; merge it with its own zero_to_fp32.py"
+
+_SHARDED_STATES = {
+    "pytorch_model_fsdp_0": "an FSDP checkpoint; merge it with `accelerate merge-weights`",
+    "latest": _DEEPSPEED,
+    "global_step*": _DEEPSPEED,
+    "zero_pp_rank_*": _DEEPSPEED,
+}
+"""Training states that are no checkpoint yet, by a name in them, and what turns them into one."""
+
+
+def checkpoints(path: Path) -> list[Path]:
+    """Return the `checkpoint-N` directories of a run, the highest N first."""
+    if not path.is_dir():
+        return []
+    found = [(int(match[1]), entry) for entry in path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
+    return [entry for _, entry in sorted(found, reverse=True) if entry.is_dir()]
+
+
+def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read, tuple[str, ...]]:
+    """Return (checkpoint, what `read` gave, warnings) of the best complete checkpoint; raises RunError without one.
+
+    The best is the one that trainer_state.json names, then the one with the highest N. `read` raises RunError for one
+    that is not complete.
+    """
+    warnings: list[str] = []
+    for checkpoint in _best_first(path):
+        try:
+            return checkpoint, read(checkpoint), tuple(warnings)
+        except RunError as error:
+            warnings.append(f"skipped a half-written checkpoint: {error.message}")
+    raise RunError(
+        f"'{printable(str(path))}' has no complete checkpoint: {'; '.join(warnings) or 'no weights'}",
+        hint="a run directory has its weights at the root, or in a complete checkpoint-N",
+    )
+
+
+def sharded_state(path: Path) -> str | None:
+    """Return what kind of sharded training state a directory or its checkpoints hold, if any, and what merges it."""
+    places = [place for place in (path, *checkpoints(path)) if place.is_dir()]
+    return next((what for name, what in _SHARDED_STATES.items() if any(any(p.glob(name)) for p in places)), None)
+
+
+def _best_first(path: Path) -> list[Path]:
+    found = checkpoints(path)
+    for state in (path / "trainer_state.json", *(checkpoint / "trainer_state.json" for checkpoint in found[:1])):
+        best = read_json(state).get("best_model_checkpoint") if state.is_file() else None
+        if isinstance(best, str):
+            name = best.replace("\\", "/").rstrip("/").rpartition("/")[2]
+            return sorted(found, key=lambda checkpoint: checkpoint.name != name)
+    return found

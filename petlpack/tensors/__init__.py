@@ -1,0 +1,1 @@
+"""Named arrays: dtypes, bits as integers, digests, names, and the files they stand in."""

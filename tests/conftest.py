@@ -1,0 +1,162 @@
+"""What several test files build: tensors from a seed, checkpoints that the safetensors library writes, pairs of runs.
+
+Import it as `from tests.conftest import make_pair, write_run`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from hypothesis import HealthCheck, settings
+from numpy.typing import NDArray
+
+from petlpack.tensors.dtypes import DTYPES, Bits
+from petlpack.tensors.tensor import Tensor
+
+# The same examples on every run, no deadline: what is shown must not depend on the day or on a busy machine.
+# HYPOTHESIS_PROFILE=explore draws new examples, ten times as many where a test does not say how many it takes.
+_QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=_QUIET, database=None)
+settings.register_profile("explore", deadline=None, suppress_health_check=_QUIET, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+CONFIG: Mapping[str, Any] = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+
+WRITTEN_AS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Every dtype of ours as the safetensors library's writer calls it."""
+
+
+def random_bits(dtype: str, count: int, seed: int = 0) -> Bits:
+    """Return `count` random bit patterns of a dtype: every NaN, infinity and subnormal may be among them."""
+    known = DTYPES[dtype]
+    octets = np.random.default_rng(seed).bytes(count * known.itemsize)
+    bits = np.frombuffer(octets, known.bits).copy()
+    return bits & known.bits.type(1) if dtype == "BOOL" else bits
+
+
+def random_tensor(dtype: str, shape: Sequence[int], seed: int = 0) -> Tensor:
+    """Return a tensor of random bit patterns."""
+    return Tensor.of(random_bits(dtype, int(np.prod(shape, dtype=np.int64)), seed).reshape(shape), DTYPES[dtype])
+
+
+def weights(dtype: str, shape: Sequence[int], seed: int = 0) -> Tensor:
+    """Return a tensor like a trained one: normal values of deviation 0.02 for floats, small numbers for the rest."""
+    known = DTYPES[dtype]
+    rng = np.random.default_rng(seed)
+    if dtype == "BF16":
+        bits: Bits = (rng.normal(0, 0.02, shape).astype("<f4").view("<u4") >> np.uint32(16)).astype("<u2")
+    elif dtype in ("F64", "F32", "F16"):
+        bits = rng.normal(0, 0.02, shape).astype(f"<f{known.itemsize}").view(known.bits)
+    else:
+        bits = rng.integers(0, 2 if dtype == "BOOL" else 100, shape).astype(known.bits)
+    return Tensor.of(np.asarray(bits), known)
+
+
+def nudged(tensor: Tensor, seed: int = 0, share: float = 1.0, steps: int = 40) -> Tensor:
+    """Return a tensor with a share of its bit patterns moved by up to `steps`, as a fine-tune moves its base."""
+    rng = np.random.default_rng(seed)
+    bits = tensor.bits().copy()
+    if tensor.dtype.name == "BOOL":
+        steps, share = 1, 0.0 if share == 0 else share
+        flips = (rng.random(bits.shape) < share).astype(bits.dtype)
+        return Tensor.of(np.asarray(bits ^ flips), tensor.dtype)
+    moves = rng.integers(-steps, steps + 1, bits.shape) * (rng.random(bits.shape) < share)
+    return Tensor.of(np.asarray(bits + np.asarray(moves).astype(bits.dtype)), tensor.dtype)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write tensors to a file with the safetensors library itself (which chooses their order), and return the path."""
+    keep: list[NDArray[Any]] = [np.ascontiguousarray(tensor.bits()) for tensor in tensors.values()]
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=WRITTEN_AS[tensor.dtype.name],
+            shape=list(tensor.shape),
+            data_ptr=array.ctypes.data,
+            data_len=array.nbytes,
+        )
+        for (name, tensor), array in zip(tensors.items(), keep, strict=True)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.serialize_file(specs, path, dict(metadata) if metadata is not None else None)
+    return path
+
+
+def write_run(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = CONFIG,
+    files: Mapping[str, bytes] | None = None,
+    weights_file: str = "model.safetensors",
+) -> Path:
+    """Write a run directory (or a base): the weights, config.json unless None, further files; return the directory."""
+    write_safetensors(directory / weights_file, tensors, {"format": "pt"})
+    if config is not None:
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name, content in (files or {}).items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def make_base(
+    seed: int = 0, dtype: str = "F32", layers: int = 2, width: int = 16, words: int = 50
+) -> dict[str, Tensor]:
+    """Return the tensors of a small encoder, named as in BERT without its prefix."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (words, width),
+        "embeddings.LayerNorm.weight": (width,),
+        "embeddings.LayerNorm.bias": (width,),
+    }
+    for layer in range(layers):
+        for part, shape in (("attention.self.query", (width, width)), ("intermediate.dense", (2 * width, width))):
+            shapes[f"encoder.layer.{layer}.{part}.weight"] = shape
+            shapes[f"encoder.layer.{layer}.{part}.bias"] = shape[:1]
+    return {name: weights(dtype, shape, seed * 1000 + i) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def make_pair(
+    seed: int = 0,
+    dtype: str = "F32",
+    *,
+    share: float = 1.0,
+    prefix: str = "bert.",
+    labels: int = 2,
+    layers: int = 2,
+    width: int = 16,
+    words: int = 50,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return (fine-tune, base): a `share` of every weight nudged, names prefixed, and a head unless `labels` is 0."""
+    base = make_base(0, dtype, layers, width, words)
+    tuned = {prefix + name: nudged(tensor, seed * 1000 + i, share) for i, (name, tensor) in enumerate(base.items())}
+    if labels:
+        tuned["classifier.weight"] = weights(dtype, (labels, width), seed * 1000 + 998)
+        tuned["classifier.bias"] = weights(dtype, (labels,), seed * 1000 + 999)
+    return tuned, base
+
+
+def write_pair(directory: Path, seed: int = 0, dtype: str = "F32", **changes: Any) -> tuple[Path, Path]:
+    """Write a pair of `make_pair` to `directory`, and return (run directory, base directory)."""
+    tuned, base = make_pair(seed, dtype, **changes)
+    return write_run(directory / "run", tuned), write_run(directory / "base", base)

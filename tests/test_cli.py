@@ -1,0 +1,855 @@
+"""The command line: what every command promises, exit codes, and what people and programs see (docs/cli.md)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import filelock
+import jsonschema
+import pytest
+from click.testing import CliRunner, Result
+
+import petlpack
+from petlpack import store
+from petlpack_cli.app import COMMANDS, cli
+from petlpack_cli.output.sizes import ratio, size
+from tests.conftest import make_base, make_pair, weights, write_run
+
+ROOT = Path(__file__).parent.parent
+DOCS = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+DEMO = ROOT / "benchmarks" / "demo"
+LONG = "a-task-whose-name-is-as-long-as-names-may-be-" + "x" * 83
+ESC = "\x1b[31m"
+
+posix = pytest.mark.skipif(os.name == "nt", reason="signals, terminals and such file names are POSIX")
+
+
+# What the tests work on
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a base, three runs, and a pack `p` of them."""
+    here = tmp_path_factory.mktemp("cli")
+    write_run(here / "base", make_base())
+    state = {"optimizer.pt": b"never opened", "training_args.bin": b"nor this", "notes.txt": b"hm"}
+    for seed, name in enumerate(("sst2", "rte")):
+        write_run(here / name, make_pair(seed + 1)[0], files=state)
+    write_adapter(here / "adapter", "LORA")
+    for name in ("sst2", "rte", "adapter"):
+        petlpack.encode(here / name, here / "p", here / "base")
+    return here
+
+
+@pytest.fixture
+def pack(place: Path, tmp_path: Path) -> Path:
+    """Return a copy of the pack, to change."""
+    return Path(shutil.copytree(place / "p", tmp_path / "p"))
+
+
+def write_adapter(directory: Path, peft_type: str) -> Path:
+    tensors = {"base_model.model.layer.0.lora_A.weight": weights("F32", (4, 16), 1)}
+    config = json.dumps({"peft_type": peft_type, "base_model_name_or_path": "a/base"}).encode()
+    return write_run(directory, tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+
+
+def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
+    """Run the command line in this process."""
+    return CliRunner(env=env).invoke(cli, [str(argument) for argument in arguments])
+
+
+def run_json(*arguments: str | Path) -> tuple[int, Any]:
+    """Run with --json; stdout must be one object, and stderr empty."""
+    result = run(*arguments, "--json")
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+    return result.exit_code, json.loads(result.stdout)
+
+
+def command_line(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "petlpack_cli", *map(str, arguments)]
+
+
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")},
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")]),
+}
+
+
+def files_of(pack: Path) -> dict[str, bytes]:
+    """Return what a pack holds, the lock apart."""
+    return {str(path): path.read_bytes() for path in pack.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def damage(pack: Path, task: str) -> Path:
+    """Flip a bit of the last section of a task, which ends where the manifest begins."""
+    path = pack / "tasks" / f"{task}.petl.safetensors"
+    octets = bytearray(path.read_bytes())
+    room = int.from_bytes(octets[:8], "little")
+    start = json.loads(octets[8 : 8 + room])["manifest"]["data_offsets"][0]
+    octets[8 + room + start - 1] ^= 1
+    path.write_bytes(octets)
+    return path
+
+
+# What every command promises
+
+
+def invocation(name: str, place: Path, pack: Path, out: Path) -> list[str | Path]:
+    """Return arguments with which a command does its work."""
+    arguments: dict[str, list[str | Path]] = {
+        "encode": [place / "sst2", "--base", place / "base", "--pack", out],
+        "decode": [pack, "sst2", out, "--base", place / "base"],
+        "show": [pack, "sst2"],
+        "remove": [pack, "sst2"],
+        "codecs": [],
+    }
+    return arguments.get(name, [pack])
+
+
+NUMBER, TEXT, YES, NULL = ({"type": kind} for kind in ("integer", "string", "boolean", "null"))
+SECONDS = {"type": "number", "minimum": 0}
+SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+
+
+def table(**fields: Any) -> dict[str, Any]:
+    """Return the schema of an object with exactly these fields."""
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+def rows(**fields: Any) -> dict[str, Any]:
+    return {"type": "array", "items": table(**fields)}
+
+
+def maybe(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, NULL]}
+
+
+ERROR = table(type=TEXT, message=TEXT, hint=maybe(TEXT))
+FILES = rows(file=TEXT, bytes=NUMBER)
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "encode": {
+        "tasks": rows(
+            name=TEXT,
+            run=TEXT,
+            method=TEXT,
+            layout=TEXT,
+            codec=TEXT,
+            exact=YES,
+            bytes=NUMBER,
+            source_bytes=NUMBER,
+            seconds=SECONDS,
+        ),
+        "shared": rows(sha256=SHA256, bytes=NUMBER),
+        "left_out": rows(run=TEXT, file=TEXT, bytes=NUMBER, why=TEXT),
+        "warnings": rows(run=TEXT, message=TEXT),
+        "failed": rows(run=TEXT, type=TEXT, message=TEXT, hint=maybe(TEXT)),
+    },
+    "decode": {
+        "task": TEXT,
+        "out": TEXT,
+        "codec": TEXT,
+        "exact": YES,
+        "decoded_sha256": SHA256,
+        "files": FILES,
+        "bytes": NUMBER,
+        "seconds": SECONDS,
+    },
+    "list": {"pack": TEXT, "tasks": rows(name=TEXT, bytes=NUMBER)},
+    "show": {
+        "name": TEXT,
+        "method": TEXT,
+        "layout": maybe(TEXT),
+        "codec": TEXT,
+        "exact": YES,
+        "bytes": NUMBER,
+        "payload_bytes": NUMBER,
+        "dense_bytes": NUMBER,
+        "tensors": table(count=NUMBER, unchanged=NUMBER, aliases=NUMBER, stored=NUMBER),
+        "base": maybe(table(name=maybe(TEXT), tensors=NUMBER)),
+        "sections": rows(
+            name=TEXT, coder=TEXT, dtype=TEXT, elements=NUMBER, bytes=NUMBER, bits_per_element=maybe(SECONDS)
+        ),
+        "files": FILES,
+        "shared": rows(sha256=SHA256, bytes=NUMBER, holds={"type": "array", "items": TEXT}),
+        "decoded_sha256": SHA256,
+    },
+    "stats": {
+        "disk_bytes": NUMBER,
+        "other_bytes": NUMBER,
+        "tasks": rows(
+            name=TEXT,
+            method=TEXT,
+            codec=TEXT,
+            exact=YES,
+            bytes=table(payload=NUMBER, head=NUMBER, files=NUMBER, header=NUMBER, total=NUMBER),
+            dense_bytes=NUMBER,
+            shared={"type": "array", "items": SHA256},
+        ),
+        "shared": rows(sha256=SHA256, bytes=NUMBER, tasks=NUMBER),
+        "amortized": rows(tasks=NUMBER, bytes_per_task=NUMBER, dense_bytes_per_task=NUMBER),
+        "break_even": {"type": "object"},
+        "damaged": {"type": "object", "additionalProperties": TEXT},
+    },
+    "verify": {
+        "pack": TEXT,
+        "checked": rows(
+            name=TEXT,
+            kind={"enum": ["task", "shared"]},
+            depth={"enum": ["bytes", "decoded", "compared"]},
+            ok=YES,
+            error=maybe(ERROR),
+        ),
+        "damaged": NUMBER,
+    },
+    "remove": {"pack": TEXT, "removed": rows(name=TEXT, bytes=NUMBER), "bytes": NUMBER},
+    "gc": {"pack": TEXT, "dry_run": YES, "files": FILES, "bytes": NUMBER},
+    "codecs": {"codecs": rows(id=TEXT, exact=YES, description=TEXT)},
+}
+"""What --json prints, besides "schema_version"."""
+
+
+@pytest.fixture(params=COMMANDS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Return the name of a command, one after another."""
+    return str(request.param)
+
+
+def load(name: str) -> click.Command:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return command
+
+
+def test_json_is_one_object_of_the_stated_schema(name: str, place: Path, pack: Path, tmp_path: Path) -> None:
+    code, answer = run_json(name, *invocation(name, place, pack, tmp_path / "out"))
+    assert code == 0
+    jsonschema.validate(answer, table(schema_version={"const": 1}, **SCHEMAS[name]))
+
+
+def test_people_get_plain_lines_of_at_most_80_columns(name: str, place: Path, pack: Path, tmp_path: Path) -> None:
+    result = run(name, *invocation(name, place, pack, tmp_path / "out"), env={"COLUMNS": "80"})
+    assert (result.exit_code, result.stderr) == (0, "")  # no talk and no progress where stderr is no terminal
+    assert result.stdout
+    assert "\x1b" not in result.stdout
+    if name != "decode":  # whose line is a path that the caller chose
+        assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_quiet_leaves_errors_and_what_was_asked_for(name: str, place: Path, pack: Path, tmp_path: Path) -> None:
+    loud = run(name, *invocation(name, place, pack, tmp_path / "loud"))
+    pack = Path(shutil.copytree(place / "p", tmp_path / "again"))
+    quiet = run(name, *invocation(name, place, pack, tmp_path / "quiet"), "-q")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    if name in ("encode", "decode", "remove", "gc", "verify"):
+        assert quiet.stdout == ""
+    else:
+        assert 0 < len(quiet.stdout) <= len(loud.stdout)
+    assert "no pack at" in run("stats", tmp_path / "nothing", "--quiet").stderr
+
+
+def test_help_has_an_example_and_says_what_the_table_says(name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n  petlpack {name}" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert COMMANDS[name] in run("--help").stdout
+    assert COMMANDS[name].rstrip(".") in (load(name).help or "")
+
+
+def test_docs_have_a_section_with_every_option_and_an_example(name: str) -> None:
+    sections = dict(re.findall(r"^## `petlpack ([a-z]+)[^\n]*\n(.*?)(?=^## |\Z)", DOCS, re.MULTILINE | re.DOTALL))
+    assert f"petlpack {name}" in sections[name]
+    common = {"--json", "--quiet", "--debug"}
+    options = {option for param in load(name).params for option in param.opts if option.startswith("--")}
+    assert {option for option in options - common if f"`{option}" not in sections[name]} == set()
+    assert all(option in DOCS for option in common)
+    fields = SCHEMAS[name]
+    assert {field for field in fields if f'"{field}"' not in sections[name]} == set()
+
+
+def test_usage_errors_are_json_as_well(name: str) -> None:
+    code, answer = run_json(name, "--no-such-option")
+    jsonschema.validate(answer, table(schema_version={"const": 1}, error=ERROR))
+    assert code == 2
+    assert answer["error"]["type"] == "UsageError"
+    assert "--no-such-option" in answer["error"]["message"]
+
+
+def test_every_module_of_a_command_is_in_the_table() -> None:
+    shared = {"__init__", "__main__", "app", "command"}
+    assert {path.stem for path in (ROOT / "cli" / "petlpack_cli").glob("*.py")} - shared == set(COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["encode", "--help"], ["stats", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ("numpy", "torch", "rich", "transformers", "zstandard", "pcodec", "filelock", "petlpack.encoding")
+    program = (
+        "import sys\nfrom petlpack_cli.app import cli\n"
+        f"try:\n    cli.main({arguments!r}, prog_name='petlpack')\n"
+        f"except SystemExit as done:\n    assert done.code == 0\nprint([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_of_the_whole_imports_no_command() -> None:
+    program = (
+        "import sys\nfrom petlpack_cli.app import COMMANDS, cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in COMMANDS if f'petlpack_cli.{name}' in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "arguments"),
+    [
+        (1, "RunError", ["encode", "{place}/nothing", "--pack", "{tmp}/q"]),
+        (1, "TaskError", ["encode", "{place}/sst2", "--pack", "{pack}", "--base", "{place}/base"]),
+        (1, "TaskError", ["show", "{pack}", "cola"]),
+        (1, "TaskError", ["remove", "{pack}", "sst2", "cola"]),
+        (1, "TaskError", ["decode", "{pack}", "cola", "{tmp}/out"]),
+        (2, "UsageError", ["list", "{tmp}/nothing"]),
+        (2, "UsageError", ["list", "--nothing"]),
+        (2, "UsageError", ["lits"]),
+        (2, "UsageError", ["show", "{pack}"]),
+        (2, "UsageError", ["encode"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "{place}/rte", "--task", "x"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--level", "tiny"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--jobs", "0"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--task", "a/b", "--pack", "{tmp}/q"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--codec", "zip", "--pack", "{tmp}/q"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--pack", "{place}", "--base", "{place}/base"]),
+        (2, "UsageError", ["decode", "{pack}", "sst2", "{place}", "--base", "{place}/base"]),
+        (2, "UsageError", ["verify", "{pack}", "--against", "{place}/sst2"]),
+        (5, "BaseError", ["encode", "{place}/sst2", "--pack", "{tmp}/q"]),
+        (5, "BaseError", ["encode", "{place}/sst2", "--pack", "{tmp}/q", "--base", "{tmp}/nothing"]),
+        (5, "BaseError", ["decode", "{pack}", "sst2", "{tmp}/out"]),
+        (5, "BaseError", ["decode", "{pack}", "sst2", "{tmp}/out", "--base", "{place}/rte"]),
+        (5, "BaseError", ["verify", "{pack}", "--base", "{place}/rte"]),
+    ],
+)
+def test_errors_have_their_codes_and_say_what_to_do(
+    code: int, kind: str, arguments: list[str], place: Path, pack: Path, tmp_path: Path
+) -> None:
+    given = [argument.format(place=place, pack=pack, tmp=tmp_path) for argument in arguments]
+    before = files_of(pack)
+    result = run(*given)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert re.fullmatch(r"Error: [^\n]+\nHint: [^\n]+\n", result.stderr)
+    assert run_json(*given)[1]["error"]["type"] == kind
+    assert files_of(pack) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_command_is_the_help_and_2() -> None:
+    result = run()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: petlpack")
+    assert run_json()[1]["error"]["type"] == "UsageError"
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    assert "Did you mean list?" in run("lits").stderr
+
+
+def test_some_runs_that_fail_are_3_and_do_not_stop_the_rest(place: Path, tmp_path: Path) -> None:
+    given: list[str | Path] = [place / "sst2", tmp_path / "nothing", place / "rte", "--base", place / "base", "--pack"]
+    code, answer = run_json("encode", *given, tmp_path / "q")
+    assert code == 3
+    assert [task["name"] for task in answer["tasks"]] == ["sst2", "rte"]
+    assert [(one["run"], one["type"]) for one in answer["failed"]] == [(str(tmp_path / "nothing"), "RunError")]
+    result = run("encode", *given, tmp_path / "r")
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"Error: {tmp_path / 'nothing'}: no run at ")
+    assert sorted(petlpack.open(tmp_path / "r")) == ["rte", "sst2"]
+
+
+@pytest.mark.parametrize("replace", [[], ["--replace"]])
+def test_runs_of_one_name_are_refused_even_to_replace(replace: list[str], place: Path, tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(place / "rte", tmp_path / "other" / "SST2"))
+    code, answer = run_json(
+        "encode", place / "sst2", twin, "--base", place / "base", "--pack", tmp_path / "q", *replace
+    )
+    assert code == 3
+    assert [task["name"] for task in answer["tasks"]] == ["sst2"]
+    assert str(place / "sst2") in answer["failed"][0]["message"]
+    assert "--task" in answer["failed"][0]["hint"]
+
+
+def test_the_base_is_opened_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    original = petlpack.Base
+
+    def open_base(path: Path) -> petlpack.Base:
+        opened.append(path)
+        return original(path)
+
+    monkeypatch.setattr(petlpack, "Base", open_base)
+    assert run("encode", place / "sst2", place / "rte", "--base", place / "base", "--pack", tmp_path).exit_code == 0
+    assert opened == [place / "base"]
+
+
+@pytest.mark.parametrize("given", [[], ["sst2"]])
+def test_damage_is_4_and_names_the_part(given: list[str], pack: Path) -> None:
+    path = damage(pack, "sst2")
+    result = run("verify", pack, *given)
+    assert result.exit_code == 4
+    assert result.stdout.startswith(f"task 'sst2': '{path}'")
+    assert "Damage in 1 of" in result.stdout
+    assert "Damage" not in run("verify", pack, *given, "-q").stdout
+    code, answer = run_json("verify", pack, *given)
+    assert (code, answer["damaged"]) == (4, 1)
+    assert [one["error"]["type"] for one in answer["checked"] if not one["ok"]] == ["DamageError"]
+
+
+@pytest.mark.parametrize("command", ["stats", "list"])
+def test_tables_go_on_past_damage_with_4(command: str, pack: Path) -> None:
+    (pack / "tasks" / "sst2.petl.safetensors").write_bytes(b"not much")
+    given: list[str | Path] = [command, pack, *(["--long"] if command == "list" else [])]
+    result = run(*given)
+    assert result.exit_code == 4
+    assert "rte" in result.stdout
+    assert result.stderr.startswith("Error: sst2: ")
+    code, answer = run_json(*given)
+    assert code == 4
+    assert "sst2" in json.dumps(answer)
+
+
+def test_a_damaged_task_is_4_for_show_and_decode(place: Path, pack: Path, tmp_path: Path) -> None:
+    (pack / "tasks" / "sst2.petl.safetensors").write_bytes(b"not much")
+    assert run("show", pack, "sst2").exit_code == 4
+    damage(pack, "rte")
+    assert run("decode", pack, "rte", tmp_path / "out", "--base", place / "base").exit_code == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_locked_pack_is_6(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.05)
+    with filelock.FileLock(pack / ".lock"):
+        result = run("remove", pack, "sst2")
+        assert (result.exit_code, run_json("gc", pack)[1]["error"]["type"]) == (6, "LockedError")
+    assert "locked" in result.stderr
+    assert run("remove", pack, "sst2").exit_code == 0
+
+
+def test_a_newer_pack_is_7(pack: Path) -> None:
+    (pack / "pack.json").write_text('{"format": "petlpack", "version": 2}', encoding="utf-8")
+    result = run("list", pack)
+    assert result.exit_code == 7
+    assert "upgrade" in result.stderr
+
+
+# Interrupts, broken pipes, full disks, bugs
+
+
+@posix
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_an_interrupt_at_work_is_130_and_leaves_nothing_half_written(
+    as_json: list[str], place: Path, pack: Path
+) -> None:
+    before = sorted(path.name for path in (pack / "tasks").iterdir())
+    task: list[str | Path] = [place / "sst2", "--task", "again", "--base", place / "base"]
+    with filelock.FileLock(pack / ".lock"):  # so that it cannot be done before it is interrupted
+        process = subprocess.Popen(
+            command_line("encode", *task, "--pack", pack, *as_json),
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while not list((pack / "tasks").glob(".tmp-*")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    if as_json:
+        assert json.loads(stdout)["error"]["type"] == "Interrupted"
+        assert stderr == ""
+    else:
+        assert (stdout, stderr) == ("", "interrupted\n")
+    assert sorted(path.name for path in (pack / "tasks").iterdir()) == before
+
+
+@posix
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["list", "-q"], ["codecs"], ["verify"]])
+def test_a_closed_pipe_is_silent(arguments: list[str], place: Path) -> None:
+    given: list[str | Path] = [place / "p"] if arguments[0] != "codecs" else []
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(command_line(*arguments, *given), env=ENVIRONMENT, stdout=writer, stderr=subprocess.PIPE)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("arguments", [["codecs"], ["codecs", "--json"], ["codecs", "-q"]])
+def test_a_full_disk_behind_stdout_is_an_error(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command_line(*arguments), env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: No space left on device: 'standard output'\nHint: ")
+    assert done.stderr.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"No space left on device: '.*q'", "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), r"Permission denied: '/x'", "permissions"),
+        (
+            OSError(errno.EROFS, "Read-only file system", f"/{ESC}"),
+            r"Read-only file system: '/\\x1b\[31m'",
+            "read-only",
+        ),
+        (MemoryError(), "not enough memory", "--jobs"),
+        (ZeroDivisionError("oh\nno"), r"internal error: ZeroDivisionError: oh\\nno", "--debug and report it"),
+        (AssertionError(), "internal error: AssertionError", "--debug and report it"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_line_and_a_hint(
+    error: Exception, message: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(petlpack, "encode", fail)
+    given: list[str | Path] = ["encode", "x", "--pack", tmp_path / "q"]
+    result = run(*given)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.fullmatch(rf"Error: {message}\nHint: [^\n]*{hint}[^\n]*\n", result.stderr)
+    code, answer = run_json(*given)
+    assert (code, set(answer)) == (1, {"schema_version", "error"})
+    for debug in (["--debug", *given], [*given, "--debug"]):
+        result = run(*debug)
+        assert result.exit_code == 1
+        assert "Traceback (most recent call last)" in result.stderr
+        assert re.search(rf"^Error: {message}$", result.stderr, re.MULTILINE)
+    result = run(*given, "y", "--debug")
+    assert result.exit_code == 3
+    assert result.stderr.count("Traceback (most recent call last)") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_pack_is_an_error_that_names_the_file(place: Path, pack: Path) -> None:
+    (pack / "tasks").chmod(0o500)
+    try:
+        result = run("encode", place / "sst2", "--task", "x", "--base", place / "base", "--pack", pack)
+    finally:
+        (pack / "tasks").chmod(0o700)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: Permission denied: '{pack}")
+
+
+# What commands do
+
+
+def test_encode_says_what_it_did_and_what_it_left_out(place: Path, tmp_path: Path) -> None:
+    result = run("encode", place / "sst2", place / "adapter", "--base", place / "base", "--pack", tmp_path / "q")
+    lines = [re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines()]
+    assert lines[0] == ["Task", "Method", "Codec", "From", "To", "Ratio"]
+    assert lines[2][:3] == ["sst2", "full fine-tune", "ulp"]
+    assert lines[3][:3] == ["adapter", "lora", "plain"]
+    assert ["training state, not needed for inference", "2", "20 B"] in lines
+    code, answer = run_json("encode", place / "rte", "--base", place / "base", "--pack", tmp_path / "q")
+    assert code == 0
+    (task,) = answer["tasks"]
+    assert task["bytes"] == (tmp_path / "q" / "tasks" / "rte.petl.safetensors").stat().st_size
+    assert {part["sha256"]: part["bytes"] for part in answer["shared"]}.items() <= {
+        path.name.partition(".")[0]: path.stat().st_size for path in (tmp_path / "q" / "shared").iterdir()
+    }.items()
+    assert {(left["file"], left["bytes"]) for left in answer["left_out"]} == {
+        ("optimizer.pt", 12),
+        ("training_args.bin", 8),
+        ("notes.txt", 2),
+    }
+
+
+def test_encode_warns_on_stderr(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "sst2", tmp_path / "out" / "checkpoint-1")
+    (tmp_path / "out" / "checkpoint-2").mkdir()
+    (tmp_path / "out" / "checkpoint-2" / "config.json").write_text("{}", encoding="utf-8")
+    given: list[str | Path] = [
+        "encode",
+        tmp_path / "out",
+        "--base",
+        place / "base",
+        "--replace",
+        "--pack",
+        tmp_path / "q",
+    ]
+    assert run(*given).stderr.startswith(f"Warning: {tmp_path / 'out'}: skipped a half-written checkpoint")
+    assert run(*given, "-q").stderr == ""
+    assert "half-written" in run_json(*given)[1]["warnings"][0]["message"]
+
+
+def test_decode_gives_the_run_back(place: Path, pack: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    code, answer = run_json("decode", pack, "sst2", out, "--base", place / "base", "--jobs", "1")
+    assert code == 0
+    assert {row["file"]: row["bytes"] for row in answer["files"]} == {
+        path.name: path.stat().st_size for path in out.iterdir()
+    }
+    for file in ("model.safetensors", "config.json"):
+        assert (out / file).read_bytes() == (place / "sst2" / file).read_bytes()
+    assert answer["decoded_sha256"] == run_json("show", pack, "sst2")[1]["decoded_sha256"]
+
+
+def test_list_is_by_name_or_the_biggest_first(pack: Path) -> None:
+    names = [row["name"] for row in run_json("list", pack)[1]["tasks"]]
+    assert names == sorted(names) == run("list", pack, "-q").stdout.split()
+    sizes = [row["bytes"] for row in run_json("list", pack, "--sort", "bytes")[1]["tasks"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes == [row["bytes"] for row in run_json("list", pack, "--sort", "bytes", "--long")[1]["tasks"]]
+
+
+def test_list_of_a_thousand_is_whole_and_in_order(pack: Path) -> None:
+    octets = (pack / "tasks" / "sst2.petl.safetensors").read_bytes()
+    names = sorted([f"task-{i:04}" for i in range(1000)] + ["sst2", "rte", "adapter", LONG, "x" * 25, "y" * 24])
+    for name in names:
+        (pack / "tasks" / f"{name}.petl.safetensors").write_bytes(octets)
+    lines = run("list", pack).stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:-2]] == names
+    assert {line.rstrip()[-2:] for line in lines[2:-2]} == {"kB"}
+    assert lines[-1].startswith("1,006 tasks")
+    assert run("list", pack, "-q").stdout.split() == names
+
+
+def test_long_names_are_folded_not_lost(place: Path, tmp_path: Path) -> None:
+    run("encode", place / "sst2", "--task", LONG, "--base", place / "base", "--pack", tmp_path)
+    for command in (["list"], ["list", "--long"], ["stats"]):
+        result = run(*command, tmp_path, env={"COLUMNS": "80"})
+        lines = result.stdout.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert LONG in "".join(line.split("  ")[0].strip() for line in lines)
+        assert LONG in run(*command, tmp_path).stdout  # whole in a pipe
+
+
+def test_show_counts_what_is_unchanged(place: Path, tmp_path: Path) -> None:
+    tuned = make_pair(3)[0]
+    base = make_base()
+    unchanged = "embeddings.word_embeddings.weight"
+    write_run(tmp_path / "frozen", {**tuned, f"bert.{unchanged}": base[unchanged]}, {"_name_or_path": "a/base"})
+    run("encode", tmp_path / "frozen", "--base", place / "base", "--pack", tmp_path / "q")
+    answer = run_json("show", tmp_path / "q", "frozen")[1]
+    assert answer["tensors"] == {"count": 13, "unchanged": 1, "aliases": 0, "stored": 12}
+    assert answer["base"] == {"name": "a/base", "tensors": 11}
+    assert answer["payload_bytes"] == sum(row["bytes"] for row in answer["sections"]) < answer["bytes"]
+    assert answer["files"] == [{"file": "config.json", "bytes": (tmp_path / "frozen" / "config.json").stat().st_size}]
+    text = run("show", tmp_path / "q", "frozen").stdout
+    assert "1 unchanged from the base" in text
+    assert "11 tensors of it; the run called it 'a/base'" in text
+    assert run_json("show", place / "p", "adapter")[1]["base"] is None
+
+
+def test_stats_add_up_and_fold_many_tasks(pack: Path) -> None:
+    octets = (pack / "tasks" / "sst2.petl.safetensors").read_bytes()
+    for i in range(30):
+        (pack / "tasks" / f"copy-{i}.petl.safetensors").write_bytes(octets)
+    answer = run_json("stats", pack)[1]
+    on_disk = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file())
+    told = sum(row["bytes"]["total"] for row in answer["tasks"]) + sum(row["bytes"] for row in answer["shared"])
+    assert answer["disk_bytes"] == on_disk == told + answer["other_bytes"]
+    text = run("stats", pack).stdout
+    assert f"{on_disk:,}" in text
+    assert "13 more (--all)" in text
+    assert "more (--all)" not in run("stats", pack, "--all").stdout
+
+
+def test_verify_says_how_deep_it_went(place: Path, pack: Path) -> None:
+    shallow = run("verify", pack).stdout
+    assert "2 tasks: every byte checked.\n" in shallow
+    assert "1 task: every byte checked and every weight decoded.\n" in shallow
+    assert "--base" in shallow
+    deep = run("verify", pack, "--base", place / "base").stdout
+    assert "3 tasks: every byte checked and every weight decoded.\n" in deep
+    assert "--base" not in deep
+    given: list[str | Path] = ["verify", pack, "sst2", "--base", place / "base", "--against"]
+    assert "1 task: every weight decoded, and equal to the run's.\n" in run(*given, place / "sst2").stdout
+    assert run(*given, place / "rte").exit_code == 4
+
+
+def test_remove_is_all_or_nothing_and_gc_frees_what_is_left(place: Path, pack: Path) -> None:
+    assert run("remove", pack, "sst2", "cola").exit_code == 1
+    assert len(petlpack.open(pack)) == 3
+    code, answer = run_json("remove", pack, "sst2", "adapter", "sst2")
+    assert (code, [row["name"] for row in answer["removed"]]) == (0, ["sst2", "adapter"])
+    promised = run_json("gc", pack, "--dry-run")[1]
+    assert len(promised["files"]) == 2
+    assert all((pack / row["file"]).exists() for row in promised["files"])
+    done = run_json("gc", pack)[1]
+    assert (done["files"], done["dry_run"]) == (promised["files"], False)
+    assert not any((pack / row["file"]).exists() for row in done["files"])
+    assert run("gc", pack).stdout == "Nothing to delete.\n"
+    assert run("verify", pack, "--base", place / "base").exit_code == 0
+
+
+def test_the_pack_is_the_environments_or_here(place: Path, pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (pack.parent / "here").mkdir()
+    monkeypatch.chdir(pack.parent / "here")
+    assert run("list").exit_code == 2
+    assert "no pack at 'pack'" in run("list").stderr
+    pack.rename("pack")
+    for command in ("list", "stats", "verify", "gc"):
+        assert run(command).exit_code == 0
+    for command in ("list", "stats", "verify", "gc"):
+        assert run(command, env={"PETLPACK_PACK": str(place / "nothing")}).exit_code == 2
+    given: list[str | Path] = ["encode", place / "sst2", "--task", "there", "--base", place / "base"]
+    assert run(*given, env={"PETLPACK_PACK": str(pack.parent / "there")}).exit_code == 0
+    assert run(*given).exit_code == 0
+    assert list(petlpack.open(pack.parent / "there")) == ["there"]
+    assert "there" in petlpack.open("pack")
+
+
+@pytest.mark.skipif(not (DEMO / "runs").is_dir(), reason="the demo's runs are not there")
+def test_the_demo_runs_come_back(tmp_path: Path) -> None:
+    runs = sorted(path for path in (DEMO / "runs").iterdir() if path.is_dir())
+    code, answer = run_json("encode", *runs, "--base", DEMO / "base", "--pack", tmp_path / "p", "--level", "fast")
+    assert (code, len(answer["tasks"])) == (0, len(runs))
+    for source in runs:
+        code, answer = run_json("decode", tmp_path / "p", source.name, tmp_path / source.name, "--base", DEMO / "base")
+        assert code == 0
+        for row in answer["files"]:
+            assert (tmp_path / source.name / row["file"]).read_bytes() == (source / row["file"]).read_bytes()
+
+
+# Terminals
+
+
+def terminal(*arguments: str | Path, **env: str) -> str:
+    """Run in a terminal of 80 columns; returns what it shows, stdout and stderr together."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        command_line(*arguments),
+        env={**ENVIRONMENT, "TERM": "xterm-256color", **env},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            octets = os.read(master, 65536)
+        except OSError:
+            break
+        if not octets:
+            break
+        shown += octets
+    os.close(master)
+    process.wait(60)
+    return shown.decode()
+
+
+COLOR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
+
+
+@posix
+def test_a_terminal_gets_progress_and_quiet_does_not(place: Path, pack: Path) -> None:
+    given: list[str | Path] = ["verify", pack, "--base", place / "base"]
+    assert "━" in terminal(*given)
+    assert COLOR.search(terminal(*given))
+    assert not COLOR.search(terminal(*given, NO_COLOR="1"))
+    assert "━" not in terminal(*given, "--quiet")
+    assert "gc" in terminal("remove", pack, "sst2")
+    assert "gc" not in terminal("remove", pack, "rte", "-q")
+
+
+@posix
+def test_hostile_names_reach_neither_terminal_nor_pipe(place: Path, tmp_path: Path) -> None:
+    hostile = Path(shutil.copytree(place / "sst2", tmp_path / f"{ESC}run"))
+    (hostile / f"{ESC}[link=evil]notes.txt").write_bytes(b"x")
+    (hostile / "config.json").write_text(json.dumps({"_name_or_path": f"{ESC}[red]base\u202e"}), encoding="utf-8")
+    adapter = write_adapter(tmp_path / "adapter", f"[red]{ESC}lo\nra")
+    pack, base = tmp_path / f"{ESC}p", place / "base"
+    results = [
+        run("encode", hostile, adapter, hostile / "nothing", "--base", base, "--pack", pack),
+        run("encode", hostile, "--task", "sst2", "--base", base, "--pack", pack),
+        run("encode", hostile, "--task", f"{ESC}x", "--base", base, "--pack", pack),
+        run("list", pack, "--long"),
+        run("stats", pack),
+        run("show", pack, "sst2"),
+        run("show", pack, "adapter"),
+        run("show", pack, f"{ESC}x"),
+        run("decode", pack, "sst2", tmp_path / f"{ESC}out"),
+        run("decode", pack, "sst2", tmp_path / f"{ESC}out", "--base", base),
+        run("verify", pack, "sst2", "--base", base, "--against", f"{ESC}x"),
+        run("remove", pack, f"{ESC}x"),
+        run(f"{ESC}x"),
+        run("list", f"--{ESC}x"),
+    ]
+    for result in results:
+        assert "\x1b" not in result.output
+        assert "\u202e" not in result.output
+        assert "internal error" not in result.output
+    assert "[red]" in results[6].stdout  # nor is it taken for rich's markup
+    (pack / "tasks" / f"{ESC}evil.petl.safetensors").write_bytes(b"x")
+    listed = run("list", pack).stdout
+    assert "evil" not in listed  # no encoder gave that name, so it is no task
+    assert "\x1b" not in listed
+
+
+def test_json_keeps_names_as_they_are(place: Path, tmp_path: Path) -> None:
+    name = f"caf\u00e9 [red]{ESC}" if os.name != "nt" else "caf\u00e9"
+    source = Path(shutil.copytree(place / "sst2", tmp_path / name))
+    answer = run_json("encode", source, "--task", "x", "--base", place / "base", "--pack", tmp_path / "q")[1]
+    assert answer["tasks"][0]["run"] == str(source)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (438_000_000, "438.0 MB"),
+        (14 * 10**9, "14.0 GB"),
+        (5 * 10**19, "50000.0 PB"),
+    ],
+)
+def test_sizes_are_decimal(nbytes: int, text: str) -> None:
+    assert size(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"), [(100, 50, "2.00x"), (100, 8, "12.5x"), (9000, 7, "1286x"), (0, 5, "-"), (5, 0, "-")]
+)
+def test_ratios_have_three_digits(before: int, after: int, text: str) -> None:
+    assert ratio(before, after) == text
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on how the terminal that runs it is set up."""
+    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PETLPACK_PACK"):
+        monkeypatch.delenv(name, raising=False)
