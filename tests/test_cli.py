@@ -461,6 +461,17 @@ def test_a_newer_pack_is_7(pack: Path) -> None:
 
 
 @posix
+def test_an_interrupt_that_python_ignores_is_raised_again() -> None:
+    program = (
+        "import sys, time\nfrom petlpack_cli import app, main\nclass Ends:\n    def __del__(self):\n"
+        "        raise KeyboardInterrupt\ndef wait(**_):\n    Ends()\n    time.sleep(60)\n"
+        "app.cli.main = wait\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@posix
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_an_interrupt_at_work_is_130_and_leaves_nothing_half_written(
     as_json: list[str], place: Path, pack: Path
@@ -481,7 +492,7 @@ def test_an_interrupt_at_work_is_130_and_leaves_nothing_half_written(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=50)
     assert process.returncode == 130
     if as_json:
         assert json.loads(stdout)["error"]["type"] == "Interrupted"
