@@ -39,7 +39,7 @@ MAX_SHARED = 1 << 28
 
 
 RECENT = 4
-"""Units that lazy reads keep decoded: 4 of 2^21 weights are 16-32 MB."""
+"""Units that lazy reads keep decoded: 4 of 2^20 weights are 8-16 MB."""
 
 
 @dataclass(frozen=True)

@@ -585,12 +585,12 @@ def units_of(codec: str, stored: Sequence[Slot]) -> list[Unit]:
     based = [(slot, 0, from_base(slot)) for slot in stored]
     own = [(slot, from_base(slot), slot.size) for slot in stored]
     if codec == "ulp":
-        return [*cut(based, "ulps", 1 << 21, rows=True), *cut(own, "head", 1 << 21, rows=False)]
+        return [*cut(based, "ulps", 1 << 20, rows=True), *cut(own, "head", 1 << 20, rows=False)]
     if codec == "sparse":
         return [*cut(based, "sparse", 1 << 25, rows=False), *cut(own, "head", 1 << 25, rows=False)]
     if codec == "plain":
         parts = [[(slot, 0, slot.size) for slot in stored if slot.head == head] for head in (False, True)]
-        return [*cut(parts[0], "tensors", 1 << 21, rows=True), *cut(parts[1], "head", 1 << 21, rows=False)]
+        return [*cut(parts[0], "tensors", 1 << 20, rows=True), *cut(parts[1], "head", 1 << 20, rows=False)]
     raise Refused(f"codec {codec}", unknown=True)
 
 

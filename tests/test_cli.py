@@ -464,7 +464,8 @@ def test_a_newer_pack_is_7(pack: Path) -> None:
 def test_an_interrupt_that_python_ignores_is_raised_again() -> None:
     program = (
         "import sys, time\nfrom petlpack_cli import app, main\nclass Ends:\n    def __del__(self):\n"
-        "        raise KeyboardInterrupt\ndef wait(**_):\n    Ends()\n    time.sleep(60)\n"
+        "        raise KeyboardInterrupt\ndef wait(**_):\n    Ends()\n"
+        "    while True:\n        time.sleep(0.01)\n"
         "app.cli.main = wait\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=50)

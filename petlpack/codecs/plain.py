@@ -17,7 +17,7 @@ from petlpack.codecs.base import (
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import Bits
 
-UNIT = 1 << 21
+UNIT = 1 << 20
 """Elements of a unit, as in `ulp`."""
 
 
