@@ -21,7 +21,7 @@ def main() -> None:
 def _interrupt_again(ignored: Any) -> None:
     """Raise an interrupt again a moment later where Python ignores it: in destructors and callbacks of weak references.
 
-    They are called often enough while threads end that one Ctrl-C of about 100 would be lost.
+    They are called often while threads end: one Ctrl-C of some hundreds was lost.
     """
     if ignored.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(ignored)
