@@ -77,7 +77,7 @@ def encode(
     if level not in ("fast", "small"):
         raise UsageError(f"no level '{printable(level)}'", hint="choose fast or small")
     run_dir = Path(run_dir)
-    name = check_task_name(task if task is not None else _default_name(run_dir))
+    name = check_task_name(task if task is not None else default_name(run_dir))
     if codec != "auto":
         wanted_codec(codec)
     run = read_run(run_dir)
@@ -97,7 +97,7 @@ def encode(
                 f"codec '{codec}' does not suit '{printable(str(run_dir))}': too many weights differ from the base",
                 hint="--codec auto chooses the codec that takes the fewest bytes",
             )
-        _compare(Task(store, name, best, work.template), opened_base, jobs)
+        _compare(Task(store, name, best, {next(iter(work.shared)): work.template}), opened_base, jobs)
         nbytes = best.stat().st_size
         shared = {sha256: shared_file(content) for sha256, content in work.shared.items()}
         store.put(name, best, shared, unreadable(store, shared), replace=replace)
@@ -116,7 +116,8 @@ def encode(
     )
 
 
-def _default_name(run_dir: Path) -> str:
+def default_name(run_dir: Path) -> str:
+    """Return the task's name where none is given: the directory's, or the file's without its suffix."""
     return run_dir.stem if run_dir.is_file() else run_dir.resolve().name
 
 

@@ -38,6 +38,9 @@ MAX_SHARED = 1 << 28
 """Bytes that a template or a kept file may decode to: 256 MB, many times the largest tokenizer."""
 
 
+TEMPLATES = 64
+"""Templates that a pack keeps in memory: tasks of one kind share one."""
+
 RECENT = 4
 """Units that lazy reads keep decoded: 4 of 2^20 weights are 8-16 MB."""
 
@@ -134,14 +137,16 @@ def is_directory(name: str) -> bool:
 class Task:
     """One task of a pack. Opening it reads and checks its header and manifest only."""
 
-    def __init__(self, store: Store, name: str, path: Path | None = None, template: Template | None = None) -> None:
-        """Open a task by name; `path` and `template` where they are not in the pack yet.
+    def __init__(
+        self, store: Store, name: str, path: Path | None = None, templates: dict[str, Template] | None = None
+    ) -> None:
+        """Open a task by name; `path` where its file is not in its place yet, `templates` those read before, by sha256.
 
         Raises TaskError where there is no such task, DamageError where its file is not as it was written.
         """
         self.name = name
         self._store = store
-        self._template = template
+        self._templates = {} if templates is None else templates
         self._path = path or store.find_task(name)
         self._container = container.read(self._path)
         if self.manifest.kind != "task" or len(self.manifest.shared) != 1:
@@ -184,10 +189,12 @@ class Task:
     @property
     def template(self) -> Template:
         """What the task has in common with others: tensors, base, kept files."""
-        if self._template is None:
-            sha256 = self.manifest.shared[0]
-            self._template = parse_template(read_shared(self._store, sha256), f"shared part {sha256}")
-        return self._template
+        sha256 = self.manifest.shared[0]
+        if sha256 not in self._templates:
+            if len(self._templates) == TEMPLATES:
+                self._templates.clear()
+            self._templates[sha256] = parse_template(read_shared(self._store, sha256), f"shared part {sha256}")
+        return self._templates[sha256]
 
     def load(self, base: str | Path | Base | None = None) -> TaskTensors:
         """Return the tensors, lazily: a mapping whose tensors are decoded when their bits are asked for.
@@ -266,7 +273,6 @@ class Task:
                 return self._container, self._container.open_sections()
             except ReplacedError:
                 self._container = container.read(self._path)
-                self._template = None
 
     def _find_base(self, base: str | Path | Base | None) -> Base | None:
         if isinstance(base, Base):

@@ -14,7 +14,7 @@ from petlpack.layouts.registry import read_run
 from petlpack.loading import Task, read_shared
 from petlpack.parallel import Progress
 from petlpack.store import Store
-from petlpack.template import parse_template
+from petlpack.template import Template, parse_template
 from petlpack.tensors.base import Base
 
 __all__ = ["Checked", "Encoded", "Pack", "Task", "encode", "open_pack", "verify"]
@@ -36,6 +36,7 @@ class Pack(Mapping[str, Task]):
     def __init__(self, path: str | Path) -> None:
         """Open a pack; raises UsageError where there is none."""
         self.store = Store(path)
+        self._templates: dict[str, Template] = {}
 
     @property
     def path(self) -> Path:
@@ -48,7 +49,7 @@ class Pack(Mapping[str, Task]):
 
     def __getitem__(self, name: str) -> Task:
         """Open a task; raises TaskError, which is a KeyError, where there is none."""
-        return Task(self.store, name)
+        return Task(self.store, name, templates=self._templates)
 
     def __contains__(self, name: object) -> bool:
         """Tell whether the pack has a task of this name."""
@@ -147,6 +148,8 @@ def _check_shared(pack: Pack, sha256: str) -> Checked:
         read_shared(pack.store, sha256)
     except (DamageError, UnknownFormatError) as error:
         return Checked(sha256, "shared", "bytes", error)
+    except OSError as error:
+        return Checked(sha256, "shared", "bytes", DamageError(f"shared part {sha256} cannot be read: {error}"))
     return Checked(sha256, "shared", "bytes", None)
 
 

@@ -76,7 +76,9 @@ def run(out: Output, runs: tuple[Path, ...], task: str | None, base: Path | None
 
 def _new_name(task: str | None, run_dir: Path, names: dict[str, Path]) -> str:
     """Return the task's name; refuses the name of an earlier run of this call, which --replace would overwrite."""
-    name = task if task is not None else run_dir.stem if run_dir.is_file() else run_dir.resolve().name
+    from petlpack.encoding import default_name  # here, for it imports numpy, which --help does without
+
+    name = task if task is not None else default_name(run_dir)
     if name.lower() in names:
         raise petlpack.UsageError(
             f"'{run_dir}' would be task '{name}', which is taken by '{names[name.lower()]}' of the same call",

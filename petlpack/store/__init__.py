@@ -36,12 +36,16 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNOREC
 
 def check_task_name(name: str) -> str:
     """Return a name that is safe as a file name on every system; raises UsageError for any other."""
-    if not _TASK_NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+    if not _can_be_task(name):
         raise UsageError(
             f"'{printable(name)}' cannot be a task's name",
             hint="1 to 128 of A-Z a-z 0-9 . _ -, not starting with a dot, no device name; choose one with --task",
         )
     return name
+
+
+def _can_be_task(name: str) -> bool:
+    return _TASK_NAME.fullmatch(name) is not None and _RESERVED.fullmatch(name) is None
 
 
 class Store:
@@ -95,7 +99,7 @@ class Store:
 
     def task_names(self) -> list[str]:
         """Return the names of all tasks, sorted."""
-        return sorted(stem for stem in _stems(self.path / "tasks") if _TASK_NAME.fullmatch(stem))
+        return sorted(stem for stem in _stems(self.path / "tasks") if _can_be_task(stem))
 
     def shared_names(self) -> list[str]:
         """Return the sha256 names of all shared parts, sorted."""

@@ -6,12 +6,12 @@ import json
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from petlpack.errors import RunError, printable
 from petlpack.tensors.dtypes import Bits, dtype_named
 from petlpack.tensors.safetensors_file import Header, MalformedError, build_header, file_tensor, read_header
-from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.tensor import TORCH_NAMES, Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -164,23 +164,7 @@ def _torch_tensor(value: torch.Tensor, path: Path) -> Tensor:
     """Wrap a torch tensor, whose memory stays mapped to its file until a piece is read."""
     import torch
 
-    names: dict[Any, str] = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.float8_e4m3fn: "F8_E4M3",
-        torch.float8_e5m2: "F8_E5M2",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint64: "U64",
-        torch.uint32: "U32",
-        torch.uint16: "U16",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
+    names = {getattr(torch, torch_name): name for name, torch_name in TORCH_NAMES.items()}
     if value.dtype not in names or value.layout != torch.strided or value.device.type != "cpu":
         raise RunError(
             f"'{printable(str(path))}' holds a {value.device.type} {value.layout} tensor of {value.dtype}",

@@ -20,7 +20,7 @@ PIECE = 1 << 22
 """Elements read at a time while streaming: 8-32 MB, large enough that the calls cost nothing."""
 
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"}
-_TORCH = {
+TORCH_NAMES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -37,6 +37,7 @@ _TORCH = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+"""What torch calls each dtype."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Tensor:
         import torch
 
         octets = np.array(self.read_flat(0, self.size)).view(np.uint8)
-        dtype: torch.dtype = getattr(torch, _TORCH[self.dtype.name])
+        dtype: torch.dtype = getattr(torch, TORCH_NAMES[self.dtype.name])
         return torch.from_numpy(octets).view(dtype).reshape(self.shape)
 
 
