@@ -1,4 +1,4 @@
-"""petlpack: keep a thousand fine-tunes of one base for little more than the base, and get every one back exactly.
+"""petlpack: keep a thousand fine-tunes of one base without a thousand copies, and get every one back exactly.
 
     petlpack.encode("runs/sst2", pack="glue.pack", base="models/bert-base")
     pack = petlpack.open("glue.pack")

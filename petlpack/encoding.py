@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,8 @@ def encode(
     name = check_task_name(task if task is not None else default_name(run_dir))
     if codec != "auto":
         wanted_codec(codec)
+    if not replace and (Path(pack) / "pack.json").exists():
+        Store(pack).refuse_taken(name)  # before anything is read; the commit asks again
     run = read_run(run_dir)
     opened_base = _find_base(run, base, codec)
     work = prepare(run, opened_base, count_jobs(jobs))
@@ -99,8 +101,8 @@ def encode(
             )
         _compare(Task(store, name, best, {next(iter(work.shared)): work.template}), opened_base, jobs)
         nbytes = best.stat().st_size
-        shared = {sha256: shared_file(content) for sha256, content in work.shared.items()}
-        store.put(name, best, shared, unreadable(store, shared), replace=replace)
+        store.put(name, best, _SharedFiles(work.shared), unreadable(store, work.shared), replace=replace)
+        shared = {sha256: store.shared_path(sha256).stat().st_size for sha256 in work.shared}
     return Encoded(
         name=name,
         method=run.method,
@@ -110,7 +112,7 @@ def encode(
         nbytes=nbytes,
         source_bytes=run.weight_bytes,
         seconds=time.perf_counter() - started,
-        shared={sha256: len(data) for sha256, data in shared.items()},
+        shared=shared,
         left_out=run.left_out,
         warnings=run.warnings,
     )
@@ -118,7 +120,9 @@ def encode(
 
 def default_name(run_dir: Path) -> str:
     """Return the task's name where none is given: the directory's, or the file's without its suffix."""
-    return run_dir.stem if run_dir.is_file() else run_dir.resolve().name
+    if run_dir.is_file():
+        return run_dir.stem
+    return run_dir.name if run_dir.name not in ("", "..") else run_dir.resolve().name
 
 
 def _candidates(run: Run, codec: str) -> list[str]:
@@ -206,16 +210,21 @@ def _read_kept(path: Path) -> bytes:
 
 def _plan(slots: tuple[Slot, ...], digests: list[str], tensors: dict[str, Tensor], base: Base | None) -> Plan:
     """Find the tensors that equal the base's, and those that equal another of the run (tied weights)."""
-    unchanged, aliases = set(), {}
+    unchanged = {
+        i
+        for i, slot in enumerate(slots)
+        if base is not None and slot.base is not None and _equals_base(slot, digests[i], tensors[slot.name], base)
+    }
+
+    def cheapest_first(i: int) -> tuple[bool, bool, int]:
+        return i not in unchanged, slots[i].base is None, i
+
+    aliases: dict[int, int] = {}
     first: dict[tuple[object, ...], int] = {}
-    for i, slot in enumerate(slots):
-        if base is not None and slot.base is not None and _equals_base(slot, digests[i], tensors[slot.name], base):
-            unchanged.add(i)
-            continue
-        key = (slot.dtype, slot.shape, digests[i])
-        if slot.size and key in first:
-            aliases[i] = first[key]
-        first.setdefault(key, i)
+    for i in sorted(range(len(slots)), key=cheapest_first):
+        other = first.setdefault((slots[i].dtype, slots[i].shape, digests[i]), i)
+        if other != i and slots[i].size and i not in unchanged:
+            aliases[i] = other
     return Plan(slots, frozenset(unchanged), aliases)
 
 
@@ -302,6 +311,22 @@ def _compare(task: Task, base: Base | None, jobs: int | None) -> None:
             f"what was written for task '{task.name}' does not decode to the run: {error.message}",
             hint="the run's files changed while they were read, or this is a bug; nothing was put into the pack",
         ) from error
+
+
+class _SharedFiles(Mapping[str, bytes]):
+    """The files of shared parts by sha256, made when asked for: most are in the pack already, and zstd takes time."""
+
+    def __init__(self, contents: Mapping[str, bytes]) -> None:
+        self._contents = contents
+
+    def __getitem__(self, sha256: str) -> bytes:
+        return shared_file(self._contents[sha256])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._contents)
+
+    def __len__(self) -> int:
+        return len(self._contents)
 
 
 def shared_file(content: bytes) -> bytes:

@@ -45,6 +45,10 @@ RECENT = 4
 """Units that lazy reads keep decoded: 4 of 2^20 weights are 8-16 MB."""
 
 
+MAX_TEMPLATE = 1 << 25
+"""Bytes of a template: 32 MB describe a hundred thousand tensors, and parsing a hostile one stays cheap."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the tensors of a task are found: unchanged ones in the base, aliases in others, the rest in units."""
@@ -90,8 +94,16 @@ def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
     return plan
 
 
-def read_shared(store: Store, sha256: str) -> bytes:
-    """Read a shared part and check that it decodes to what its name says; raises DamageError."""
+def read_template(store: Store, sha256: str) -> Template:
+    """Read and parse a template; raises DamageError."""
+    return parse_template(read_shared(store, sha256, MAX_TEMPLATE), f"shared part {sha256}")
+
+
+def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
+    """Read a shared part of at most so many bytes, and check that it decodes to what its name says.
+
+    Raises DamageError.
+    """
     path = store.shared_path(sha256)
     if not path.is_file():
         raise DamageError(
@@ -104,8 +116,8 @@ def read_shared(store: Store, sha256: str) -> bytes:
     made = Manifest("shared", "bytes", rows, (), sha256, {}, {})
     if manifest != made or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
         raise DamageError(f"'{printable(str(path))}' is not a shared part of bytes")
-    if rows[0].count > MAX_SHARED:
-        raise DamageError(f"'{printable(str(path))}' claims {rows[0].count:,} bytes, at most {MAX_SHARED:,} are read")
+    if rows[0].count > most:
+        raise DamageError(f"'{printable(str(path))}' claims {rows[0].count:,} bytes, at most {most:,} are read")
     array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
     data = opened.open_sections().read(rows[0])
     content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
@@ -193,7 +205,7 @@ class Task:
         if sha256 not in self._templates:
             if len(self._templates) == TEMPLATES:
                 self._templates.clear()
-            self._templates[sha256] = parse_template(read_shared(self._store, sha256), f"shared part {sha256}")
+            self._templates[sha256] = read_template(self._store, sha256)
         return self._templates[sha256]
 
     def load(self, base: str | Path | Base | None = None) -> TaskTensors:
@@ -214,8 +226,14 @@ class Task:
 
     def state_dict(self, base: str | Path | Base | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
         """Return every tensor as a torch tensor on `device`, bit for bit; checks the digest of the whole."""
-        tensors = {name: Tensor.of(bits, slot.dtype) for name, slot, bits in self.load(base).read_all()}
-        return {name: tensor.torch().to(device) for name, tensor in tensors.items()}
+        for header in self.template.headers.values():
+            for name, entry in header.entries.items():
+                if entry.dtype not in DTYPES:
+                    raise UnknownFormatError(
+                        f"tensor '{printable(name)}' is {printable(entry.dtype)}, which is carried as bytes only",
+                        hint="`decode` writes it back as it was",
+                    )
+        return {name: Tensor.of(bits, slot.dtype).torch().to(device) for name, slot, bits in self.load(base).read_all()}
 
     def decode(
         self,
@@ -229,7 +247,9 @@ class Task:
 
         The directory appears only when it is complete. Raises UsageError where `out` exists and is not empty.
         """
-        out = Path(out)
+        out = Path(out).resolve()
+        if out == Path.cwd():
+            raise UsageError("cannot decode into the current directory", hint="give a new directory to decode into")
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise UsageError(f"'{printable(str(out))}' exists already", hint="give a new directory to decode into")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from petlpack.codecs.registry import codec
 from petlpack.encoding import Encoded, encode
-from petlpack.errors import DamageError, PetlpackError, TaskError, UnknownFormatError
+from petlpack.errors import BaseError, DamageError, PetlpackError
 from petlpack.layouts.registry import read_run
-from petlpack.loading import Task, read_shared
+from petlpack.loading import Task, read_shared, read_template
 from petlpack.parallel import Progress
 from petlpack.store import Store
-from petlpack.template import Template, parse_template
+from petlpack.template import Template
 from petlpack.tensors.base import Base
 
 __all__ = ["Checked", "Encoded", "Pack", "Task", "encode", "open_pack", "verify"]
@@ -53,7 +54,7 @@ class Pack(Mapping[str, Task]):
 
     def __contains__(self, name: object) -> bool:
         """Tell whether the pack has a task of this name."""
-        return isinstance(name, str) and name in self.store.task_names()
+        return isinstance(name, str) and self.store.has_task(name)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the task names, sorted."""
@@ -78,8 +79,7 @@ class Pack(Mapping[str, Task]):
                 template, *others = self[name].manifest.shared
                 needed |= {template, *others}
             for template in sorted(needed):
-                content = read_shared(self.store, template)
-                needed |= set(parse_template(content, f"shared part {template}").files.values())
+                needed |= set(read_template(self.store, template).files.values())
             return self.store.sweep(needed, dry_run=dry_run)
 
 
@@ -100,7 +100,7 @@ def verify(
     """Check a pack, or one task of it: every byte, and with the base at hand every decoded weight.
 
     `against` compares the task's tensors with a run, bit for bit. Yields one finding for every task and every shared
-    part; a damaged one does not stop the rest. Raises BaseError where `base` is given and is not the base.
+    part; a damaged one, or one that needs another base, does not stop the rest.
     """
     pack = pack if isinstance(pack, Pack) else Pack(pack)
     opened = Base(base) if isinstance(base, str | Path) else base
@@ -108,10 +108,13 @@ def verify(
     for name in names:
         if task is not None and task not in pack:
             pack.store.find_task(task)
-        yield _check_task(pack, name, opened, against, jobs, progress)
-    if task is None:
-        for sha256 in pack.store.shared_names():
-            yield _check_shared(pack, sha256)
+        found = _check_task(pack, name, opened, against, jobs, progress)
+        if found is not None:
+            yield found
+    for sha256 in pack.store.shared_names() if task is None else ():
+        found = _check_shared(pack, sha256)
+        if found is not None:
+            yield found
 
 
 def _check_task(
@@ -121,35 +124,55 @@ def _check_task(
     against: str | Path | None,
     jobs: int | None,
     progress: Progress | None,
-) -> Checked:
+) -> Checked | None:
+    """Check one task; None where it was removed meanwhile. One that needs another base is checked byte by byte."""
     depth = "bytes"
     try:
         task = pack[name]
         for sha256 in task.template.files.values():
             read_shared(pack.store, sha256)
-        if task.template.base and base is None:
-            task.check_bytes()
-        else:
-            depth = "decoded"
-            for _ in task.load(base).stream(jobs=jobs, progress=progress):
-                pass
+        codec(task.codec)  # one that this petlpack does not know is told even where nothing is decoded
+        depth, foreign = _read_whole(task, base, jobs, progress)
+        if foreign is not None:
+            return Checked(name, "task", depth, foreign)
         if against is not None:
             depth = "compared"
             _compare_with_run(task, base, against)
-    except (DamageError, UnknownFormatError, TaskError) as error:
-        return Checked(name, "task", depth, error)
-    except OSError as error:
-        return Checked(name, "task", depth, DamageError(f"task '{name}' cannot be read: {error}"))
+    except (PetlpackError, OSError) as error:
+        if not pack.store.task_path(name).exists():
+            return None
+        return Checked(name, "task", depth, _as_damage(error, f"task '{name}'"))
     return Checked(name, "task", depth, None)
 
 
-def _check_shared(pack: Pack, sha256: str) -> Checked:
+def _read_whole(
+    task: Task, base: Base | None, jobs: int | None, progress: Progress | None
+) -> tuple[str, BaseError | None]:
+    """Decode a task where its base is at hand, else check its bytes; return how deep, and how the base differs."""
+    foreign = None
+    if base is not None or not task.template.base:
+        try:
+            for _ in task.load(base).stream(jobs=jobs, progress=progress):
+                pass
+            return "decoded", None
+        except BaseError as error:
+            foreign = error
+    task.check_bytes()
+    return "bytes", foreign
+
+
+def _as_damage(error: PetlpackError | OSError, what: str) -> PetlpackError:
+    return error if isinstance(error, PetlpackError) else DamageError(f"{what} cannot be read: {error}")
+
+
+def _check_shared(pack: Pack, sha256: str) -> Checked | None:
+    """Check one shared part; None where it was collected meanwhile."""
     try:
         read_shared(pack.store, sha256)
-    except (DamageError, UnknownFormatError) as error:
-        return Checked(sha256, "shared", "bytes", error)
-    except OSError as error:
-        return Checked(sha256, "shared", "bytes", DamageError(f"shared part {sha256} cannot be read: {error}"))
+    except (PetlpackError, OSError) as error:
+        if not pack.store.shared_path(sha256).exists():
+            return None
+        return Checked(sha256, "shared", "bytes", _as_damage(error, f"shared part {sha256}"))
     return Checked(sha256, "shared", "bytes", None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import petlpack
-from petlpack import store
+from petlpack import container, store
 from petlpack_cli.app import COMMANDS, cli
 from petlpack_cli.output.sizes import ratio, size
 from tests.conftest import make_base, make_pair, weights, write_run
@@ -103,6 +104,24 @@ def damage(pack: Path, task: str) -> Path:
     return path
 
 
+def rewrite(pack: Path, task: str, **changes: Any) -> None:
+    """Write a task's file again, whole, with a changed manifest, as another version might have written it."""
+    path = pack / "tasks" / f"{task}.petl.safetensors"
+    opened = container.read(path)
+    sections = opened.open_sections()
+    rows = opened.manifest.sections
+    data = [container.Encoded(row.name, row.coder, row.dtype, row.count, sections.read(row)) for row in rows]
+    with path.with_suffix(".new").open("wb") as file:
+        container.write(
+            file,
+            [row.name for row in rows],
+            opened.nbytes + 10_000,
+            iter(data),
+            lambda _: dataclasses.replace(opened.manifest, **changes),
+        )
+    path.with_suffix(".new").replace(path)
+
+
 # What every command promises
 
 
@@ -155,6 +174,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "left_out": rows(run=TEXT, file=TEXT, bytes=NUMBER, why=TEXT),
         "warnings": rows(run=TEXT, message=TEXT),
         "failed": rows(run=TEXT, type=TEXT, message=TEXT, hint=maybe(TEXT)),
+        "interrupted": YES,
     },
     "decode": {
         "task": TEXT,
@@ -188,6 +208,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "stats": {
         "disk_bytes": NUMBER,
         "other_bytes": NUMBER,
+        "damaged_bytes": NUMBER,
         "tasks": rows(
             name=TEXT,
             method=TEXT,
@@ -334,6 +355,8 @@ def test_help_of_the_whole_imports_no_command() -> None:
         (2, "UsageError", ["encode", "{place}/sst2", "--level", "tiny"]),
         (2, "UsageError", ["encode", "{place}/sst2", "--jobs", "0"]),
         (2, "UsageError", ["encode", "{place}/sst2", "--task", "a/b", "--pack", "{tmp}/q"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--base", "{place}/base", "--task=--json", "--pack", "{tmp}/q"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--base", "{place}/base", "--task", "-x", "--pack", "{tmp}/q"]),
         (2, "UsageError", ["encode", "{place}/sst2", "--codec", "zip", "--pack", "{tmp}/q"]),
         (2, "UsageError", ["encode", "{place}/sst2", "--pack", "{place}", "--base", "{place}/base"]),
         (2, "UsageError", ["decode", "{pack}", "sst2", "{place}", "--base", "{place}/base"]),
@@ -342,7 +365,6 @@ def test_help_of_the_whole_imports_no_command() -> None:
         (5, "BaseError", ["encode", "{place}/sst2", "--pack", "{tmp}/q", "--base", "{tmp}/nothing"]),
         (5, "BaseError", ["decode", "{pack}", "sst2", "{tmp}/out"]),
         (5, "BaseError", ["decode", "{pack}", "sst2", "{tmp}/out", "--base", "{place}/rte"]),
-        (5, "BaseError", ["verify", "{pack}", "--base", "{place}/rte"]),
     ],
 )
 def test_errors_have_their_codes_and_say_what_to_do(
@@ -420,6 +442,21 @@ def test_damage_is_4_and_names_the_part(given: list[str], pack: Path) -> None:
     assert [one["error"]["type"] for one in answer["checked"] if not one["ok"]] == ["DamageError"]
 
 
+def test_another_base_is_5_for_verify_and_no_damage(place: Path, pack: Path) -> None:
+    result = run("verify", pack, "--base", place / "rte")
+    assert (result.exit_code, result.stderr) == (5, "")
+    assert result.stdout.startswith(f"task 'rte': base '{place / 'rte'}' has no tensor ")
+    assert "2 tasks of another base: every byte checked, no weight decoded.\n" in result.stdout
+    assert "1 task: every byte checked and every weight decoded.\n" in result.stdout
+    assert "No damage in 7 parts.\n" in result.stdout
+    code, answer = run_json("verify", pack, "--base", place / "rte")
+    assert (code, answer["damaged"]) == (5, 0)
+    assert [one["error"]["type"] for one in answer["checked"] if not one["ok"]] == ["BaseError", "BaseError"]
+    damage(pack, "sst2")
+    code, answer = run_json("verify", pack, "--base", place / "rte")
+    assert (code, answer["damaged"]) == (4, 1)
+
+
 @pytest.mark.parametrize("command", ["stats", "list"])
 def test_tables_go_on_past_damage_with_4(command: str, pack: Path) -> None:
     (pack / "tasks" / "sst2.petl.safetensors").write_bytes(b"not much")
@@ -431,6 +468,54 @@ def test_tables_go_on_past_damage_with_4(command: str, pack: Path) -> None:
     code, answer = run_json(*given)
     assert code == 4
     assert "sst2" in json.dumps(answer)
+
+
+def test_stats_tell_the_bytes_of_damaged_tasks_apart(pack: Path) -> None:
+    (pack / "tasks" / "adapter.petl.safetensors").write_bytes(b"x" * 1234)
+    text = run("stats", pack).stdout
+    assert re.search(r"^1 damaged task +1\.2 kB +1,234$", text, re.MULTILINE)
+    assert re.search(r"^pack.json and leftovers +37 B +37$", text, re.MULTILINE)
+    assert "parts needed by no readable task" in text
+    assert "(gc)" not in text
+    (pack / "tasks" / "adapter.petl.safetensors").unlink()
+    text = run("stats", pack).stdout
+    assert "parts needed by no task (gc)" in text
+    assert "damaged" not in text
+
+
+@pytest.mark.parametrize(("command", "code"), [(["stats"], 4), (["list", "--long"], 7)])
+def test_tables_go_on_past_a_codec_of_a_newer_version(command: list[str], code: int, pack: Path) -> None:
+    rewrite(pack, "sst2", codec="novel")
+    result = run(*command, pack)
+    assert result.exit_code == code
+    assert re.search(r"^rte +", result.stdout, re.MULTILINE)
+    assert result.stderr.startswith("Error: sst2: unknown codec 'novel'")
+    assert ("cannot be read" in result.stdout) == (command[0] == "list")
+    code_again, answer = run_json(*command, pack)
+    assert code_again == code
+    assert "unknown codec 'novel'" in json.dumps(answer)
+
+
+@pytest.mark.parametrize("nbytes", [10**400, 2**63, -5, True, "many", None], ids=lambda nbytes: str(nbytes)[:20])
+def test_a_fact_that_makes_no_sense_is_not_known(nbytes: object, pack: Path) -> None:
+    rewrite(pack, "sst2", facts={**petlpack.open(pack)["sst2"].manifest.facts, "dense_bytes": nbytes})
+    result = run("list", pack, "--long")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert re.search(r"^sst2 +full fine-tune +ulp +\? +[0-9.]+ k?B +-$", result.stdout, re.MULTILINE)
+    known = {row["name"]: row["dense_bytes"] for row in run_json("list", pack, "--long")[1]["tasks"]}
+    assert known["sst2"] is None
+    assert known["rte"] > 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_missing_shared_part_is_4_for_show(kept: bool, pack: Path) -> None:
+    parts = run_json("show", pack, "sst2")[1]["shared"]
+    sha256 = next(part["sha256"] for part in parts if (part["holds"] != ["template"]) == kept)
+    (pack / "shared" / f"{sha256}.petl.safetensors").unlink()
+    result = run("show", pack, "sst2")
+    assert result.exit_code == 4
+    assert result.stderr.startswith(f"Error: shared part {sha256} is missing from pack ")
+    assert run_json("show", pack, "sst2")[1]["error"]["type"] == "DamageError"
 
 
 def test_a_damaged_task_is_4_for_show_and_decode(place: Path, pack: Path, tmp_path: Path) -> None:
@@ -501,6 +586,28 @@ def test_an_interrupt_at_work_is_130_and_leaves_nothing_half_written(
     else:
         assert (stdout, stderr) == ("", "interrupted\n")
     assert sorted(path.name for path in (pack / "tasks").iterdir()) == before
+
+
+def test_an_interrupt_keeps_what_is_known_of_finished_tasks(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = petlpack.encode
+
+    def encode(run_dir: Path, **options: Any) -> petlpack.Encoded:
+        if run_dir.name == "rte":
+            raise KeyboardInterrupt
+        return original(run_dir, **options)
+
+    monkeypatch.setattr(petlpack, "encode", encode)
+    runs = [place / name for name in ("sst2", "rte", "adapter")]
+    code, answer = run_json("encode", *runs, "--base", place / "base", "--pack", tmp_path / "q")
+    assert (code, answer["interrupted"]) == (130, True)
+    assert [task["name"] for task in answer["tasks"]] == ["sst2"]
+    jsonschema.validate(answer, table(schema_version={"const": 1}, **SCHEMAS["encode"]))
+    result = run("encode", *runs, "--base", place / "base", "--pack", tmp_path / "r")
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+    assert re.search(r"^sst2 +full fine-tune", result.stdout, re.MULTILINE)
+    assert list(petlpack.open(tmp_path / "r")) == ["sst2"]
 
 
 @posix
@@ -581,7 +688,7 @@ def test_a_read_only_pack_is_an_error_that_names_the_file(place: Path, pack: Pat
 def test_encode_says_what_it_did_and_what_it_left_out(place: Path, tmp_path: Path) -> None:
     result = run("encode", place / "sst2", place / "adapter", "--base", place / "base", "--pack", tmp_path / "q")
     lines = [re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines()]
-    assert lines[0] == ["Task", "Method", "Codec", "From", "To", "Ratio"]
+    assert lines[0] == ["Task", "Method", "Codec", "From", "To", "From / to"]
     assert lines[2][:3] == ["sst2", "full fine-tune", "ulp"]
     assert lines[3][:3] == ["adapter", "lora", "plain"]
     assert ["training state, not needed for inference", "2", "20 B"] in lines
@@ -659,6 +766,36 @@ def test_long_names_are_folded_not_lost(place: Path, tmp_path: Path) -> None:
         assert LONG in run(*command, tmp_path).stdout  # whole in a pipe
 
 
+@pytest.mark.parametrize("width", [10, 40, 60, 79, 80, 81, 82, 120])
+@pytest.mark.parametrize("command", [["list"], ["list", "--long"], ["stats"], ["encode"]])
+def test_numbers_stand_beside_the_name_of_their_task(
+    command: list[str], width: int, place: Path, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["q", "distilbert-sst2-seed42", "llama-lora-r16-alpaca-1", "distilbert-mnli-seed7", "x" * 24, "y" * 25]
+    arguments: list[str | Path] = [*command, pack]
+    if command == ["encode"]:
+        encoded = petlpack.encode(place / "sst2", tmp_path / "q", place / "base")
+        monkeypatch.setattr(petlpack, "encode", lambda run, **_: dataclasses.replace(encoded, name=run.name))
+        arguments = [*command, *names]
+    octets = (pack / "tasks" / "sst2.petl.safetensors").read_bytes()
+    for name in names:
+        (pack / "tasks" / f"{name}.petl.safetensors").write_bytes(octets)
+    lines = run(*arguments, env={"COLUMNS": str(width)}).stdout.splitlines()
+    rules = [i for i, line in enumerate(lines) if line.startswith("\u2500")]
+    shown: list[str] = []
+    for line in lines[rules[0] + 1 : rules[1]]:
+        name, *cells = re.split(r" {2,}", line.rstrip())
+        if cells:
+            shown.append(name)
+            assert not any("\u2026" in cell for cell in cells if re.match("[0-9.]", cell))
+            assert re.search(r" \d+(\.\d)? k?B$|[0-9.]+x$|-$", line.rstrip())
+        else:
+            shown[-1] += name
+    assert {*names} <= {*shown} <= {*names, "sst2", "rte", "adapter"}
+    if width >= 80:
+        assert max(map(len, lines[: rules[1]])) <= width
+
+
 def test_show_counts_what_is_unchanged(place: Path, tmp_path: Path) -> None:
     tuned = make_pair(3)[0]
     base = make_base()
@@ -687,6 +824,7 @@ def test_stats_add_up_and_fold_many_tasks(pack: Path) -> None:
     text = run("stats", pack).stdout
     assert f"{on_disk:,}" in text
     assert "13 more (--all)" in text
+    assert "on, the pack is smaller than dense checkpoints, the base not counted.\n" in text
     assert "more (--all)" not in run("stats", pack, "--all").stdout
 
 

@@ -23,7 +23,7 @@ import transformers
 
 import petlpack
 from petlpack import Encoded, RunError
-from petlpack.layouts.base import TRAINING
+from petlpack.layouts.files import TRAINING
 from petlpack.tensors.dtypes import DTYPES
 from tests.conftest import make_pair, weights, write_pair, write_run
 
@@ -37,6 +37,8 @@ CONFIG = {
     "max_position_embeddings": 16,
     "num_labels": 2,
 }
+LINKS = ("old.safetensors", "link")
+"""Names that the tests give to links without a file."""
 IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
 
 
@@ -106,14 +108,14 @@ def round_trip(run: Path, base: Path | None, place: Path, chosen: Path | None = 
     back = files_of(out)
     trip = Trip(encoded, out)
     for name, content in back.items():
-        if f"{inside}{name}" in before:
-            assert content == before[f"{inside}{name}"], name
-    accounted = {f"{inside}{name}" for name in back} | {_full(name, inside, before) for name in trip.left_out}
+        if _full(name, inside, before) in before:
+            assert content == before[_full(name, inside, before)], name
+    accounted = {_full(name, inside, before) for name in back} | trip.left_out.keys()
     pickled = {name for name in before if name.endswith((".bin", ".bin.index.json")) and "training" not in name}
     assert before.keys() - pickled <= accounted
-    assert accounted - before.keys() <= {"model.safetensors", "adapter_model.safetensors"}
+    assert accounted - before.keys() <= {"model.safetensors", "adapter_model.safetensors", *LINKS}
     for name, (nbytes, why) in trip.left_out.items():
-        assert nbytes == len(before[_full(name, inside, before)])
+        assert nbytes == len(before.get(name, b""))
         assert why
     for checked in petlpack.verify(place / "pack", base, against=run, task="run"):
         assert (checked.error, checked.depth) == (None, "compared")
@@ -121,7 +123,7 @@ def round_trip(run: Path, base: Path | None, place: Path, chosen: Path | None = 
 
 
 def _full(name: str, inside: str, before: dict[str, bytes]) -> str:
-    """A left-out file is named from the chosen directory, or from the run's."""
+    """A file that came back is of the chosen directory, or else of the run's."""
     return f"{inside}{name}" if f"{inside}{name}" in before else name
 
 
@@ -224,7 +226,7 @@ def test_a_trainer_run_with_its_model_at_the_root(base: Path, trained: Path, tmp
     assert len(expected) == 9
     assert {name: nbytes for name, (nbytes, why) in trip.left_out.items() if why == TRAINING_WHY} == expected
     assert trip.left_out["checkpoint-5/model.safetensors"][1] == "another checkpoint"
-    assert trip.left_out["trainer_state.json"][1] == "not needed for loading"
+    assert trip.left_out["trainer_state.json"][1] == "training log"
     assert outputs(load(trip.out)) == outputs(load(trained / "checkpoint-10"))
 
 
@@ -351,6 +353,111 @@ def test_training_state_is_never_opened(
     assert not target.exists()
 
 
+# Which files are kept, and why the others are not
+
+
+def _put(directory: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+
+
+REASONS = {
+    "README.md": "model card",
+    "trainer_state.json": "training log",
+    "eval_results.json": "training log",
+    "result.json": "training log",
+    "runs/Jan01/events.out.tfevents.1.host.2.0": "training log",
+    "runs/Jan01/hparams.yml": "training log",
+    "events.out.tfevents.1.host.2.0": "training log",
+    ".gitattributes": "repository file",
+    "modeling_mine.py": "code; loading with trust_remote_code needs it",
+    "scripts/train.py": "not known to be needed",
+    "notes.txt": "not known to be needed",
+    "optimizer.pt": TRAINING_WHY,
+    "old/checkpoint-3/model.safetensors": "another checkpoint",
+    "pytorch_model.bin.index.json": "an index of files that are not kept",
+    "model.fp16.safetensors": "other weights",
+    "runs/2/model.safetensors": "other weights",
+    "onnx/model.onnx": "other weights",
+}
+
+
+@pytest.mark.parametrize("checkpoint", ["", "checkpoint-10"])
+def test_every_file_left_out_has_a_true_reason(tmp_path: Path, checkpoint: str) -> None:
+    run = tmp_path / "run"
+    chosen = write_run(run / checkpoint, make_pair(1, layers=1)[0])
+    _put(chosen, dict.fromkeys(REASONS, b"{}"))
+    trip = round_trip(run, None, tmp_path, chosen, codec="plain")
+    inside = f"{checkpoint}/" if checkpoint else ""
+    assert trip.left_out == {f"{inside}{name}": (2, why) for name, why in REASONS.items()}
+    others = sorted(f"{inside}{name}" for name, why in REASONS.items() if why == "other weights")
+    assert trip.encoded.warnings == (f"left out other weights: {', '.join(others)}",)
+
+
+NEEDED = (
+    *("source.spm", "target.spm", "normalizer.json", "entity_vocab.json", "sentencepiece.model", "tekken.json"),
+    *("video_preprocessor_config.json", "router_config.json", "bpe.codes", "vocab.bpe", "config_setfit.json"),
+    *("additional_chat_templates/rag.jinja", "additional_chat_templates/tool_use.jinja"),
+)
+
+
+def test_files_of_every_tokenizer_and_processor_are_kept(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_pair(1, layers=1)[0], files={name: name.encode() for name in NEEDED})
+    trip = round_trip(run, None, tmp_path, codec="plain")
+    assert set(files_of(trip.out)) == {"config.json", "model.safetensors", *NEEDED}
+    assert trip.left_out == {}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_checkpoint_takes_from_the_root_what_it_lacks(tmp_path: Path, adapter: bool) -> None:
+    run, tensors = tmp_path / "run", make_pair(1, layers=1)[0]
+    own = {"tokenizer_config.json": b"{}"}
+    if adapter:
+        own["adapter_config.json"] = b'{"peft_type": "LORA"}'
+    weights_file = "adapter_model.safetensors" if adapter else "model.safetensors"
+    chosen = write_run(run / "checkpoint-10", tensors, None if adapter else {}, own, weights_file)
+    root = ("tokenizer.json", "tokenizer_config.json", "config.json", "additional_chat_templates/a.jinja")
+    _put(run, {**dict.fromkeys(root, b'{"of": "the root"}'), "checkpoint-9/vocab.txt": b"of another"})
+    trip = round_trip(run, None, tmp_path, chosen, codec="plain")
+    from_root = {"tokenizer.json", "additional_chat_templates/a.jinja"}
+    assert set(files_of(trip.out)) == {path.name for path in chosen.iterdir()} | from_root
+    assert set(trip.left_out) == {"config.json", "tokenizer_config.json", "checkpoint-9/vocab.txt"}
+
+
+def test_links_without_a_file_are_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_pair(1, layers=1)[0])
+    (run / "old.safetensors").symlink_to("/nonexist")
+    (run / "link").symlink_to(tmp_path)
+    trip = round_trip(run, None, tmp_path, codec="plain")
+    assert trip.left_out == {"old.safetensors": (0, "a link to nothing"), "link": (0, "a link to a directory")}
+    assert trip.encoded.warnings == ("left out links to nothing: old.safetensors",)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors", "additional_chat_templates"])
+def test_a_link_to_nothing_that_loading_needs_is_refused(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run", make_pair(1, layers=1)[0])
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to("/nonexist")
+    with pytest.raises(RunError, match=f"{name}' is a link to '/nonexist'") as caught:
+        petlpack.encode(run, tmp_path / "pack", codec="plain")
+    assert caught.value.hint
+
+
+def test_a_pack_inside_a_run_is_one_entry(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_pair(1, layers=1)[0])
+    _put(run, {"other/pack.json": b'{"format": "npm"}', "broken/pack.json": b"{"})
+    petlpack.encode(run, run / "pack", codec="plain", task="first")
+    nbytes = sum(len(content) for content in files_of(run / "pack").values())
+    second = petlpack.encode(run, tmp_path / "pack", codec="plain")
+    assert {left.file: (left.nbytes, left.why) for left in second.left_out} == {
+        "pack": (nbytes, "a pack"),
+        "other/pack.json": (17, "not known to be needed"),
+        "broken/pack.json": (1, "not known to be needed"),
+    }
+    assert second.warnings == ()
+
+
 # Pickled weights
 
 
@@ -395,6 +502,9 @@ def test_pickled_weights_come_back_as_safetensors(
     run = _bin(tuned.to(getattr(torch, dtype)), tmp_path / "run", shards)
     trip = round_trip(run, base, tmp_path)
     assert set(files_of(trip.out)) == {"config.json", "model.safetensors"}
+    (warning,) = trip.encoded.warnings
+    assert warning.endswith(" back as model.safetensors")
+    assert warning.startswith("pytorch_model.bin comes" if not shards else "pytorch_model-00001-of-")
     _check_tensors(trip.out / "model.safetensors", tuned.state_dict())
     assert outputs(load(trip.out)) == outputs(tuned)
 
@@ -475,6 +585,40 @@ def test_a_dense_module_of_sentence_transformers_is_not_lost(base: Path, tmp_pat
     write_run(run / "2_Dense", {"linear.weight": weights("F32", (4, 8))}, {"in_features": 8, "out_features": 4})
     trip = round_trip(run, base, tmp_path)
     assert "2_Dense/model.safetensors" in files_of(trip.out)
+    assert trip.encoded.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("1_Pooling/", {"1_Pooling/config.json", "1_Pooling/deep/x.txt"}),
+        ("./1_Pooling//", {"1_Pooling/config.json", "1_Pooling/deep/x.txt"}),
+        ("a/b", {"a/b/config.json"}),
+        *((outside, set()) for outside in ("../run/1_Pooling", "/1_Pooling", "..", "/", ".", "1_Pool", "", 7, None)),
+    ],
+)
+def test_the_directories_that_modules_json_names_are_kept_whole(tmp_path: Path, written: Any, kept: set[str]) -> None:
+    run = write_run(tmp_path / "run", make_pair(1, layers=1)[0])
+    (run / "modules.json").write_text(json.dumps([{"path": "", "type": "x"}, {"path": written}]), encoding="utf-8")
+    parts = {"1_Pooling/config.json", "1_Pooling/deep/x.txt", "a/b/config.json", "a/c.txt"}
+    _put(run, dict.fromkeys(parts, b"{}"))
+    trip = round_trip(run, None, tmp_path, codec="plain")
+    assert set(files_of(trip.out)) == {"config.json", "model.safetensors", "modules.json"} | kept
+    assert set(trip.left_out) == parts - kept
+
+
+def test_weights_inside_a_module_are_refused_for_what_they_are(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run / "0_Transformer", make_pair(1, layers=1)[0])
+    rows = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}, {"path": "1_Pooling"}]
+    (run / "modules.json").write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(RunError, match="older sentence-transformers layout is not supported") as caught:
+        petlpack.encode(run, tmp_path / "pack", codec="plain")
+    assert "save it again" in str(caught.value.hint)
+    (run / "modules.json").write_text('[{"path": "", "type": "Router"}]', encoding="utf-8")
+    with pytest.raises(RunError, match="not a run directory") as caught:
+        petlpack.encode(run, tmp_path / "pack", codec="plain")
+    assert "0_Transformer" not in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 9, 10, 20, 50, 99, 100, 101, 1000, 10_000])
@@ -580,6 +724,7 @@ def test_adapters_under_another_name_stand_in_directories_of_their_own(classifie
     trip = round_trip(run, None, tmp_path)
     assert trip.encoded.method == "lora"
     assert trip.left_out["other/adapter_model.safetensors"][1] == "other weights"
+    assert trip.encoded.warnings == ("left out other weights: other/adapter_model.safetensors",)
     other = round_trip(run / "other", None, tmp_path / "second")
     assert set(files_of(other.out)) == {"adapter_config.json", "adapter_model.safetensors"}
     assert outputs(_load_adapter(classifier, other.out)) == outputs(model)
@@ -591,7 +736,12 @@ def test_a_pickled_adapter_comes_back_as_safetensors(classifier: Path, tmp_path:
     state = safetensors.torch.load_file(run / "adapter_model.safetensors")
     (run / "adapter_model.safetensors").unlink()
     torch.save(state, run / "adapter_model.bin")
+    (run / "model.safetensors").write_bytes(b"of another run")
     trip = round_trip(run, None, tmp_path)
+    assert trip.encoded.warnings == (
+        "left out other weights: model.safetensors",
+        "adapter_model.bin comes back as adapter_model.safetensors",
+    )
     _check_tensors(trip.out / "adapter_model.safetensors", state)
     assert outputs(_load_adapter(classifier, trip.out)) == outputs(model)
 
@@ -607,6 +757,7 @@ def test_a_trainer_run_over_an_adapter(classifier: Path, tmp_path: Path, at_root
         _save(model, run)
     trip = round_trip(run, None, tmp_path, run if at_root else run / "checkpoint-10")
     assert set(files_of(trip.out)) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert trip.encoded.warnings == ()
     assert trip.left_out["checkpoint-9/optimizer.pt"] == (10, TRAINING_WHY)
     assert outputs(_load_adapter(classifier, trip.out)) == outputs(model)
 

@@ -50,27 +50,40 @@ def run(out: Output, runs: tuple[Path, ...], task: str | None, base: Path | None
     """
     if task is not None and len(runs) > 1:
         raise click.UsageError(f"--task names one task, and {len(runs)} runs were given", click.get_current_context())
+    if task is not None and task.startswith("-"):
+        raise click.UsageError(f"--task wants a name, and '{task}' looks like an option", click.get_current_context())
     opened = petlpack.Base(base) if base is not None else None
     done: list[tuple[Path, petlpack.Encoded]] = []
     failed: list[tuple[Path, Problem]] = []
     names: dict[str, Path] = {}
-    with out.progress() as progress:
-        for run_dir in progress.each(runs, len(runs)):
-            try:
-                name = _new_name(task, run_dir, names)
-                with naming(options["pack"]):
-                    encoded = petlpack.encode(run_dir, base=opened, task=name, progress=progress.bytes(name), **options)
-                done.append((run_dir, encoded))
-            except Exception as error:
-                if len(runs) == 1:
-                    raise
-                failed.append((run_dir, describe(error)))
-                if out.debug:
-                    show_traceback(error)
+    stopped: Problem | None = None
+    try:
+        with out.progress() as progress:
+            for run_dir in progress.each(runs, len(runs)):
+                try:
+                    name = _new_name(task, run_dir, names)
+                    moved = progress.bytes(name)
+                    with naming(options["pack"]):
+                        encoded = petlpack.encode(run_dir, base=opened, task=name, progress=moved, **options)
+                    done.append((run_dir, encoded))
+                except Exception as error:
+                    if len(runs) == 1:
+                        raise
+                    failed.append((run_dir, describe(error)))
+                    if out.debug:
+                        show_traceback(error)
+    except KeyboardInterrupt as error:
+        if len(runs) == 1:
+            raise
+        stopped = describe(error)
     if out.as_json:
-        out.json(_to_json(done, failed))
+        out.json({**_to_json(done, failed), "interrupted": stopped is not None})
     else:
         _print(out, done, failed)
+    if stopped is not None:
+        if not out.as_json:
+            click.echo(stopped.lines(), err=True)
+        return stopped.exit_code
     return SOME_FAILED if failed else None
 
 
@@ -124,7 +137,14 @@ def _print(out: Output, done: list[tuple[Path, petlpack.Encoded]], failed: list[
     if done and not out.quiet:
         before, after = sum(task.source_bytes for _, task in done), sum(task.nbytes for _, task in done)
         out.table(
-            {"Task": "name", "Method": "text", "Codec": "text", "From": "number", "To": "number", "Ratio": "number"},
+            {
+                "Task": "name",
+                "Method": "text",
+                "Codec": "text",
+                "From": "number",
+                "To": "number",
+                "From / to": "number",
+            },
             [
                 (
                     task.name,

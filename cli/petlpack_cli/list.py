@@ -70,7 +70,9 @@ def _print_long(out: Output, pack: Path, rows: list[Row]) -> int | None:
     with out.progress() as progress:
         for row in progress.each(rows, len(rows)):
             try:
-                tasks[row.name] = opened[row.name]
+                task = opened[row.name]
+                task.exact  # noqa: B018 - asks for the codec, which this version may not know
+                tasks[row.name] = task
             except petlpack.PetlpackError as error:
                 problems[row.name] = describe(error)
     if out.as_json:
@@ -93,7 +95,7 @@ def _print_long(out: Output, pack: Path, rows: list[Row]) -> int | None:
 def _dense_bytes(task: petlpack.Task) -> int | None:
     """Return what the manifest says of the dense weights' bytes: a fact for people, so it may be anything."""
     nbytes = task.manifest.facts.get("dense_bytes")
-    return nbytes if type(nbytes) is int else None
+    return nbytes if type(nbytes) is int and 0 <= nbytes < 2**63 else None
 
 
 def _long_json(row: Row, task: petlpack.Task | None, problem: Problem | None) -> dict[str, object]:
@@ -116,7 +118,7 @@ def _long_cells(row: Row, task: petlpack.Task | None) -> tuple[str, ...]:
         row.name,
         task.method,
         task.codec,
-        size(dense) if dense is not None else "-",
+        size(dense) if dense is not None else "?",
         size(row.nbytes),
         ratio(dense or 0, row.nbytes),
     )

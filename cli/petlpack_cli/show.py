@@ -31,18 +31,18 @@ def run(out: Output, pack: Path, task: str) -> None:
 
 def _facts(pack: petlpack.Pack, name: str) -> dict[str, Any]:
     """Return what --json prints."""
-    from petlpack import container
-    from petlpack.loading import parse_plan
+    from petlpack.loading import parse_plan, read_shared
 
     task = pack[name]
     template, payload = task.template, task.payload
     plan = parse_plan(task.manifest.params, template.slots)
     files, shared = [], []
     for sha256 in dict.fromkeys([*task.manifest.shared, *template.files.values()]):
-        part = container.read(pack.store.shared_path(sha256))
+        content = read_shared(pack.store, sha256)
+        nbytes = pack.store.shared_path(sha256).stat().st_size
         kept = [file for file, digest in template.files.items() if digest == sha256]
-        shared.append({"sha256": sha256, "bytes": part.nbytes, "holds": kept or ["template"]})
-        files += [{"file": file, "bytes": sum(row.count for row in part.manifest.sections)} for file in kept]
+        shared.append({"sha256": sha256, "bytes": nbytes, "holds": kept or ["template"]})
+        files += [{"file": file, "bytes": len(content)} for file in kept]
     return {
         "name": name,
         "method": task.method,

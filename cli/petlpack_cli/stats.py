@@ -63,12 +63,13 @@ def _print(out: Output, found: petlpack.Stats, most: int | None) -> None:
             out.line(
                 "Tasks like these take more than dense checkpoints, however many there are."
                 if found.break_even is None
-                else f"From {count(found.break_even, 'task')} on, the pack is smaller than dense checkpoints."
+                else f"From {count(found.break_even, 'task')} on, the pack is smaller than dense checkpoints, "
+                "the base not counted."
             )
     for name, why in found.damaged.items():
         click.echo(f"Error: {printable(name)}: {printable(why)}", err=True)
     if found.damaged:
-        click.echo("Hint: `petlpack verify` checks every byte; damaged tasks are not counted above", err=True)
+        click.echo("Hint: `petlpack verify` checks every byte; damaged tasks count on disk only", err=True)
 
 
 def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
@@ -112,7 +113,11 @@ def _print_disk(out: Output, found: petlpack.Stats) -> None:
     used, unused = [row for row in found.shared if row.tasks], [row for row in found.shared if not row.tasks]
     own = sum(row.bytes.total for row in found.tasks)
     rows = [(count(len(found.tasks), "task"), size(own), f"{own:,}")]
-    for label, parts in (("shared by tasks", used), ("needed by no task (gc)", unused)):
+    if found.damaged_bytes:
+        lost = found.damaged_bytes
+        rows.append((count(len(found.damaged), "damaged task"), size(lost), f"{lost:,}"))
+    nobody = "needed by no readable task" if found.damaged else "needed by no task (gc)"
+    for label, parts in (("shared by tasks", used), (nobody, unused)):
         if parts:
             nbytes = sum(row.bytes for row in parts)
             rows.append((f"{count(len(parts), 'part')} {label}", size(nbytes), f"{nbytes:,}"))

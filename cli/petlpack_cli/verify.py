@@ -54,7 +54,8 @@ def run(
         checked = list(progress.each(checks, total))
     problems = [describe(one.error) for one in checked if one.error is not None]
     if out.as_json:
-        out.json({"pack": str(pack), "checked": [_to_json(one) for one in checked], "damaged": len(problems)})
+        damaged = sum(_is_damaged(one) for one in checked)
+        out.json({"pack": str(pack), "checked": [_to_json(one) for one in checked], "damaged": damaged})
     else:
         _print(out, checked, base is None and against is None)
     return worst(problems)
@@ -77,11 +78,19 @@ def _print(out: Output, checked: Sequence[petlpack.Checked], without_base: bool)
     good = Counter((_kind(one), one.depth) for one in checked if one.error is None)
     for (kind, depth), number in sorted(good.items(), reverse=True):
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
-    bad = sum(one.error is not None for one in checked)
+    foreign = sum(isinstance(one.error, petlpack.BaseError) for one in checked)
+    if foreign:
+        out.line(f"{count(foreign, 'task')} of another base: every byte checked, no weight decoded.")
+    bad = sum(_is_damaged(one) for one in checked)
     parts = count(len(checked), "part")
     out.line(f"Damage in {bad:,} of {parts}." if bad else f"No damage in {parts}.")
     if without_base and good[("task", "bytes")]:
         out.line("Give --base DIR to go deeper: it decodes every weight of the tasks that need their base.")
+
+
+def _is_damaged(one: petlpack.Checked) -> bool:
+    """Tell whether a part is damaged: one that needs another base than was given is not."""
+    return one.error is not None and not isinstance(one.error, petlpack.BaseError)
 
 
 def _kind(one: petlpack.Checked) -> str:

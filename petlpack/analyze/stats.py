@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from petlpack.errors import DamageError, UnknownFormatError
+from petlpack.codecs.registry import codec
+from petlpack.errors import DamageError, PetlpackError
 from petlpack.loading import Task
 from petlpack.pack import Pack
 
@@ -66,6 +67,8 @@ class Stats:
     disk_bytes: int
     other_bytes: int
     """Bytes of files that are neither tasks nor shared parts: pack.json, and what interrupted writers left."""
+    damaged_bytes: int
+    """Bytes of the files of tasks that could not be read."""
     tasks: tuple[TaskRow, ...]
     shared: tuple[SharedRow, ...]
     amortized: tuple[AmortizedRow, ...]
@@ -96,13 +99,16 @@ def stats(pack: str | Path | Pack) -> Stats:
         for sha256, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
         if len(users[sha256]) != 1
     )
-    disk_bytes = sum(size for _, size in pack.store.files())
-    fixed = sum(row.bytes for row in shared)
+    files = dict(pack.store.files())
+    disk_bytes = sum(files.values())
+    lost = sum(files.get(pack.store.task_path(name), 0) for name in damaged)
+    fixed = sum(row.bytes for row in shared if row.tasks)
     per_task = [row.bytes.total for row in rows]
     dense = [row.dense_bytes for row in rows]
     return Stats(
         disk_bytes=disk_bytes,
-        other_bytes=disk_bytes - fixed - sum(per_task),
+        other_bytes=disk_bytes - sum(row.bytes for row in shared) - sum(per_task) - lost,
+        damaged_bytes=lost,
         tasks=tuple(sorted(rows, key=lambda row: (-row.bytes.total, row.name))),
         shared=shared,
         amortized=_amortized(fixed, per_task, dense),
@@ -116,10 +122,14 @@ def _open_tasks(pack: Pack) -> tuple[list[Task], dict[str, str]]:
     for name in pack:
         try:
             task = pack[name]
-            task.template  # noqa: B018 - read now, so that a damaged template counts as a damaged task
+            codec(task.codec)
+            missing = [sha256 for sha256 in _parts(task) if not pack.store.shared_path(sha256).is_file()]
+            if missing:
+                raise DamageError(f"shared part {missing[0]} is missing")
             tasks.append(task)
-        except (DamageError, UnknownFormatError) as error:
-            damaged[name] = error.message
+        except (PetlpackError, OSError) as error:
+            if pack.store.task_path(name).exists():  # else it was removed meanwhile
+                damaged[name] = str(error)
     return tasks, damaged
 
 

@@ -35,7 +35,7 @@ def decode(coder_id: str, data: bytes, array: Array, where: str) -> Bits:
     """Decode the bytes of section `where`; raises DamageError where they are not such an array."""
     try:
         bits = coder(coder_id).decode(data, array)
-    except (ValueError, IndexError, OverflowError, MemoryError, RuntimeError) as error:
+    except (ValueError, IndexError, OverflowError, RuntimeError) as error:
         raise DamageError(f"section '{printable(where)}' does not decode as '{coder_id}': {error}") from error
     if len(bits) != array.count or bits.dtype != array.dtype.bits:
         raise DamageError(f"section '{printable(where)}' decodes to {len(bits)} elements, its shape is {array.count}")

@@ -109,14 +109,15 @@ def _read(data: bytes, given: Bits, dtype: DType) -> Bits:
     order = np.argsort(labels, kind="stable")
     ends = np.searchsorted(labels, np.arange(groups + 1), side="right", sorter=order)
     quiet, moved = order[: ends[0]], order[ends[0] :]
-    tuned = given.copy() if quiet.size else np.empty_like(given)
+    step = max(1, _ADD_BLOCK // given.shape[1])
     if drifts and not can_drift(dtype):
         raise ValueError(f"a drift of {dtype.name}")
     drift = pco.decompress(next(streams), drifts * DRIFT_SIZE, signed_view(given).dtype)
-    if drifts:
-        start = given[quiet]
-        start += drift[drift_index(start, dtype)].view(given.dtype)
-        tuned[quiet] = start
+    tuned = np.empty_like(given) if drifts or not quiet.size else given.copy()
+    for at in range(0, quiet.size if drifts else 0, step):
+        start = given[quiet[at : at + step]]
+        start += np.take(drift, drift_index(start, dtype)).view(given.dtype)
+        tuned[quiet[at : at + step]] = start
     _add_changes(next(streams), next(streams), changed, tuned.reshape(-1))
     if not moved.size:
         if any(streams):
@@ -130,7 +131,6 @@ def _read(data: bytes, given: Bits, dtype: DType) -> Bits:
         rows = order[ends[-1] :]
         label = classes_of(given[rows], labels[rows] - groups - 1 + floor, classes, dtype)
         _read_classes(list(streams), label, part[starts[-1] :].reshape(-1))
-    step = max(1, _ADD_BLOCK // given.shape[1])
     for at in range(0, moved.size, step):
         rows = moved[at : at + step]
         start = given[rows]

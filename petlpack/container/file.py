@@ -22,8 +22,6 @@ from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_man
 from petlpack.errors import DamageError, PetlpackError, UnknownFormatError, printable
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header_of
 
-SUFFIX = ".petl.safetensors"
-
 MAX_MANIFEST = 1 << 26
 """Bytes of a manifest's JSON: 64 MB describe a million sections, and a bomb stays small."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.layouts.base import Run, sort_files
+from petlpack.layouts.base import Run
+from petlpack.layouts.files import sort_files, warnings_of
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import open_checkpoint
 
@@ -36,11 +37,12 @@ class Bare:
             kept=kept,
             left_out=left_out,
             base_name=None,
+            warnings=warnings_of(weights, left_out),
         )
 
 
 def _file(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".safetensors" else None
-    files = list(path.glob("*.safetensors")) if path.is_dir() else []
+    files = [file for file in path.glob("*.safetensors") if file.is_file()] if path.is_dir() else []
     return files[0] if len(files) == 1 else None

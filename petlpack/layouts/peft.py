@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, read_json, sort_files
+from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
+from petlpack.layouts.files import sort_files, warnings_of
 from petlpack.modules import Plain
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
@@ -42,7 +43,7 @@ class Peft:
             kept=kept,
             left_out=left_out,
             base_name=base_name if isinstance(base_name, str) else None,
-            warnings=warnings,
+            warnings=(*warnings, *warnings_of(weights, left_out)),
         )
 
 

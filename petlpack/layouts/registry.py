@@ -8,6 +8,8 @@ from pathlib import Path
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Layout, Run
 from petlpack.layouts.checkpoints import sharded_state
+from petlpack.layouts.files import check_links, module_types, some
+from petlpack.tensors.checkpoint import find_weights
 
 LAYOUTS = {
     "peft": "petlpack.layouts.peft:Peft",
@@ -29,6 +31,7 @@ def read_run(path: str | Path) -> Run:
     shown = printable(str(path))
     if not path.exists():
         raise RunError(f"no run at '{shown}'", hint="give the directory that a training wrote, or a .safetensors file")
+    _refuse_weights_in_modules(path)
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
         if reader.detect(path):
@@ -43,13 +46,15 @@ def read_run(path: str | Path) -> Run:
     state = sharded_state(path)
     if state is not None:
         raise RunError(f"'{shown}' holds {state}", hint="then encode the merged model")
+    check_links(path)
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         raise RunError(f"'{shown}' is empty", hint="give the directory that a training wrote")
-    inside = [name for name in names if (path / name).is_dir() and _knows(path / name)]
+    whole = (path / "modules.json").exists()  # a model in parts: none of them is a run by itself
+    inside = [name for name in names if not whole and (path / name).is_dir() and _knows(path / name)]
     raise RunError(
-        f"'{shown}' is not a run directory: it holds {_some(names)}",
-        hint=f"encode the runs inside it: {_some(inside)}"
+        f"'{shown}' is not a run directory: it holds {some(names)}",
+        hint=f"encode the runs inside it: {some(inside)}"
         if inside
         else "a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N directory",
     )
@@ -66,9 +71,16 @@ def _read(reader: Layout, path: Path) -> Run:
         raise RunError(f"'{printable(str(path))}' holds {state}", hint="then encode the merged model") from error
 
 
+def _refuse_weights_in_modules(path: Path) -> None:
+    """Raise RunError where the Transformer of a sentence-transformers model is in a directory of its own."""
+    inside = [str(name) for name, kind in module_types(path).items() if kind.rpartition(".")[2] == "Transformer"]
+    if inside and find_weights(path) is None:
+        raise RunError(
+            f"'{printable(str(path))}' has its weights in {some(inside)}, not at its root: "
+            "this older sentence-transformers layout is not supported",
+            hint="load it with today's sentence-transformers and save it again",
+        )
+
+
 def _knows(path: Path) -> bool:
     return any(layout(layout_id).detect(path) for layout_id in LAYOUTS)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(printable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")

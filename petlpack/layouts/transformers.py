@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, read_json, sort_files
+from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
+from petlpack.layouts.files import sort_files, warnings_of
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
@@ -32,7 +33,7 @@ class Transformers:
         kept, left_out = sort_files(path, chosen, weights.sources, _index_names(chosen, weights))
         return Run(
             path=path,
-            layout="sentence-transformers" if (chosen / "modules.json").is_file() else self.id,
+            layout="sentence-transformers" if "modules.json" in kept else self.id,
             method="full fine-tune",
             module=Dense(weights.tensors),
             headers=weights.headers,
@@ -40,7 +41,7 @@ class Transformers:
             kept=kept,
             left_out=left_out,
             base_name=_base_name(chosen, path),
-            warnings=warnings,
+            warnings=(*warnings, *warnings_of(weights, left_out)),
         )
 
 

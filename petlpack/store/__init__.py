@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -113,6 +114,10 @@ class Store:
         """Return the file of a shared part, whether it exists or not."""
         return self.path / "shared" / f"{sha256}{SUFFIX}"
 
+    def has_task(self, name: str) -> bool:
+        """Tell whether there is a task of this name; a name that no task can have is none."""
+        return _can_be_task(name) and self.task_path(name).is_file()
+
     def find_task(self, name: str) -> Path:
         """Return the file of a task; raises TaskError where there is none."""
         path = self.task_path(name)
@@ -126,8 +131,9 @@ class Store:
     def files(self) -> Iterator[tuple[Path, int]]:
         """Yield every file below the pack with its bytes, leftovers included."""
         for path in sorted(self.path.rglob("*")):
-            if path.is_file():
-                yield path, path.stat().st_size
+            size = _file_size(path)
+            if size is not None:
+                yield path, size
 
     # Writing
 
@@ -163,11 +169,11 @@ class Store:
         with self.locked():
             if not (replace and target.exists()):
                 self.refuse_taken(name)
-            for sha256, data in shared.items():
+            for sha256 in shared:
                 path = self.shared_path(sha256)
                 if sha256 in damaged or not path.exists():
                     with _replacing(path) as temporary:
-                        temporary.write_bytes(data)
+                        temporary.write_bytes(shared[sha256])
             _sync(task)
             task.replace(target)
             _sync(target.parent)
@@ -189,11 +195,11 @@ class Store:
         garbage = [self.shared_path(sha256) for sha256 in self.shared_names() if sha256 not in needed]
         for directory in (self.path, self.path / "tasks", self.path / "shared"):
             leftovers = directory.glob(".tmp-*") if directory.is_dir() else ()
-            garbage += [path for path in sorted(leftovers) if time.time() - path.stat().st_mtime > STALE]
-        sizes = [(path, path.stat().st_size) for path in garbage]
+            garbage += [path for path in sorted(leftovers) if _is_stale(path)]
+        sizes = [(path, _file_size(path) or 0) for path in garbage]
         if not dry_run:
             for path in garbage:
-                path.unlink()
+                path.unlink(missing_ok=True)
         return sizes
 
     @contextlib.contextmanager
@@ -242,6 +248,22 @@ def _unmake(path: Path) -> None:
         (path / ".lock").unlink(missing_ok=True)
         (path / "pack.json").unlink()
         path.rmdir()
+
+
+def _file_size(path: Path) -> int | None:
+    """Return the bytes of a file, None for what is none, or is gone since the directory was listed."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _is_stale(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > STALE
+    except FileNotFoundError:
+        return False
 
 
 def _stems(directory: Path) -> list[str]:

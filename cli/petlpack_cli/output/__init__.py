@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
@@ -17,15 +17,22 @@ from petlpack_cli.output.errors import SCHEMA_VERSION, STDOUT, naming
 from petlpack_cli.output.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 Kind = Literal["name", "text", "number"]
-"""A column of names is folded where it is too wide, text is cut off, and numbers stand to the right, whole."""
+"""A column of names is folded where it is too wide, text is cut off, and numbers stand to the right, whole.
+
+Names are folded before text is cut.
+"""
 
 BLOCK = 100
 """Lines that share one row of rich's table: 10,000 rows take 0.5 s instead of 2.1 s."""
-SHORT = 24
-"""Characters of a name that fit every table, so that names up to this length can share a row."""
+GAP = 2
+"""Columns of the terminal between two columns of a table."""
+NARROWEST = 8
+"""Columns that names keep on the narrowest terminal; a table that needs more than the terminal has is wider than it."""
+WIDEST_TEXT = 24
 
 
 @dataclass(frozen=True)
@@ -68,18 +75,23 @@ class Output:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        cells = [[printable(cell) for cell in row] for row in rows]
+        footers = [printable(cell) for cell in total or [""] * len(columns)]
+        widths = _widths(columns, [*cells, footers])
+        table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
         table.show_footer = total is not None
-        for (header, kind), footer in zip(columns.items(), total or [""] * len(columns), strict=True):
+        for (header, kind), footer, width in zip(columns.items(), footers, widths, strict=True):
             if kind == "name":
-                table.add_column(header, printable(footer), overflow="fold")
+                table.add_column(header, footer, overflow="fold", width=width)
             else:
                 side: Literal["right", "left"] = "right" if kind == "number" else "left"
-                table.add_column(header, printable(footer), justify=side, no_wrap=True, max_width=24)
-        folded = [i for i, kind in enumerate(columns.values()) if kind == "name"]
-        for block in _blocks(rows, folded):
-            table.add_row(*("\n".join(map(printable, cells)) for cells in zip(*block, strict=True)))
-        _print(table)
+                table.add_column(header, footer, justify=side, no_wrap=True, width=width)
+        names = {
+            i: width for i, (kind, width) in enumerate(zip(columns.values(), widths, strict=True)) if kind == "name"
+        }
+        for block in _blocks(cells, names):
+            table.add_row(*("\n".join(column) for column in zip(*block, strict=True)))
+        _print(table, sum(widths) + GAP * (len(widths) - 1))
 
     def fields(self, rows: Sequence[tuple[str, str]]) -> None:
         """Print what is known of one thing, a line for each fact."""
@@ -102,14 +114,40 @@ class Output:
             yield progress
 
 
-def _blocks(rows: Sequence[Sequence[str]], folded: Sequence[int]) -> Iterator[Sequence[Sequence[str]]]:
-    """Cut rows into blocks for one row of rich's table each; a row with a long name, which may be folded, is its own.
+def _widths(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the widths of a table's columns: what the cells need, less where the terminal is narrower.
 
-    `folded` are the columns of names.
+    Then names give way, and after them text; numbers never do.
     """
+    from rich.cells import cell_len
+
+    kinds = list(columns.values())
+    needed = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    widths = [min(width, WIDEST_TEXT) if kind == "text" else width for kind, width in zip(kinds, needed, strict=True)]
+    least = {
+        "name": [min(width, NARROWEST) for width in widths],
+        "text": [min(width, cell_len(header)) for header, width in zip(columns, widths, strict=True)],
+        "number": widths,
+    }
+    excess = sum(widths) + GAP * (len(widths) - 1) - _console().width
+    for kind in get_args(Kind):
+        for i, width in enumerate(widths):
+            if kinds[i] == kind and excess > 0:
+                widths[i] = max(width - excess, least[kind][i])
+                excess -= width - widths[i]
+    return widths
+
+
+def _blocks(rows: Sequence[Sequence[str]], names: Mapping[int, int]) -> Iterator[Sequence[Sequence[str]]]:
+    """Cut rows into blocks for one row of rich's table each; a row with a name that is folded is a block of its own.
+
+    `names` are the columns of names, with their widths.
+    """
+    from rich.cells import cell_len
+
     start = 0
     for i, row in enumerate(rows):
-        if any(len(row[i]) > SHORT for i in folded):
+        if any(cell_len(row[column]) > width for column, width in names.items()):
             if start < i:
                 yield rows[start:i]
             yield rows[i : i + 1]
@@ -121,13 +159,20 @@ def _blocks(rows: Sequence[Sequence[str]], folded: Sequence[int]) -> Iterator[Se
         yield rows[start:]
 
 
-def _print(content: Table | str) -> None:
-    """Print to stdout: as wide as the terminal or COLUMNS says, as wide as the content in a pipe.
+def _console() -> Console:
+    """Return stdout: as wide as the terminal or COLUMNS says, as wide as the content in a pipe.
 
     Nothing in a name is taken for markup.
     """
     from rich.console import Console
 
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else 1_000_000
+    return Console(markup=False, emoji=False, highlight=False, width=width)
+
+
+def _print(content: Table | str, least: int = 1) -> None:
+    """Print to stdout, on lines of `least` columns or more."""
+    console = _console()
+    console.width = max(console.width, least)
     with naming(STDOUT):
-        Console(markup=False, emoji=False, highlight=False, width=width).print(content)
+        console.print(content)
