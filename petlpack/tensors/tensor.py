@@ -96,7 +96,7 @@ class Tensor:
         """Read the whole tensor as a torch tensor on the CPU, bit for bit."""
         import torch
 
-        octets = np.require(self.read_flat(0, self.size), requirements=("C", "W")).view(np.uint8)
+        octets = np.array(self.read_flat(0, self.size)).view(np.uint8)
         dtype: torch.dtype = getattr(torch, TORCH_NAMES[self.dtype.name])
         return torch.from_numpy(octets).view(dtype).reshape(self.shape)
 
