@@ -25,7 +25,7 @@ from petlpack.container import Encoded as EncodedSection
 from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, UsageError, printable
 from petlpack.layouts.base import LeftOut, Run
 from petlpack.layouts.registry import read_run
-from petlpack.loading import MAX_SHARED, Plan, Task, is_directory, predict, unreadable, whole_digest
+from petlpack.loading import MAX_SHARED, Plan, Task, open_base, predict, unreadable, whole_digest
 from petlpack.modules import Dense, Plain
 from petlpack.parallel import Progress, count_jobs, ordered_map
 from petlpack.store import Store, check_task_name
@@ -136,12 +136,9 @@ def _find_base(run: Run, base: str | Path | Base | None, codec: str) -> Base | N
     """Open the base that a run needs: the one given, else the one that the run names; raises BaseError without one."""
     if codec == "plain" or (codec == "auto" and isinstance(run.module, Plain)):
         return None
-    if isinstance(base, Base):
-        return base
-    if base is not None:
-        return Base(base)
-    if run.base_name is not None and is_directory(run.base_name):
-        return Base(run.base_name)
+    opened = open_base(base, run.base_name)
+    if opened is not None:
+        return opened
     told = f"; it names '{printable(run.base_name)}', which is no directory here" if run.base_name else ""
     raise BaseError(
         f"'{printable(str(run.path))}' is a {run.method} and no base was given{told}",

@@ -35,18 +35,16 @@ if TYPE_CHECKING:
     import torch
 
 MAX_SHARED = 1 << 28
-"""Bytes that a template or a kept file may decode to: 256 MB, many times the largest tokenizer."""
+"""Bytes that a kept file may decode to: 256 MB, many times the largest tokenizer."""
 
+MAX_TEMPLATE = 1 << 25
+"""Bytes of a template: 32 MB describe a hundred thousand tensors, and parsing a hostile one stays cheap."""
 
 TEMPLATES = 64
 """Templates that a pack keeps in memory: tasks of one kind share one."""
 
 RECENT = 4
 """Units that lazy reads keep decoded: 4 of 2^20 weights are 8-16 MB."""
-
-
-MAX_TEMPLATE = 1 << 25
-"""Bytes of a template: 32 MB describe a hundred thousand tensors, and parsing a hostile one stays cheap."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,15 @@ def is_directory(name: str) -> bool:
         return Path(name).is_dir()
     except (OSError, ValueError):
         return False
+
+
+def open_base(base: str | Path | Base | None, named: str | None) -> Base | None:
+    """Open the base that is given, else the one that a run named, if that is a directory here; None without either."""
+    if isinstance(base, Base):
+        return base
+    if base is not None:
+        return Base(base)
+    return Base(named) if named is not None and is_directory(named) else None
 
 
 class Task:
@@ -295,15 +302,12 @@ class Task:
                 self._container = container.read(self._path)
 
     def _find_base(self, base: str | Path | Base | None) -> Base | None:
-        if isinstance(base, Base):
-            return base
-        if base is not None:
-            return Base(base)
-        if not self.template.base:
+        if base is None and not self.template.base:
             return None
         named = self.template.base_name
-        if named is not None and is_directory(named):
-            return Base(named)
+        opened = open_base(base, named)
+        if opened is not None:
+            return opened
         told = f"; its run named '{printable(named)}'" if named else ""
         raise BaseError(
             f"task '{self.name}' needs its base to be decoded{told}", hint="give the base's directory with --base"

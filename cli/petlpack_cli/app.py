@@ -102,7 +102,7 @@ def _close_stdout() -> None:
 @click.version_option(petlpack.__version__, prog_name="petlpack", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help=DEBUG_HELP)
 def cli(debug: bool) -> None:
-    """Keep a thousand fine-tunes of one model for little more than the model, each exact to the bit.
+    """Keep a thousand fine-tunes of one model without a thousand copies of it, each exact to the bit.
 
     A pack is a directory of tasks; a task is one fine-tune, stored against the base that all of them share. Commands
     that take a pack use $PETLPACK_PACK, else ./pack, where none is given.
