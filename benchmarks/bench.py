@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from methods import methods
 from numpy.typing import NDArray
 from peers import coded_bytes, peers, run_zipnn
 from runs import cast_checkpoint, largest_changes, sparse_checkpoint, write_big_pair
@@ -34,9 +35,9 @@ from petlpack import coding
 from petlpack.codecs.base import Unit, base_pieces
 from petlpack.codecs.registry import codec
 from petlpack.coding.base import Level
-from petlpack.encoding import prepare
+from petlpack.decoding import predict
 from petlpack.layouts.registry import read_run
-from petlpack.loading import predict
+from petlpack.preparing import prepare
 
 CACHE = Path(os.environ.get("PETLPACK_BENCH_CACHE", Path(__file__).parent / ".cache"))
 ZIPNN = Path(sys.prefix) / "zipnn" / "bin" / "python"
@@ -113,7 +114,7 @@ def full_fine_tunes(report: Report, runs: Path) -> None:
 def _full_fine_tune(report: Report, runs: Path, task: str, dtype: str) -> None:
     base = petlpack.Base(cast_checkpoint(base_dir(), CACHE / f"base-{dtype}", dtype))
     tuned = cast_checkpoint(runs / task, CACHE / f"{task}-{dtype}", dtype)
-    work = prepare(read_run(tuned), base, 2)
+    work = prepare(read_run(tuned)[0], base, 2)
     pairs = [
         (
             work.tensors[piece.slot.name].bits().reshape(-1),
@@ -269,7 +270,7 @@ def adapters(report: Report, runs: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
         for task in TASKS:
             run = runs / f"{task}-lora"
-            done = petlpack.encode(run, Path(directory) / "pack")
+            (done,) = petlpack.encode(run, Path(directory) / "pack")
             packed = petlpack.open(Path(directory) / "pack")[done.name]
             raw = sum(slot.nbytes for slot in packed.template.slots)
             sections = sum(packed.payload.values())
@@ -353,9 +354,14 @@ PARTS = {
     "sparse": sparse_changes,
     "adapters": adapters,
     "unchanged": unchanged,
+    "methods": methods,
     "startup": startup,
     "memory": memory,
 }
+
+
+MADE_UP = {"methods", "startup", "memory"}
+"""Parts that need no trained run."""
 
 
 def main() -> None:
@@ -370,7 +376,7 @@ def main() -> None:
     )
     report.say(f"petlpack {petlpack.__version__}, Python {platform.python_version()}, {libraries}; seed 0")
     report.say()
-    runs = train_runs()
+    runs = train_runs() if set(args.only or PARTS) - MADE_UP else CACHE / "runs"
     for name in args.only or PARTS:
         PARTS[name](report, runs)
     report.say("### Bars")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         UnknownFormatError,
         UsageError,
     )
-    from petlpack.loading import Task
+    from petlpack.loading import Decoded, Task
+    from petlpack.modules import Rebuilt
     from petlpack.pack import Checked, Pack, verify
     from petlpack.pack import open_pack as open
     from petlpack.tensors.base import Base
@@ -38,10 +39,12 @@ _WHERE = {
     "BaseError": "petlpack.errors:BaseError",
     "Checked": "petlpack.pack:Checked",
     "DamageError": "petlpack.errors:DamageError",
+    "Decoded": "petlpack.loading:Decoded",
     "Encoded": "petlpack.encoding:Encoded",
     "LockedError": "petlpack.errors:LockedError",
     "Pack": "petlpack.pack:Pack",
     "PetlpackError": "petlpack.errors:PetlpackError",
+    "Rebuilt": "petlpack.modules:Rebuilt",
     "RunError": "petlpack.errors:RunError",
     "Stats": "petlpack.analyze.stats:Stats",
     "Task": "petlpack.loading:Task",
@@ -60,10 +63,12 @@ __all__ = [
     "BaseError",
     "Checked",
     "DamageError",
+    "Decoded",
     "Encoded",
     "LockedError",
     "Pack",
     "PetlpackError",
+    "Rebuilt",
     "RunError",
     "Stats",
     "Task",

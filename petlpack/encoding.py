@@ -7,12 +7,16 @@ store, the shared parts first.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
+import re
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,21 +24,33 @@ from petlpack import coding, container
 from petlpack.codecs.base import Codec, Section, Unit
 from petlpack.codecs.registry import codec as registered_codec
 from petlpack.codecs.registry import wanted_codec
+from petlpack.codecs.sparse import Sparse
 from petlpack.coding.base import Level
 from petlpack.container import Encoded as EncodedSection
+from petlpack.decoding import given_of, joined, with_kinds
 from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, UsageError, printable
 from petlpack.layouts.base import LeftOut, Run
+from petlpack.layouts.options import Options
 from petlpack.layouts.registry import read_run
-from petlpack.loading import MAX_SHARED, Plan, Task, open_base, predict, unreadable, whole_digest
-from petlpack.modules import Dense, Plain
+from petlpack.loading import Task, open_base
+from petlpack.modules import Dense, Generator, Masked, Mixture, Plain, Rebuilt
 from petlpack.parallel import Progress, count_jobs, ordered_map
+from petlpack.parts import BYTES, Part, Templates, part_params, part_slots, unreadable
+from petlpack.preparing import Digests, SharedTensors, Work, prepare
 from petlpack.store import Store, check_task_name
-from petlpack.template import Slot, Template
-from petlpack.tensors.base import Base, BaseRef
-from petlpack.tensors.casting import can_cast
-from petlpack.tensors.dtypes import DTYPES, Bits
-from petlpack.tensors.names import match_names
+from petlpack.template import Slot
+from petlpack.tensors.base import Base
+from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
+
+CODECS_OF = {
+    Dense: ("sparse", "ulp"),
+    Plain: ("plain",),
+    Masked: ("mask",),
+    Mixture: ("merge",),
+    Generator: ("hyper",),
+}
+"""The codecs to try on a kind of module, the cheap refusal first; `plain` takes any module as tensors alone."""
 
 
 @dataclass(frozen=True)
@@ -62,60 +78,50 @@ def encode(
     task: str | None = None,
     codec: str = "auto",
     level: Level = "small",
+    settings: Mapping[str, str] | None = None,
+    keep_experts: bool = False,
+    keep_retriever: bool = False,
+    bake: bool = False,
+    density: float | None = None,
     replace: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
-) -> Encoded:
-    """Encode one run into a pack, which is made if there is none.
+) -> list[Encoded]:
+    """Encode the tasks of one run into a pack, which is made if there is none; most runs hold one task.
 
     `base` is the pretrained checkpoint (directory, weights file or `Base`), by default the directory that the run's own
-    config names. `task` is the task's name, by default the directory's. `codec` "auto" keeps the codec whose task
-    file is smallest. Raises RunError, BaseError, UsageError, or TaskError (name taken and not `replace`), and then
-    leaves the pack as it was.
+    config names. `task` is the task's name, by default the directory's; several tasks are called `<task>.<theirs>`.
+    `codec` "auto" keeps the codec whose task file is smallest. `settings` say what the run's directory does not (its
+    combine rule, activation, ...); `keep_experts`, `keep_retriever` keep what averaging and inference drop, `bake`
+    stores a produced prefix in the place of the network that makes it. `density` keeps only that share of the changes
+    of a full fine-tune, the largest ones. Raises RunError, BaseError, UsageError, or TaskError (name taken and not
+    `replace`), and then leaves the pack as it was.
     """
     started = time.perf_counter()
     if level not in ("fast", "small"):
         raise UsageError(f"no level '{printable(level)}'", hint="choose fast or small")
+    if density is not None and not 0 < density < 1:
+        raise UsageError(f"a density of {density:g}", hint="it is the share of the weights to keep, between 0 and 1")
     run_dir = Path(run_dir)
     name = check_task_name(task if task is not None else default_name(run_dir))
     if codec != "auto":
         wanted_codec(codec)
-    if not replace and (Path(pack) / "pack.json").exists():
-        Store(pack).refuse_taken(name)  # before anything is read; the commit asks again
-    run = read_run(run_dir)
-    opened_base = _find_base(run, base, codec)
-    work = prepare(run, opened_base, count_jobs(jobs))
+    options = Options(settings or {}, keep_experts, keep_retriever, bake)
+    runs = read_run(run_dir, options)
+    names = [name] if len(runs) == 1 else _names(name, runs)
+    opened_base = _find_base(runs[0], base, codec)
+    counted = _count(base) if opened_base is None and base is not None else None
     with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
-        if not replace:
-            store.refuse_taken(name)
-        best, best_id = None, ""
-        for codec_id in _candidates(run, codec):
-            path = scratch.enter_context(store.scratch())
-            written = _write(path, work, registered_codec(codec_id), level, count_jobs(jobs), progress)
-            if written and (best is None or path.stat().st_size < best.stat().st_size):
-                best, best_id = path, codec_id
-        if best is None:
-            raise RunError(
-                f"codec '{codec}' does not suit '{printable(str(run_dir))}': too many weights differ from the base",
-                hint="--codec auto chooses the codec that takes the fewest bytes",
-            )
-        _compare(Task(store, name, best, {next(iter(work.shared)): work.template}), opened_base, jobs)
-        nbytes = best.stat().st_size
-        store.put(name, best, _SharedFiles(work.shared), unreadable(store, work.shared), replace=replace)
-        shared = {sha256: store.shared_path(sha256).stat().st_size for sha256 in work.shared}
-    return Encoded(
-        name=name,
-        method=run.method,
-        layout=run.layout,
-        codec=best_id,
-        exact=registered_codec(best_id).exact,
-        nbytes=nbytes,
-        source_bytes=run.weight_bytes,
-        seconds=time.perf_counter() - started,
-        shared=shared,
-        left_out=run.left_out,
-        warnings=run.warnings,
-    )
+        for own in names:  # before anything is encoded; the commit asks again
+            store.refuse_taken(own, replace=replace)
+        writer = _Writer(store, scratch, opened_base, level, count_jobs(jobs), progress, counted)
+        written = [writer.write(own, run, codec, density, options) for own, run in zip(names, runs, strict=True)]
+        for one in written:  # all of a run or none: asked once more before the first goes in
+            store.refuse_taken(one.name, replace=replace)
+        for one in written:
+            store.put(one.name, one.path, one.shared, unreadable(store, one.shared), replace=replace)
+        seconds = (time.perf_counter() - started) / len(written)
+        return [_encoded(one, store, seconds) for one in written]
 
 
 def default_name(run_dir: Path) -> str:
@@ -125,166 +131,273 @@ def default_name(run_dir: Path) -> str:
     return run_dir.name if run_dir.name not in ("", "..") else run_dir.resolve().name
 
 
-def _candidates(run: Run, codec: str) -> list[str]:
-    """Return the codecs to try, the cheap refusal first."""
-    if codec != "auto":
-        return [codec]
-    return ["sparse", "ulp"] if isinstance(run.module, Dense) else ["plain"]
+def _names(name: str, runs: Sequence[Run]) -> list[str]:
+    """Return the names of the tasks of a run that holds several; what no task name can hold becomes a hyphen."""
+    names = [check_task_name(f"{name}.{re.sub('[^A-Za-z0-9._-]', '-', run.task)}") for run in runs]
+    for own, run in zip(names, runs, strict=True):
+        if [other.lower() for other in names].count(own.lower()) > 1:
+            raise RunError(
+                f"'{printable(str(run.path))}' has several tasks that would be called '{own}'",
+                hint="encode their directories one by one, each with --task",
+            )
+    return names
 
 
 def _find_base(run: Run, base: str | Path | Base | None, codec: str) -> Base | None:
     """Open the base that a run needs: the one given, else the one that the run names; raises BaseError without one."""
-    if codec == "plain" or (codec == "auto" and isinstance(run.module, Plain)):
+    if codec == "plain" or not run.needs_base:
         return None
     opened = open_base(base, run.base_name)
     if opened is not None:
         return opened
     told = f"; it names '{printable(run.base_name)}', which is no directory here" if run.base_name else ""
     raise BaseError(
-        f"'{printable(str(run.path))}' is a {run.method} and no base was given{told}",
+        f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
         hint="give the pretrained model's directory with --base; --codec plain stores the run without a base",
     )
 
 
+def _count(base: str | Path | Base) -> int:
+    """Return the float numbers of a base that is only named for the accounting; reads its headers."""
+    opened = base if isinstance(base, Base) else Base(base)
+    return sum(tensor.size for tensor in opened.tensors.values() if tensor.dtype.kind == "float")
+
+
 @dataclass(frozen=True)
-class Work:
-    """A run made ready for any codec: its tensors, template, what need not be stored, and the digest of the whole."""
+class _Written:
+    """A task file in scratch, decoded once and found equal, and the shared parts that it needs."""
 
+    name: str
+    path: Path
     run: Run
-    tensors: dict[str, Tensor]
-    base: Base | None
-    template: Template
-    plan: Plan
-    decoded: str
-    shared: dict[str, bytes]
-    """Shared parts by sha256, the template first."""
+    codec: str
+    exact: bool
+    shared: Mapping[str, bytes]
 
 
-def prepare(run: Run, base: Base | None, jobs: int) -> Work:
-    """Match the run with its base, and digest every tensor once: equal digests are tensors that need no bytes."""
-    tensors = dict(run.module.tensors)
-    refs = _match(tensors, base, jobs) if base is not None else {}
-    kept = {name: _read_kept(path) for name, path in run.kept.items()}
-    files = {name: hashlib.sha256(content).hexdigest() for name, content in kept.items()}
-    head = run.module.head if isinstance(run.module, Plain) else frozenset(tensors.keys() - refs.keys())
-    template = Template(run.headers, _plain_text(run.base_name), refs, head, files)
-    digests = list(ordered_map(lambda slot: tensors[slot.name].sha256(), template.slots, jobs))
-    text = template.to_json()
-    return Work(
-        run=run,
-        tensors=tensors,
-        base=base,
-        template=template,
-        plan=_plan(template.slots, digests, tensors, base),
-        decoded=whole_digest(digests),
-        shared={hashlib.sha256(text).hexdigest(): text, **{files[name]: content for name, content in kept.items()}},
+def _encoded(one: _Written, store: Store, seconds: float) -> Encoded:
+    return Encoded(
+        name=one.name,
+        method=one.run.method,
+        layout=one.run.layout,
+        codec=one.codec,
+        exact=one.exact,
+        nbytes=store.task_path(one.name).stat().st_size,
+        source_bytes=one.run.weight_bytes,
+        seconds=seconds,
+        shared={sha256: store.shared_path(sha256).stat().st_size for sha256 in one.shared},
+        left_out=one.run.left_out,
+        warnings=one.run.warnings,
     )
-
-
-def _match(tensors: dict[str, Tensor], base: Base, jobs: int) -> dict[str, BaseRef]:
-    """Return the base tensor of every tensor that has one; those whose dtypes cannot be compared have none."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    matches = match_names(shapes, {name: tensor.shape for name, tensor in base.tensors.items()})
-    usable = {
-        name: other
-        for name, other in matches.items()
-        if tensors[name].size and can_cast(base.tensors[other].dtype, tensors[name].dtype)
-    }
-    return dict(zip(usable, ordered_map(base.ref, usable.values(), jobs), strict=True))
-
-
-def _plain_text(name: str | None) -> str | None:
-    """Return a base's name as a template keeps it: none where it is no text, for it is only a hint to people."""
-    return name if name is not None and name.isprintable() else None
-
-
-def _read_kept(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_SHARED:
-        raise RunError(f"'{printable(str(path))}' is {size:,} bytes, a kept file has at most {MAX_SHARED:,}")
-    return path.read_bytes()
-
-
-def _plan(slots: tuple[Slot, ...], digests: list[str], tensors: dict[str, Tensor], base: Base | None) -> Plan:
-    """Find the tensors that equal the base's, and those that equal another of the run (tied weights)."""
-    unchanged = {
-        i
-        for i, slot in enumerate(slots)
-        if base is not None and slot.base is not None and _equals_base(slot, digests[i], tensors[slot.name], base)
-    }
-
-    def cheapest_first(i: int) -> tuple[bool, bool, int]:
-        return i not in unchanged, slots[i].base is None, i
-
-    aliases: dict[int, int] = {}
-    first: dict[tuple[object, ...], int] = {}
-    for i in sorted(range(len(slots)), key=cheapest_first):
-        other = first.setdefault((slots[i].dtype, slots[i].shape, digests[i]), i)
-        if other != i and slots[i].size and i not in unchanged:
-            aliases[i] = other
-    return Plan(slots, frozenset(unchanged), aliases)
-
-
-def _equals_base(slot: Slot, digest: str, tensor: Tensor, base: Base) -> bool:
-    """Tell whether a tensor is the base's, bit for bit, after rounding to its dtype."""
-    ref = slot.base
-    assert ref is not None
-    if ref.shape != slot.shape:
-        return False
-    if ref.dtype == slot.dtype:
-        return ref.sha256 == digest
-    start = 0
-    for piece in tensor.pieces():
-        if not np.array_equal(piece, base.predict(ref, slot.dtype, start, start + len(piece))):
-            return False
-        start += len(piece)
-    return True
 
 
 class _DoesNotSuitError(Exception):
     """A codec declined a unit."""
 
 
-def _write(path: Path, work: Work, codec: Codec, level: Level, jobs: int, progress: Progress | None) -> bool:
-    """Write the task file by one codec; returns False where the codec does not suit the run."""
-    units = codec.units(work.plan.stored)
-    names = [name for unit in units for name in codec.section_names(unit)]
-    facts = {
-        "layout": work.run.layout,
-        "method": work.run.method,
-        "dense_bytes": sum(slot.nbytes for slot in work.template.slots),
-    }
-    limit = sum(unit.size * (unit.dtype.itemsize + 1) for unit in units) + 1024 * (1 + len(names))
+class _Writer:
+    """Writes the tasks of one call into scratch files, and knows the parts that they share."""
 
-    def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
-        template = next(iter(work.shared))
-        return container.Manifest("task", codec.id, rows, (template,), work.decoded, work.plan.to_params(), facts)
+    def __init__(
+        self,
+        store: Store,
+        scratch: contextlib.ExitStack,
+        base: Base | None,
+        level: Level,
+        jobs: int,
+        progress: Progress | None,
+        base_parameters: int | None,
+    ) -> None:
+        self._store, self._scratch, self._base, self._level = store, scratch, base, level
+        self._jobs, self._progress = jobs, progress
+        self._digests = Digests(jobs)
+        self._base_parameters = base_parameters
+        self._parts: dict[str, Path] = {}
 
-    try:
+    def write(self, name: str, run: Run, wanted: str, density: float | None, options: Options) -> _Written:
+        """Write one task by the codec whose file is smallest; raises RunError where the wanted one does not suit."""
+        best: Path | None = None
+        work: Work | None = None
+        for codec_id in _candidates(run, wanted, density):
+            codec = registered_codec(codec_id)
+            if density is not None and isinstance(codec, Sparse):
+                codec = Sparse(most=1)  # asked for, it is not declined
+            rule = codec.rule_of(run.module)
+            if work is None or work.template.rule != rule:
+                work = self._prepare(run, rule, density, options)
+                _check_rule(run, codec.rebuild, work)
+            parts = self._write_parts(work, codec)
+            path = self._scratch.enter_context(self._store.scratch())
+            if self._write_task(path, work, codec) and (best is None or path.stat().st_size < best.stat().st_size):
+                best, best_id, best_work, best_parts = path, codec_id, work, parts
+        if best is None:
+            raise RunError(
+                f"codec '{wanted}' does not suit '{printable(str(run.path))}': too many weights differ from the base",
+                hint="--codec auto chooses the codec that takes the fewest bytes",
+            )
+        templates = Templates(self._store)
+        templates.put(next(iter(best_work.content)), best_work.plan.name, best_work.template)
+        task = Task(self._store, name, best, templates, best_parts)
+        _compare(task, self._base, self._jobs)
+        shared = _SharedFiles(best_work.content, {part.sha256: best_parts[part.sha256] for part in best_work.parts})
+        return _Written(name, best, run, best_id, task.exact, shared)
+
+    def _prepare(self, run: Run, rule: Mapping[str, Any] | None, density: float | None, options: Options) -> Work:
+        work = prepare(
+            run,
+            self._base,
+            self._jobs,
+            rule=rule,
+            density=density,
+            digests=self._digests,
+            base_parameters=self._base_parameters,
+        )
+        work.facts["options"] = options.to_facts()
+        return work
+
+    def _write_task(self, path: Path, work: Work, codec: Codec) -> bool:
+        """Write the task file by one codec; returns False where the codec does not suit the run."""
+        kinds = codec.kinds(work.template.rule)
+        shared = [
+            (slot, tensor)
+            for slots, part in zip(_shared_slots(work, kinds), work.parts, strict=True)
+            for slot, tensor in zip(slots, part.tensors, strict=True)
+        ]
+        units = codec.units(with_kinds(work.plan.stored, kinds), [slot for slot, _ in shared])
+
+        def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
+            parts = (next(iter(work.content)), *(part.sha256 for part in work.parts))
+            return container.Manifest("task", codec.id, rows, parts, work.decoded, work.plan.to_params(), work.facts)
+
+        try:
+            self._write_file(path, codec, units, work.tensors, manifest_of, dict(shared))
+        except _DoesNotSuitError:
+            return False
+        return True
+
+    def _write_parts(self, work: Work, codec: Codec) -> dict[str, Path]:
+        """Write the shared parts of tensors that are not in the pack yet, each once; return where they are."""
+        wanted = [part.sha256 for part in work.parts if part.sha256 not in self._parts]
+        damaged = unreadable(self._store, wanted)
+        for slots, part in zip(_shared_slots(work, codec.kinds(work.template.rule)), work.parts, strict=True):
+            if part.sha256 in self._parts:
+                continue
+            path = self._scratch.enter_context(self._store.scratch())
+            try:  # a copy, for nobody may need the part before this task does, and a gc may take it
+                if part.sha256 not in damaged:
+                    shutil.copyfile(self._store.shared_path(part.sha256), path)
+            except FileNotFoundError:
+                damaged.add(part.sha256)
+            if part.sha256 in damaged:
+                self._write_part(path, part, part_slots(slots), codec)
+            self._parts[part.sha256] = path
+        return dict(self._parts)
+
+    def _write_part(self, path: Path, part: SharedTensors, slots: list[Slot], codec: Codec) -> None:
+        tensors = {slot.name: tensor for slot, tensor in zip(slots, part.tensors, strict=True)}
+
+        def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
+            return container.Manifest("shared", codec.id, rows, (), part.sha256, part_params(slots), {})
+
+        self._write_file(path, codec, codec.units(slots), tensors, manifest_of, {})
+        Part(path, part.sha256).check()
+
+    def _write_file(
+        self,
+        path: Path,
+        codec: Codec,
+        units: list[Unit],
+        tensors: Mapping[str, Tensor],
+        manifest_of: Callable[[tuple[container.SectionRow, ...]], container.Manifest],
+        shared: Mapping[Slot, Tensor],
+    ) -> None:
+        names = [name for unit in units for name in codec.section_names(unit)]
+        limit = sum(unit.size * (unit.dtype.itemsize + 1) for unit in units) + 1024 * (1 + len(names))
         with path.open("wb") as file:
-            container.write(file, names, limit, _sections(units, work, codec, level, jobs, progress), manifest_of)
-    except _DoesNotSuitError:
-        return False
-    return True
+            container.write(file, names, limit, self._sections(codec, units, tensors, shared), manifest_of)
+
+    def _sections(
+        self, codec: Codec, units: list[Unit], tensors: Mapping[str, Tensor], shared: Mapping[Slot, Tensor]
+    ) -> Iterator[EncodedSection]:
+        total, done = sum(unit.size * unit.dtype.itemsize for unit in units), 0
+
+        def encode_unit(unit: Unit) -> tuple[Unit, list[EncodedSection]]:
+            given = given_of(unit, self._base, shared.__getitem__)
+            tuned = joined([tensors[p.slot.name].read_flat(p.start, p.stop) for p in unit.pieces])
+            sections = codec.encode(unit, tuned, given)
+            if sections is None:
+                raise _DoesNotSuitError
+            return unit, [_encode_section(section, self._level) for section in sections]
+
+        for unit, encoded in ordered_map(encode_unit, units, self._jobs):
+            yield from encoded
+            done += unit.size * unit.dtype.itemsize
+            if self._progress is not None:
+                self._progress(done, total)
 
 
-def _sections(
-    units: list[Unit], work: Work, codec: Codec, level: Level, jobs: int, progress: Progress | None
-) -> Iterator[EncodedSection]:
-    total, done = sum(unit.size * unit.dtype.itemsize for unit in units), 0
+def _check_rule(
+    run: Run, rebuild: Callable[[Mapping[str, Any] | None, Mapping[str, Tensor]], Rebuilt | None], work: Work
+) -> None:
+    """Raise RunError where the run's tensors do not fit its rule, or the modules that come out are none."""
+    try:
+        rebuilt = rebuild(work.template.rule, work.tensors)
+        for tensor in rebuilt.tensors.values() if rebuilt is not None else ():
+            tensor.read_flat(0, min(1, tensor.size))
+    except DamageError as error:
+        raise RunError(
+            f"'{printable(str(run.path))}': {error.message}",
+            hint="its files belong to different runs, or are not whole",
+        ) from error
+    if rebuilt is None or rebuilt.kind != "adapter":
+        return
+    names = {id(tensor): name for name, tensor in work.tensors.items()}
+    for name, down in rebuilt.tensors.items():
+        place, _, part = name.rpartition(".down.")
+        if part != "weight" or len(down.shape) != 2:
+            continue
+        narrow, width = down.shape
+        wanted = {"down.bias": (narrow,), "up.weight": (width, narrow), "up.bias": (width,)}
+        for other, shape in wanted.items():
+            found = rebuilt.tensors.get(f"{place}.{other}")
+            if found is not None and found.shape != shape:
+                source = names.get(id(found), f"{place}.{other}")
+                raise RunError(
+                    f"'{printable(str(run.path))}': '{printable(source)}' is {list(found.shape)}, "
+                    f"the adapter at '{printable(place)}' needs {list(shape)}",
+                    hint="its files belong to different runs, or are not whole",
+                )
 
-    def encode_unit(unit: Unit) -> tuple[Unit, list[EncodedSection]]:
-        predicted = predict(work.base, unit) if unit.from_base else None
-        sections = codec.encode(unit, _gather(unit, work.tensors), predicted)
-        if sections is None:
-            raise _DoesNotSuitError
-        return unit, [_encode_section(section, level) for section in sections]
 
-    for unit, encoded in ordered_map(encode_unit, units, jobs):
-        yield from encoded
-        done += unit.size * unit.dtype.itemsize
-        if progress is not None:
-            progress(done, total)
+def _shared_slots(work: Work, kinds: Mapping[str, str]) -> list[list[Slot]]:
+    """Return the slots of each shared part as the task sees them; one that no file has is nameless."""
+    known = {slot.name: slot for slot in with_kinds(work.template.slots, kinds)}
+    return [
+        [
+            known[like] if name is not None else dataclasses.replace(known[like], name="", part=(number, i))
+            for i, (name, like) in enumerate(zip(part.names, part.like, strict=True))
+        ]
+        for number, part in enumerate(work.parts)
+    ]
+
+
+def _candidates(run: Run, wanted: str, density: float | None) -> list[str]:
+    """Return the codecs to try; raises UsageError for one that cannot take the run."""
+    known = CODECS_OF[type(run.module)]
+    if density is not None and (not isinstance(run.module, Dense) or wanted not in ("auto", "sparse")):
+        raise UsageError(
+            f"a density is for a full fine-tune by codec sparse, not for '{printable(str(run.path))}' "
+            f"({run.method}) by codec {wanted}",
+            hint="leave out the density",
+        )
+    if wanted == "auto":
+        return ["sparse"] if density is not None else list(known)
+    if wanted not in (*known, "plain"):
+        raise UsageError(
+            f"codec '{wanted}' does not take '{printable(str(run.path))}' ({run.method})",
+            hint=f"choose one of auto, {', '.join(dict.fromkeys([*known, 'plain']))}",
+        )
+    return [wanted]
 
 
 def _encode_section(section: Section, level: Level) -> EncodedSection:
@@ -292,13 +405,7 @@ def _encode_section(section: Section, level: Level) -> EncodedSection:
     return EncodedSection(section.name, coder_id, section.array.dtype.name, section.array.count, data)
 
 
-def _gather(unit: Unit, tensors: dict[str, Tensor]) -> Bits:
-    """Return a unit's elements, one tensor behind another."""
-    pieces = [tensors[piece.slot.name].read_flat(piece.start, piece.stop) for piece in unit.pieces]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def _compare(task: Task, base: Base | None, jobs: int | None) -> None:
+def _compare(task: Task, base: Base | None, jobs: int) -> None:
     """Decode a written task once; its digest must be the run's, so no file stands in a pack that does not decode."""
     try:
         for _ in task.load(base).stream(jobs=jobs):
@@ -313,17 +420,19 @@ def _compare(task: Task, base: Base | None, jobs: int | None) -> None:
 class _SharedFiles(Mapping[str, bytes]):
     """The files of shared parts by sha256, made when asked for: most are in the pack already, and zstd takes time."""
 
-    def __init__(self, contents: Mapping[str, bytes]) -> None:
-        self._contents = contents
+    def __init__(self, contents: Mapping[str, bytes], parts: Mapping[str, Path]) -> None:
+        self._contents, self._parts = contents, parts
 
     def __getitem__(self, sha256: str) -> bytes:
+        if sha256 in self._parts:
+            return self._parts[sha256].read_bytes()
         return shared_file(self._contents[sha256])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._contents)
+        return iter([*self._contents, *self._parts])
 
     def __len__(self) -> int:
-        return len(self._contents)
+        return len(self._contents) + len(self._parts)
 
 
 def shared_file(content: bytes) -> bytes:
@@ -336,7 +445,7 @@ def shared_file(content: bytes) -> bytes:
     file = io.BytesIO()
 
     def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
-        return container.Manifest("shared", "bytes", rows, (), digest, {}, {})
+        return container.Manifest("shared", BYTES, rows, (), digest, {}, {})
 
     container.write(file, ["content"], len(data) + 1024, iter([section]), manifest_of)
     return file.getvalue()

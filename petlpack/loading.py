@@ -6,75 +6,90 @@ or refuse -> state dict or run directory.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import shutil
-import threading
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from petlpack import coding, container
-from petlpack.codecs.base import MOST_ELEMENTS, Piece, Unit
+from petlpack import container
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest, ReplacedError, Sections
+from petlpack.decoding import Decoder, needed, whole_digest, with_kinds
 from petlpack.errors import BaseError, DamageError, UnknownFormatError, UsageError, printable
-from petlpack.parallel import Progress, count_jobs, ordered_map
+from petlpack.layouts.adapterhub_writer import write_adapterhub
+from petlpack.layouts.peft_writer import write_peft
+from petlpack.modules import Rebuilt
+from petlpack.parallel import Progress, count_jobs
+from petlpack.parts import Part, Templates, find_shared, read_shared
 from petlpack.store import Store
-from petlpack.template import Slot, Template, parse_template
+from petlpack.template import Slot, Template, bind
 from petlpack.tensors.base import Base
-from petlpack.tensors.dtypes import DTYPES, Bits, DType
+from petlpack.tensors.dtypes import DTYPES, Bits
+from petlpack.tensors.safetensors_file import build_header
 from petlpack.tensors.tensor import PIECE, Tensor, as_bytes
+from petlpack.writing import check_torch, has_torch, new_directory, write_rebuilt, write_weights
 
 if TYPE_CHECKING:
     import torch
 
-MAX_SHARED = 1 << 28
-"""Bytes that a kept file may decode to: 256 MB, many times the largest tokenizer."""
-
-MAX_TEMPLATE = 1 << 25
-"""Bytes of a template: 32 MB describe a hundred thousand tensors, and parsing a hostile one stays cheap."""
-
-TEMPLATES = 64
-"""Templates that a pack keeps in memory: tasks of one kind share one."""
-
-RECENT = 4
-"""Units that lazy reads keep decoded: 4 of 2^20 weights are 8-16 MB."""
-
 
 @dataclass(frozen=True)
 class Plan:
-    """How the tensors of a task are found: unchanged ones in the base, aliases in others, the rest in units."""
+    """How the tensors of a task are found.
+
+    Unchanged ones are in the base, aliases in others, some in shared parts, the rest in units.
+    """
 
     slots: tuple[Slot, ...]
     unchanged: frozenset[int]
     aliases: Mapping[int, int]
+    name: str | None = None
+    """The task's own name inside keys and files, a parameter of the template."""
 
     @property
     def stored(self) -> list[Slot]:
-        """The tensors that the sections hold."""
-        return [
-            slot for i, slot in enumerate(self.slots) if i not in self.unchanged and i not in self.aliases and slot.size
-        ]
+        """The tensors that the task's own sections hold."""
+        elsewhere = {*self.unchanged, *self.aliases}
+        return [slot for i, slot in enumerate(self.slots) if i not in elsewhere and slot.part is None and slot.size]
 
     def to_params(self) -> dict[str, Any]:
-        """Return the manifest's form: indices into the template's tensors."""
-        return {"unchanged": sorted(self.unchanged), "aliases": [list(pair) for pair in sorted(self.aliases.items())]}
+        """Return the manifest's form: ranges of unchanged tensors and pairs of aliases, as indices."""
+        return {
+            "unchanged": _ranges(sorted(self.unchanged)),
+            "aliases": [list(pair) for pair in sorted(self.aliases.items())],
+            "name": self.name,
+        }
+
+
+def _ranges(numbers: list[int]) -> list[list[int]]:
+    """Return rising numbers as [start, stop] ranges."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([number, number + 1])
+    return ranges
 
 
 def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
     """Parse and check the plan in a manifest's parameters; raises DamageError."""
-    if set(params) != {"unchanged", "aliases"}:
-        raise DamageError("manifest has other parameters than unchanged and aliases")
+    if set(params) != {"unchanged", "aliases", "name"}:
+        raise DamageError("manifest has other parameters than unchanged, aliases and name")
     try:
-        plan = Plan(slots, frozenset(params["unchanged"]), {alias: other for alias, other in params["aliases"]})
-        taken = [*plan.unchanged, *plan.aliases, *plan.aliases.values()]
-        if not all(type(i) is int and 0 <= i < len(slots) for i in taken):
+        ranges = [(start, stop) for start, stop in params["unchanged"]]
+        if not all(type(i) is int and 0 <= i <= len(slots) for pair in ranges for i in pair):
+            raise ValueError("an index beyond the tensors")
+        if not all(first[1] < second[0] for first, second in itertools.pairwise(ranges)):
+            raise ValueError("its lists are not in canonical order")
+        unchanged = frozenset(i for start, stop in ranges for i in range(start, stop))
+        plan = Plan(slots, unchanged, {alias: other for alias, other in params["aliases"]}, params["name"])
+        if not all(type(i) is int and 0 <= i < len(slots) for i in [*plan.aliases, *plan.aliases.values()]):
             raise ValueError("an index beyond the tensors")
         for i in plan.unchanged:
             base = slots[i].base
@@ -83,6 +98,8 @@ def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
         for alias, other in plan.aliases.items():
             if (slots[alias].dtype, slots[alias].shape) != (slots[other].dtype, slots[other].shape):
                 raise ValueError(f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape")
+            if slots[alias].part is not None:
+                raise ValueError(f"'{slots[alias].name}' is in a shared part and said to equal another")
         if plan.aliases.keys() & {*plan.unchanged, *plan.aliases.values()}:
             raise ValueError("an alias of an alias")
         if plan.to_params() != dict(params):
@@ -90,50 +107,6 @@ def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
     except (TypeError, ValueError) as error:
         raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}") from error
     return plan
-
-
-def read_template(store: Store, sha256: str) -> Template:
-    """Read and parse a template; raises DamageError."""
-    return parse_template(read_shared(store, sha256, MAX_TEMPLATE), f"shared part {sha256}")
-
-
-def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
-    """Read a shared part of at most so many bytes, and check that it decodes to what its name says.
-
-    Raises DamageError.
-    """
-    path = store.shared_path(sha256)
-    if not path.is_file():
-        raise DamageError(
-            f"shared part {sha256} is missing from pack '{printable(str(store.path))}'",
-            hint="restore the file from a copy of the pack, or encode the runs that need it again",
-        )
-    opened = container.read(path)
-    rows = opened.manifest.sections
-    manifest = opened.manifest
-    made = Manifest("shared", "bytes", rows, (), sha256, {}, {})
-    if manifest != made or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
-        raise DamageError(f"'{printable(str(path))}' is not a shared part of bytes")
-    if rows[0].count > most:
-        raise DamageError(f"'{printable(str(path))}' claims {rows[0].count:,} bytes, at most {most:,} are read")
-    array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
-    data = opened.open_sections().read(rows[0])
-    content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise DamageError(f"'{printable(str(path))}' decodes to something else than its name says")
-    return content
-
-
-def unreadable(store: Store, shared: Iterable[str]) -> set[str]:
-    """Return those of the shared parts that are in the store, but damaged, and so have to be written again."""
-    damaged = set()
-    for sha256 in shared:
-        try:
-            if store.shared_path(sha256).exists():
-                read_shared(store, sha256)
-        except (DamageError, UnknownFormatError):
-            damaged.add(sha256)
-    return damaged
 
 
 def is_directory(name: str) -> bool:
@@ -153,22 +126,40 @@ def open_base(base: str | Path | Base | None, named: str | None) -> Base | None:
     return Base(named) if named is not None and is_directory(named) else None
 
 
+TARGETS = ("run", "safetensors", "peft", "adapterhub")
+"""What a task can be decoded to."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Where a task was written to, and what its new layout cannot say."""
+
+    path: Path
+    notes: tuple[str, ...]
+
+
 class Task:
     """One task of a pack. Opening it reads and checks its header and manifest only."""
 
     def __init__(
-        self, store: Store, name: str, path: Path | None = None, templates: dict[str, Template] | None = None
+        self,
+        store: Store,
+        name: str,
+        path: Path | None = None,
+        templates: Templates | None = None,
+        parts: Mapping[str, Path] | None = None,
     ) -> None:
-        """Open a task by name; `path` where its file is not in its place yet, `templates` those read before, by sha256.
+        """Open a task by name. `path` and `parts` are for files that are not in their place yet.
 
         Raises TaskError where there is no such task, DamageError where its file is not as it was written.
         """
         self.name = name
-        self._store = store
-        self._templates = {} if templates is None else templates
+        self.store = store
+        self._templates = Templates(store) if templates is None else templates
         self._path = path or store.find_task(name)
+        self._parts = parts or {}
         self._container = container.read(self._path)
-        if self.manifest.kind != "task" or len(self.manifest.shared) != 1:
+        if self.manifest.kind != "task" or not self.manifest.shared:
             raise DamageError(f"'{printable(str(self._container.path))}' is not a task")
 
     def __repr__(self) -> str:
@@ -192,8 +183,8 @@ class Task:
 
     @property
     def exact(self) -> bool:
-        """Whether every bit of the run comes back."""
-        return codec(self.codec).exact
+        """Whether every bit of what the run's rule needs comes back; `manifest.facts` tells how far it does not."""
+        return codec(self.codec).exact and self.manifest.facts.get("exact", True) is True
 
     @property
     def nbytes(self) -> int:
@@ -207,13 +198,21 @@ class Task:
 
     @property
     def template(self) -> Template:
-        """What the task has in common with others: tensors, base, kept files."""
-        sha256 = self.manifest.shared[0]
-        if sha256 not in self._templates:
-            if len(self._templates) == TEMPLATES:
-                self._templates.clear()
-            self._templates[sha256] = read_template(self._store, sha256)
-        return self._templates[sha256]
+        """What the task has in common with others: tensors, base, rule, kept files."""
+        name = self.manifest.params.get("name")
+        if name is not None and not isinstance(name, str):
+            raise DamageError(f"task '{self.name}' is called {printable(repr(name))} in its template")
+        return self._templates.read(self.manifest.shared[0], name)
+
+    @property
+    def parts(self) -> list[str]:
+        """The shared parts that the task needs, each once: its template, tensors, the base's table, kept files."""
+        return list(dict.fromkeys([*self.manifest.shared, *self.template.needs]))
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the run's tensors, each as often as its file holds it."""
+        return self.template.dense_bytes(parse_plan(self.manifest.params, self.template.slots).aliases)
 
     def load(self, base: str | Path | Base | None = None) -> TaskTensors:
         """Return the tensors, lazily: a mapping whose tensors are decoded when their bits are asked for.
@@ -222,8 +221,34 @@ class Task:
         directory that the run's own config names. Raises BaseError where the base is missing or another one,
         DamageError where the pack's bytes are not those that were written.
         """
-        opened, sections = self._open()
-        return TaskTensors(self.name, opened, sections, self.template, self._find_base(base))
+        return self._tensors(self._find_base(base))
+
+    def rebuild(self, base: str | Path | Base | None = None) -> Rebuilt | None:
+        """Return the dense modules that the task's rule makes, computed when they are read; None where it has no rule.
+
+        The base is needed only where the rule's own tensors are stored against it. Raises as `load`.
+        """
+        opened = open_base(base, self.template.base_name if self.template.base else None)
+        tensors = self._tensors(opened)
+        rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
+        if rebuilt is None:
+            return None
+        return replace(rebuilt, head={name: tensors[name] for name in tensors if name in self.template.head})
+
+    def formula(self) -> list[str]:
+        """Return the rule by which the task is rebuilt, as formulas for people."""
+        return [printable(line) for line in codec(self.codec).formula(self.template.rule)]
+
+    def read_file(self, name: str) -> bytes:
+        """Return a kept file as the run had it; raises DamageError."""
+        content = read_shared(self.store, self.template.files[name])
+        own = self.manifest.params.get("name")
+        if name not in self.template.named or own is None:
+            return content
+        try:
+            return bind(content.decode(), own).encode()
+        except UnicodeDecodeError as error:
+            raise DamageError(f"kept file '{name}' takes the task's name and is no text: {error}") from error
 
     def check_bytes(self) -> None:
         """Read every section and check its digest, decoding nothing; raises DamageError."""
@@ -247,51 +272,75 @@ class Task:
         out: str | Path,
         base: str | Path | Base | None = None,
         *,
+        to: str = "run",
         jobs: int | None = None,
         progress: Progress | None = None,
-    ) -> Path:
-        """Write the run back to a new directory `out`: weight files bit for bit, kept files byte for byte.
+    ) -> Decoded:
+        """Write the task to a new directory `out`, which appears only when it is complete.
 
-        The directory appears only when it is complete. Raises UsageError where `out` exists and is not empty.
+        `to` "run" gives back the run: weight files bit for bit, kept files byte for byte. "safetensors" writes one
+        model.safetensors, of the rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
+        libraries load. Raises UsageError where `out` is not empty, or the task cannot be written so.
         """
-        out = Path(out).resolve()
-        if out == Path.cwd():
-            raise UsageError("cannot decode into the current directory", hint="give a new directory to decode into")
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise UsageError(f"'{printable(str(out))}' exists already", hint="give a new directory to decode into")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        half_written = out.parent / f".petlpack-{uuid.uuid4().hex}"
-        try:
-            half_written.mkdir()
-            for name, sha256 in self.template.files.items():
-                target = half_written / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(read_shared(self._store, sha256))
-            self._write_weights(half_written, self.load(base), jobs, progress)
-            if out.exists():
-                out.rmdir()
-            half_written.rename(out)
-        finally:
-            shutil.rmtree(half_written, ignore_errors=True)
-        return out
+        if to not in TARGETS:
+            raise UsageError(f"no layout '{printable(to)}' to decode to", hint=f"choose one of {', '.join(TARGETS)}")
+        if to == self.manifest.facts.get("layout"):
+            to = "run"
+        with new_directory(Path(out)) as directory:
+            if to == "run":
+                notes = self._write_run(directory, self.load(base), jobs, progress)
+            else:
+                notes = self._write_as(to, directory, base, jobs, progress)
+        return Decoded(Path(out), tuple(notes))
 
-    def _write_weights(
+    def _write_run(
         self, directory: Path, tensors: TaskTensors, jobs: int | None, progress: Progress | None
-    ) -> None:
-        """Write the weight files: each header verbatim, then the tensors at their offsets as they are decoded."""
-        with contextlib.ExitStack() as stack:
-            places: dict[str, tuple[BinaryIO, int]] = {}
-            for name, header in self.template.headers.items():
-                path = directory / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file: BinaryIO = stack.enter_context(path.open("wb"))
-                file.write(header.head_bytes())
-                file.truncate(header.file_size)
-                places |= {name: (file, header.data_start + entry.start) for name, entry in header.entries.items()}
-            for slot, start, bits in tensors.stream(jobs=jobs, progress=progress):
-                file, offset = places[slot.name]
-                file.seek(offset + start * slot.dtype.itemsize)
-                file.write(as_bytes(bits))
+    ) -> list[str]:
+        check_torch(self.template.headers)
+        self._write_files(directory, list(self.template.files))
+        same = {tensors.plan.slots[i].name: tensors.plan.slots[j].name for i, j in tensors.plan.aliases.items()}
+        write_weights(directory, self.template.headers, tensors.stream(jobs=jobs, progress=progress), same)
+        return []
+
+    def _write_as(
+        self, to: str, directory: Path, base: str | Path | Base | None, jobs: int | None, progress: Progress | None
+    ) -> list[str]:
+        rebuilt = self.rebuild(base)
+        if rebuilt is None and to == "safetensors":
+            tensors = self.load(base)
+            self._write_files(directory, [name for name in self.template.files if not name.endswith(".index.json")])
+            rows = {slot.name: (slot.dtype.name, slot.shape, slot.nbytes) for slot in tensors.plan.slots}
+            headers = {"model.safetensors": build_header(rows, {"format": "pt"})}
+            write_weights(directory, headers, tensors.stream(jobs=jobs, progress=progress), {})
+            return []
+        if rebuilt is None:
+            raise UsageError(
+                f"task '{self.name}' is a {self.method}, and nothing tells how to write it as {to}",
+                hint="decode it without --to, or with --to safetensors",
+            )
+        if to == "safetensors":
+            write_rebuilt(directory / "model.safetensors", rebuilt)
+            return []
+        if to == "peft":
+            return write_peft(rebuilt, directory, self.template.base_name)
+        own = self.manifest.params["name"]
+        name = self.name if own is None else own
+        notes = write_adapterhub(rebuilt, directory, name, self.template.base_name, pickled=has_torch())
+        flag = "without torch only safetensors are written: load them with load_adapter(..., use_safetensors=True)"
+        return notes if has_torch() else [*notes, flag]
+
+    def _write_files(self, directory: Path, names: list[str]) -> None:
+        for name in names:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(self.read_file(name))
+
+    def _tensors(self, base: Base | None) -> TaskTensors:
+        opened, sections = self._open()
+        parts = [
+            Part(self._parts.get(sha256) or find_shared(self.store, sha256), sha256)
+            for sha256 in opened.manifest.shared[1:]
+        ]
+        return TaskTensors(self.name, opened, sections, self.template, parts, base)
 
     def _open(self) -> tuple[Container, Sections]:
         """Open the file for reading; one that was replaced since the task was opened is taken as it is now."""
@@ -317,37 +366,33 @@ class Task:
 class TaskTensors(Mapping[str, Tensor]):
     """The tensors of a task by name, decoded on demand."""
 
-    def __init__(self, name: str, opened: Container, sections: Sections, template: Template, base: Base | None) -> None:
-        """Check the manifest against the template; `base` may be None where the task needs none."""
-        self._path, self._manifest, self._sections, self._base = opened.path, opened.manifest, sections, base
-        self._codec = codec(opened.manifest.codec)
-        self._plan = parse_plan(opened.manifest.params, template.slots)
-        if sum(slot.size for slot in self._plan.stored) > len(opened.manifest.sections) * MOST_ELEMENTS:
-            raise DamageError(f"task '{name}' claims more weights than its sections can hold")
-        self._units = self._codec.units(self._plan.stored)
-        self._rows = {row.name: row for row in opened.manifest.sections}
-        expected = [section for unit in self._units for section in self._codec.section_names(unit)]
-        if expected != list(self._rows):
-            raise DamageError(
-                f"task '{name}' has {len(self._rows)} sections, its tensors need {len(expected)}: "
-                f"{', '.join(expected[:3])} ..."
-            )
-        self._index = {slot.name: i for i, slot in enumerate(self._plan.slots)}
-        self._parts: dict[str, list[tuple[Unit, Piece, int]]] = {}
-        for unit in self._units:
-            offset = 0
-            for piece in unit.pieces:
-                self._parts.setdefault(piece.slot.name, []).append((unit, piece, offset))
-                offset += piece.size
-        self._recent: dict[str, Bits] = {}
-        self._recent_lock = threading.Lock()
+    def __init__(
+        self,
+        name: str,
+        opened: Container,
+        sections: Sections,
+        template: Template,
+        parts: list[Part],
+        base: Base | None,
+    ) -> None:
+        """Check the manifest against the template and the parts; `base` may be None where no tensor needs it."""
+        self._path, self._manifest, self._base, self._shared = opened.path, opened.manifest, base, parts
+        self.plan = parse_plan(opened.manifest.params, template.slots)
+        known = codec(opened.manifest.codec)
+        kinds = known.kinds(template.rule)
+        given = _shared_tensors(name, template, with_kinds(template.slots, kinds), parts)
+        stored = with_kinds(self.plan.stored, kinds)
+        self._decoder = Decoder(f"task '{name}'", opened, sections, known, stored, base, given)
+        self._index = {slot.name: i for i, slot in enumerate(self.plan.slots)}
 
     def __getitem__(self, name: str) -> Tensor:
         """Return one tensor; nothing is decoded before its bits are read."""
         index = self._index[name]
-        index = self._plan.aliases.get(index, index)
-        slot = self._plan.slots[index]
-        reader = self._read_base if index in self._plan.unchanged else self._read_units
+        index = self.plan.aliases.get(index, index)
+        slot = self.plan.slots[index]
+        if slot.part is not None:
+            return self._shared[slot.part[0]].tensor(slot.part[1])
+        reader = self._read_base if index in self.plan.unchanged else self._decoder.read
         return Tensor(slot.dtype, slot.shape, functools.partial(reader, slot))
 
     def __iter__(self) -> Iterator[str]:
@@ -363,8 +408,8 @@ class TaskTensors(Mapping[str, Tensor]):
 
         After the last piece the digest of the whole is compared with the manifest's; raises DamageError.
         """
-        digest = _WholeDigest(self._plan)
-        total, done = sum(slot.nbytes for slot in self._plan.slots), 0
+        digest = _WholeDigest(self.plan)
+        total, done = sum(slot.nbytes for slot in self.plan.slots), 0
         for slot, start, bits in self._all_pieces(count_jobs(jobs)):
             digest.update(slot, bits)
             yield slot, start, bits
@@ -379,73 +424,46 @@ class TaskTensors(Mapping[str, Tensor]):
 
     def read_all(self, *, jobs: int | None = None) -> Iterator[tuple[str, Slot, Bits]]:
         """Decode everything in parallel and return (name, slot, bits in the tensor's shape), checked as a whole."""
-        arrays = {slot.name: np.empty(slot.size, slot.dtype.bits) for slot in self._plan.slots}
+        arrays = {slot.name: np.empty(slot.size, slot.dtype.bits) for slot in self.plan.slots}
         for slot, start, bits in self.stream(jobs=jobs):
             arrays[slot.name][start : start + len(bits)] = bits
-        return iter([(slot.name, slot, arrays[slot.name].reshape(slot.shape)) for slot in self._plan.slots])
+        return iter([(slot.name, slot, arrays[slot.name].reshape(slot.shape)) for slot in self.plan.slots])
 
     def _all_pieces(self, jobs: int) -> Iterator[tuple[Slot, int, Bits]]:
-        for unit, bits in ordered_map(lambda unit: (unit, self._decode_unit(unit)), self._units, jobs):
-            offset = 0
-            for piece in unit.pieces:
-                yield piece.slot, piece.start, bits[offset : offset + piece.size]
-                offset += piece.size
-        for i in sorted({*self._plan.unchanged, *self._plan.aliases}):
-            slot = self._plan.slots[i]
+        yield from self._decoder.pieces(jobs)
+        for i, slot in enumerate(self.plan.slots):
+            if slot.part is None and i not in self.plan.unchanged and i not in self.plan.aliases:
+                continue
             tensor = self[slot.name]
             for start in range(0, slot.size, PIECE):
                 yield slot, start, tensor.read_flat(start, min(start + PIECE, slot.size))
-
-    def _decode_unit(self, unit: Unit) -> Bits:
-        return self._codec.decode(unit, self._read_section, predict(self._base, unit) if unit.from_base else None)
-
-    def _recently_decoded(self, unit: Unit) -> Bits:
-        """Decode a unit, or return it from among the last few: neighbouring tensors stand in one unit."""
-        with self._recent_lock:
-            if unit.name not in self._recent:
-                if len(self._recent) == RECENT:
-                    del self._recent[next(iter(self._recent))]
-                self._recent[unit.name] = self._decode_unit(unit)
-            return self._recent[unit.name]
-
-    def _read_section(self, name: str, dtype: DType, counts: range, row: int, given: Bits | None) -> Bits:
-        section = self._rows[name]
-        if section.dtype != dtype.name or section.count not in counts:
-            raise DamageError(
-                f"section '{name}' is {section.count} elements of {section.dtype}, "
-                f"its tensors need {counts[-1]} of {dtype.name}"
-            )
-        array = coding.Array(dtype, section.count, row or max(1, section.count), given)
-        return coding.decode(section.coder, self._sections.read(section), array, name)
-
-    def _read_units(self, slot: Slot, start: int, stop: int) -> Bits:
-        out = np.empty(stop - start, slot.dtype.bits)
-        for unit, piece, offset in self._parts.get(slot.name, ()):
-            first, last = max(start, piece.start), min(stop, piece.stop)
-            if first < last:
-                shift = offset - piece.start
-                out[first - start : last - start] = self._recently_decoded(unit)[first + shift : last + shift]
-        return out
 
     def _read_base(self, slot: Slot, start: int, stop: int) -> Bits:
         assert slot.base is not None
         return needed(self._base).predict(slot.base, slot.dtype, start, stop)
 
 
-def needed(base: Base | None) -> Base:
-    """Return the base; raises BaseError where there is none."""
-    if base is None:
-        raise BaseError("the task needs its base to be decoded", hint="give the base's directory with --base")
-    return base
-
-
-def predict(base: Base | None, unit: Unit) -> Bits:
-    """Return what the base says of a unit's elements, rounded to the unit's dtype."""
-    pieces = []
-    for piece in unit.pieces:
-        assert piece.slot.base is not None
-        pieces.append(needed(base).predict(piece.slot.base, unit.dtype, piece.start, piece.stop))
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: list[Part]) -> list[tuple[Slot, Tensor]]:
+    """Return the tensors of all parts as the task sees them; one without a name is of the kind of its neighbours."""
+    if len(parts) != len(template.parts):
+        raise DamageError(f"task '{name}' has {len(parts)} shared parts of tensors, its template {len(template.parts)}")
+    own = {slot.name: slot for slot in slots}
+    shared = []
+    for number, (names, part) in enumerate(zip(template.parts, parts, strict=True)):
+        if len(names) != len(part.slots):
+            raise DamageError(f"shared part {part.sha256} has {len(part.slots)} tensors, task '{name}' {len(names)}")
+        kinds = {held.kind: own[called].kind for called, held in zip(names, part.slots, strict=True) if called}
+        for i, (called, held) in enumerate(zip(names, part.slots, strict=True)):
+            slot = replace(held, name="", part=(number, i), kind=kinds.get(held.kind, ""))
+            if called is not None:
+                slot = own[called]
+            if (slot.dtype, slot.shape) != (held.dtype, held.shape):
+                raise DamageError(
+                    f"tensor '{printable(slot.name)}' is {slot.dtype.name} {list(slot.shape)}, "
+                    f"in shared part {part.sha256} it is {held.dtype.name} {list(held.shape)}"
+                )
+            shared.append((slot, part.tensor(i)))
+    return shared
 
 
 class _WholeDigest:
@@ -460,8 +478,3 @@ class _WholeDigest:
 
     def hexdigest(self) -> str:
         return whole_digest([self._hashes[slot.name].hexdigest() for slot in self._plan.slots])
-
-
-def whole_digest(digests: list[str]) -> str:
-    """Return the digest of a whole task from the sha256 of each tensor, in the order of the template."""
-    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()

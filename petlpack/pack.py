@@ -10,13 +10,16 @@ import numpy as np
 
 from petlpack.codecs.registry import codec
 from petlpack.encoding import Encoded, encode
-from petlpack.errors import BaseError, DamageError, PetlpackError
+from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, printable
+from petlpack.layouts.options import Options
 from petlpack.layouts.registry import read_run
-from petlpack.loading import Task, read_shared, read_template
-from petlpack.parallel import Progress
+from petlpack.loading import Task
+from petlpack.parallel import Progress, count_jobs
+from petlpack.parts import Templates, check_shared
+from petlpack.preparing import prepare
 from petlpack.store import Store
-from petlpack.template import Template
 from petlpack.tensors.base import Base
+from petlpack.tensors.tensor import Tensor
 
 __all__ = ["Checked", "Encoded", "Pack", "Task", "encode", "open_pack", "verify"]
 
@@ -37,7 +40,7 @@ class Pack(Mapping[str, Task]):
     def __init__(self, path: str | Path) -> None:
         """Open a pack; raises UsageError where there is none."""
         self.store = Store(path)
-        self._templates: dict[str, Template] = {}
+        self._templates = Templates(self.store)
 
     @property
     def path(self) -> Path:
@@ -74,12 +77,7 @@ class Pack(Mapping[str, Task]):
         Raises DamageError where a task cannot be read: what it needs is then unknown, and nothing is deleted.
         """
         with self.store.locked():
-            needed: set[str] = set()
-            for name in self:
-                template, *others = self[name].manifest.shared
-                needed |= {template, *others}
-            for template in sorted(needed):
-                needed |= set(read_template(self.store, template).files.values())
+            needed = {sha256 for name in self for sha256 in self[name].parts}
             return self.store.sweep(needed, dry_run=dry_run)
 
 
@@ -129,8 +127,8 @@ def _check_task(
     depth = "bytes"
     try:
         task = pack[name]
-        for sha256 in task.template.files.values():
-            read_shared(pack.store, sha256)
+        for sha256 in task.parts:
+            check_shared(pack.store, sha256)
         codec(task.codec)  # one that this petlpack does not know is told even where nothing is decoded
         depth, foreign = _read_whole(task, base, jobs, progress)
         if foreign is not None:
@@ -168,7 +166,7 @@ def _as_damage(error: PetlpackError | OSError, what: str) -> PetlpackError:
 def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     """Check one shared part; None where it was collected meanwhile."""
     try:
-        read_shared(pack.store, sha256)
+        check_shared(pack.store, sha256)
     except (PetlpackError, OSError) as error:
         if not pack.store.shared_path(sha256).exists():
             return None
@@ -176,9 +174,26 @@ def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     return Checked(sha256, "shared", "bytes", None)
 
 
+def _run_of(task: Task, against: str | Path, base: Base | None) -> dict[str, Tensor]:
+    """Read the run that a task is to be compared with, as it was read when it was encoded."""
+    facts = task.manifest.facts
+    runs = read_run(against, Options.from_facts(facts.get("options")))
+    run = next((run for run in runs if run.task == facts.get("task", "")), None)
+    if run is None:
+        names = printable(", ".join(run.task for run in runs))
+        raise RunError(
+            f"'{printable(str(against))}' has no task '{printable(str(facts.get('task', '')))}', it has {names}"
+        )
+    return (
+        dict(prepare(run, base if run.needs_base else None, count_jobs(None)).tensors)
+        if run.omits_base
+        else dict(run.module.tensors)
+    )
+
+
 def _compare_with_run(task: Task, base: Base | None, against: str | Path) -> None:
     """Compare a task's tensors with those of a run; raises DamageError that names the first that differs."""
-    run = read_run(against).module.tensors
+    run = _run_of(task, against, base)
     packed = task.load(base)
     if packed.keys() != run.keys():
         name = min(packed.keys() ^ run.keys())

@@ -1,15 +1,18 @@
-"""What tasks of one kind have in common: weight files, tensor names, shapes, the base's digests, kept files.
+"""What tasks of one kind have in common: weight files, tensor names, shapes, base, rule, kept files.
 
-A template is written once per pack and named by its sha256, so a task says 32 bytes instead of kilobytes. Its JSON is
-laid down in formats/template.md.
+A template is written once per pack and named by its sha256, so a task says 32 bytes instead of kilobytes. The task's
+own name inside keys and files is a parameter. Its JSON is laid down in formats/template.md.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from petlpack.errors import DamageError, printable
 from petlpack.tensors.base import BaseRef
@@ -17,10 +20,23 @@ from petlpack.tensors.casting import can_cast
 from petlpack.tensors.dtypes import DType, dtype_named
 from petlpack.tensors.safetensors_file import Header, MalformedError, is_shape, parse_header
 
+NAME = "{name}"
+"""What stands in a template for the task's own name."""
+
+PICKLED = (".bin", ".pt", ".pth")
+"""Weight files with these endings are state dicts as torch saves them; all others are safetensors."""
+
+_TASK_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+_FIELDS = {"weights", "base_name", "base", "head", "parts", "rule", "files", "named"}
+
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of a run: its name, dtype and shape, the base tensor it comes from, and whether it is the head's."""
+    """One tensor of a run: name, dtype, shape, the base tensor it comes from, whether it is the head's.
+
+    `part` is where it stands in a shared part, as (part, tensor); `kind` is what tensors that are coded together share.
+    """
 
     name: str
     dtype: DType
@@ -28,6 +44,8 @@ class Slot:
     size: int
     base: BaseRef | None
     head: bool
+    part: tuple[int, int] | None = None
+    kind: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -45,10 +63,20 @@ class Template:
     """The common part of tasks. `headers` holds the safetensors header of each weight file, verbatim."""
 
     headers: Mapping[str, Header]
-    base_name: str | None
-    base: Mapping[str, BaseRef]
-    head: frozenset[str]
-    files: Mapping[str, str]
+    base_name: str | None = None
+    base_table: str | None = None
+    """sha256 of the shared part that holds the base's tensors and their digests."""
+    base: Mapping[str, BaseRef] = field(default_factory=dict)
+    base_parameters: int | None = None
+    """Numbers of the whole base, for accounting."""
+    head: frozenset[str] = frozenset()
+    parts: tuple[tuple[str | None, ...], ...] = ()
+    """The tensors that stand in shared parts, in the parts' order; None for one that only helps to decode others."""
+    rule: Mapping[str, Any] | None = None
+    """How dense modules are rebuilt from the tensors; its codec reads it."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    named: frozenset[str] = frozenset()
+    """Kept files in which the task's name is a parameter."""
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -56,40 +84,130 @@ class Template:
         return tuple(self._slots())
 
     def _slots(self) -> Iterator[Slot]:
+        places = {name: (k, i) for k, part in enumerate(self.parts) for i, name in enumerate(part) if name is not None}
         for header in self.headers.values():
             for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].start, item[1].stop)):
                 size = (entry.stop - entry.start) // entry.held_as.itemsize
-                yield Slot(name, entry.held_as, entry.held_shape, size, self.base.get(name), name in self.head)
+                yield Slot(
+                    name,
+                    entry.held_as,
+                    entry.held_shape,
+                    size,
+                    self.base.get(name),
+                    name in self.head,
+                    places.get(name),
+                    kind_of(name),
+                )
 
-    def to_json(self) -> bytes:
-        """Return the canonical JSON of this template."""
+    def dense_bytes(self, aliases: Collection[int]) -> int:
+        """Return the bytes of the run's tensors; in a pickled file, `aliases` of others stand once."""
+        same = {self.slots[i].name for i in aliases if 0 <= i < len(self.slots)}
+        return sum(
+            entry.stop - entry.start
+            for file, header in self.headers.items()
+            for name, entry in header.entries.items()
+            if not (file.endswith(PICKLED) and name in same)
+        )
+
+    @property
+    def needs(self) -> list[str]:
+        """The shared parts that this template names: the base's table and the kept files."""
+        return [*([self.base_table] if self.base_table else []), *self.files.values()]
+
+    def to_json(self, name: str | None = None) -> bytes:
+        """Return the canonical JSON of this template, with the task's `name` as a parameter."""
+
+        def text(value: str) -> str:
+            return value if name is None else unbind(value, name)
+
+        base = {"table": self.base_table, "tensors": sorted([text(name), ref.name] for name, ref in self.base.items())}
         table = {
-            "weights": [[file, header.text] for file, header in self.headers.items()],
-            "base_name": self.base_name,
-            "base": [
-                [name, ref.name, ref.dtype.name, list(ref.shape), ref.sha256] for name, ref in sorted(self.base.items())
+            "weights": [
+                [text(file), text(header.text if name is None else header.text.rstrip(" "))]
+                for file, header in self.headers.items()
             ],
-            "head": sorted(self.head),
-            "files": dict(sorted(self.files.items())),
+            "base_name": self.base_name,
+            "base": base if self.base_table else None,
+            "head": sorted(map(text, self.head)),
+            "parts": _each_text([list(part) for part in self.parts], text),
+            "rule": _each_text(self.rule, text),
+            "files": {text(file): digest for file, digest in self.files.items()},
+            "named": sorted(map(text, self.named)),
         }
-        return json.dumps(table, separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
+        return _canonical(table)
+
+    def can_bind(self, name: str | None) -> bool:
+        """Tell whether the template comes back from its JSON with `name` as a parameter."""
+        if name is None or not _TASK_NAME.fullmatch(name) or NAME.encode() in self.to_json():
+            return False
+        return all(header.text == _padded(header.text.rstrip(" ")) for header in self.headers.values())
 
 
-def parse_template(text: bytes, where: str) -> Template:
-    """Parse and check the JSON of a template read from `where`; raises DamageError."""
+def unbind(text: str, name: str) -> str:
+    """Return a text with the parameter in the place of the task's name, where that stands by itself."""
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", NAME, text)
+
+
+def bind(text: str, name: str) -> str:
+    """Return a text with the task's name in the place of the parameter."""
+    return text.replace(NAME, name)
+
+
+def kind_of(name: str) -> str:
+    """Return a tensor name without its layer numbers: what the tensors of one kind have in common."""
+    return re.sub(r"\.[0-9]+(?=\.|\Z)", "", name)
+
+
+BaseTable = Mapping[str, BaseRef]
+
+
+def base_table_json(refs: BaseTable) -> bytes:
+    """Return the canonical JSON of a base's tensors, the content of a shared part."""
+    return _canonical([[ref.name, ref.dtype.name, list(ref.shape), ref.sha256] for _, ref in sorted(refs.items())])
+
+
+def parse_base_table(text: bytes, where: str) -> BaseTable:
+    """Parse and check the JSON of a base's tensors, read from `where`; raises DamageError."""
+    try:
+        rows = json.loads(text)
+        table = {row[0]: _parse_ref(*row) for row in rows}
+        if len(table) != len(rows) or base_table_json(table) != text:
+            raise ValueError("it is not canonical JSON")
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise DamageError(f"{where} is not a table of a base: {printable(str(error))}") from error
+    return table
+
+
+def parameters(refs: BaseTable) -> int:
+    """Return the float numbers of a base."""
+    return sum(math.prod(ref.shape) for ref in refs.values() if ref.dtype.kind == "float")
+
+
+def parse_template(text: bytes, where: str, name: str | None, read_table: Callable[[str], BaseTable]) -> Template:
+    """Parse and check the JSON of a template read from `where`, for the task called `name`; raises DamageError.
+
+    `read_table` gives the table of a base by its sha256.
+    """
     try:
         table = json.loads(text)
-        base_name = table["base_name"]
-        template = Template(
-            headers={_file_name(file): parse_header(header.encode()) for file, header in table["weights"]},
-            base_name=None if base_name is None else str(base_name),
-            base={name: _parse_ref(*rest) for name, *rest in table["base"]},
-            head=frozenset(str(name) for name in table["head"]),
-            files={_file_name(name): _sha256(digest) for name, digest in table["files"].items()},
-        )
-        _check(template)
-        if template.to_json() != text:
+        if set(table) != _FIELDS:
+            raise ValueError(f"it has other fields than {', '.join(sorted(_FIELDS))}")
+        if _canonical(table) != text:
             raise ValueError("it is not canonical JSON")
+        _check_lists(table)
+        if name is not None:
+            _check_task_name(name)
+            table = _bound(table, name)
+        template = _from_table(table)
+        if table["base"] is not None:
+            sha256 = _sha256(table["base"]["table"])
+            refs = read_table(sha256)
+            rows = table["base"]["tensors"]
+            base = {_text(tensor): refs[other] for tensor, other in rows}
+            if len(base) != len(rows) or set(table["base"]) != {"table", "tensors"}:
+                raise ValueError("a tensor has two tensors of the base")
+            template = replace(template, base_table=sha256, base=base, base_parameters=parameters(refs))
+        _check(template)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MalformedError) as error:
         raise DamageError(f"{where} is not a template: {printable(str(error))}") from error
     return template
@@ -103,12 +221,48 @@ def check_file_name(name: str) -> str:
     return name
 
 
+def _from_table(table: Mapping[str, Any]) -> Template:
+    base_name, rule = table["base_name"], table["rule"]
+    if rule is not None and not isinstance(rule, dict):
+        raise ValueError("its rule is not an object")
+    weights = [(_file_name(file), parse_header(header.encode())) for file, header in table["weights"]]
+    template = Template(
+        headers=dict(weights),
+        base_name=None if base_name is None else _text(base_name),
+        head=frozenset(_list(table["head"])),
+        parts=tuple(tuple(None if name is None else _text(name) for name in part) for part in table["parts"]),
+        rule=rule,
+        files={_file_name(name): _sha256(digest) for name, digest in table["files"].items()},
+        named=frozenset(_list(table["named"])),
+    )
+    if len(weights) != len(template.headers):
+        raise ValueError("a weight file stands twice")
+    return template
+
+
+def _check_lists(table: Mapping[str, Any]) -> None:
+    """Check that lists are lists, and sorted where they stand for sets: a template has one text."""
+    pairs = [] if table["base"] is None else table["base"]["tensors"]
+    if not all(isinstance(rows, list) for rows in (table["weights"], table["parts"], pairs)):
+        raise ValueError("a field is not a list")
+    if not all(isinstance(row, list) for row in [*table["parts"], *pairs]):
+        raise ValueError("a row is not a list")
+    for rows in (table["head"], table["named"], pairs):
+        if rows != sorted(rows):
+            raise ValueError("a list is not sorted")
+
+
 def _check(template: Template) -> None:
     names = [slot.name for slot in template.slots]
     if len(set(names)) != len(names):
         raise ValueError("two weight files hold the same tensor")
     if template.headers.keys() & template.files.keys():
         raise ValueError("a kept file has the name of a weight file")
+    if template.named - template.files.keys():
+        raise ValueError("a file that is not kept takes the task's name")
+    shared = [name for part in template.parts for name in part if name is not None]
+    if len(set(shared)) != len(shared) or set(shared) - set(names) or "" in shared:
+        raise ValueError("its parts are not of its tensors")
     for slot in template.slots:
         base = slot.base
         if base is None:
@@ -118,6 +272,64 @@ def _check(template: Template) -> None:
             raise ValueError(f"tensor '{slot.name}' is {slot.shape} and its base {base.shape}")
         if not can_cast(base.dtype, slot.dtype):
             raise ValueError(f"tensor '{slot.name}' is {slot.dtype.name} and its base {base.dtype.name}")
+        if slot.part is not None:
+            raise ValueError(f"tensor '{slot.name}' is in a shared part and in the base")
+
+
+def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the fields of a template with the task's name in them; headers get their spaces back."""
+
+    def text(value: str) -> str:
+        return bind(value, name)
+
+    bound = {key: _each_text(value, text) for key, value in table.items() if key not in ("base_name", "files")}
+    if len({text(file) for file in table["files"]}) != len(table["files"]):
+        raise ValueError("two kept files have one name")
+    bound["weights"] = [[file, _padded(header)] for file, header in bound["weights"]]
+    return {
+        **bound,
+        "base_name": table["base_name"],
+        "files": {text(file): digest for file, digest in table["files"].items()},
+    }
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with every text in it changed, but for the keys of objects."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_each_text(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: _each_text(item, change) for key, item in value.items()}
+    return value
+
+
+def _padded(header: str) -> str:
+    return header + " " * (-len(header.encode()) % 8)
+
+
+def _check_task_name(name: object) -> None:
+    if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is not a name of a task")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"'{value}' is not a text")
+    return value
+
+
+def _list(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError(f"'{value}' is not a list")
+    texts = [_text(item) for item in value]
+    if len(set(texts)) != len(texts):
+        raise ValueError(f"'{max(texts, key=texts.count)}' stands twice")
+    return texts
 
 
 def _file_name(name: object) -> str:

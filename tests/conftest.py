@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from petlpack.tensors.dtypes import DTYPES, Bits
 from petlpack.tensors.tensor import Tensor
+from tests.method_runs import Shape, write_adamix, write_base, write_pha, write_propetl_t5
 
 # The same examples on every run, no deadline: what is shown must not depend on the day or on a busy machine.
 # HYPOTHESIS_PROFILE=explore draws new examples, ten times as many where a test does not say how many it takes.
@@ -154,6 +155,31 @@ def make_pair(
         tuned["classifier.weight"] = weights(dtype, (labels, width), seed * 1000 + 998)
         tuned["classifier.bias"] = weights(dtype, (labels,), seed * 1000 + 999)
     return tuned, base
+
+
+METHOD_SETTINGS = {"combine": "or", "activation": "gelu_new"}
+"""What a run of PROPETL for T5 does not say of itself."""
+
+TINY = Shape(layers=1, width=4, bottleneck=2, vocab=8, heads=1, positions=4)
+
+
+def write_methods(directory: Path, shape: Shape = TINY) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Write a run for each codec of a method and a T5 base: (run, arguments of `encode`) by the codec's name.
+
+    `mask` has tasks a and b and a shared part of tensors, `hyper` the same and stands on the base, `merge` is one task.
+    """
+    base = write_base(directory / "t5", shape, family="t5")
+    write_propetl_t5(directory / "mask", ["a", "b"], shape)
+    write_adamix(directory / "merge", shape, experts=2)
+    write_pha(directory / "hyper", ["a", "b"], shape, base=base.tensors, embed=4, trunk=6, code=4)
+    for name in ("mask", "merge", "hyper"):  # one kept file is as good as four
+        for file in ("spiece.model", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+            (directory / name / file).unlink(missing_ok=True)
+    return {
+        "mask": (directory / "mask", {"settings": METHOD_SETTINGS}),
+        "merge": (directory / "merge", {}),
+        "hyper": (directory / "hyper", {"base": directory / "t5"}),
+    }
 
 
 def write_pair(directory: Path, seed: int = 0, dtype: str = "F32", **changes: Any) -> tuple[Path, Path]:

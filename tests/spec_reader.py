@@ -11,8 +11,8 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ DTYPES: dict[str, tuple[str, int, int, int]] = {
     "BOOL": ("unsigned", 1, 0, 0),
 }
 SHARED_MOST = 1 << 28
+TEMPLATE_MOST = 1 << 25
 MANIFEST_MOST = 1 << 26
 HEADER_MOST = 100_000_000
 
@@ -265,10 +266,65 @@ def _rows(data: bytes, dtype: str, count: int, row: int, given: Words | None) ->
     return np.array([(bits + move) & mask for bits, move in zip(old, moves, strict=True)], words_of(dtype))
 
 
+def _masks(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
+    check(dtype == "BOOL", "masks: not of BOOL")
+    check(len(data) >= 1 and 1 <= data[0] <= 64, "masks: another number of classes")
+    classes, at = data[0], 1 + 9 * data[0]
+    check(len(data) >= at, "masks: ends in its table")
+    streams: list[tuple[int, list[int]]] = []  # (value of the rest, positions of the other value), or (-1, bits)
+    check(sum(entry[1] for entry in struct.iter_unpack("<BII", data[1:at])) <= count, "masks: too many numbers")
+    for mode, numbers, length in struct.iter_unpack("<BII", data[1:at]):
+        stream, at = data[at : at + length], at + length
+        check(len(stream) == length, "masks: ends in a stream")
+        check(mode <= 2, "masks: another mode")
+        if mode == 0:
+            check(numbers == 0, "masks: bits have no numbers")
+            streams.append((-1, [octet >> i & 1 for octet in stream for i in range(8)]))
+            continue
+        position, positions = -1, []
+        for gap in pcodec_stream(stream, numbers, np.dtype("<u4")).tolist():
+            position += gap + 1
+            positions.append(position)
+        streams.append((mode - 1, positions))
+    check(at == len(data), "masks: bytes behind the last stream")
+    row = row if count % row == 0 else count
+    before = [] if given is None else given.tolist()
+    check(row > 0 or not before, "masks: no entries")
+    check(not before or len(before) % row == 0, "masks: given rows of another length")
+    kept = [sum(before[i::row]) for i in range(row)]
+    rows = len(before) // row if row else 0
+    cursors, starts = [0] * classes, [0] * classes  # entries of a class so far; positions of it that are used
+    elements: list[int] = []
+    for _ in range(count // row if row else 0):
+        for i in range(row):
+            c = 0 if classes == 1 else classes * (2 * kept[i] + 1) // (2 * rows + 2)
+            check(c < classes, "masks: a given row that is no mask")
+            rest, numbers_of = streams[c]
+            at = cursors[c]
+            cursors[c] += 1
+            if rest < 0:
+                check(at < len(numbers_of), "masks: fewer bits than entries")
+                elements.append(numbers_of[at])
+            elif starts[c] < len(numbers_of) and numbers_of[starts[c]] == at:
+                starts[c] += 1
+                elements.append(1 - rest)
+            else:
+                elements.append(rest)
+        kept = [k + bit for k, bit in zip(kept, elements[-row:], strict=True)]
+        rows += 1
+    for (rest, numbers_of), read, used in zip(streams, cursors, starts, strict=True):
+        if rest < 0:
+            check(len(numbers_of) - read <= 7 and not any(numbers_of[read:]), "masks: bits behind the last entry")
+        else:
+            check(used == len(numbers_of), "masks: a position behind the last entry")
+    return np.array(elements, np.uint8)
+
+
 CODERS = {
     "raw": _raw,
     "planes": _planes,
     "bitmap": _bitmap,
+    "masks": _masks,
     "gaps": _gaps,
     "numbers": _numbers,
     "ulps": _ulps,
@@ -419,12 +475,12 @@ def _is_digest(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
-# template.md, shared.md
+# template.md
 
 
 @dataclass(frozen=True)
 class BaseTensor:
-    """What a template says of a tensor of the base."""
+    """What a table of a base says of a tensor."""
 
     name: str
     dtype: str
@@ -432,15 +488,20 @@ class BaseTensor:
     sha256: str
 
 
+BaseTable = Mapping[str, BaseTensor]
+
+
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of a template."""
+    """One tensor of a template, or of a shared part; `kind` where it is another than the name tells."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    base: BaseTensor | None
-    head: bool
+    base: BaseTensor | None = None
+    head: bool = False
+    part: tuple[int, int] | None = None
+    kind: str | None = None
 
     @property
     def size(self) -> int:
@@ -452,51 +513,136 @@ class Slot:
         """Elements of a row."""
         return max(1, math.prod(self.shape[1:]) if len(self.shape) > 1 else self.size)
 
+    @property
+    def order(self) -> str:
+        """What tensors of one kind have in common."""
+        return kind_of(self.name) if self.kind is None else self.kind
 
-def parse_template(text: bytes) -> list[Slot]:
-    """Parse and check a template; return its tensors in order."""
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template, the task's name put in."""
+
+    slots: tuple[Slot, ...]
+    parts: tuple[tuple[str | None, ...], ...]
+    rule: dict[str, Any] | None
+    files: dict[str, str]
+    named: tuple[str, ...]
+
+
+def parse_base_table(text: bytes) -> BaseTable:
+    """Parse and check the table of a base."""
+    rows = parse_canonical(text)
+    check(isinstance(rows, list), "base table: not a list")
+    table: dict[str, BaseTensor] = {}
+    for row in rows:
+        check(isinstance(row, list) and len(row) == 4, "base table: another row")
+        name, dtype, shape, digest = row
+        check(isinstance(name, str) and isinstance(dtype, str) and _is_digest(digest), "base table: another row")
+        check(_is_shape(shape), "base table: a shape")
+        if dtype not in DTYPES:
+            raise Refused("base table: another dtype", unknown=True)
+        table[name] = BaseTensor(name, dtype, tuple(shape), digest)
+    check([row[0] for row in rows] == sorted(table), "base table: not sorted")
+    return table
+
+
+def parse_template(text: bytes, name: str | None, table_of: Callable[[str], BaseTable]) -> Template:
+    """Parse and check a template; `table_of` reads the table of a base."""
     table = parse_canonical(text)
-    fields = {"weights", "base_name", "base", "head", "files"}
+    fields = {"weights", "base_name", "base", "head", "parts", "rule", "files", "named"}
     check(isinstance(table, dict) and set(table) == fields, "template: other fields")
     check(table["base_name"] is None or isinstance(table["base_name"], str), "template: base_name")
-    check(isinstance(table["files"], dict) and isinstance(table["head"], list), "template: files, head")
+    check(table["rule"] is None or isinstance(table["rule"], dict), "template: rule")
+    check(isinstance(table["files"], dict), "template: files")
     check(all(_is_digest(digest) for digest in table["files"].values()), "template: not a sha256")
-    check(all(isinstance(name, str) for name in table["head"]), "template: head")
-    base: dict[str, BaseTensor] = {}
-    check(isinstance(table["base"], list) and isinstance(table["weights"], list), "template: not lists")
-    for entry in table["base"]:
-        check(isinstance(entry, list) and len(entry) == 5, "template: base")
-        name, base_name, dtype, shape, digest = entry
-        check(isinstance(name, str) and isinstance(base_name, str) and _is_digest(digest), "template: base")
-        check(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape), "template: base")
-        if dtype not in DTYPES:
-            raise Refused("template: another dtype", unknown=True)
-        base[name] = BaseTensor(base_name, dtype, tuple(shape), digest)
-    slots = []
-    files = []
+    for field in ("head", "named"):
+        texts = table[field]
+        check(isinstance(texts, list) and all(isinstance(item, str) for item in texts), f"template: {field}")
+        check(texts == sorted(set(texts)), f"template: {field} is not sorted")
+    check(isinstance(table["weights"], list) and isinstance(table["parts"], list), "template: not lists")
     for entry in table["weights"]:
         check(isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry), "weights")
-        files.append(entry[0])
+    for part in table["parts"]:
+        check(isinstance(part, list) and all(item is None or isinstance(item, str) for item in part), "template: parts")
+    if table["base"] is not None:
+        check(isinstance(table["base"], dict) and set(table["base"]) == {"table", "tensors"}, "template: base")
+        pairs = table["base"]["tensors"]
+        check(_is_digest(table["base"]["table"]) and isinstance(pairs, list), "template: base")
+        for pair in pairs:
+            check(isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair), "template: base")
+        check(pairs == sorted(pairs) and len({pair[0] for pair in pairs}) == len(pairs), "template: base")
+    if name is not None:
+        check(_is_task_name(name), "template: not a name")
+        table = {
+            **{
+                field: value if field in ("base_name", "files") else _bound(value, name)
+                for field, value in table.items()
+            },
+            "files": {_bound(file, name): digest for file, digest in table["files"].items()},
+        }
+        for entry in table["weights"]:
+            entry[1] += " " * (-len(entry[1].encode()) % 8)
+        check(len(table["files"]) == len(json.loads(text)["files"]), "template: a file twice")
+        check(all(len(set(table[field])) == len(table[field]) for field in ("head", "named")), "template: twice")
+    base: dict[str, BaseTensor] = {}
+    if table["base"] is not None:
+        known = table_of(table["base"]["table"])
+        check(all(other in known for _, other in table["base"]["tensors"]), "template: no such tensor of the base")
+        base = {tensor: known[other] for tensor, other in table["base"]["tensors"]}
+        check(len(base) == len(table["base"]["tensors"]), "template: two tensors of the base")
+    names = [item for part in table["parts"] for item in part if item is not None]
+    check(len(set(names)) == len(names), "template: a tensor in two parts")
+    places = {item: (k, i) for k, part in enumerate(table["parts"]) for i, item in enumerate(part)}
+    slots = []
+    for _, header in table["weights"]:
         try:
-            tensors, _ = parse_header(entry[1].encode())
+            tensors, _ = parse_header(header.encode())
         except UnicodeEncodeError as error:
             raise Refused("template: a lone surrogate") from error
-        for name, row in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
-            known = row["dtype"] in DTYPES
+        for own, row in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+            known_dtype = row["dtype"] in DTYPES
             start, stop = row["data_offsets"]
-            shape = tuple(row["shape"]) if known else (stop - start,)
-            slots.append(Slot(name, row["dtype"] if known else "U8", shape, base.get(name), name in table["head"]))
-    names = [slot.name for slot in slots]
-    check(len(set(names)) == len(names), "template: a tensor twice")
-    check(all(_is_file_name(name) for name in [*files, *table["files"]]), "template: a file name")
+            shape = tuple(row["shape"]) if known_dtype else (stop - start,)
+            dtype = row["dtype"] if known_dtype else "U8"
+            slots.append(Slot(own, dtype, shape, base.get(own), own in table["head"], places.get(own)))
+    held = [slot.name for slot in slots]
+    check(len(set(held)) == len(held), "template: a tensor twice")
+    check(set(names) <= set(held), "template: a part of other tensors")
+    files = [entry[0] for entry in table["weights"]]
+    check(all(_is_file_name(file) for file in [*files, *table["files"]]), "template: a file name")
     check(len({*files, *table["files"]}) == len(files) + len(table["files"]), "template: a file twice")
+    check(set(table["named"]) <= set(table["files"]), "template: a file that is not kept")
     for slot in slots:
-        if slot.base is not None and slot.base.shape != slot.shape:
+        if slot.base is None:
+            continue
+        check(slot.part is None, "template: in a part and in the base")
+        if slot.base.shape != slot.shape:
             check(len(slot.shape) == len(slot.base.shape) >= 2, "template: another base")
             check(slot.shape[1:] == slot.base.shape[1:], "template: another base")
-        if slot.base is not None and slot.base.dtype != slot.dtype:
+        if slot.base.dtype != slot.dtype:
             check(DTYPES[slot.dtype][0] == DTYPES[slot.base.dtype][0] == "float", "template: a base that cannot round")
-    return slots
+    parts = tuple(tuple(part) for part in table["parts"])
+    return Template(tuple(slots), parts, table["rule"], table["files"], tuple(table["named"]))
+
+
+def _bound(value: Any, name: str) -> Any:
+    """Put the task's name into every text, but for the keys of objects."""
+    if isinstance(value, str):
+        return value.replace("{name}", name)
+    if isinstance(value, list):
+        return [_bound(item, name) for item in value]
+    return {key: _bound(item, name) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _is_shape(value: object) -> bool:
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
+        return False
+    return len(value) <= 64 and math.prod(n for n in value if n) < 2**63
+
+
+def _is_task_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch("[A-Za-z0-9._-]{1,128}", name) is not None
 
 
 def _is_file_name(name: str) -> bool:
@@ -507,20 +653,54 @@ def _is_file_name(name: str) -> bool:
     )
 
 
-def read_shared(pack: Path, sha256: str) -> bytes:
-    """Return the content of a shared part."""
+# shared.md
+
+
+def open_shared(pack: Path, sha256: str) -> File:
+    """Open the file of a shared part."""
     path = pack / "shared" / f"{sha256}.petl.safetensors"
     check(path.is_file(), "a shared part is missing")
     file = read_file(path.read_bytes())
     manifest = file.manifest
-    check(manifest["kind"] == "shared" and manifest["codec"] == "bytes", "not a shared part")
-    check(len(manifest["sections"]) == 1 and manifest["sections"][0][0] == "content", "not a shared part")
-    check((manifest["shared"], manifest["params"], manifest["facts"]) == ([], {}, {}), "not a shared part")
+    check((manifest["kind"], manifest["shared"], manifest["facts"]) == ("shared", [], {}), "not a shared part")
+    check(manifest["decoded"] == sha256, "shared: another name")
+    return file
+
+
+def read_shared(pack: Path, sha256: str, most: int = SHARED_MOST) -> bytes:
+    """Return the content of a shared part of bytes."""
+    file = open_shared(pack, sha256)
+    manifest = file.manifest
+    check(manifest["codec"] == "bytes" and manifest["params"] == {}, "not a shared part of bytes")
+    check(len(manifest["sections"]) == 1 and manifest["sections"][0][0] == "content", "not a shared part of bytes")
     coder, dtype, count, data = file.section("content")
-    check(dtype == "U8" and count <= SHARED_MOST, "not a shared part")
+    check(dtype == "U8" and count <= most, "not a shared part of bytes")
     content = decode_section(coder, data, dtype, count, max(1, count)).tobytes()
-    check(hashlib.sha256(content).hexdigest() == sha256 == manifest["decoded"], "shared: another sha256")
+    check(hashlib.sha256(content).hexdigest() == sha256, "shared: another sha256")
     return content
+
+
+def read_part(pack: Path, sha256: str) -> list[tuple[Slot, Words]]:
+    """Return the tensors of a shared part of tensors."""
+    file = open_shared(pack, sha256)
+    params = file.manifest["params"]
+    check(set(params) == {"tensors"} and isinstance(params["tensors"], list), "part: other params")
+    slots: list[Slot] = []
+    for row in params["tensors"]:
+        check(isinstance(row, list) and len(row) == 3, "part: another row")
+        dtype, shape, kind = row
+        check(isinstance(dtype, str) and _is_shape(shape), "part: another row")
+        check(type(kind) is int and 0 <= kind < len(params["tensors"]), "part: another kind")
+        if dtype not in DTYPES:
+            raise Refused("part: another dtype", unknown=True)
+        slots.append(Slot(str(len(slots)), dtype, tuple(shape), kind=f"{kind:04d}"))
+    check_room(slots, file)
+    arrays = {slot.name: np.zeros(slot.size, words_of(slot.dtype)) for slot in slots}
+    fill(arrays, file, [slot for slot in slots if slot.size], {}, [])
+    table = [[s.dtype, list(s.shape), hashlib.sha256(arrays[s.name].tobytes()).hexdigest()] for s in slots]
+    name = hashlib.sha256(json.dumps(table, separators=(",", ":")).encode()).hexdigest()
+    check(name == sha256, "part: another sha256")
+    return [(slot, arrays[slot.name]) for slot in slots]
 
 
 # units.md
@@ -534,6 +714,7 @@ class Unit:
     dtype: str
     row: int
     pieces: tuple[tuple[Slot, int, int], ...]
+    given: tuple[Slot, ...] = ()
 
     @property
     def size(self) -> int:
@@ -555,18 +736,27 @@ def from_base(slot: Slot) -> int:
     return min(slot.shape[0], slot.base.shape[0]) * slot.row
 
 
-def cut(pieces: Sequence[tuple[Slot, int, int]], label: str, most: int, *, rows: bool) -> list[Unit]:
+def entries_of(slot: Slot) -> int:
+    """Return how many entries one mask of a tensor has."""
+    layer = math.prod(slot.shape[1:]) if len(slot.shape) > 2 and slot.shape[0] else 0
+    return layer if layer >= 1024 else max(1, slot.size)
+
+
+Piece = tuple[Slot, int, int]
+
+
+def cut(pieces: Sequence[Piece], label: str, most: int, length: Callable[[Slot], int]) -> list[Unit]:
     """Cut pieces into units."""
-    families: dict[tuple[str, int], list[tuple[Slot, int, int]]] = {}
+    families: dict[tuple[str, int], list[Piece]] = {}
     for piece in pieces:
         if piece[1] < piece[2]:
-            families.setdefault((piece[0].dtype, min(piece[0].row, most) if rows else 1), []).append(piece)
+            families.setdefault((piece[0].dtype, min(length(piece[0]), most)), []).append(piece)
     units: list[Unit] = []
     for (dtype, row), family in sorted(families.items(), key=lambda item: item[0]):
         full = most - most % row
-        run: list[tuple[Slot, int, int]] = []
+        run: list[Piece] = []
         room = full
-        for slot, first, behind in sorted(family, key=lambda piece: kind_of(piece[0].name)):
+        for slot, first, behind in sorted(family, key=lambda piece: piece[0].order):
             at = first
             while at < behind:
                 taken = min(room, behind - at)
@@ -580,50 +770,123 @@ def cut(pieces: Sequence[tuple[Slot, int, int]], label: str, most: int, *, rows:
     return units
 
 
-def units_of(codec: str, stored: Sequence[Slot]) -> list[Unit]:
-    """Return the units of a codec for the tensors that it stores (codecs/)."""
+def rows_of(slot: Slot) -> int:
+    """Return the row length of a label whose units end at rows."""
+    return slot.row
+
+
+def no_rows(slot: Slot) -> int:
+    """Return the row length of a label whose units end anywhere."""
+    return 1
+
+
+def units_of(codec: str, stored: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
+    """Return the units of a codec for the tensors that it stores (codecs/); `shared` are those of shared parts."""
     based = [(slot, 0, from_base(slot)) for slot in stored]
     own = [(slot, from_base(slot), slot.size) for slot in stored]
     if codec == "ulp":
-        return [*cut(based, "ulps", 1 << 20, rows=True), *cut(own, "head", 1 << 20, rows=False)]
+        return [*cut(based, "ulps", 1 << 20, rows_of), *cut(own, "head", 1 << 20, no_rows)]
     if codec == "sparse":
-        return [*cut(based, "sparse", 1 << 25, rows=False), *cut(own, "head", 1 << 25, rows=False)]
+        return [*cut(based, "sparse", 1 << 24, no_rows), *cut(own, "head", 1 << 24, no_rows)]
     if codec == "plain":
         parts = [[(slot, 0, slot.size) for slot in stored if slot.head == head] for head in (False, True)]
-        return [*cut(parts[0], "tensors", 1 << 20, rows=True), *cut(parts[1], "head", 1 << 20, rows=False)]
-    raise Refused(f"codec {codec}", unknown=True)
+        return [*cut(parts[0], "tensors", 1 << 20, rows_of), *cut(parts[1], "head", 1 << 20, no_rows)]
+    if codec not in ("mask", "merge", "hyper"):
+        raise Refused(f"codec {codec}", unknown=True)
+    body = [piece for piece in own if not piece[0].head]
+    masks = [piece for piece in body if piece[0].dtype == "BOOL"]
+    units: list[Unit] = []
+    for kind in sorted({slot.order for slot, start, stop in masks if start < stop}):
+        for unit in cut([piece for piece in masks if piece[0].order == kind], "masks", 1 << 24, entries_of):
+            like = [s for s in shared if s.dtype == "BOOL" and s.order == kind and entries_of(s) == unit.row]
+            best = [slot for slot in like if not slot.name] or like
+            given = () if unit.size % unit.row else tuple(best)
+            units.append(replace(unit, name=f"masks.{len(units)}", given=given))
+    return [
+        *units,
+        *cut([piece for piece in body if piece[0].dtype != "BOOL"], "tensors", 1 << 20, rows_of),
+        *cut(based, "changed", 1 << 20, rows_of),
+        *cut([piece for piece in own if piece[0].head], "head", 1 << 20, no_rows),
+    ]
 
 
 # tasks
 
 Base = Mapping[str, tuple[str, tuple[int, ...], bytes]]
+Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
-def read_task(pack: Path, name: str, base: Base) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Return every tensor of a task as (dtype, shape, bytes); `base` is given in the same form."""
+def check_room(slots: Sequence[Slot], file: File) -> None:
+    """Refuse more elements than the sections of a file can hold, before anything is allocated for them."""
+    check(sum(slot.size for slot in slots) <= len(file.parts) << 24, "more elements than the sections can hold")
+
+
+def fill(
+    arrays: Mapping[str, Words],
+    file: File,
+    stored: Sequence[Slot],
+    base: Base,
+    shared: Sequence[tuple[Slot, Words]],
+) -> None:
+    """Decode the sections of a file into the arrays of the tensors that it stores."""
+    units = units_of(file.manifest["codec"], stored, [slot for slot, _ in shared])
+    suffixes = [(".positions", ".values") if unit.name.startswith("sparse.") else ("",) for unit in units]
+    names = [unit.name + suffix for unit, ends in zip(units, suffixes, strict=True) for suffix in ends]
+    check(names == [row[0] for row in file.manifest["sections"]], "other sections than the tensors need")
+    for unit in units:
+        given = None
+        if unit.name.split(".")[0] in ("ulps", "sparse", "changed"):
+            given = np.concatenate([predict(base, slot, start, stop) for slot, start, stop in unit.pieces])
+        elif unit.given:
+            given = np.concatenate([bits for slot, bits in shared if slot in unit.given])
+        elements, at = decode_unit(file, unit, given), 0
+        for slot, start, stop in unit.pieces:
+            arrays[slot.name][start:stop] = elements[at : at + stop - start]
+            at += stop - start
+
+
+def open_task(pack: Path, name: str) -> tuple[File, Template]:
+    """Open a task and its template."""
     mark = json.loads((pack / "pack.json").read_bytes())
     if (mark["format"], mark["version"]) != ("petlpack", 1):
         raise Refused("not version 1 of a pack", unknown=True)
     file = read_file((pack / "tasks" / f"{name}.petl.safetensors").read_bytes())
     manifest = file.manifest
-    check(manifest["kind"] == "task" and len(manifest["shared"]) == 1, "not a task")
-    slots = parse_template(read_shared(pack, manifest["shared"][0]))
+    check(manifest["kind"] == "task" and len(manifest["shared"]) >= 1, "not a task")
+    called = manifest["params"].get("name")
+    check(called is None or _is_task_name(called), "params: not a name")
+
+    def table_of(sha256: str) -> BaseTable:
+        return parse_base_table(read_shared(pack, sha256, TEMPLATE_MOST))
+
+    return file, parse_template(read_shared(pack, manifest["shared"][0], TEMPLATE_MOST), called, table_of)
+
+
+def read_task(pack: Path, name: str, base: Base) -> Tensors:
+    """Return every tensor of a task as (dtype, shape, bytes); `base` is given in the same form."""
+    file, template = open_task(pack, name)
+    slots, manifest = template.slots, file.manifest
     unchanged, aliases = parse_params(manifest["params"], slots)
-    stored = [slot for i, slot in enumerate(slots) if i not in unchanged and i not in aliases and slot.size]
-    units = units_of(manifest["codec"], stored)
-    suffixes = [(".positions", ".values") if unit.name.startswith("sparse.") else ("",) for unit in units]
-    names = [unit.name + suffix for unit, ends in zip(units, suffixes, strict=True) for suffix in ends]
-    check(names == [row[0] for row in manifest["sections"]], "other sections than the tensors need")
+    kinds = kinds_of(manifest["codec"], template.rule)
+    slots = tuple(replace(slot, kind=kinds[slot.name]) if slot.name in kinds else slot for slot in slots)
+    check(len(manifest["shared"]) == 1 + len(template.parts), "another number of shared parts")
+    own = {slot.name: slot for slot in slots}
+    elsewhere = {*unchanged, *aliases}
+    stored = [slot for i, slot in enumerate(slots) if i not in elsewhere and slot.part is None and slot.size]
+    check_room(stored, file)
     arrays = {slot.name: np.zeros(slot.size, words_of(slot.dtype)) for slot in slots}
-    for unit in units:
-        predicted = None
-        if unit.name.split(".")[0] in ("ulps", "sparse"):
-            pieces = [predict(base, slot, start, stop) for slot, start, stop in unit.pieces]
-            predicted = np.concatenate(pieces)
-        elements, at = decode_unit(file, unit, predicted), 0
-        for slot, start, stop in unit.pieces:
-            arrays[slot.name][start:stop] = elements[at : at + stop - start]
-            at += stop - start
+    shared: list[tuple[Slot, Words]] = []
+    for number, (sha256, names) in enumerate(zip(manifest["shared"][1:], template.parts, strict=True)):
+        part = read_part(pack, sha256)
+        check(len(part) == len(names), "a part of another number of tensors")
+        told = {held.kind: own[called].order for (held, _), called in zip(part, names, strict=True) if called}
+        for i, ((held, bits), called) in enumerate(zip(part, names, strict=True)):
+            slot = replace(held, name="", part=(number, i), kind=told.get(held.kind, ""))
+            if called is not None:
+                slot, arrays[called] = own[called], bits
+            check((slot.dtype, slot.shape) == (held.dtype, held.shape), "a part of other tensors")
+            shared.append((slot, bits))
+    fill(arrays, file, stored, base, shared)
     for i in sorted(unchanged):
         arrays[slots[i].name] = predict(base, slots[i], 0, slots[i].size)
     for i, other in aliases.items():
@@ -634,24 +897,40 @@ def read_task(pack: Path, name: str, base: Base) -> dict[str, tuple[str, tuple[i
     return tensors
 
 
+def read_kept(pack: Path, task: str, file: str) -> bytes:
+    """Return a kept file of a task."""
+    opened, template = open_task(pack, task)
+    content, called = read_shared(pack, template.files[file]), opened.manifest["params"]["name"]
+    if file not in template.named or called is None:
+        return content
+    return content.decode("utf-8").replace("{name}", called).encode()
+
+
 def parse_params(params: dict[str, Any], slots: Sequence[Slot]) -> tuple[set[int], dict[int, int]]:
     """Return the numbers of the tensors that equal the base's, and of those that equal another."""
-    check(set(params) == {"unchanged", "aliases"}, "params: other fields")
-    unchanged, pairs = params["unchanged"], params["aliases"]
-    check(isinstance(unchanged, list) and isinstance(pairs, list), "params: not lists")
-    check(all(isinstance(pair, list) and len(pair) == 2 for pair in pairs), "params: not pairs")
-    numbers = [*unchanged, *(number for pair in pairs for number in pair)]
-    check(all(type(n) is int and 0 <= n < len(slots) for n in numbers), "params: an index beyond the tensors")
+    check(set(params) == {"unchanged", "aliases", "name"}, "params: other fields")
+    ranges, pairs = params["unchanged"], params["aliases"]
+    check(params["name"] is None or _is_task_name(params["name"]), "params: not a name")
+    check(isinstance(ranges, list) and isinstance(pairs, list), "params: not lists")
+    check(all(isinstance(pair, list) and len(pair) == 2 for pair in [*ranges, *pairs]), "params: not pairs")
+    check(all(type(n) is int for pair in [*ranges, *pairs] for n in pair), "params: not integers")
+    check(all(0 <= n < len(slots) for pair in pairs for n in pair), "params: an index beyond the tensors")
     aliases = {first: second for first, second in pairs}
-    check(unchanged == sorted(set(unchanged)), "params: not rising")
     check([first for first, _ in pairs] == sorted(aliases), "params: not rising")
+    unchanged: set[int] = set()
+    behind = -1
+    for start, stop in ranges:
+        check(behind < start < stop <= len(slots), "params: ranges that do not rise")
+        unchanged |= set(range(start, stop))
+        behind = stop
     for i in unchanged:
         base = slots[i].base
         check(base is not None and base.shape == slots[i].shape, "params: unchanged without a base")
     for i, other in aliases.items():
         check(i not in unchanged and other not in aliases, "params: an alias of an alias")
+        check(slots[i].part is None, "params: an alias in a part")
         check((slots[i].dtype, slots[i].shape) == (slots[other].dtype, slots[other].shape), "params: another shape")
-    return set(unchanged), aliases
+    return unchanged, aliases
 
 
 def predict(base: Base, slot: Slot, start: int, stop: int) -> Words:
@@ -684,3 +963,240 @@ def decode_unit(file: File, unit: Unit, predicted: Words | None) -> Words:
     elements = predicted.copy()
     elements[positions] = decode_section(coder, data, dtype, count, max(1, count), predicted[positions])
     return elements
+
+
+# methods.md: rules, and what they rebuild
+
+
+def kinds_of(codec: str, rule: dict[str, Any] | None) -> dict[str, str]:
+    """Return the kinds that a rule tells; refuses a rule of another codec."""
+    if codec not in ("mask", "merge", "hyper"):
+        check(rule is None, "a rule of a codec that knows none")
+        return {}
+    parse_rule(codec, rule)
+    assert rule is not None
+    kinds: dict[str, str] = {}
+    for row in rule["rows"] if codec == "mask" else ():
+        for mask in row[2]:
+            kinds.setdefault(mask, row[1])
+    return kinds
+
+
+_MORE = {"mask": ("produced",), "merge": (), "hyper": ("trunks",)}
+
+
+def parse_rule(codec: str, rule: dict[str, Any] | None) -> None:
+    """Check a rule."""
+    if rule is None:
+        raise Refused("no rule")
+    check(set(rule) == {"kind", "settings", "rows", *_MORE[codec]}, "rule: other fields")
+    if rule["kind"] not in ("adapter", "lora", "prefix"):
+        raise Refused("rule: another kind", unknown=True)
+    check(isinstance(rule["settings"], dict), "rule: settings")
+    for field, is_row in _ROWS[codec].items():
+        check(isinstance(rule[field], list), f"rule: {field}")
+        check(all(isinstance(row, list) and is_row(row) for row in rule[field]), f"rule: a row of {field}")
+    if codec == "hyper":
+        check(all(row[3] is None or row[3] < len(rule["trunks"]) for row in rule["rows"]), "rule: a trunk out of range")
+
+
+def _texts(value: object, count: int | None = None) -> bool:
+    right = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return right and (count is None or len(value) == count)  # type: ignore[arg-type]
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_masked(row: list[Any]) -> bool:
+    if len(row) != 6 or not _texts(row[:2]) or not _texts(row[2]) or type(row[4]) is not bool:
+        return False
+    known = ("none",) if len(row[2]) <= 1 else ("or", "and", "add")
+    return row[3] in known and (row[5] is None or _whole(row[5]))
+
+
+def _is_produced(row: list[Any]) -> bool:
+    return len(row) == 4 and _texts(row[:2]) and _texts(row[2], 2) and _texts(row[3], 2)
+
+
+def _is_average(row: list[Any]) -> bool:
+    if len(row) != 3 or not isinstance(row[0], str) or not _texts(row[1]):
+        return False
+    return len(row[1]) == 1 if row[2] is None else isinstance(row[2], str) and len(row[1]) >= 1
+
+
+def _is_trunk(row: list[Any]) -> bool:
+    if len(row) != 4 or not _texts(row[0], 2) or not _texts(row[1], 2) or not (row[2] is None or _texts(row[2], 2)):
+        return False
+    return type(row[3]) is float and 0 <= row[3] < 1
+
+
+def _is_generated(row: list[Any]) -> bool:
+    if len(row) != 7 or not _texts(row[:2]) or not (row[2] is None or isinstance(row[2], str)):
+        return False
+    if not (row[3] is None or _whole(row[3])) or not isinstance(row[4], list) or not isinstance(row[5], list):
+        return False
+    codes = all(isinstance(code, list) and len(code) == 2 and isinstance(code[0], str) for code in row[4])
+    return codes and all(_whole(code[1]) for code in row[4]) and all(map(_whole, row[5])) and type(row[6]) is bool
+
+
+_ROWS: dict[str, dict[str, Callable[[list[Any]], bool]]] = {
+    "mask": {"rows": _is_masked, "produced": _is_produced},
+    "merge": {"rows": _is_average},
+    "hyper": {"trunks": _is_trunk, "rows": _is_generated},
+}
+
+
+class Numbers:
+    """A float tensor as Python floats, which are F64."""
+
+    def __init__(self, tensor: tuple[str, tuple[int, ...], bytes]) -> None:
+        self.dtype, self.shape, data = tensor
+        check(DTYPES[self.dtype][0] == "float", "a rule computes with what is no float")
+        self.flat = [to_float(bits, self.dtype) for bits in np.frombuffer(data, words_of(self.dtype)).tolist()]
+
+    def row(self, i: int) -> list[float]:
+        """Return a row of a matrix."""
+        width = self.shape[1]
+        return self.flat[i * width : (i + 1) * width]
+
+    def times(self, column: Sequence[float], bias: Numbers | None) -> list[float]:
+        """Return this matrix times a column, and a bias."""
+        check(len(self.shape) == 2 and self.shape[1] == len(column), "a matrix of another width")
+        check(bias is None or bias.shape == self.shape[:1], "a bias of another size")
+        sums = [math.fsum(a * b for a, b in zip(self.row(i), column, strict=True)) for i in range(self.shape[0])]
+        return sums if bias is None else [a + b for a, b in zip(sums, bias.flat, strict=True)]
+
+
+def to_float(bits: int, dtype: str) -> float:
+    """Return the number of one bit pattern."""
+    number: float = struct.unpack("<d", struct.pack("<Q", round_bits(bits, dtype, "F64")))[0]
+    return number
+
+
+def rounded(number: float, dtype: str) -> int:
+    """Return the bit pattern of a number, rounded once."""
+    return round_bits(struct.unpack("<Q", struct.pack("<d", number))[0], "F64", dtype)
+
+
+def _tensor(dtype: str, shape: Sequence[int], flat: Sequence[float]) -> tuple[str, tuple[int, ...], bytes]:
+    bits = np.array([rounded(number, dtype) for number in flat], words_of(dtype))
+    return dtype, tuple(shape), bits.tobytes()
+
+
+def rebuild(codec: str, rule: dict[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> Tensors:
+    """Return what a rule rebuilds from a task's tensors."""
+    parse_rule(codec, rule)
+
+    def find(name: str) -> tuple[str, tuple[int, ...], bytes]:
+        check(name in tensors, "a rule names a tensor that is not there")
+        return tensors[name]
+
+    if codec == "merge":
+        return {
+            output: _average([find(name) for name in experts], scores and find(scores))
+            for output, experts, scores in rule["rows"]
+        }
+    if codec == "hyper":
+        return {row[0]: _generate(row, rule["trunks"], find) for row in rule["rows"]}
+    made = {row[0]: _produce(row, find) for row in rule["produced"]}
+    return {row[0]: _masked(row, lambda name: made[name] if name in made else find(name)) for row in rule["rows"]}
+
+
+Find = Callable[[str], tuple[str, tuple[int, ...], bytes]]
+
+
+def _masked(row: list[Any], find: Find) -> tuple[str, tuple[int, ...], bytes]:
+    _, prototype, names, combine, transposed, index = row
+    if not names:
+        return find(prototype)
+    dtype, shape, _ = find(prototype)
+    wanted = shape[::-1] if transposed else shape
+    size = math.prod(shape)
+    factors: list[int] = []
+    for name in names:
+        held, own, data = find(name)
+        check(held == "BOOL", "a mask of another dtype")
+        if index is not None:
+            check(len(own) > 0 and index < own[0], "a mask of fewer layers")
+            own, data = own[1:], data[index * size : (index + 1) * size]
+        check(own == wanted, "a mask of another shape")
+        layer = list(data)
+        if not factors:
+            factors = layer
+        elif combine == "or":
+            factors = [a | b for a, b in zip(factors, layer, strict=True)]
+        elif combine == "and":
+            factors = [a & b for a, b in zip(factors, layer, strict=True)]
+        else:
+            factors = [(a + b) % 256 for a, b in zip(factors, layer, strict=True)]
+    if transposed:
+        grid = np.array(factors).reshape(wanted)
+        factors = grid.T.reshape(-1).tolist()
+    return _tensor(dtype, shape, [a * b for a, b in zip(Numbers(find(prototype)).flat, factors, strict=True)])
+
+
+def _produce(row: list[Any], find: Find) -> tuple[str, tuple[int, ...], bytes]:
+    codes = Numbers(find(row[1]))
+    w1, b1, w2, b2 = (Numbers(find(name)) for name in (*row[2], *row[3]))
+    check(len(codes.shape) == len(w1.shape) == len(w2.shape) == 2, "a network of other dimensions")
+    check(codes.shape[1] == w1.shape[1] and w1.shape[0] == w2.shape[1], "a network of other shapes")
+    check(b1.shape == w1.shape[:1] and b2.shape == w2.shape[:1], "a network of other biases")
+    flat: list[float] = []
+    for i in range(codes.shape[0]):
+        flat += w2.times([math.tanh(number) for number in w1.times(codes.row(i), b1)], b2)
+    return _tensor(codes.dtype, (codes.shape[0], w2.shape[0]), flat)
+
+
+def _average(
+    experts: list[tuple[str, tuple[int, ...], bytes]], scores: tuple[str, tuple[int, ...], bytes] | None
+) -> tuple[str, tuple[int, ...], bytes]:
+    dtype, shape, _ = experts[0]
+    if scores is None:
+        return experts[0]
+    check(scores[1] == (len(experts),), "another number of scores")
+    check(all(expert[:2] == (dtype, shape) for expert in experts), "experts that disagree")
+    own = Numbers(scores)
+    powers = [math.exp(score - max(own.flat)) for score in own.flat]
+
+    def working(name: str) -> str:
+        return name if name in ("F64", "F32", "F16") else "F32"
+
+    def step(number: float, name: str) -> float:
+        return to_float(rounded(number, working(name)), working(name))
+
+    weights = [step(step(power / math.fsum(powers), own.dtype), dtype) for power in powers]
+    total = [0.0] * math.prod(shape)
+    for weight, expert in zip(weights, experts, strict=True):
+        total = [step(a + step(weight * b, dtype), dtype) for a, b in zip(total, Numbers(expert).flat, strict=True)]
+    return _tensor(dtype, shape, total)
+
+
+def _generate(row: list[Any], trunks: list[Any], find: Find) -> tuple[str, tuple[int, ...], bytes]:
+    _, weight, bias, trunk, codes, shape, transposed = row
+    if trunk is None:
+        return find(weight)
+    first, second, norm, eps = trunks[trunk]
+    w1, b1, w2, b2 = (Numbers(find(name)) for name in (*first, *second))
+    code: list[float] = []
+    for name, index in codes:
+        table = Numbers(find(name))
+        check(len(table.shape) in (1, 2), "codes of other dimensions")
+        check(index < (table.shape[0] if len(table.shape) == 2 else 1), "a code out of range")
+        code += table.row(index) if len(table.shape) == 2 else table.flat
+    hidden = w2.times([max(number, 0.0) for number in w1.times(code, b1)], b2)
+    if norm is not None:
+        scale, shift = (Numbers(find(name)) for name in norm)
+        check(scale.shape == shift.shape == (len(hidden),), "a norm of another size")
+        mean = math.fsum(hidden) / len(hidden)
+        centred = [number - mean for number in hidden]
+        width = math.sqrt(math.fsum(number * number for number in centred) / len(hidden) + eps)
+        hidden = [a / width * b + c for a, b, c in zip(centred, scale.flat, shift.flat, strict=True)]
+    last = Numbers(find(weight))
+    check(len(last.shape) == 2 and last.shape[0] == math.prod(shape), "a weight of another number of rows")
+    flat = last.times(hidden, None if bias is None else Numbers(find(bias)))
+    if transposed:
+        grid = np.array(flat).reshape(shape)
+        shape, flat = shape[::-1], grid.T.reshape(-1).tolist()
+    return _tensor(last.dtype, shape, flat)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import petlpack
-from tests.conftest import make_pair, write_run
+from tests.conftest import make_pair, write_methods, write_run
 
 
 @pytest.fixture
@@ -20,6 +20,14 @@ def pack(tmp_path: Path) -> petlpack.Pack:
     petlpack.encode(run, tmp_path / "p.pack", write_run(tmp_path / "base", base), task="b")
     petlpack.encode(run, tmp_path / "p.pack", tmp_path / "base", task="a")
     return petlpack.open(tmp_path / "p.pack")
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> petlpack.Pack:
+    """Return a pack with tasks of every codec of a method."""
+    for run, options in write_methods(tmp_path / "methods").values():
+        petlpack.encode(run, tmp_path / "m.pack", **options)
+    return petlpack.open(tmp_path / "m.pack")
 
 
 def test_every_public_name_is_there_and_listed() -> None:
@@ -45,6 +53,43 @@ def test_core_work_imports_no_torch(pack: petlpack.Pack, tmp_path: Path) -> None
     )
     command = [sys.executable, "-c", code, str(pack.path), str(tmp_path / "out"), str(tmp_path / "base")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("task", ["mask.a", "merge", "hyper.a"])
+def test_methods_are_read_and_rebuilt_without_torch(task: str, methods: petlpack.Pack, tmp_path: Path) -> None:
+    code = (
+        "import sys, petlpack; pack = petlpack.open(sys.argv[1]); task = pack[sys.argv[2]]; base = sys.argv[4]; "
+        "read = list(task.load(base).read_all()); task.rebuild(base); task.formula(); "
+        "task.decode(sys.argv[3], base, to='safetensors'); petlpack.stats(pack); list(petlpack.verify(pack, base)); "
+        "print('torch' in sys.modules)"
+    )
+    base = tmp_path / "methods" / "t5"
+    command = [sys.executable, "-c", code, str(methods.path), task, str(tmp_path / "out"), str(base)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_encode_returns_every_task_of_a_run(tmp_path: Path) -> None:
+    runs = write_methods(tmp_path)
+    for run, options in runs.values():
+        done = petlpack.encode(run, tmp_path / "pack", **options)
+        assert isinstance(done, list)
+        assert {one.name for one in done} <= petlpack.open(tmp_path / "pack").keys()
+        assert len(done) == (1 if run.name == "merge" else 2)
+    assert len(petlpack.open(tmp_path / "pack")) == 5
+
+
+def test_stats_of_methods_account_for_every_byte(methods: petlpack.Pack) -> None:
+    figures = petlpack.stats(methods)
+    on_disk = sum(path.stat().st_size for path in methods.path.rglob("*") if path.is_file())
+    assert figures.disk_bytes == on_disk
+    told = sum(row.bytes.total for row in figures.tasks) + sum(row.bytes for row in figures.shared)
+    assert told + figures.other_bytes == on_disk
+    assert {row.sha256: row.tasks for row in figures.shared} == {
+        sha256: 2 for name in ("mask.a", "hyper.a") for sha256 in methods[name].parts
+    }
+    for row in figures.tasks:
+        assert row.bytes.payload + row.bytes.head + row.bytes.header == methods[row.name].nbytes
+        assert set(row.shared) <= set(methods[row.name].parts)
 
 
 def test_a_pack_is_a_mapping(pack: petlpack.Pack) -> None:

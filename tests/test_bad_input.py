@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -36,7 +37,17 @@ from petlpack import (
 )
 from petlpack.encoding import shared_file
 from petlpack.store import SUFFIX
-from tests.conftest import make_pair, weights, write_pair, write_run, write_safetensors
+from tests.conftest import (
+    METHOD_SETTINGS,
+    TINY,
+    make_pair,
+    weights,
+    write_methods,
+    write_pair,
+    write_run,
+    write_safetensors,
+)
+from tests.method_runs import write_propetl_t5
 
 EXIT = {
     PetlpackError: 1,
@@ -536,7 +547,7 @@ def test_names_that_are_no_file_names_are_refused(place: Place, name: str) -> No
 def test_names_that_are_file_names_are_taken(place: Place, name: str) -> None:
     petlpack.encode(place.run, place.pack, place.base, task=name)
     assert name in petlpack.open(place.pack)
-    assert petlpack.open(place.pack)[name].decode(place.root / "out", place.base).is_dir()
+    assert petlpack.open(place.pack)[name].decode(place.root / "out", place.base).path.is_dir()
 
 
 def test_a_directory_whose_name_is_no_task_name_needs_one(place: Place) -> None:
@@ -552,6 +563,14 @@ TAKEN: dict[str, tuple[dict[str, Any], type[PetlpackError], str]] = {
     "codec with escape": ({"codec": "\x1b"}, UsageError, "no codec"),
     "level": ({"level": "best"}, UsageError, "no level 'best'"),
     "codec that does not suit": ({"codec": "sparse"}, RunError, "codec 'sparse' does not suit"),
+    **{
+        f"codec {codec}": ({"codec": codec}, UsageError, f"codec '{codec}' does not take")
+        for codec in ("mask", "merge", "hyper")
+    },
+    **{f"density {share}": ({"density": share}, UsageError, "a density of") for share in (0, 1, -1, 2, float("nan"))},
+    "density by ulp": ({"density": 0.5, "codec": "ulp"}, UsageError, "codec ulp"),
+    "density by plain": ({"density": 0.5, "codec": "plain"}, UsageError, "codec plain"),
+    "unknown setting": ({"settings": {"\x1b": "1"}}, UsageError, "no setting '\\x1b'"),
 }
 
 
@@ -563,6 +582,237 @@ def test_what_makes_no_sense_is_refused(place: Place, case: str) -> None:
         with pytest.raises(error):
             place.encode(place.run, **changes)(place.root / "new")
         assert not (place.root / "new").exists(), "a pack was made for nothing"
+
+
+# Runs of several tasks
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Runs of the codecs mask, hyper and merge, and room for packs of them."""
+
+    root: Path
+    runs: dict[str, tuple[Path, dict[str, Any]]]
+
+    @property
+    def base(self) -> Path:
+        """The base of the run of codec hyper."""
+        return self.root / "t5"
+
+    def pack(self, name: str = "pack") -> Path:
+        """A new pack of all."""
+        for run in self.runs:
+            self.encode(run, self.root / name)
+        return self.root / name
+
+    def encode(self, run: str, pack: Path, **changes: Any) -> list[petlpack.Encoded]:
+        """Encode one of the runs on one thread."""
+        directory, options = self.runs[run]
+        return petlpack.encode(directory, pack, **{"jobs": 1, **options, **changes})
+
+    def wrong(self, pack: Path) -> set[str]:
+        """The names of the tasks and parts that are not as they were written."""
+        return {found.name for found in petlpack.verify(pack, self.base) if found.error is not None}
+
+    def state(self, pack: Path) -> dict[str, Any]:
+        """What every task decodes to."""
+        return {name: task.state_dict(self.base) for name, task in petlpack.open(pack).items()}
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> Methods:
+    root = tmp_path / "methods"
+    return Methods(root, write_methods(root))
+
+
+def snapshot(pack: Path) -> dict[str, bytes]:
+    """Every file of a pack but the lock."""
+    return {
+        path.relative_to(pack).as_posix(): path.read_bytes()
+        for path in pack.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_tasks_of_one_run_are_encoded_all_or_none_where_a_name_is_taken(methods: Methods, place: Place) -> None:
+    for taken in ("mask.a", "mask.b", "MASK.b"):
+        pack = place.root / taken
+        petlpack.encode(place.run, pack, place.base, task=taken)
+        before = snapshot(pack)
+        with pytest.raises(TaskError, match=f"has a task '{taken}'") as caught:
+            methods.encode("mask", pack)
+        assert caught.value.hint
+        assert snapshot(pack) == before
+
+
+def test_tasks_of_one_run_are_replaced_all_or_none_where_a_twin_is_in_the_way(methods: Methods, place: Place) -> None:
+    pack = place.root / "twin"
+    petlpack.encode(place.run, pack, place.base, task="mask.B")
+    before = snapshot(pack)
+    with pytest.raises(TaskError, match=r"has a task 'mask\.B'"):
+        methods.encode("mask", pack, replace=True)
+    assert snapshot(pack) == before, "the tasks before the twin were put into the pack"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_twins_in_one_run_are_refused_before_anything_is_written(
+    replace: bool, methods: Methods, tmp_path: Path
+) -> None:
+    write_propetl_t5(tmp_path / "run", ["Sst2", "sst2"], TINY)
+    with pytest.raises((TaskError, UsageError, RunError), match=r"(?i)sst2"):
+        petlpack.encode(tmp_path / "run", tmp_path / "pack", settings=METHOD_SETTINGS, replace=replace)
+    assert not (tmp_path / "pack").exists() or list(petlpack.open(tmp_path / "pack")) == []
+    pack = methods.pack()
+    before = snapshot(pack)
+    with pytest.raises((TaskError, UsageError, RunError), match=r"(?i)sst2"):
+        petlpack.encode(tmp_path / "run", pack, settings=METHOD_SETTINGS, replace=replace)
+    assert snapshot(pack) == before
+
+
+def test_a_task_that_is_called_as_a_run_of_several_is_not_in_its_way(methods: Methods, place: Place) -> None:
+    petlpack.encode(place.run, place.pack, place.base, task="mask")
+    assert [done.name for done in methods.encode("mask", place.pack)] == ["mask.a", "mask.b"]
+    assert {"mask", "mask.a", "mask.b"} <= petlpack.open(place.pack).keys()
+
+
+@pytest.mark.parametrize("task", ["a b", "\x1b[31m", "ä", "a/b", "../../x", "C:\\x", "a\u202eb", "a\0b", " ", "-"])
+def test_what_no_task_name_can_hold_becomes_a_hyphen(task: str, methods: Methods, tmp_path: Path) -> None:
+    write_propetl_t5(tmp_path / "run", ["fine", task], TINY)
+    pack = methods.pack()
+    state = methods.state(pack)
+    done = petlpack.encode(tmp_path / "run", pack, settings=METHOD_SETTINGS)
+    assert [one.name for one in done] == ["run.fine", "run." + re.sub("[^A-Za-z0-9._-]", "-", task)]
+    opened = petlpack.open(pack)
+    assert opened[done[1].name].manifest.facts["task"] == task
+    assert opened.keys() == {*state, *(one.name for one in done)}
+    assert methods.wrong(pack) == set()
+    for one in done:
+        (found,) = petlpack.verify(pack, task=one.name, against=tmp_path / "run")
+        assert (found.error, found.depth) == (None, "compared")
+        assert opened[one.name].decode(tmp_path / one.name).path.is_dir()
+
+
+@pytest.mark.parametrize("tasks", [["fine", "x" * 130], ["a b", "a-b"], ["a b", "A?B"], ["Sst2", "sst2"]])
+def test_tasks_of_a_run_that_cannot_be_told_apart_by_name_are_refused(
+    tasks: list[str], methods: Methods, tmp_path: Path
+) -> None:
+    write_propetl_t5(tmp_path / "run", tasks, TINY)
+    pack = methods.pack()
+    before = snapshot(pack)
+    for replace in (False, True):
+        with pytest.raises((UsageError, RunError)) as caught:
+            petlpack.encode(tmp_path / "run", pack, settings=METHOD_SETTINGS, replace=replace)
+        assert caught.value.message.isprintable()
+        assert snapshot(pack) == before
+    assert caught.value.hint
+
+
+PARTS = ("template", "tensors", "table", "kept file")
+
+
+@pytest.mark.parametrize("how", ["missing", "zeros", "half", "another part", "other tensors"])
+@pytest.mark.parametrize("what", PARTS)
+def test_a_damaged_part_of_any_kind_is_told_and_mended_by_encoding_again(methods: Methods, what: str, how: str) -> None:
+    pack = methods.pack()
+    state = methods.state(pack)
+    task, masked = petlpack.open(pack)["hyper.a"], petlpack.open(pack)["mask.a"]
+    template, tensors = task.manifest.shared
+    table, kept = task.template.base_table, task.template.files["config.json"]
+    assert table is not None
+    sha256 = dict(zip(PARTS, (template, tensors, table, kept), strict=True))[what]
+    assert sorted(task.parts) == sorted([template, tensors, table, kept])
+    part = task.store.shared_path(sha256)
+    content = {
+        "zeros": bytes(part.stat().st_size),
+        "half": part.read_bytes()[: part.stat().st_size // 2],
+        "another part": shared_file(b"other content" * 50),
+        "other tensors": task.store.shared_path(masked.manifest.shared[1]).read_bytes(),
+    }
+    part.unlink()
+    if how != "missing":
+        part.write_bytes(content[how])
+    opened = petlpack.open(pack)
+    with pytest.raises(DamageError, match=sha256) as caught:
+        opened["hyper.a"].decode(methods.root / "out", methods.base)
+    assert caught.value.exit_code == 4
+    assert not (methods.root / "out").exists()
+    assert methods.wrong(pack) - {sha256} == {"hyper.a", "hyper.b"}
+    assert (sha256 in methods.wrong(pack)) == (how != "missing")
+    for name in ("mask.a", "mask.b", "merge"):
+        assert _same(opened[name].state_dict(), state[name])
+    before = snapshot(pack)
+    if what == "template":
+        with pytest.raises(DamageError, match=sha256):
+            opened.gc()
+        assert snapshot(pack) == before
+    methods.encode("hyper", pack, replace=True)
+    assert methods.wrong(pack) == set()
+    assert methods.state(pack).keys() == state.keys()
+    assert all(_same(found, state[name]) for name, found in methods.state(pack).items())
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *itertools.product(
+            ["mask.a", "mask.b", "hyper.a", "hyper.b", "merge"],
+            ["half", "zeros", "no manifest", "text", "a shared part"],
+        ),
+        *((name, "zeroed section") for name in ("mask.a", "hyper.a", "merge")),  # mask.b has none
+    ],
+)
+def test_a_damaged_task_of_a_method_is_told_and_its_siblings_load(methods: Methods, name: str, case: str) -> None:
+    pack = methods.pack()
+    state = methods.state(pack)
+    path = pack / "tasks" / f"{name}{SUFFIX}"
+    path.write_bytes(DAMAGES[case](path))
+    assert methods.wrong(pack) == {name}
+    for other, task in ((other, petlpack.open(pack)[other]) for other in state if other != name):
+        assert _same(task.state_dict(methods.base), state[other])
+    with pytest.raises(DamageError):
+        petlpack.open(pack).gc() if case != "zeroed section" else petlpack.open(pack)[name].state_dict(methods.base)
+
+
+def test_a_part_of_tensors_is_collected_with_its_last_task(methods: Methods) -> None:
+    pack = methods.pack()
+    opened = petlpack.open(pack)
+    parts = set(opened["mask.a"].parts)
+    assert parts == set(opened["mask.b"].parts)
+    opened.remove("mask.a")
+    assert opened.gc() == []
+    opened.remove("mask.b")
+    assert {path.name.removesuffix(SUFFIX) for path, _ in opened.gc()} == parts
+    assert methods.wrong(pack) == set()
+
+
+@pytest.mark.parametrize("run", ["mask", "hyper"])
+def test_an_interruption_among_several_tasks_leaves_each_whole_or_out(methods: Methods, run: str) -> None:
+    whole = methods.state(methods.pack("whole"))
+    first = methods.root / "first"
+    methods.encode("merge", first)
+    seen: set[tuple[str, ...]] = set()
+    for nth in itertools.count(1):
+        pack = Path(shutil.copytree(first, methods.root / "copy"))
+        interrupts = Interrupts(nth)
+        with pytest.MonkeyPatch.context() as patch:
+            for module, name in ((os, "fsync"), (os, "replace"), (os, "mkdir"), (io, "open")):
+                patch.setattr(module, name, interrupts.hook(getattr(module, name)))
+            with contextlib.suppress(KeyboardInterrupt):
+                methods.encode(run, pack, progress=interrupts.progress)
+        assert not list(pack.rglob(".tmp-*"))
+        assert methods.wrong(pack) == set()
+        found = methods.state(pack)
+        seen.add(tuple(found))
+        assert "merge" in found
+        assert all(_same(state, whole[name]) for name, state in found.items())
+        methods.encode(run, pack, replace=True)  # nothing is in its way
+        assert methods.state(pack).keys() == {"merge", f"{run}.a", f"{run}.b"}
+        shutil.rmtree(pack)
+        if interrupts.calls < nth:
+            break
+    print(f"{nth - 1} interruptions leave {sorted(seen)}")
+    assert nth > 30
+    assert {("merge",), tuple(sorted(["merge", f"{run}.a", f"{run}.b"]))} <= seen
 
 
 def test_missing_tasks_are_told_by_name(place: Place) -> None:

@@ -25,7 +25,7 @@ import petlpack
 from petlpack import container, store
 from petlpack_cli.app import COMMANDS, cli
 from petlpack_cli.output.sizes import ratio, size
-from tests.conftest import make_base, make_pair, weights, write_run
+from tests.conftest import METHOD_SETTINGS, make_base, make_pair, weights, write_methods, write_run
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -50,6 +50,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_adapter(here / "adapter", "LORA")
     for name in ("sst2", "rte", "adapter"):
         petlpack.encode(here / name, here / "p", here / "base")
+    return here
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with runs of the codecs mask, hyper and merge, their base, and a pack `p` of them."""
+    here = tmp_path_factory.mktemp("methods")
+    for source, options in write_methods(here).values():
+        petlpack.encode(source, here / "p", **options)
     return here
 
 
@@ -157,6 +166,20 @@ def maybe(schema: dict[str, Any]) -> dict[str, Any]:
 
 ERROR = table(type=TEXT, message=TEXT, hint=maybe(TEXT))
 FILES = rows(file=TEXT, bytes=NUMBER)
+FIGURES = table(
+    trained_parameters=maybe(NUMBER),
+    stored_parameters=NUMBER,
+    own_parameters=NUMBER,
+    head_parameters=NUMBER,
+    base_parameters=maybe(NUMBER),
+    paper_bytes=NUMBER,
+    percent_of_base=maybe(SECONDS),
+    mask_entries=NUMBER,
+    mask_bytes=NUMBER,
+    bits_per_entry=maybe(SECONDS),
+    density=maybe(SECONDS),
+    entropy_bits=maybe(SECONDS),
+)
 SCHEMAS: dict[str, dict[str, Any]] = {
     "encode": {
         "tasks": rows(
@@ -179,6 +202,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "decode": {
         "task": TEXT,
         "out": TEXT,
+        "to": {"enum": ["run", "safetensors", "peft", "adapterhub"]},
+        "notes": {"type": "array", "items": TEXT},
         "codec": TEXT,
         "exact": YES,
         "decoded_sha256": SHA256,
@@ -201,6 +226,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "sections": rows(
             name=TEXT, coder=TEXT, dtype=TEXT, elements=NUMBER, bytes=NUMBER, bits_per_element=maybe(SECONDS)
         ),
+        "rule": maybe(table(kind=TEXT, settings={"type": "object"}, formula={"type": "array", "items": TEXT})),
+        "facts": {"type": "object"},
         "files": FILES,
         "shared": rows(sha256=SHA256, bytes=NUMBER, holds={"type": "array", "items": TEXT}),
         "decoded_sha256": SHA256,
@@ -217,6 +244,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             bytes=table(payload=NUMBER, head=NUMBER, files=NUMBER, header=NUMBER, total=NUMBER),
             dense_bytes=NUMBER,
             shared={"type": "array", "items": SHA256},
+            figures=FIGURES,
         ),
         "shared": rows(sha256=SHA256, bytes=NUMBER, tasks=NUMBER),
         "amortized": rows(tasks=NUMBER, bytes_per_task=NUMBER, dense_bytes_per_task=NUMBER),
@@ -257,6 +285,44 @@ def test_json_is_one_object_of_the_stated_schema(name: str, place: Path, pack: P
     code, answer = run_json(name, *invocation(name, place, pack, tmp_path / "out"))
     assert code == 0
     jsonschema.validate(answer, table(schema_version={"const": 1}, **SCHEMAS[name]))
+
+
+MASK = [option for setting in METHOD_SETTINGS.items() for option in ("--set", "=".join(setting))]
+"""Options with which the run of codec mask is encoded."""
+LOSSY_ULP = ["--density", "0.1", "--codec", "ulp"]
+METHOD_TASKS = {"mask.a": "mask", "mask.b": "mask", "hyper.a": "hyper", "hyper.b": "hyper", "merge": "merge"}
+ON_METHODS: dict[str, list[str]] = {
+    "encode": ["encode", "{methods}/mask", "--pack", "{tmp}/q", *MASK],
+    "encode on a base": ["encode", "{methods}/hyper", "--pack", "{tmp}/q", "--base", "{methods}/t5"],
+    "encode for the accounting": ["encode", "{methods}/merge", "--pack", "{tmp}/q", "--base", "{methods}/t5"],
+    "decode": ["decode", "{methods}/p", "mask.a", "{tmp}/out"],
+    "decode on a base": ["decode", "{methods}/p", "hyper.a", "{tmp}/out", "--base", "{methods}/t5"],
+    **{
+        f"decode {task} to {to}": ["decode", "{methods}/p", task, "{tmp}/out", "--to", to, "--base", "{methods}/t5"]
+        for task in ("mask.b", "hyper.b", "merge")
+        for to in ("safetensors", "adapterhub")
+    },
+    **{f"show {task}": ["show", "{methods}/p", task] for task in METHOD_TASKS},
+    "list": ["list", "{methods}/p"],
+    "stats": ["stats", "{methods}/p"],
+    "verify": ["verify", "{methods}/p", "--base", "{methods}/t5"],
+    "gc": ["gc", "{methods}/p", "--dry-run"],
+}
+
+
+@pytest.mark.parametrize("case", ON_METHODS)
+def test_methods_are_told_by_the_same_schemas_and_in_80_columns(case: str, methods: Path, tmp_path: Path) -> None:
+    arguments = [argument.format(methods=methods, tmp=tmp_path / "json") for argument in ON_METHODS[case]]
+    code, answer = run_json(*arguments)
+    assert code == 0
+    jsonschema.validate(answer, table(schema_version={"const": 1}, **SCHEMAS[arguments[0]]))
+    given = [argument.format(methods=methods, tmp=tmp_path / "text") for argument in ON_METHODS[case]]
+    result = run(*given, env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert result.stdout
+    if arguments[0] != "decode":
+        assert max(map(len, result.stdout.splitlines())) <= 80
+        assert result.stderr == ""
 
 
 def test_people_get_plain_lines_of_at_most_80_columns(name: str, place: Path, pack: Path, tmp_path: Path) -> None:
@@ -361,6 +427,28 @@ def test_help_of_the_whole_imports_no_command() -> None:
         (2, "UsageError", ["encode", "{place}/sst2", "--pack", "{place}", "--base", "{place}/base"]),
         (2, "UsageError", ["decode", "{pack}", "sst2", "{place}", "--base", "{place}/base"]),
         (2, "UsageError", ["verify", "{pack}", "--against", "{place}/sst2"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--set", "combine", "--pack", "{tmp}/q"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--set", "combine=", "--pack", "{tmp}/q"]),
+        (2, "UsageError", ["encode", "{place}/sst2", "--set", "speed=1", "--pack", "{tmp}/q"]),
+        (2, "UsageError", ["encode", "{methods}/mask", "--set", "combine=or", "--set", "combine=and"]),
+        (2, "UsageError", ["encode", "{methods}/mask", "--pack", "{tmp}/q", "--set", "combine=xor"]),
+        (2, "UsageError", ["encode", "{methods}/mask", "--pack", "{tmp}/q", *MASK, "--codec", "ulp"]),
+        (2, "UsageError", ["encode", "{place}/adapter", "--pack", "{tmp}/q", "--codec", "ulp"]),
+        (2, "UsageError", ["encode", "{place}/adapter", "--pack", "{tmp}/q", "--density", "0.1"]),
+        *(
+            (2, "UsageError", ["encode", "{place}/sst2", "--pack", "{tmp}/q", "--density", density])
+            for density in ("0", "1", "-0.5", "1.5", "nan", "half")
+        ),
+        (2, "UsageError", ["encode", "{place}/sst2", "--pack", "{tmp}/q", "--base", "{place}/base", *LOSSY_ULP]),
+        (2, "UsageError", ["decode", "{pack}", "sst2", "{tmp}/out", "--base", "{place}/base", "--to", "zip"]),
+        (2, "UsageError", ["decode", "{pack}", "sst2", "{tmp}/out", "--base", "{place}/base", "--to", "peft"]),
+        (2, "UsageError", ["decode", "{methods}/p", "mask.a", "{tmp}/out", "--to", "peft"]),
+        (1, "RunError", ["encode", "{methods}/mask", "--pack", "{tmp}/q"]),
+        (1, "RunError", ["encode", "{methods}/mask", "--pack", "{tmp}/q", "--set", "combine=or"]),
+        (1, "TaskError", ["encode", "{methods}/mask", "--pack", "{methods}/p", *MASK]),
+        (5, "BaseError", ["encode", "{methods}/hyper", "--pack", "{tmp}/q"]),
+        (5, "BaseError", ["encode", "{methods}/hyper", "--pack", "{tmp}/q", "--base", "{place}/base"]),
+        (5, "BaseError", ["decode", "{methods}/p", "hyper.a", "{tmp}/out"]),
         (5, "BaseError", ["encode", "{place}/sst2", "--pack", "{tmp}/q"]),
         (5, "BaseError", ["encode", "{place}/sst2", "--pack", "{tmp}/q", "--base", "{tmp}/nothing"]),
         (5, "BaseError", ["decode", "{pack}", "sst2", "{tmp}/out"]),
@@ -368,17 +456,18 @@ def test_help_of_the_whole_imports_no_command() -> None:
     ],
 )
 def test_errors_have_their_codes_and_say_what_to_do(
-    code: int, kind: str, arguments: list[str], place: Path, pack: Path, tmp_path: Path
+    code: int, kind: str, arguments: list[str], place: Path, methods: Path, pack: Path, tmp_path: Path
 ) -> None:
-    given = [argument.format(place=place, pack=pack, tmp=tmp_path) for argument in arguments]
-    before = files_of(pack)
+    given = [argument.format(place=place, methods=methods, pack=pack, tmp=tmp_path) for argument in arguments]
+    before = files_of(pack) | files_of(methods / "p")
     result = run(*given)
     assert result.exit_code == code
     assert result.stdout == ""
     assert re.fullmatch(r"Error: [^\n]+\nHint: [^\n]+\n", result.stderr)
     assert run_json(*given)[1]["error"]["type"] == kind
-    assert files_of(pack) == before
+    assert files_of(pack) | files_of(methods / "p") == before
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "q").exists()
 
 
 def test_no_command_is_the_help_and_2() -> None:
@@ -390,6 +479,26 @@ def test_no_command_is_the_help_and_2() -> None:
 
 def test_an_unknown_command_names_the_nearest() -> None:
     assert "Did you mean list?" in run("lits").stderr
+
+
+HELP = {
+    "encode": {"--set", "--density", "--bake", "--keep-experts", "--keep-retriever", "--codec", "--level", "--replace"},
+    "decode": {"--to", "--base", "--jobs"},
+}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_tells_every_option_and_what_it_may_be(command: str) -> None:
+    text = run(command, "--help").stdout
+    options = {option for param in load(command).params for option in param.opts if option.startswith("--")}
+    assert HELP[command] <= options
+    for option in options:
+        assert re.search(rf"^  (-., )?{option}\b.*\S", text, re.MULTILINE), option
+    from petlpack.layouts.options import SETTINGS
+    from petlpack.loading import TARGETS
+
+    words = set(re.findall(r"[a-z_]+", text))
+    assert set(SETTINGS if command == "encode" else TARGETS) <= words
 
 
 def test_some_runs_that_fail_are_3_and_do_not_stop_the_rest(place: Path, tmp_path: Path) -> None:
@@ -448,7 +557,7 @@ def test_another_base_is_5_for_verify_and_no_damage(place: Path, pack: Path) -> 
     assert result.stdout.startswith(f"task 'rte': base '{place / 'rte'}' has no tensor ")
     assert "2 tasks of another base: every byte checked, no weight decoded.\n" in result.stdout
     assert "1 task: every byte checked and every weight decoded.\n" in result.stdout
-    assert "No damage in 7 parts.\n" in result.stdout
+    assert "No damage in 8 parts.\n" in result.stdout  # tasks, templates, the base's table, config and adapter_config
     code, answer = run_json("verify", pack, "--base", place / "rte")
     assert (code, answer["damaged"]) == (5, 0)
     assert [one["error"]["type"] for one in answer["checked"] if not one["ok"]] == ["BaseError", "BaseError"]
@@ -507,10 +616,61 @@ def test_a_fact_that_makes_no_sense_is_not_known(nbytes: object, pack: Path) -> 
     assert known["rte"] > 0
 
 
+NONSENSE = [5, "x", [], [{}], None, {"a": [1]}, True, -1, 10**400, 1e308]
+
+
+@pytest.mark.parametrize(
+    "fact", ["figures", "options", "layout", "method", "task", "exact", "density", "error", "dense_bytes"]
+)
+@pytest.mark.parametrize("task", ["mask.a", "merge", "sst2"])
+def test_no_fact_is_trusted(fact: str, task: str, place: Path, methods: Path, tmp_path: Path) -> None:
+    origin = place if task == "sst2" else methods
+    pack = Path(shutil.copytree(origin / "p", tmp_path / "p"))
+    run_dir = origin / task.partition(".")[0]
+    known = petlpack.open(pack)[task].manifest.facts
+    inner = [{"trained": value, "kept": value, "base": value} for value in NONSENSE] if fact == "figures" else []
+    if fact == "options":
+        inner = [dict.fromkeys(("combine", "activation", "keep_experts", "bake"), value) for value in NONSENSE]
+    for value in [*NONSENSE, *inner]:
+        rewrite(pack, task, facts={**known, fact: value})
+        commands: list[list[str | Path]] = [
+            ["show", pack, task],
+            ["stats", pack],
+            ["list", pack, "--long"],
+            ["verify", pack, task, "--base", place / "base", "--against", run_dir],
+            ["decode", pack, task, tmp_path / "out", "--base", place / "base", "--to", "safetensors"],
+        ]
+        for given in commands:
+            for form in ([], ["--json"]):
+                result = run(*given, *form)
+                shutil.rmtree(tmp_path / "out", ignore_errors=True)
+                told = f"{fact} {value!r:.40}: {given[0]}: {result.output}"
+                assert "internal error" not in result.output, told
+                if given[0] != "verify":  # which reads the run again by what the facts say
+                    assert result.exit_code == 0, told
+
+
+@pytest.mark.parametrize("holds", ["template", "base digests", "config.json", "19 tensors"])
+def test_a_missing_shared_part_of_any_kind_is_4_for_show(holds: str, methods: Path, tmp_path: Path) -> None:
+    pack = Path(shutil.copytree(methods / "p", tmp_path / "p"))
+    parts = run_json("show", pack, "hyper.a")[1]["shared"]
+    assert len(parts) == 4
+    (sha256,) = (part["sha256"] for part in parts if part["holds"] == [holds])
+    (pack / "shared" / f"{sha256}.petl.safetensors").unlink()
+    result = run("show", pack, "hyper.a")
+    assert result.exit_code == 4
+    assert result.stderr.startswith(f"Error: shared part {sha256} is missing from pack ")
+    assert run_json("show", pack, "hyper.a")[1]["error"]["type"] == "DamageError"
+    code, answer = run_json("verify", pack, "--base", methods / "t5")
+    assert (code, answer["damaged"]) == (4, 2)
+    assert {one["name"] for one in answer["checked"] if not one["ok"]} == {"hyper.a", "hyper.b"}
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_missing_shared_part_is_4_for_show(kept: bool, pack: Path) -> None:
     parts = run_json("show", pack, "sst2")[1]["shared"]
-    sha256 = next(part["sha256"] for part in parts if (part["holds"] != ["template"]) == kept)
+    assert [part["holds"] for part in parts] == [["template"], ["base digests"], ["config.json"]]
+    sha256 = next(part["sha256"] for part in parts if part["holds"] == (["config.json"] if kept else ["template"]))
     (pack / "shared" / f"{sha256}.petl.safetensors").unlink()
     result = run("show", pack, "sst2")
     assert result.exit_code == 4
@@ -593,7 +753,7 @@ def test_an_interrupt_keeps_what_is_known_of_finished_tasks(
 ) -> None:
     original = petlpack.encode
 
-    def encode(run_dir: Path, **options: Any) -> petlpack.Encoded:
+    def encode(run_dir: Path, **options: Any) -> list[petlpack.Encoded]:
         if run_dir.name == "rte":
             raise KeyboardInterrupt
         return original(run_dir, **options)
@@ -706,6 +866,96 @@ def test_encode_says_what_it_did_and_what_it_left_out(place: Path, tmp_path: Pat
     }
 
 
+def test_a_run_of_several_tasks_becomes_as_many(methods: Path, tmp_path: Path) -> None:
+    code, answer = run_json("encode", methods / "mask", "--pack", tmp_path / "q", *MASK)
+    assert code == 0
+    assert [(task["name"], task["codec"], task["exact"]) for task in answer["tasks"]] == [
+        ("mask.a", "mask", True),
+        ("mask.b", "mask", True),
+    ]
+    assert {task["run"] for task in answer["tasks"]} == {str(methods / "mask")}
+    for task in answer["tasks"]:
+        assert task["bytes"] == (tmp_path / "q" / "tasks" / f"{task['name']}.petl.safetensors").stat().st_size
+    stored = {path.name.partition(".")[0]: path.stat().st_size for path in (tmp_path / "q" / "shared").iterdir()}
+    assert {part["sha256"]: part["bytes"] for part in answer["shared"]} == stored
+    assert len(answer["shared"]) == len(stored) == 3  # template, tensors, config.json; each is told once
+    left = [(row["run"], row["file"]) for row in answer["left_out"]]
+    assert len(left) == len(set(left)), "a file that was left out once is told twice"
+    lines = [re.split(r"\s{2,}", line.strip()) for line in run("show", tmp_path / "q", "mask.a").stdout.splitlines()]
+    assert ["Layout", "propetl-t5"] in lines
+    facts = run_json("show", tmp_path / "q", "mask.a")[1]
+    assert facts["facts"]["options"] == METHOD_SETTINGS
+    assert facts["facts"]["task"] == "a"
+    assert facts["rule"]["kind"] == "adapter"
+    assert facts["rule"]["settings"]["activation"] == "gelu_new"
+    assert any(" or " in line for line in facts["rule"]["formula"])
+    assert facts["tensors"]["stored"] == 2
+    assert run_json("verify", tmp_path / "q", "mask.a", "--against", methods / "mask")[1]["damaged"] == 0
+    named = run_json("encode", methods / "mask", "--pack", tmp_path / "q", "--task", "other", *MASK)[1]
+    assert [task["name"] for task in named["tasks"]] == ["other.a", "other.b"]
+    assert {path.name.partition(".")[0] for path in (tmp_path / "q" / "shared").iterdir()} == set(stored)
+
+
+def test_a_setting_that_nothing_depends_on_is_warned_of_once_a_run(methods: Path, tmp_path: Path) -> None:
+    given: list[str | Path] = ["encode", methods / "mask", methods / "merge", "--pack", tmp_path / "q", "--replace"]
+    given += ["--set", "combine=or", "--set", "activation=gelu", "--set", "keep_ratio=0.3"]
+    result = run(*given)
+    assert result.exit_code == 0
+    said = sorted(line for line in result.stderr.splitlines() if line.startswith("Warning: "))
+    assert [re.findall(r"(mask|merge): .*--set ([a-z_]+)", line) for line in said] == [
+        [("mask", "keep_ratio")],
+        [("merge", "combine")],
+        [("merge", "keep_ratio")],
+    ]
+    code, answer = run_json(*given)
+    assert code == 0
+    assert len(answer["warnings"]) == 3
+    assert run(*given, "-q").stderr == ""
+
+
+def test_what_has_no_rule_shows_none(place: Path) -> None:
+    facts = run_json("show", place / "p", "sst2")[1]
+    assert facts["rule"] is None
+    assert facts["facts"]["layout"] == "transformers"
+    assert "Rebuilt as" not in run("show", place / "p", "sst2").stdout
+
+
+@pytest.mark.parametrize("task", METHOD_TASKS)
+def test_decode_writes_for_other_libraries_and_says_what_is_lost(task: str, methods: Path, tmp_path: Path) -> None:
+    given: list[str | Path] = ["decode", methods / "p", task]
+    base: list[str | Path] = ["--base", methods / "t5"]
+    code, whole = run_json(*given, tmp_path / "run", *base)
+    assert (code, whole["to"], whole["notes"]) == (0, "run", [])
+    code, answer = run_json(*given, tmp_path / "tensors", "--to", "safetensors")  # the rule needs no base
+    assert (code, answer["to"]) == (0, "safetensors")
+    assert [row["file"] for row in answer["files"]] == ["model.safetensors"]
+    code, answer = run_json(*given, tmp_path / "hub", "--to", "adapterhub", *base)
+    assert (code, answer["to"]) == (0, "adapterhub")
+    assert {"adapter_config.json", "pytorch_adapter.bin"} <= {row["file"] for row in answer["files"]}
+    loud, quiet = (
+        run(*given, tmp_path / name, "--to", "adapterhub", *base, *q) for name, q in (("l", []), ("q", ["-q"]))
+    )
+    assert loud.stderr.count("Warning: ") == len(answer["notes"])
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+    assert "bit for bit" not in loud.stdout
+    assert bool(answer["notes"]) == task.startswith("hyper")
+
+
+def test_a_sparse_fine_tune_of_a_density_is_not_exact_and_says_so(place: Path, tmp_path: Path) -> None:
+    given: list[str | Path] = ["encode", place / "sst2", "--pack", tmp_path / "q", "--base", place / "base"]
+    code, answer = run_json(*given, "--density", "0.05")
+    assert code == 0
+    (task,) = answer["tasks"]
+    assert (task["codec"], task["exact"]) == ("sparse", False)
+    facts = run_json("show", tmp_path / "q", "sst2")[1]
+    assert facts["exact"] is False
+    assert facts["facts"]["density"] == pytest.approx(0.05, rel=0.02)
+    assert facts["facts"]["error"]
+    result = run("decode", tmp_path / "q", "sst2", tmp_path / "out", "--base", place / "base")
+    assert "bit for bit" not in result.stdout
+    assert "exact to the bit" not in run("show", tmp_path / "q", "sst2").stdout
+
+
 def test_encode_warns_on_stderr(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "sst2", tmp_path / "out" / "checkpoint-1")
     (tmp_path / "out" / "checkpoint-2").mkdir()
@@ -774,8 +1024,8 @@ def test_numbers_stand_beside_the_name_of_their_task(
     names = ["q", "distilbert-sst2-seed42", "llama-lora-r16-alpaca-1", "distilbert-mnli-seed7", "x" * 24, "y" * 25]
     arguments: list[str | Path] = [*command, pack]
     if command == ["encode"]:
-        encoded = petlpack.encode(place / "sst2", tmp_path / "q", place / "base")
-        monkeypatch.setattr(petlpack, "encode", lambda run, **_: dataclasses.replace(encoded, name=run.name))
+        (encoded,) = petlpack.encode(place / "sst2", tmp_path / "q", place / "base")
+        monkeypatch.setattr(petlpack, "encode", lambda run, **_: [dataclasses.replace(encoded, name=run.name)])
         arguments = [*command, *names]
     octets = (pack / "tasks" / "sst2.petl.safetensors").read_bytes()
     for name in names:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from petlpack import coding
+from petlpack.coding import pco
 from petlpack.coding.base import Array, Level
 from petlpack.coding.registry import CODERS, coder
 from petlpack.errors import DamageError, UnknownFormatError
@@ -82,6 +83,23 @@ def matrices(dtype: DType, rows: int, row: int, seed: int) -> Iterator[tuple[str
         yield "decayed", decayed.astype(values.dtype).view(dtype.bits), given
 
 
+def masks(
+    rows: int, row: int, given_rows: int, keep: float, overlap: float, seed: int, *, given: bool = True
+) -> tuple[Bits, Array]:
+    """Return binary masks that keep a share of their entries, `overlap` of which they have in common, and their array.
+
+    The first `given_rows` are the given ones; without `given` they are drawn and not given.
+    """
+    rng = np.random.default_rng(seed)
+    common = rng.random(row) < keep
+    drawn = np.where(
+        rng.random((given_rows + rows, row)) < overlap, common, rng.random((given_rows + rows, row)) < keep
+    )
+    bits = drawn.astype(np.uint8).reshape(-1)
+    near = bits[: given_rows * row].copy() if given_rows and given else None
+    return bits[given_rows * row :].copy(), Array(DTYPES["BOOL"], rows * row, row, near)
+
+
 def assert_round_trip(coder_id: str, bits: Bits, array: Array, level: Level) -> bytes | None:
     """Encode and decode; the encoder may only decline, and neither may change what it is given."""
     before, given_before = bits.copy(), np.array(0 if array.given is None else array.given)
@@ -112,7 +130,9 @@ def test_every_coder_round_trips_every_dtype_and_size_or_declines(coder_id: str,
                 if known_near is not None and coder_id != "ulps" and prediction != "a neighbour":
                     continue
                 for row in (
-                    {1, 7, 64, max(1, len(bits))} if coder_id == "ulps" and size <= 1000 else {max(1, len(bits))}
+                    {1, 7, 64, max(1, len(bits))}
+                    if coder_id in ("ulps", "masks") and size <= 1000
+                    else {max(1, len(bits))}
                 ):
                     array = Array(known, len(bits), row, known_near)
                     for level in LEVELS if size <= 1000 else LEVELS[:1]:
@@ -120,7 +140,7 @@ def test_every_coder_round_trips_every_dtype_and_size_or_declines(coder_id: str,
                         taken, declined = taken + (data is not None), declined + (data is None)
     if coder_id in ALWAYS:
         assert not declined
-    if coder_id == "bitmap":
+    if coder_id in ("bitmap", "masks"):
         assert bool(taken) == (dtype == "BOOL")
     if coder_id == "gaps":
         assert bool(taken) == (known.kind == "unsigned")
@@ -139,7 +159,10 @@ def test_every_coder_round_trips_what_fine_tuning_makes(coder_id: str, dtype: st
             array = Array(known, bits.size, row, near.reshape(-1))
             for level in LEVELS:
                 data = assert_round_trip(coder_id, bits.reshape(-1), array, level)
-                assert data is not None or (coder_id == "rows" and known.kind != "float")
+                if coder_id == "masks":
+                    assert (data is not None) == (dtype == "BOOL")
+                else:
+                    assert data is not None or (coder_id == "rows" and known.kind != "float")
 
 
 @settings(max_examples=300)
@@ -249,6 +272,10 @@ def samples(coder_id: str) -> Iterator[tuple[bytes, Array]]:
                 data = coder(coder_id).encode(bits.reshape(-1), array, level)
                 if data is not None:
                     yield data, array
+    for rows, given_rows in ((1, 0), (6, 0), (3, 4)) if coder_id == "masks" else ():
+        for keep in (0.05, 0.3, 0.9):
+            bits, array = masks(rows, 200, given_rows, keep, 0.8, seed=4)
+            yield coder(coder_id).encode(bits, array, "small") or b"", array
     if coder_id == "rows":  # large enough for a table of drift
         *_, (_, bits, near) = matrices(DTYPES["F32"], 300, 50, seed=3)
         array = Array(DTYPES["F32"], bits.size, 50, near.reshape(-1))
@@ -331,11 +358,13 @@ def test_data_of_another_number_of_elements_is_refused(coder_id: str) -> None:
         for count in {array.count + 1, array.count + 8, array.count - 1, 2 * array.count + 8} - {-1, array.count}:
             if coder_id == "bitmap" and (count + 7) // 8 == (array.count + 7) // 8:
                 continue
+            if coder_id == "masks":  # positions say nothing of what is behind the last: see below
+                continue
             other = Array(array.dtype, count, array.row, random_bits(array.dtype.name, count, 14))
             with pytest.raises(DamageError):
                 coding.decode(coder_id, data, other, "section")
             cases += 1
-    assert cases >= 9
+    assert cases >= 9 or coder_id == "masks"
 
 
 @pytest.mark.parametrize("coder_id", CODERS)
@@ -400,6 +429,174 @@ def test_a_plane_that_claims_to_be_long_takes_no_memory(dtype: str) -> None:
         with pytest.raises(DamageError):
             coding.decode("planes", data, Array(DTYPES[dtype], 0, 1), "section")
         assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+# Masks
+
+
+@settings(max_examples=300)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 90),
+    st.integers(0, 5),
+    st.sampled_from([0.0, 0.02, 0.3, 0.5, 0.97, 1.0]),
+    st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    st.integers(0, 2**32),
+    st.sampled_from(LEVELS),
+)
+def test_any_masks_round_trip_in_hardly_more_than_a_bit_an_entry(
+    rows: int, row: int, given_rows: int, keep: float, overlap: float, seed: int, level: Level
+) -> None:
+    bits, array = masks(rows, row, given_rows, keep, overlap, seed)
+    data = assert_round_trip("masks", bits, array, level)
+    assert data is not None
+    assert len(data) <= array.count / 8 * 1.01 + 200
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32))
+def test_masks_whose_row_does_not_divide_them_round_trip(count: int, row: int, seed: int) -> None:
+    bits = random_bits("BOOL", count, seed)
+    for near in (None, random_bits("BOOL", count, seed + 1)):
+        assert assert_round_trip("masks", bits, Array(DTYPES["BOOL"], count, row, near), "small") is not None
+
+
+@pytest.mark.parametrize("value", [2, 3, 255])
+def test_masks_of_anything_but_0_and_1_are_declined(value: int) -> None:
+    bits = np.array([0, 1, value, 0], np.uint8)
+    for dtype in ("BOOL", "U8"):
+        assert coder("masks").encode(bits, Array(DTYPES[dtype], 4, 4), "small") is None
+
+
+ENTRIES = 24 * 768 * 64
+"""1.18 million: the masks of 24 matrices of 768 times 64."""
+
+
+def entropy_bytes(bits: Bits) -> float:
+    """Return n H(k): what no coder can go below for random masks."""
+    keep = float(bits.mean())
+    return -len(bits) * (keep * math.log2(keep) + (1 - keep) * math.log2(1 - keep)) / 8
+
+
+@pytest.mark.parametrize("given_rows", [0, 12])
+@pytest.mark.parametrize("keep", [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+def test_random_masks_take_at_most_2_percent_more_than_their_entropy(keep: float, given_rows: int) -> None:
+    bits, array = masks(24, ENTRIES // 24, given_rows, keep, 0.0, seed=16)
+    data = assert_round_trip("masks", bits, array, "small")
+    assert data is not None
+    assert entropy_bytes(bits) * 0.99 < len(data) <= entropy_bytes(bits) * 1.02, (
+        f"{len(data)} bytes, {entropy_bytes(bits):.0f} at the bound"
+    )
+    assert len(data) <= array.count / 8 * 1.01 + 200
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.3, 0.5, 0.9])
+def test_masks_that_agree_take_less_and_less_still_where_others_are_given(keep: float) -> None:
+    row = ENTRIES // 24
+    apart, alike, known = (
+        len(assert_round_trip("masks", *masks(*shape, keep, overlap, 17, given=given), "small") or b"")
+        for shape, overlap, given in (((6, row, 18), 0.0, False), ((6, row, 18), 0.7, False), ((6, row, 18), 0.7, True))
+    )
+    assert known < 0.9 * alike < 0.9 * 0.95 * apart
+
+
+def class_of(mode: int, count: int, stream: bytes) -> tuple[bytes, bytes]:
+    """Return the table's entry of a class, and its bytes."""
+    return struct.pack("<BII", mode, count, len(stream)), stream
+
+
+def of_classes(*classes: tuple[bytes, bytes]) -> bytes:
+    return bytes([len(classes)]) + b"".join(entry for entry, _ in classes) + b"".join(stream for _, stream in classes)
+
+
+def gaps(*numbers: int) -> bytes:
+    return pco.compress(np.array(numbers, "<u4"))
+
+
+BAD_MASKS: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "do not hold 0 classes"),
+    "no classes": (b"\0", "do not hold 0 classes"),
+    "65 classes": (bytes([65]) + class_of(0, 0, b"")[0] * 65, "do not hold 65 classes"),
+    "half a table": (of_classes(class_of(0, 0, b"\1\0"))[:5], "do not hold 1 classes"),
+    "a cut stream": (of_classes(class_of(0, 0, b"\1\0"))[:-1], ""),
+    "a length beyond the data": (bytes([1]) + struct.pack("<BII", 0, 0, 2**32 - 1) + b"\1\0", ""),
+    "bytes behind": (of_classes(class_of(0, 0, b"\1\0")) + b"\0", "1 bytes behind the last stream"),
+    "mode 3": (of_classes(class_of(3, 0, b"\1\0")), "a class of mode 3"),
+    "a bitmap with numbers": (of_classes(class_of(0, 2, b"\1\0")), "with 2 numbers"),
+    "a bitmap of 8 bits": (of_classes(class_of(0, 0, b"\1")), "more entries than bits"),
+    "a bitmap of 24 bits": (of_classes(class_of(0, 0, bytes(3))), "bits behind the last entry"),
+    "a bit behind the last entry": (of_classes(class_of(0, 0, b"\1\4")), "bits behind the last entry"),
+    "more numbers than entries": (of_classes(class_of(1, 11, gaps(*[0] * 11))), "classes of more numbers than the 10"),
+    "2^32 - 1 numbers": (of_classes(class_of(1, 2**32 - 1, gaps(0))), "numbers"),
+    "a position behind the last entry": (of_classes(class_of(1, 2, gaps(3, 6))), "a position behind the last entry"),
+    "positions that wrap": (of_classes(class_of(1, 3, gaps(3, 2**32 - 1, 2**32 - 1))), "a position behind"),
+    "another number of positions": (of_classes(class_of(1, 3, gaps(3, 1))), ""),
+    "no pcodec": (of_classes(class_of(2, 2, b"hello")), ""),
+    "a class without entries that has some": (
+        of_classes(class_of(0, 0, b"\1\0"), class_of(1, 1, gaps(0))),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MASKS)
+def test_masks_that_no_encoder_wrote_are_refused(case: str) -> None:
+    data, reason = BAD_MASKS[case]
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamageError) as caught:
+            coding.decode("masks", data, Array(DTYPES["BOOL"], 10, 10), "section")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert reason in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+def test_masks_are_read_where_an_encoder_might_have_written_them() -> None:
+    array = Array(DTYPES["BOOL"], 10, 10)
+    for data, kept in (
+        (of_classes(class_of(0, 0, b"\1\2")), [0, 9]),
+        (of_classes(class_of(1, 2, gaps(0, 8))), [0, 9]),
+        (of_classes(class_of(2, 2, gaps(0, 8))), [1, 2, 3, 4, 5, 6, 7, 8]),
+        (of_classes(class_of(1, 0, gaps())), []),
+    ):
+        assert np.flatnonzero(coding.decode("masks", data, array, "section")).tolist() == kept
+    for dtype in set(DTYPES) - {"BOOL"}:
+        with pytest.raises(DamageError, match=f"masks of {dtype}"):
+            coding.decode("masks", of_classes(class_of(0, 0, b"\1\2")), Array(DTYPES[dtype], 10, 10), "section")
+
+
+def test_masks_of_fewer_entries_than_their_positions_need_are_refused() -> None:
+    for keep in (0.02, 0.1, 0.9, 0.98):
+        bits, array = masks(1, 3000, 0, keep, 0.0, seed=5)
+        data = coder("masks").encode(bits, array, "small")
+        assert data is not None
+        assert (data[0], data[1]) == (1, 1 if keep < 0.5 else 2)  # one class of positions
+        last = int(np.flatnonzero(bits == (keep < 0.5))[-1])
+        for count in (1, last // 2, last - 1, last):
+            with pytest.raises(DamageError, match=r"a position behind the last entry|classes of more numbers"):
+                coding.decode("masks", data, Array(array.dtype, count, count), "section")
+    bits, array = masks(1, 3000, 0, 0.5, 0.0, seed=5)
+    data = coder("masks").encode(bits, array, "small")
+    assert data is not None
+    assert (data[0], data[1]) == (1, 0)  # one class of bits
+    for count in (1, 1500, 2992, 3001, 3008):
+        with pytest.raises(DamageError, match=r"entries than bits|bits behind the last|a class of mode 0"):
+            coding.decode("masks", data, Array(array.dtype, count, count), "section")
+
+
+def test_many_classes_that_claim_all_entries_take_no_memory() -> None:
+    count = 2**18
+    full = class_of(1, count, pco.compress(np.zeros(count, "<u4")))
+    data = of_classes(*[full] * 64)
+    assert len(data) < 10_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamageError):
+            coding.decode("masks", data, Array(DTYPES["BOOL"], count, count), "section")
+        assert tracemalloc.get_traced_memory()[1] < 2**20 + 64 * count
     finally:
         tracemalloc.stop()
 

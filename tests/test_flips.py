@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import petlpack
-from petlpack import Base, DamageError, UnknownFormatError
+from petlpack import Base, DamageError, UnknownFormatError, container
 from petlpack.codecs.registry import CODECS
-from petlpack.loading import read_shared
+from petlpack.parts import check_shared
 from petlpack.store import SUFFIX
-from tests.conftest import make_pair, weights, write_run
+from tests.conftest import make_pair, weights, write_methods, write_run
 
+METHODS = ("mask", "merge", "hyper")
 REFUSED = (DamageError, UnknownFormatError)
 SAMPLE = 101
 """After every so many flips the rest of the pack is read too; odd and no divisor of 8, so that all bits take part."""
@@ -23,13 +25,15 @@ SAMPLE = 101
 
 @dataclass(frozen=True)
 class Small:
-    """A pack with one task a codec and one adapter, the base, and what every task decodes to."""
+    """A pack, the base of its tasks, and what every task decodes to."""
 
     path: Path
     base: Base
     state: dict[str, dict[str, bytes]]
     needs: dict[str, set[str]]
-    """For every task the parts that it needs: its own name, the sha256 of its template and kept files."""
+    """For every task the parts that it needs: itself, its template, tensors, its base's table, kept files."""
+    decoding: dict[str, set[str]]
+    """For every task the shared parts without which its tensors cannot be decoded: all but the kept files."""
 
     def files(self) -> list[Path]:
         """Every file with at least one bit."""
@@ -50,8 +54,13 @@ class Small:
         if path.name == "pack.json":
             return lambda: petlpack.open(self.path)
         if path.parent.name == "shared":
-            return lambda: read_shared(petlpack.open(self.path).store, part)
+            return lambda: check_shared(petlpack.open(self.path).store, part)
         return lambda: self.read_task(part)
+
+    def readers(self, path: Path) -> list[Callable[[], object]]:
+        """Every way to notice damage to one file: it is read itself, and so is a task that cannot do without it."""
+        dependents = [name for name in sorted(self.state) if self.part(path) in self.decoding[name]]
+        return [self.reader(path), *(partial(self.read_task, name) for name in dependents[:1])]
 
     def check_the_rest(self, path: Path) -> None:
         """Check that tasks which do not need this file decode, and that `verify` names it and its dependents only."""
@@ -69,9 +78,21 @@ class Small:
         assert {checked.name for checked in found} == set().union(*self.needs.values())
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    directory = tmp_path_factory.mktemp("flips")
+def packed(path: Path, base: Base) -> Small:
+    """Look at a whole pack."""
+    needs, decoding = {}, {}
+    for name, task in petlpack.open(path).items():
+        table = task.template.base_table
+        decoding[name] = {*task.manifest.shared, *([table] if table else [])}
+        needs[name] = {name, *decoding[name], *task.template.files.values()}
+        assert set(task.parts) == needs[name] - {name}
+    small = Small(path, base, {}, needs, decoding)
+    small.state.update({name: small.read_task(name) for name in needs})
+    return small
+
+
+def pack_of_dense_runs(directory: Path) -> Small:
+    """Return a pack with one task for each codec of full fine-tunes and one adapter."""
     # a tenth of the weights changed suits every codec that takes a full fine-tune
     tuned, pretrained = make_pair(1, share=0.1, layers=1, width=4, words=8)
     run, base_dir = write_run(directory / "run", tuned), write_run(directory / "base", pretrained)
@@ -81,38 +102,65 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     config = '{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "modules_to_save": ["classifier"], "bias": "none"}'
     (adapter / "adapter_config.json").write_text(config, encoding="utf-8")
     pack, base = directory / "pack", Base(base_dir)
-    for codec in CODECS:
+    for codec in ("ulp", "sparse", "plain"):
         petlpack.encode(run, pack, base, codec=codec, task=codec)
     petlpack.encode(adapter, pack, task="adapter")
-    opened = petlpack.open(pack)
-    needs = {name: {name, task.manifest.shared[0], *task.template.files.values()} for name, task in opened.items()}
-    packed = Small(pack, base, {}, needs)
-    packed.state.update({name: packed.read_task(name) for name in opened})
-    return packed
+    return packed(pack, base)
 
 
-def test_the_small_pack_is_small_clean_and_has_every_codec(small: Small) -> None:
-    assert {task.codec for task in petlpack.open(small.path).values()} == set(CODECS)
+def pack_of_methods(directory: Path) -> Small:
+    """Return a pack with tasks of the codecs mask, merge and hyper, and the parts of tensors that they share."""
+    for run, options in write_methods(directory).values():
+        petlpack.encode(run, directory / "pack", **options)
+    return packed(directory / "pack", Base(directory / "t5"))
+
+
+PACKS = {"dense": (pack_of_dense_runs, {"ulp", "sparse", "plain"}), "methods": (pack_of_methods, set(METHODS))}
+
+
+@pytest.fixture(scope="module", params=PACKS)
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return PACKS[request.param][0](tmp_path_factory.mktemp("flips"))
+
+
+def test_the_small_packs_have_every_codec_and_every_kind_of_shared_part(tmp_path: Path) -> None:
+    assert set.union(*(codecs for _, codecs in PACKS.values())) == set(CODECS)
+    for name, (make, codecs) in PACKS.items():
+        (tmp_path / name).mkdir()
+        small = make(tmp_path / name)
+        assert {task.codec for task in petlpack.open(small.path).values()} == codecs
+    store = petlpack.open(small.path).store
+    kinds = [container.read(store.shared_path(sha256)).manifest.codec for sha256 in store.shared_names()]
+    assert {"mask", "hyper", "bytes"} == set(kinds)
+    assert any(task.template.base_table for task in petlpack.open(small.path).values())
+
+
+def test_the_small_pack_is_small_and_clean(small: Small) -> None:
     nbytes = sum(path.stat().st_size for path in small.files())
-    assert nbytes <= 8192
+    assert nbytes <= 16384
     assert not [checked for checked in petlpack.verify(small.path, small.base) if checked.error is not None]
     print(f"{nbytes} bytes in {len(small.files())} files")
+
+
+def refuses(read: Callable[[], object]) -> bool:
+    """Tell whether damage is noticed; any other error is one of the test."""
+    try:
+        read()
+    except REFUSED:
+        return True
+    return False
 
 
 def test_every_flipped_bit_is_refused_and_nothing_else_suffers(small: Small) -> None:
     flips, wrong, looked = 0, [], 0
     for path in small.files():
-        content, read = path.read_bytes(), small.reader(path)
+        content, readers = path.read_bytes(), small.readers(path)
         with path.open("r+b", buffering=0) as file:
             for bit in range(8 * len(content)):
                 offset = bit // 8
                 file.seek(offset)
                 file.write(bytes([content[offset] ^ 1 << bit % 8]))
-                try:
-                    read()
-                    wrong.append((path.name, bit))
-                except REFUSED:
-                    pass
+                wrong += [(path.name, bit) for read in readers if not refuses(read)]
                 flips += 1
                 if flips % SAMPLE == 0:
                     small.check_the_rest(path)
@@ -130,16 +178,12 @@ def test_every_flipped_bit_is_refused_and_nothing_else_suffers(small: Small) -> 
 def test_every_shorter_and_longer_file_is_refused(small: Small) -> None:
     cut, grown, wrong = 0, 0, []
     for path in small.files():
-        content, read = path.read_bytes(), small.reader(path)
+        content, readers = path.read_bytes(), small.readers(path)
         for what, changed in _resized(content):
             if path.name == "pack.json" and changed.strip() == content.strip():
                 continue  # the mark is JSON: a newline at its end says nothing
             path.write_bytes(changed)
-            try:
-                read()
-                wrong.append((path.name, what))
-            except REFUSED:
-                pass
+            wrong += [(path.name, what) for read in readers if not refuses(read)]
             cut += len(changed) < len(content)
             grown += len(changed) > len(content)
         small.check_the_rest(path)

@@ -101,8 +101,8 @@ def round_trip(run: Path, base: Path | None, place: Path, chosen: Path | None = 
     `chosen` is the directory within the run whose weights count.
     """
     before = files_of(run) if run.is_dir() else {run.name: run.read_bytes()}
-    encoded = petlpack.encode(run, place / "pack", base, task="run", jobs=1, **options)
-    out = petlpack.open(place / "pack")["run"].decode(place / "out", base, jobs=1)
+    (encoded,) = petlpack.encode(run, place / "pack", base, task="run", jobs=1, **options)
+    out = petlpack.open(place / "pack")["run"].decode(place / "out", base, jobs=1).path
     assert (files_of(run) if run.is_dir() else {run.name: run.read_bytes()}) == before
     inside = f"{chosen.relative_to(run).as_posix()}/" if chosen is not None and chosen != run else ""
     back = files_of(out)
@@ -449,7 +449,7 @@ def test_a_pack_inside_a_run_is_one_entry(tmp_path: Path) -> None:
     _put(run, {"other/pack.json": b'{"format": "npm"}', "broken/pack.json": b"{"})
     petlpack.encode(run, run / "pack", codec="plain", task="first")
     nbytes = sum(len(content) for content in files_of(run / "pack").values())
-    second = petlpack.encode(run, tmp_path / "pack", codec="plain")
+    (second,) = petlpack.encode(run, tmp_path / "pack", codec="plain")
     assert {left.file: (left.nbytes, left.why) for left in second.left_out} == {
         "pack": (nbytes, "a pack"),
         "other/pack.json": (17, "not known to be needed"),

@@ -26,21 +26,26 @@ import petlpack
 from petlpack import Base, LockedError, PetlpackError, TaskError, UnknownFormatError, UsageError
 from petlpack import store as store_module
 from petlpack.store import PACK_JSON, STALE, SUFFIX, Store
-from tests.conftest import make_pair, write_run
+from tests.conftest import METHOD_SETTINGS, TINY, make_pair, write_run
+from tests.method_runs import write_propetl_t5
 
 SMALL: dict[str, Any] = {"layers": 1, "width": 4, "words": 8}
 
 
 @dataclass(frozen=True)
 class Made:
-    """Two runs of one base with one template, two with templates of their own, and a clean pack with the first two."""
+    """Two runs of one base with one template, two with templates of their own, and a clean pack with the first two.
+
+    `several` are two runs of two tasks each, whose tensors stand in shared parts.
+    """
 
     runs: dict[str, Path]
     base_dir: Path
     base: Base
     pack: Path
     state: dict[str, dict[str, bytes]]
-    """What each run decodes to."""
+    """What each run decodes to, those of several tasks by `<run>.<task>`."""
+    several: dict[str, Path]
 
     def copy(self, target: Path) -> Path:
         """Copy the clean pack."""
@@ -55,6 +60,11 @@ class Made:
         """Encode a run on one thread."""
         petlpack.encode(self.runs[run], pack, self.base, task=task, codec="ulp", replace=replace, jobs=1)
 
+    def encode_several(self, pack: Path, run: str, task: str, *, replace: bool = False) -> None:
+        """Encode a run of several tasks on one thread."""
+        settings = METHOD_SETTINGS
+        petlpack.encode(self.several[run], pack, task=task, settings=settings, replace=replace, jobs=1)
+
     def check_clean(self, pack: Path) -> None:
         """Check that every byte and every weight of a pack is right."""
         wrong = [checked for checked in petlpack.verify(pack, self.base, jobs=1) if checked.error is not None]
@@ -68,7 +78,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for name, seed, labels in (("a", 1, 2), ("b", 2, 2), ("c", 3, 3), ("d", 4, 4)):
         runs[name] = write_run(directory / name, make_pair(seed, labels=labels, **SMALL)[0])
     base_dir = write_run(directory / "base", make_pair(0, **SMALL)[1])
-    made = Made(runs, base_dir, Base(base_dir), directory / "pack", {})
+    several = {}
+    for seed, name in enumerate(("m", "n")):
+        several[name] = write_propetl_t5(directory / name, ["a", "b"], TINY, seed=seed).path
+    made = Made(runs, base_dir, Base(base_dir), directory / "pack", {}, several)
+    for name in several:
+        made.encode_several(directory / "several", name, name)
+        for task in ("a", "b"):
+            made.state[f"{name}.{task}"] = made.read(directory / "several", f"{name}.{task}")
     for name in runs:
         made.encode(made.pack, name, name)
         made.state[name] = made.read(made.pack, name)
@@ -339,6 +356,15 @@ class Faults:
 
 
 Action = Callable[[Made, Path], object]
+
+
+def _replace_several(made: Made, pack: Path) -> None:
+    made.encode_several(pack, "n", "old", replace=True)
+
+
+PREPARED: dict[Action, Action] = {_replace_several: lambda made, pack: made.encode_several(pack, "m", "old")}
+"""What is done to the pack before, where no call fails."""
+
 ACTIONS: dict[str, tuple[Action, set[str]]] = {
     "encode": (lambda made, pack: made.encode(pack, "c", "new"), {"open", "write", "fsync", "rename", "unlink"}),
     "encode into a new pack": (
@@ -349,6 +375,15 @@ ACTIONS: dict[str, tuple[Action, set[str]]] = {
         lambda made, pack: made.encode(pack, "b", "a", replace=True),
         {"open", "write", "fsync", "rename", "unlink"},
     ),
+    "encode several tasks": (
+        lambda made, pack: made.encode_several(pack, "m", "several"),
+        {"open", "write", "fsync", "rename", "unlink"},
+    ),
+    "encode several tasks into a new pack": (
+        lambda made, pack: made.encode_several(pack.parent / "new pack", "m", "several"),
+        {"open", "write", "fsync", "rename", "unlink", "mkdir"},
+    ),
+    "replace several tasks": (_replace_several, {"open", "write", "fsync", "rename", "unlink"}),
     "remove": (lambda made, pack: petlpack.open(pack).remove("b"), {"open", "fsync", "unlink"}),
     "gc": (lambda made, pack: petlpack.open(pack).gc(), {"open", "unlink"}),
     "decode": (
@@ -357,6 +392,16 @@ ACTIONS: dict[str, tuple[Action, set[str]]] = {
     ),
 }
 """What is tried, and the kinds of call in which it can fail."""
+
+
+WHOLE = {
+    "a": ("a", "b"),
+    "b": ("b",),
+    "new": ("c",),
+    **{f"several.{task}": (f"m.{task}",) for task in "ab"},
+    **{f"old.{task}": (f"m.{task}", f"n.{task}") for task in "ab"},
+}
+"""The runs of which one stands whole behind each task, whatever fails."""
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -377,6 +422,9 @@ def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: in
     """Try an action with the n-th call failing, check what is left, and return whether a call failed at all."""
     place.mkdir()
     pack = made.copy(place / "pack")
+    if act in PREPARED:
+        PREPARED[act](made, pack)
+    before = files_of(pack)
     (pack / "shared" / f"{'0' * 64}{SUFFIX}").write_bytes(b"what no task needs")
     faults = Faults(place, op, nth, code, lasting=lasting)
     with pytest.MonkeyPatch.context() as patch:
@@ -392,9 +440,12 @@ def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: in
         if (found / "pack.json").exists():
             made.check_clean(found)
             for task in petlpack.open(found):
-                whole = {"a": ("a", "b"), "b": ("b",), "new": ("c",)}[task]
-                assert made.read(found, task) in [made.state[run] for run in whole]
+                assert made.read(found, task) in [made.state[run] for run in WHOLE[task]]
     assert "a" in petlpack.open(pack)
+    if act is _replace_several:
+        assert {"old.a", "old.b"} <= petlpack.open(pack).keys()
+    changing = {f"tasks/{task}{SUFFIX}" for task in WHOLE}
+    assert files_of(pack).items() >= {(name, content) for name, content in before.items() if name not in changing}
     if op != "unlink":
         assert list(place.rglob(".tmp-*")) == []
         if not (op == "open" and lasting):  # a directory tree is deleted through its opened directories
@@ -403,6 +454,7 @@ def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: in
         weights = (place / "out" / "model.safetensors").read_bytes()
         assert weights == (made.runs["a"] / "model.safetensors").read_bytes()
         assert (place / "out" / "config.json").exists()
+    made.encode_several(pack, "n", "several", replace=True)
     made.encode(pack, "c", "new", replace=True)  # the next writer finds nothing in its way
     if (place / "new pack").exists():
         made.encode(place / "new pack", "c", "new", replace=True)
@@ -410,6 +462,29 @@ def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: in
     made.check_clean(pack)
     shutil.rmtree(place)
     return faults.fired
+
+
+@pytest.mark.parametrize("run", ["a", "m"])
+def test_parts_that_are_collected_while_a_run_is_encoded_are_written_again(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    pack = Store.create(tmp_path / "pack").path
+    encode = made.encode if run == "a" else made.encode_several
+    encode(pack, run, "old")
+    for task in list(petlpack.open(pack)):
+        petlpack.open(pack).remove(task)
+    assert Store(pack).shared_names()  # which no task needs, and the next run has
+    real = Store.put
+
+    def put(self: Store, *args: Any, **more: Any) -> Any:
+        petlpack.open(pack).gc()  # as another process may, as long as the pack is not locked
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(Store, "put", put)
+    encode(pack, run, "new")
+    made.check_clean(pack)
+    for task in petlpack.open(pack):
+        assert made.read(pack, task) == made.state[task.replace("new", run)]
 
 
 @pytest.fixture

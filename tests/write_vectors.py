@@ -17,8 +17,8 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,18 @@ from petlpack.codecs.base import Unit
 from petlpack.codecs.registry import codec
 from petlpack.coding.registry import coder
 from petlpack.container import Encoded, Manifest
+from petlpack.decoding import whole_digest, with_kinds
 from petlpack.encoding import shared_file
-from petlpack.loading import Plan, whole_digest
+from petlpack.loading import Plan
+from petlpack.parts import part_name
 from petlpack.store import PACK_JSON, SUFFIX
-from petlpack.template import Slot, Template
+from petlpack.template import Slot, Template, base_table_json, kind_of
 from petlpack.tensors.base import BaseRef
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES, Bits
 from petlpack.tensors.ordered import to_ordered
 from petlpack.tensors.safetensors_file import build_header
+from petlpack.tensors.tensor import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ROOT / "formats"
@@ -238,7 +241,7 @@ def _written(sections: Sequence[Encoded], said: Mapping[str, Any]) -> bytes:
 
 
 def slots_of(rows: Sequence[Sequence[Any]]) -> tuple[Slot, ...]:
-    """Return slots from rows of [name, dtype, shape, base shape or null, whether it is the head's]."""
+    """Return slots from rows of [name, dtype, shape, base shape or null, whether it is the head's, place in a part]."""
     return tuple(
         Slot(
             name,
@@ -247,26 +250,38 @@ def slots_of(rows: Sequence[Sequence[Any]]) -> tuple[Slot, ...]:
             int(np.prod(shape, dtype=np.int64)),
             None if base is None else BaseRef(name, DTYPES[dtype], tuple(base), "0" * 64),
             head,
+            tuple(place[0]) if place else None,
+            kind_of(name),
         )
-        for name, dtype, shape, base, head in rows
+        for name, dtype, shape, base, head, *place in rows
     )
+
+
+def unit_slots_of(vector: Vector) -> tuple[list[Slot], list[Slot]]:
+    """Return the slots of a units vector, and those of shared parts, with the kinds that its rule tells."""
+    kinds = codec(vector["codec"]).kinds(vector.get("rule"))
+    slots, shared = (with_kinds(slots_of(rows), kinds) for rows in (vector["slots"], vector.get("shared") or ()))
+    return slots, shared
 
 
 def template_of(vector: Vector) -> Template:
     """Return the template of a codec vector's tensors."""
     rows = {t["name"]: (t["dtype"], tuple(t["shape"]), len(unhex(t["bits"]))) for t in vector["tensors"]}
-    refs = {
-        t["name"]: BaseRef(
-            t["base"].get("name", t["name"]),
-            DTYPES[t["base"]["dtype"]],
-            tuple(t["base"]["shape"]),
-            hashlib.sha256(unhex(t["base"]["bits"])).hexdigest(),
-        )
-        for t in vector["tensors"]
-        if t.get("base")
-    }
+    table = base_table_of(vector)
+    refs = {t["name"]: table[t["base"].get("name", t["name"])] for t in vector["tensors"] if t.get("base")}
     head = frozenset(t["name"] for t in vector["tensors"] if t.get("head"))
-    return Template({"model.safetensors": build_header(rows, {})}, None, refs, head, {})
+    return Template(
+        headers={"model.safetensors": build_header(rows, {})},
+        base_table=hashlib.sha256(base_table_json(table)).hexdigest() if refs else None,
+        base=refs,
+        head=head,
+        parts=tuple(
+            tuple(part.get("called") or [name for name, *_ in part["tensors"]]) for part in vector.get("parts") or ()
+        ),
+        rule=vector.get("rule"),
+        files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in (vector.get("files") or {}).items()},
+        named=frozenset(vector.get("named") or ()),
+    )
 
 
 def base_of(vector: Vector) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -275,41 +290,101 @@ def base_of(vector: Vector) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return {b.get("name", name): (b["dtype"], tuple(b["shape"]), unhex(b["bits"])) for name, b in bases}
 
 
+def base_table_of(vector: Vector) -> dict[str, BaseRef]:
+    """Return the table of the base of a codec vector."""
+    return {
+        name: BaseRef(name, DTYPES[dtype], shape, hashlib.sha256(data).hexdigest())
+        for name, (dtype, shape, data) in base_of(vector).items()
+    }
+
+
 def plan_of(vector: Vector, template: Template) -> Plan:
     """Return which tensors of a codec vector are not stored."""
     return Plan(
         template.slots,
         frozenset(vector.get("unchanged") or ()),
         {alias: other for alias, other in vector.get("aliases") or ()},
+        vector.get("name"),
     )
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A tensor of a part in a codec vector: its slot as the task sees it, its kind's number, its elements."""
+
+    slot: Slot
+    number: int
+    bits: Bits
+
+
+def part_rows(vector: Vector) -> list[list[PartRow]]:
+    """Return the tensors of the parts of a codec vector, which are [name, kind] or [null, kind, dtype, shape, bits]."""
+    if not vector.get("parts"):
+        return []
+    template = template_of(vector)
+    slots = {s.name: s for s in with_kinds(template.slots, codec(vector["codec"]).kinds(vector.get("rule")))}
+    bits = {t["name"]: bits_of(t["bits"], t["dtype"]) for t in vector["tensors"]}
+    parts = []
+    for k, part in enumerate(vector.get("parts") or ()):
+        told = {row[1]: slots[row[0]].kind for row in part["tensors"] if row[0] is not None}
+        rows = []
+        for i, (name, number, *rest) in enumerate(part["tensors"]):
+            if name is not None:
+                rows.append(PartRow(slots[name], number, bits[name]))
+                continue
+            dtype, shape, data = rest
+            slot = replace(slots_of([["", dtype, shape, None, False, [k, i]]])[0], kind=told.get(number, ""))
+            rows.append(PartRow(slot, number, bits_of(data, dtype)))
+        parts.append(rows)
+    return parts
+
+
+def part_file(codec_id: str, rows: Sequence[PartRow], sections: Sequence[Mapping[str, Any]]) -> tuple[str, bytes]:
+    """Return the name and the file of a shared part of tensors."""
+    digests = [(row.slot.dtype, row.slot.shape, hashlib.sha256(row.bits.tobytes()).hexdigest()) for row in rows]
+    name = part_name(digests)
+    tensors = [[row.slot.dtype.name, list(row.slot.shape), row.number] for row in rows]
+    said = {"kind": "shared", "codec": codec_id, "shared": [], "decoded": name, "params": {"tensors": tensors}}
+    return name, _written(encoded_of(sections), {**said, "facts": {}})
+
+
+def encoded_of(sections: Sequence[Mapping[str, Any]]) -> list[Encoded]:
+    """Return the sections of a codec vector."""
+    return [Encoded(**{**section, "data": unhex(section["data"])}) for section in sections]
 
 
 def write_pack(vector: Vector, pack: Path) -> Path:
     """Write a pack with the task `task` from a good codec vector, or one that a bad one changed; return the base."""
     template = template_of(vector)
-    content = template.to_json()
-    name = hashlib.sha256(content).hexdigest()
+    content = template.to_json(vector.get("name"))
+    contents = [content, *(text.encode() for text in (vector.get("files") or {}).values())]
+    if template.base:
+        contents.append(base_table_json(base_table_of(vector)))
+    parts = [
+        part_file(part.get("codec") or vector["codec"], rows, part["sections"])
+        for part, rows in zip(vector.get("parts") or (), part_rows(vector), strict=True)
+    ]
     digests = [hashlib.sha256(unhex(t["bits"])).hexdigest() for t in vector["tensors"]]
     said = {
         "kind": "task",
         "codec": vector["codec"],
-        "shared": [name],
+        "shared": [hashlib.sha256(content).hexdigest(), *(name for name, _ in parts[: vector.get("named_parts")])],
         "decoded": vector.get("decoded") or whole_digest(digests),
         "params": vector.get("params") or plan_of(vector, template).to_params(),
         "facts": {},
     }
-    sections = [Encoded(**{**section, "data": unhex(section["data"])}) for section in vector["sections"]]
+    shared = {**{hashlib.sha256(text).hexdigest(): shared_file(text) for text in contents}, **dict(parts)}
     for file, data in (
         ("pack.json", PACK_JSON),
-        (f"tasks/task{SUFFIX}", _written(sections, said)),
-        (f"shared/{name}{SUFFIX}", shared_file(content)),
+        (f"tasks/task{SUFFIX}", _written(encoded_of(vector["sections"]), said)),
+        *((f"shared/{name}{SUFFIX}", data) for name, data in shared.items()),
     ):
         (pack / file).parent.mkdir(parents=True, exist_ok=True)
         (pack / file).write_bytes(data)
     tensors = base_of(vector)
-    rows = {name: (dtype, shape, len(data)) for name, (dtype, shape, data) in tensors.items()}
+    held = {name: (dtype, shape, len(data)) for name, (dtype, shape, data) in tensors.items()}
     base = pack / "base.safetensors"
-    base.write_bytes(build_header(rows, {}).head_bytes() + b"".join(data for _, _, data in tensors.values()))
+    base.write_bytes(build_header(held, {}).head_bytes() + b"".join(data for _, _, data in tensors.values()))
     return base
 
 
@@ -322,7 +397,7 @@ def changed_codec(good: Vector, bad: Vector) -> Vector:
         fields["sections"] = [
             {**section, **bad["set"]} if i == at else section for i, section in enumerate(good["sections"])
         ]
-    for field in ("sections", "params", "decoded", "unchanged"):
+    for field in ("sections", "params", "decoded", "unchanged", "rule", "parts", "named_parts"):
         if field in bad.fields:
             fields[field] = bad[field]
     if "base" in bad.fields:
@@ -336,13 +411,16 @@ def changed_codec(good: Vector, bad: Vector) -> Vector:
 
 
 def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
-    """Yield the units of a codec vector with what they hold and what the base says of it."""
+    """Yield the units of a codec vector with what they hold and what the coder is given."""
     template = template_of(vector)
     base = base_of(vector)
     tuned = {t["name"]: bits_of(t["bits"], t["dtype"]) for t in vector["tensors"]}
-    for unit in codec(vector["codec"]).units(plan_of(vector, template).stored):
+    shared = [row for rows in part_rows(vector) for row in rows]
+    kinds = codec(vector["codec"]).kinds(vector.get("rule"))
+    stored = with_kinds(plan_of(vector, template).stored, kinds)
+    for unit in codec(vector["codec"]).units(stored, [row.slot for row in shared]):
         bits = np.concatenate([tuned[piece.slot.name][piece.start : piece.stop] for piece in unit.pieces])
-        predicted = None
+        given = None
         if unit.from_base:
             pieces = []
             for piece in unit.pieces:
@@ -350,8 +428,56 @@ def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
                 dtype, _, data = base[piece.slot.base.name]
                 whole: Bits = np.frombuffer(data, DTYPES[dtype].bits)
                 pieces.append(cast_bits(whole[piece.start : piece.stop], DTYPES[dtype], unit.dtype))
-            predicted = np.concatenate(pieces)
-        yield unit, bits, predicted
+            given = np.concatenate(pieces)
+        elif unit.given:
+            given = np.concatenate([row.bits for row in shared if row.slot in unit.given])
+        yield unit, bits, given
+
+
+def sections_of(codec_id: str, units: Iterable[tuple[Unit, Bits, Bits | None]]) -> list[dict[str, Any]]:
+    """Return the sections that the library writes for units."""
+    sections = []
+    for unit, bits, given in units:
+        made = codec(codec_id).encode(unit, bits, given)
+        assert made is not None, unit.name
+        for section in made:
+            coder_id, data = coding.encode(section.bits, section.array, section.coders, "small")
+            row = {"name": section.name, "coder": coder_id, "dtype": section.array.dtype.name}
+            sections.append({**row, "count": section.array.count, "data": data.hex()})
+    return sections
+
+
+def part_units(codec_id: str, rows: Sequence[PartRow]) -> Iterator[tuple[Unit, Bits, None]]:
+    """Yield the units of a shared part with what they hold."""
+    slots = [replace(row.slot, name=str(i), kind=f"{row.number:04d}") for i, row in enumerate(rows)]
+    bits = {slot.name: row.bits for slot, row in zip(slots, rows, strict=True)}
+    for unit in codec(codec_id).units([slot for slot in slots if slot.size]):
+        yield unit, np.concatenate([bits[piece.slot.name][piece.start : piece.stop] for piece in unit.pieces]), None
+
+
+def _part_sections(codec_id: str, rows: Sequence[PartRow]) -> list[dict[str, Any]]:
+    return sections_of(codec_id, part_units(codec_id, rows))
+
+
+def rows_of_part(vector: Vector) -> list[PartRow]:
+    """Return the tensors of a part vector."""
+    rows = zip(vector["params"]["tensors"], vector["tensors"], strict=True)
+    return [
+        PartRow(slots_of([[str(i), dtype, shape, None, False]])[0], number, bits_of(data, dtype))
+        for i, ((dtype, shape, number), data) in enumerate(rows)
+    ]
+
+
+def changed_part(good: Vector, bad: Vector) -> tuple[str, bytes]:
+    """Return the name and the file of the part that a bad vector makes of a good one."""
+    name, _ = part_file(good["codec"], rows_of_part(good), good["sections"])
+    sections = [
+        {**section, **bad["set"]} if section["name"] == bad.get("section") else section
+        for section in bad.get("sections") or good["sections"]
+    ]
+    said = {"kind": "shared", "codec": good["codec"], "shared": [], "decoded": name, "facts": {}}
+    said |= {"params": good["params"], **(bad.get("manifest") or {})}
+    return name, _written(encoded_of(sections), said)
 
 
 # Filling in
@@ -375,25 +501,62 @@ def _coder_parts(vector: Vector) -> dict[str, Any]:
 def _codec_parts(vector: Vector) -> dict[str, Any]:
     if vector.bad:
         return {}
-    sections = []
-    for unit, bits, predicted in encoded_units(vector):
-        made = codec(vector["codec"]).encode(unit, bits, predicted)
-        assert made is not None, vector.id
-        for section in made:
-            coder_id, data = coding.encode(section.bits, section.array, section.coders, "small")
-            row = {"name": section.name, "coder": coder_id, "dtype": section.array.dtype.name}
-            sections.append({**row, "count": section.array.count, "data": data.hex()})
-    return {"sections": sections}
+    made: dict[str, Any] = {}
+    if vector.get("parts"):
+        parts = zip(vector["parts"], part_rows(vector), strict=True)
+        made["parts"] = [
+            {
+                **part,
+                "sections": part.get("sections") or _part_sections(part.get("codec") or vector["codec"], rows),
+            }
+            for part, rows in parts
+        ]
+    return {**made, "sections": sections_of(vector["codec"], encoded_units(vector))}
+
+
+def _part_parts(vector: Vector) -> dict[str, Any]:
+    if vector.bad:
+        return {}
+    rows = rows_of_part(vector)
+    made = _part_sections(vector["codec"], rows)
+    return {"name": part_file(vector["codec"], rows, made)[0], "sections": made}
+
+
+def rebuilt_of(vector: Vector) -> list[list[Any]]:
+    """Return what the library rebuilds in a vector: rows of [name, dtype, shape, bits]."""
+    said = json.loads(rebuild_text(vector))
+    tensors = {
+        name: Tensor.of(bits_of(data, dtype).reshape(shape), DTYPES[dtype])
+        for name, dtype, shape, data in said["tensors"]
+    }
+    made = codec(vector["codec"]).rebuild(said["rule"], tensors)
+    assert made is not None
+    return [[name, t.dtype.name, list(t.shape), t.bits().tobytes().hex()] for name, t in made.tensors.items()]
+
+
+def rebuild_text(vector: Vector) -> bytes:
+    """Return the JSON of the rule and the tensors of a vector."""
+    return json.dumps({"rule": vector["rule"], "tensors": vector["tensors"]}, separators=(",", ":")).encode()
+
+
+def changed_rebuild(good: Vector, bad: Vector) -> Vector:
+    """Return the good vector as the bad one changes its text."""
+    return Vector(bad.page, {**good.fields, **json.loads(replaced(rebuild_text(good), bad["replace"]))})
+
+
+def _rebuild_parts(vector: Vector) -> dict[str, Any]:
+    return {} if vector.bad else {"outputs": rebuilt_of(vector)}
 
 
 def _units_parts(vector: Vector) -> dict[str, Any]:
-    units = codec(vector["codec"]).units(slots_of(vector["slots"]))
+    units = codec(vector["codec"]).units(*unit_slots_of(vector))
     return {"units": [units_row(unit) for unit in units]}
 
 
 def units_row(unit: Unit) -> list[Any]:
-    """Return a unit as [name, dtype, row, pieces], each piece as [tensor, start, stop]."""
-    return [unit.name, unit.dtype.name, unit.row, [[p.slot.name, p.start, p.stop] for p in unit.pieces]]
+    """Return a unit as [name, dtype, row, pieces of (tensor, start, stop)], and what it is given, if anything."""
+    row = [unit.name, unit.dtype.name, unit.row, [[p.slot.name, p.start, p.stop] for p in unit.pieces]]
+    return [*row, [slot.name for slot in unit.given]] if unit.given else row
 
 
 def _container_parts(vector: Vector) -> dict[str, Any]:
@@ -413,6 +576,8 @@ def _ordered_parts(vector: Vector) -> dict[str, Any]:
 _FILL: dict[str, Callable[[Vector], dict[str, Any]]] = {
     "coder": _coder_parts,
     "codec": _codec_parts,
+    "part": _part_parts,
+    "rebuild": _rebuild_parts,
     "units": _units_parts,
     "container": _container_parts,
     "ordered": _ordered_parts,
@@ -437,6 +602,13 @@ def _value(name: str, value: Any) -> str:
     return text
 
 
+def _is_missing(value: Any) -> bool:
+    """Tell whether a field has to be filled in: the sections of parts stand inside them."""
+    return value is None or (
+        isinstance(value, list) and any(row.get("sections", 0) is None for row in value if isinstance(row, dict))
+    )
+
+
 def _rewrite(page: Path, anew: bool) -> int:
     """Fill in the vectors of one page; return how many changed."""
     name = page.relative_to(FORMATS).as_posix()
@@ -446,7 +618,7 @@ def _rewrite(page: Path, anew: bool) -> int:
         nonlocal changed
         vector = Vector(name, json.loads(fence[1]))
         made = _FILL[vector.kind](vector) if vector.kind in _FILL else {}
-        missing = {field: value for field, value in made.items() if anew or vector.get(field) is None}
+        missing = {field: value for field, value in made.items() if anew or _is_missing(vector.get(field))}
         text = f"```json vector\n{_shown({**vector.fields, **missing})}```"
         changed += text != fence[0]
         return text

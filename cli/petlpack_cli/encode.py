@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -15,12 +16,15 @@ from petlpack_cli.output.sizes import count, ratio, size
 
 SOME_FAILED = 3
 
+Item = TypeVar("Item")
+
 
 @command(
     "encode",
     "petlpack encode runs/sst2 --base models/bert-base",
     "petlpack encode runs/* --base models/bert-base --pack glue.pack",
     "petlpack encode out/checkpoint-900 --task sst2 --replace",
+    "petlpack encode out/propetl-t5 --set combine=or --set activation=gelu_new",
 )
 @click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -39,19 +43,45 @@ SOME_FAILED = 3
 @click.option(
     "--level", type=click.Choice(["fast", "small"]), default="small", help="Fast to decode, or small (the default)."
 )
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="What the run does not say of itself: activation, combine, inference_level, keep_ratio, scaling, task_order.",
+)
+@click.option(
+    "--density",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Keep only this share of a full fine-tune's changes, the largest ones: inexact, the error is stated.",
+)
+@click.option("--bake", is_flag=True, help="PROPETL prefixes: store what the reparametrisation produces, not itself.")
+@click.option("--keep-experts", is_flag=True, help="AdaMix: store all experts, not their average.")
+@click.option("--keep-retriever", is_flag=True, help="PHA: store the retriever, which inference does not use.")
 @click.option("--replace", is_flag=True, help="Overwrite tasks of the same name.")
 @jobs_option
-def run(out: Output, runs: tuple[Path, ...], task: str | None, base: Path | None, **options: Any) -> int | None:
+def run(
+    out: Output,
+    runs: tuple[Path, ...],
+    task: str | None,
+    base: Path | None,
+    settings: tuple[str, ...],
+    **options: Any,
+) -> int | None:
     """Put runs into a pack.
 
-    A run is what a training left behind: a Transformers checkpoint, a PEFT adapter, a .safetensors file. Every
-    weight is decoded again and compared before a task is put into the pack. What loading does not need (training
-    state, other checkpoints) is left out and listed. Of several runs, those that fail do not stop the rest.
+    A run is what a training left behind: a Transformers checkpoint, a PEFT or AdapterHub adapter, what PROPETL,
+    AdaMix, diff pruning, PHA or HyperFormer wrote, a .safetensors file. A run of several tasks becomes as many tasks,
+    NAME.TASK each. Every weight is decoded again and compared before a task is put into the pack. What loading does
+    not need (training state, other checkpoints) is left out and listed. Of several runs, those that fail do not stop
+    the rest.
     """
     if task is not None and len(runs) > 1:
         raise click.UsageError(f"--task names one task, and {len(runs)} runs were given", click.get_current_context())
     if task is not None and task.startswith("-"):
         raise click.UsageError(f"--task wants a name, and '{task}' looks like an option", click.get_current_context())
+    chosen = _settings(settings)
     opened = petlpack.Base(base) if base is not None else None
     done: list[tuple[Path, petlpack.Encoded]] = []
     failed: list[tuple[Path, Problem]] = []
@@ -64,8 +94,10 @@ def run(out: Output, runs: tuple[Path, ...], task: str | None, base: Path | None
                     name = _new_name(task, run_dir, names)
                     moved = progress.bytes(name)
                     with naming(options["pack"]):
-                        encoded = petlpack.encode(run_dir, base=opened, task=name, progress=moved, **options)
-                    done.append((run_dir, encoded))
+                        tasks = petlpack.encode(
+                            run_dir, base=opened, task=name, settings=chosen, progress=moved, **options
+                        )
+                    done.extend((run_dir, encoded) for encoded in tasks)
                 except Exception as error:
                     if len(runs) == 1:
                         raise
@@ -85,6 +117,18 @@ def run(out: Output, runs: tuple[Path, ...], task: str | None, base: Path | None
             click.echo(stopped.lines(), err=True)
         return stopped.exit_code
     return SOME_FAILED if failed else None
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Return the settings of --set by name."""
+    chosen: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not value:
+            raise click.UsageError(f"--set wants KEY=VALUE, not '{pair}'", click.get_current_context())
+        if chosen.setdefault(name, value) != value:
+            raise click.UsageError(f"--set gives {name} two values", click.get_current_context())
+    return chosen
 
 
 def _new_name(task: str | None, run_dir: Path, names: dict[str, Path]) -> str:
@@ -120,12 +164,19 @@ def _to_json(done: list[tuple[Path, petlpack.Encoded]], failed: list[tuple[Path,
         "shared": [{"sha256": sha256, "bytes": nbytes} for sha256, nbytes in sorted(_shared(done).items())],
         "left_out": [
             {"run": str(run_dir), "file": left.file, "bytes": left.nbytes, "why": left.why}
-            for run_dir, task in done
-            for left in task.left_out
+            for run_dir, left in _once((run_dir, left) for run_dir, task in done for left in task.left_out)
         ],
-        "warnings": [{"run": str(run_dir), "message": text} for run_dir, task in done for text in task.warnings],
+        "warnings": [
+            {"run": str(run_dir), "message": text}
+            for run_dir, text in _once((run_dir, text) for run_dir, task in done for text in task.warnings)
+        ],
         "failed": [{"run": str(run_dir), **problem.to_json()} for run_dir, problem in failed],
     }
+
+
+def _once(items: Iterable[Item]) -> list[Item]:
+    """Return what is said of runs, each once: the tasks of one run say the same of it."""
+    return list(dict.fromkeys(items))
 
 
 def _shared(done: list[tuple[Path, petlpack.Encoded]]) -> dict[str, int]:
@@ -164,9 +215,8 @@ def _print(out: Output, done: list[tuple[Path, petlpack.Encoded]], failed: list[
         parts, nbytes = count(len(shared), "shared part"), size(sum(shared.values()))
         out.line(f"They use {parts} of {nbytes}, stored once in a pack.")
         _print_left_out(out, done)
-    for run_dir, task in done:
-        for text in task.warnings:
-            out.warn(f"{run_dir}: {text}")
+    for run_dir, text in _once((run_dir, text) for run_dir, task in done for text in task.warnings):
+        out.warn(f"{run_dir}: {text}")
     for run_dir, problem in failed:
         click.echo(problem.lines(f"{run_dir}: "), err=True)
     if failed:
@@ -176,9 +226,8 @@ def _print(out: Output, done: list[tuple[Path, petlpack.Encoded]], failed: list[
 def _print_left_out(out: Output, done: list[tuple[Path, petlpack.Encoded]]) -> None:
     """Fold the files that were left out by the reason."""
     reasons: dict[str, list[int]] = {}
-    for _, task in done:
-        for left in task.left_out:
-            reasons.setdefault(left.why, []).append(left.nbytes)
+    for _, left in _once((run_dir, left) for run_dir, task in done for left in task.left_out):
+        reasons.setdefault(left.why, []).append(left.nbytes)
     if reasons:
         out.line()
         out.table(

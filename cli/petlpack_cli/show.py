@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import petlpack
 from petlpack_cli.command import command, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.sizes import count, ratio, size
+
+_NAME = re.compile(r"\w+(?:\.\w+)+")
+"""A tensor's name in a formula."""
 
 
 @command("show", "petlpack show glue.pack sst2", "petlpack show glue.pack sst2 --json")
@@ -31,18 +35,17 @@ def run(out: Output, pack: Path, task: str) -> None:
 
 def _facts(pack: petlpack.Pack, name: str) -> dict[str, Any]:
     """Return what --json prints."""
-    from petlpack.loading import parse_plan, read_shared
+    from petlpack.loading import parse_plan
+    from petlpack.parts import find_shared
 
     task = pack[name]
     template, payload = task.template, task.payload
     plan = parse_plan(task.manifest.params, template.slots)
-    files, shared = [], []
-    for sha256 in dict.fromkeys([*task.manifest.shared, *template.files.values()]):
-        content = read_shared(pack.store, sha256)
-        nbytes = pack.store.shared_path(sha256).stat().st_size
-        kept = [file for file, digest in template.files.items() if digest == sha256]
-        shared.append({"sha256": sha256, "bytes": nbytes, "holds": kept or ["template"]})
-        files += [{"file": file, "bytes": len(content)} for file in kept]
+    shared = [
+        {"sha256": sha256, "bytes": find_shared(pack.store, sha256).stat().st_size, "holds": _holds(task, sha256)}
+        for sha256 in task.parts
+    ]
+    files = [{"file": file, "bytes": len(task.read_file(file))} for file in template.files]
     return {
         "name": name,
         "method": task.method,
@@ -51,7 +54,7 @@ def _facts(pack: petlpack.Pack, name: str) -> dict[str, Any]:
         "exact": task.exact,
         "bytes": task.nbytes,
         "payload_bytes": sum(payload.values()),
-        "dense_bytes": sum(slot.nbytes for slot in template.slots),
+        "dense_bytes": task.dense_bytes,
         "tensors": {
             "count": len(template.slots),
             "unchanged": len(plan.unchanged),
@@ -70,10 +73,43 @@ def _facts(pack: petlpack.Pack, name: str) -> dict[str, Any]:
             }
             for row in task.manifest.sections
         ],
+        "rule": _rule(task),
+        "facts": dict(task.manifest.facts),
         "files": files,
         "shared": shared,
         "decoded_sha256": task.manifest.decoded,
     }
+
+
+def _rule(task: petlpack.Task) -> dict[str, Any] | None:
+    """Return how a task is rebuilt, if it is: what it becomes, how that is used, the formulas."""
+    rule = task.template.rule
+    if rule is None:
+        return None
+    return {"kind": rule["kind"], "settings": rule["settings"], "formula": task.formula()}
+
+
+def _holds(task: petlpack.Task, sha256: str) -> list[str]:
+    """Say what a shared part holds for a task."""
+    template, parts = task.template, task.manifest.shared
+    if sha256 == parts[0]:
+        return ["template"]
+    if sha256 in parts:
+        return [count(len(template.parts[parts.index(sha256) - 1]), "tensor")]
+    if sha256 == template.base_table:
+        return ["base digests"]
+    return [file for file, digest in template.files.items() if digest == sha256]
+
+
+def _exactness(facts: dict[str, Any]) -> str:
+    """Say how near the task is to what was trained."""
+    said = facts["facts"]
+    if facts["exact"]:
+        return "exact to the bit"
+    if "error" in said:
+        worst = max(said["error"].values(), default=0.0)
+        return f"inexact: {said['density']:.4%} of the weights changed, others off by at most {worst:g}"
+    return "computed from the run, rounded once"
 
 
 def _print(out: Output, facts: dict[str, Any]) -> None:
@@ -88,7 +124,7 @@ def _print(out: Output, facts: dict[str, Any]) -> None:
             ("Task", facts["name"]),
             ("Method", facts["method"]),
             ("Layout", str(facts["layout"])),
-            ("Codec", f"{facts['codec']}, {'exact to the bit' if facts['exact'] else 'within a bound'}"),
+            ("Codec", f"{facts['codec']}, {_exactness(facts)}"),
             ("File", f"{size(facts['bytes'])} ({facts['bytes']:,} bytes)"),
             ("Payload", f"{size(facts['payload_bytes'])} ({facts['payload_bytes']:,} bytes)"),
             ("Dense", f"{size(facts['dense_bytes'])}, {ratio(facts['dense_bytes'], facts['bytes'])} the file"),
@@ -97,6 +133,16 @@ def _print(out: Output, facts: dict[str, Any]) -> None:
             ("SHA-256", facts["decoded_sha256"]),
         ]
     )
+    if facts["rule"]:
+        out.line()
+        settings = "".join(f", {name} {value}" for name, value in facts["rule"]["settings"].items())
+        out.line(f"Rebuilt as {facts['rule']['kind']}{settings}:")
+        names: dict[str, str] = {}
+        for line in facts["rule"]["formula"]:
+            output, _, formula = line.partition(" = ")
+            short = _NAME.sub(lambda match: names.setdefault(match[0], f"t{len(names) + 1}"), formula)
+            out.line(f"  {output} = {short}")
+        out.fields([(f"  {short}", name) for name, short in names.items()])
     if facts["sections"]:
         out.line()
         out.table(

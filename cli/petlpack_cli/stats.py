@@ -30,7 +30,9 @@ def run(out: Output, pack: Path, everything: bool) -> int | None:
 
     A task's bytes are its method's payload, its head's payload, the kept files that no other task has, and its file's
     header. What several tasks share is counted once. The sum is the sum of the sizes of all files of the pack. No
-    weights are decoded.
+    weights are decoded. Of tasks of a method it also tells what papers count: trained and stored parameters (the
+    task's own apart), the share of the base, the density of masks and sparse differences, bits for each mask entry,
+    and H, the bits that a random mask of that density needs.
     """
     found = petlpack.stats(pack)
     if out.as_json:
@@ -44,6 +46,7 @@ def _print(out: Output, found: petlpack.Stats, most: int | None) -> None:
     if found.tasks:
         _print_tasks(out, found, most)
         out.line()
+        _print_figures(out, found, most)
     _print_disk(out, found)
     if found.amortized:
         out.line()
@@ -92,6 +95,47 @@ def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
         rows,
         (count(len(found.tasks), "task"), *_cells(found.tasks)) if len(found.tasks) > 1 else None,
     )
+
+
+def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None:
+    """Print what papers count, of the tasks that have anything to count beside their bytes."""
+    counted = [row for row in found.tasks if row.figures.density is not None or row.figures.trained_parameters]
+    if not counted:
+        return
+    out.table(
+        {
+            "In papers' terms": "name",
+            "Trained": "number",
+            "Stored": "number",
+            "Own": "number",
+            "Of base": "number",
+            "Density": "number",
+            "Bits": "number",
+            "H": "number",
+        },
+        [
+            (
+                row.name,
+                _number(row.figures.trained_parameters),
+                _number(row.figures.stored_parameters),
+                _number(row.figures.own_parameters),
+                _share(row.figures.percent_of_base, "%"),
+                _share(row.figures.density),
+                _share(row.figures.bits_per_entry),
+                _share(row.figures.entropy_bits),
+            )
+            for row in (counted if most is None else counted[:most])
+        ],
+    )
+    out.line()
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _share(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.3f}{unit}"
 
 
 def _cells(rows: Sequence[TaskRow]) -> tuple[str, ...]:

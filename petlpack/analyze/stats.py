@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from petlpack.analyze.figures import Figures, figures_of
 from petlpack.codecs.registry import codec
 from petlpack.errors import DamageError, PetlpackError
 from petlpack.loading import Task
@@ -40,6 +41,7 @@ class TaskRow:
     bytes: TaskBytes
     dense_bytes: int
     shared: tuple[str, ...]
+    figures: Figures
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def stats(pack: str | Path | Pack) -> Stats:
     tasks, damaged = _open_tasks(pack)
     users: dict[str, set[str]] = defaultdict(set)
     for task in tasks:
-        for sha256 in _parts(task):
+        for sha256 in task.parts:
             users[sha256].add(task.name)
     sizes = {sha256: pack.store.shared_path(sha256).stat().st_size for sha256 in pack.store.shared_names()}
     rows = tuple(_row(task, users, sizes) for task in tasks)
@@ -123,7 +125,7 @@ def _open_tasks(pack: Pack) -> tuple[list[Task], dict[str, str]]:
         try:
             task = pack[name]
             codec(task.codec)
-            missing = [sha256 for sha256 in _parts(task) if not pack.store.shared_path(sha256).is_file()]
+            missing = [sha256 for sha256 in task.parts if not pack.store.shared_path(sha256).is_file()]
             if missing:
                 raise DamageError(f"shared part {missing[0]} is missing")
             tasks.append(task)
@@ -133,15 +135,10 @@ def _open_tasks(pack: Pack) -> tuple[list[Task], dict[str, str]]:
     return tasks, damaged
 
 
-def _parts(task: Task) -> list[str]:
-    """Return the shared parts that a task needs, each once."""
-    return sorted({*task.manifest.shared, *task.template.files.values()})
-
-
 def _row(task: Task, users: dict[str, set[str]], sizes: dict[str, int]) -> TaskRow:
     head = sum(size for name, size in task.payload.items() if name.startswith("head."))
     payload = sum(task.payload.values()) - head
-    parts = _parts(task)
+    parts = task.parts
     files = sum(sizes.get(sha256, 0) for sha256 in parts if len(users[sha256]) == 1)
     header = task.nbytes - payload - head
     return TaskRow(
@@ -150,8 +147,9 @@ def _row(task: Task, users: dict[str, set[str]], sizes: dict[str, int]) -> TaskR
         codec=task.codec,
         exact=task.exact,
         bytes=TaskBytes(payload, head, files, header, task.nbytes + files),
-        dense_bytes=sum(slot.nbytes for slot in task.template.slots),
+        dense_bytes=task.dense_bytes,
         shared=tuple(sha256 for sha256 in parts if len(users[sha256]) > 1),
+        figures=figures_of(task),
     )
 
 

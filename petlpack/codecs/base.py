@@ -7,14 +7,16 @@ elements (large tensors stream, threads have work, one tensor can be read withou
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from petlpack.coding.base import Array
+from petlpack.errors import DamageError
+from petlpack.modules import Module, Rebuilt
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import Bits, DType
+from petlpack.tensors.tensor import Tensor
 
 MOST_ELEMENTS = 1 << 24
 """No unit of any codec has more elements, so a file's number of sections bounds what it can decode to."""
@@ -36,13 +38,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Unit:
-    """Pieces that are coded together; `from_base` tells whether the base predicts every element of them."""
+    """Pieces that are coded together; `from_base` tells whether the base predicts every element of them.
+
+    `given` are tensors of shared parts that the coder is given whole.
+    """
 
     name: str
     dtype: DType
     row: int
     pieces: tuple[Piece, ...]
     from_base: bool
+    given: tuple[Slot, ...] = ()
 
     @property
     def size(self) -> int:
@@ -70,22 +76,62 @@ def exactly(count: int) -> range:
 
 
 class Codec(Protocol):
-    """One method's way from weights to sections and back. Pure: it sees neither bytes nor paths."""
+    """One method's way from weights to sections and back. Pure: it sees neither bytes nor paths.
+
+    `given` is what the base says of a unit's elements, or the bits of the unit's `given` tensors; None without either.
+    """
 
     id: str
     exact: bool
 
-    def units(self, slots: Sequence[Slot]) -> list[Unit]:
-        """Cut the tensors that have to be stored into units, by a rule that encoder and decoder share."""
+    def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
+        """Cut the tensors that have to be stored into units, by a rule that encoder and decoder share.
+
+        `shared` are the tensors of shared parts, which may be given to a unit.
+        """
 
     def section_names(self, unit: Unit) -> tuple[str, ...]:
         """Return the names of the sections that a unit takes."""
 
-    def encode(self, unit: Unit, tuned: Bits, predicted: Bits | None) -> list[Section] | None:
+    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section] | None:
         """Return the sections of one unit, or None where the codec does not suit it."""
 
-    def decode(self, unit: Unit, read: ReadSection, predicted: Bits | None) -> Bits:
+    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
         """Return the flat elements of one unit."""
+
+    def rule_of(self, module: Module) -> dict[str, Any] | None:
+        """Return the rule by which dense modules are rebuilt, as a template holds it; None for tensors as they are."""
+
+    def kinds(self, rule: Mapping[str, Any] | None) -> dict[str, str]:
+        """Return the kinds of those tensors whose names do not tell it; raises DamageError for a rule of another."""
+
+    def rebuild(self, rule: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Rebuilt | None:
+        """Return the dense modules, computed when they are read, without the head; None where there is no rule."""
+
+    def formula(self, rule: Mapping[str, Any] | None) -> list[str]:
+        """Return the rule as formulas for people, one a line."""
+
+
+class NoRule:
+    """The part of a codec whose tensors are not rebuilt into anything else."""
+
+    def rule_of(self, module: Module) -> None:
+        """Return None: there is no rule."""
+        return
+
+    def kinds(self, rule: Mapping[str, Any] | None) -> dict[str, str]:
+        """Return no kinds; raises DamageError where a template has a rule all the same."""
+        if rule is not None:
+            raise DamageError("a template has a rule, and its codec knows none")
+        return {}
+
+    def rebuild(self, rule: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
+        """Return None: the tensors are what was trained."""
+        return
+
+    def formula(self, rule: Mapping[str, Any] | None) -> list[str]:
+        """Return no formulas."""
+        return []
 
 
 OWN_CODERS = ("numbers", "planes")
@@ -100,11 +146,6 @@ def own_section(unit: Unit, tuned: Bits) -> Section:
 def read_own(unit: Unit, read: ReadSection) -> Bits:
     """Read back the section of a unit that the base does not predict."""
     return read(unit.name, unit.dtype, exactly(unit.size), unit.row, None)
-
-
-def kind_of(name: str) -> str:
-    """Return a tensor name without its layer numbers: what the tensors of one kind have in common."""
-    return re.sub(r"\.[0-9]+(?=\.|\Z)", "", name)
 
 
 def base_pieces(slots: Iterable[Slot]) -> Iterator[Piece]:
@@ -135,7 +176,7 @@ def group(
         families.setdefault((piece.slot.dtype.name, min(row(piece.slot), most)), []).append(piece)
     units: list[Unit] = []
     for (_, length), family in sorted(families.items()):
-        family.sort(key=lambda piece: kind_of(piece.slot.name))
+        family.sort(key=lambda piece: piece.slot.kind)
         for run in _cut(family, most // length * length):
             units.append(Unit(f"{label}.{len(units)}", run[0].slot.dtype, length, tuple(run), from_base))
     return units

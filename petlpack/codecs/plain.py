@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from petlpack.codecs.base import (
     Piece,
@@ -14,8 +15,12 @@ from petlpack.codecs.base import (
     own_section,
     read_own,
 )
+from petlpack.codecs.method import Rule, any_layer, check_rule, find, pair, parse_rows, rebuilt, to_rule
+from petlpack.modules import Copy, Module, Rebuilt
+from petlpack.modules import Plain as PlainModule
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import Bits
+from petlpack.tensors.tensor import Tensor
 
 UNIT = 1 << 20
 """Elements of a unit, as in `ulp`."""
@@ -28,7 +33,7 @@ class Plain:
     id = "plain"
     exact = True
 
-    def units(self, slots: Sequence[Slot]) -> list[Unit]:
+    def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into `tensors.N` and `head.N`."""
         tensors, head = ([Piece(slot, 0, slot.size) for slot in slots if slot.head == part] for part in (False, True))
         return [
@@ -40,10 +45,34 @@ class Plain:
         """Return the names of the sections that a unit takes."""
         return (unit.name,)
 
-    def encode(self, unit: Unit, tuned: Bits, predicted: Bits | None) -> list[Section]:
+    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
         """Return one section."""
         return [own_section(unit, tuned)]
 
-    def decode(self, unit: Unit, read: ReadSection, predicted: Bits | None) -> Bits:
+    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
         """Return the flat elements."""
         return read_own(unit, read)
+
+    def rule_of(self, module: Module) -> dict[str, Any] | None:
+        """Return what the tensors are called rebuilt, where the module says how they act."""
+        known = isinstance(module, PlainModule) and module.use is not None
+        return to_rule(module.use, module.rows) if known else None  # type: ignore[union-attr, arg-type]
+
+    def kinds(self, rule: Rule | None) -> dict[str, str]:
+        """Return no kinds: the names tell them."""
+        _parse(rule)
+        return {}
+
+    def rebuild(self, rule: Rule | None, tensors: Mapping[str, Tensor]) -> Rebuilt | None:
+        """Return the tensors under their rebuilt names."""
+        if rule is None:
+            return None
+        return rebuilt(rule, {row.output: find(tensors, row.tensor) for row in _parse(rule)})
+
+    def formula(self, rule: Rule | None) -> list[str]:
+        """Return the rule as formulas."""
+        return sorted({f"{any_layer(row.output)} = {any_layer(row.tensor)}" for row in _parse(rule)})
+
+
+def _parse(rule: Rule | None) -> list[Copy]:
+    return [] if rule is None else parse_rows(check_rule(rule)["rows"], lambda row: Copy(*pair(row)))

@@ -11,6 +11,9 @@ from petlpack.errors import UnknownFormatError, UsageError, printable
 CODECS = {
     "ulp": "petlpack.codecs.ulp:Ulp",
     "sparse": "petlpack.codecs.sparse:Sparse",
+    "mask": "petlpack.codecs.mask:Mask",
+    "merge": "petlpack.codecs.merge:Merge",
+    "hyper": "petlpack.codecs.hyper:Hyper",
     "plain": "petlpack.codecs.plain:Plain",
 }
 

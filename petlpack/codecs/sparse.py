@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from petlpack.codecs.base import (
+    NoRule,
     ReadSection,
     Section,
     Unit,
@@ -33,13 +34,14 @@ POSITION = DTYPES["U32"]
 
 
 @dataclass(frozen=True)
-class Sparse:
+class Sparse(NoRule):
     """Positions of the changed weights over all tensors, and their bits given the base's."""
 
     id = "sparse"
     exact = True
+    most: float = MOST
 
-    def units(self, slots: Sequence[Slot]) -> list[Unit]:
+    def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into `sparse.N`, tensors one behind another in one range of positions, and `head.N` without a base."""
         return [
             *group(base_pieces(slots), "sparse", UNIT, from_base=True),
@@ -50,13 +52,13 @@ class Sparse:
         """Return the names of the sections that a unit takes."""
         return (f"{unit.name}.positions", f"{unit.name}.values") if unit.from_base else (unit.name,)
 
-    def encode(self, unit: Unit, tuned: Bits, predicted: Bits | None) -> list[Section] | None:
+    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section] | None:
         """Return the positions and the values of what changed, or None where too much did."""
-        if predicted is None:
+        if given is None:
             return [own_section(unit, tuned)]
-        differs = tuned != predicted
+        differs = tuned != given
         count = int(np.count_nonzero(differs))
-        if count > MOST * unit.size:
+        if count > self.most * unit.size:
             return None
         changed = np.flatnonzero(differs)
         positions = Section(
@@ -65,14 +67,14 @@ class Sparse:
         values = Section(
             f"{unit.name}.values",
             tuned[changed],
-            Array(unit.dtype, count, max(1, count), predicted[changed]),
+            Array(unit.dtype, count, max(1, count), given[changed]),
             ("rows", "ulps", "numbers"),
         )
         return [positions, values]
 
-    def decode(self, unit: Unit, read: ReadSection, predicted: Bits | None) -> Bits:
+    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
         """Return the base's elements with the changed ones put in."""
-        if predicted is None:
+        if given is None:
             return read_own(unit, read)
         positions = read(f"{unit.name}.positions", POSITION, range(unit.size + 1), 0, None)
         if len(positions) and int(positions[-1]) >= unit.size:
@@ -80,6 +82,6 @@ class Sparse:
         if not bool((positions[1:] > positions[:-1]).all()):
             raise DamageError(f"section '{unit.name}.positions' has positions that do not rise")
         count = len(positions)
-        tuned = predicted.copy()
-        tuned[positions] = read(f"{unit.name}.values", unit.dtype, exactly(count), max(1, count), predicted[positions])
+        tuned = given.copy()
+        tuned[positions] = read(f"{unit.name}.values", unit.dtype, exactly(count), max(1, count), given[positions])
         return tuned

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from petlpack import coding
 from petlpack.codecs.base import (
+    NoRule,
     ReadSection,
     Section,
     Unit,
@@ -29,13 +30,13 @@ SAMPLE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Ulp:
+class Ulp(NoRule):
     """Every weight near its base: ordered-integer differences, exactly invertible."""
 
     id = "ulp"
     exact = True
 
-    def units(self, slots: Sequence[Slot]) -> list[Unit]:
+    def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into units of one row length: `ulps.N` against the base, `head.N` without."""
         return [
             *group(base_pieces(slots), "ulps", UNIT, from_base=True, row=lambda slot: slot.row),
@@ -46,28 +47,28 @@ class Ulp:
         """Return the names of the sections that a unit takes."""
         return (unit.name,)
 
-    def encode(self, unit: Unit, tuned: Bits, predicted: Bits | None) -> list[Section]:
+    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
         """Return one section."""
-        if predicted is None:
+        if given is None:
             return [own_section(unit, tuned)]
-        coders = ("rows", "ulps", "numbers") if _may_be_strangers(unit, tuned, predicted) else ("rows", "ulps")
-        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, predicted), coders)]
+        coders = ("rows", "ulps", "numbers") if _may_be_strangers(unit, tuned, given) else ("rows", "ulps")
+        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, given), coders)]
 
-    def decode(self, unit: Unit, read: ReadSection, predicted: Bits | None) -> Bits:
+    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
         """Return the flat elements."""
-        if predicted is None:
+        if given is None:
             return read_own(unit, read)
-        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, predicted)
+        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, given)
 
 
-def _may_be_strangers(unit: Unit, tuned: Bits, predicted: Bits) -> bool:
+def _may_be_strangers(unit: Unit, tuned: Bits, given: Bits) -> bool:
     """Tell from a sample whether the weights alone may take fewer bytes than their distance from the base.
 
     Only then is measuring it in full worth the time. 5/4 leaves room for what a sample errs by.
     """
     sample = slice(None, None, max(1, unit.size // SAMPLE))
-    weights, given = tuned[sample].copy(), predicted[sample].copy()
-    array = Array(unit.dtype, weights.size, weights.size, given)
+    weights, near = tuned[sample].copy(), given[sample].copy()
+    array = Array(unit.dtype, weights.size, weights.size, near)
     _, apart = coding.encode(weights, array, ("ulps",), "small")
     _, alone = coding.encode(weights, array, ("numbers",), "small")
     return len(alone) <= len(apart) * 5 // 4

@@ -12,6 +12,7 @@ CODERS = {
     "raw": "petlpack.coding.raw:Raw",
     "planes": "petlpack.coding.planes:Planes",
     "bitmap": "petlpack.coding.bitmap:Bitmap",
+    "masks": "petlpack.coding.masks:Masks",
     "gaps": "petlpack.coding.gaps:Gaps",
     "numbers": "petlpack.coding.numbers:Numbers",
     "ulps": "petlpack.coding.ulps:Ulps",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from petlpack.layouts.base import Run
 from petlpack.layouts.files import sort_files, warnings_of
+from petlpack.layouts.options import Options
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import open_checkpoint
 
@@ -21,13 +22,13 @@ class Bare:
         """Tell whether this is such a file, or a directory with exactly one."""
         return _file(path) is not None
 
-    def read(self, path: Path) -> Run:
+    def read(self, path: Path, options: Options) -> list[Run]:
         """Read the file."""
         file = _file(path)
         assert file is not None
         weights = open_checkpoint(file)
         kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
-        return Run(
+        run = Run(
             path=path,
             layout=self.id,
             method="full fine-tune",
@@ -39,6 +40,7 @@ class Bare:
             base_name=None,
             warnings=warnings_of(weights, left_out),
         )
+        return [run]
 
 
 def _file(path: Path) -> Path | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from petlpack.errors import RunError, printable
-from petlpack.modules import Module
-from petlpack.tensors.safetensors_file import Header
+from petlpack.layouts.options import Options
+from petlpack.modules import Dense, Module
+from petlpack.tensors.safetensors_file import Header, build_header
+from petlpack.tensors.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as read: its module, the headers of its weight files, the files kept byte for byte, what is left out."""
+    """A run as read: its module, the headers of its weight files, the files kept byte for byte, what is left out.
+
+    A directory may hold several tasks; each is a run, with its own `task` name.
+    """
 
     path: Path
     layout: str
@@ -31,10 +37,31 @@ class Run:
     module: Module
     headers: dict[str, Header]
     weight_bytes: int
-    kept: dict[str, Path]
+    kept: Mapping[str, Path | bytes]
     left_out: tuple[LeftOut, ...]
     base_name: str | None
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+    task: str = ""
+    """Which of the directory's tasks this is; empty where there is one."""
+    name: str | None = None
+    """What the task is called inside the names of tensors and files, which is a parameter of the template."""
+    parts: tuple[tuple[str, ...], ...] = ()
+    """Tensors that other tasks may share, a tuple for each shared part."""
+    hints: Mapping[str, Tensor] = field(default_factory=dict)
+    """Masks that stand in no file and help to code others: each goes into the first part, beside one of its kind."""
+    on_base: bool = False
+    """Whether the weight files hold the base's tensors, too."""
+    omits_base: bool = False
+    """Whether tensors that equal the base's are left out of what comes back."""
+    exact: bool = True
+    """Whether the module is what was trained to the bit, and not computed from it with a rounding."""
+    figures: Mapping[str, int] = field(default_factory=dict)
+    """Counts that only the run can tell: `trained` parameters, mask entries `kept`."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the run cannot be encoded without its base."""
+        return self.on_base or isinstance(self.module, Dense)
 
 
 class Layout(Protocol):
@@ -45,8 +72,20 @@ class Layout(Protocol):
     def detect(self, path: Path) -> bool:
         """Tell whether a path holds a run of this layout; reads names and small JSON files only."""
 
-    def read(self, path: Path) -> Run:
-        """Read a run; raises RunError that names the file."""
+    def read(self, path: Path, options: Options) -> Sequence[Run]:
+        """Read the tasks of a run; raises RunError that names the file."""
+
+
+def headers_of(files: Mapping[str, Iterable[str]], tensors: Mapping[str, Tensor]) -> dict[str, Header]:
+    """Return the header of each weight file from the names of its tensors, in their order."""
+    rows = {name: (tensor.dtype.name, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
+    return {file: build_header({name: rows[name] for name in names}, {}) for file, names in files.items()}
+
+
+def row_of(table: Tensor, row: int) -> Tensor:
+    """Return one row of a matrix as a matrix of one row."""
+    width = table.shape[1]
+    return Tensor(table.dtype, (1, width), lambda start, stop: table.read_flat(row * width + start, row * width + stop))
 
 
 _JSON_HINT = "the file is damaged or only half written: copy it again, or save the run again"

@@ -11,6 +11,7 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.layouts.files import sort_files, warnings_of
+from petlpack.layouts.options import Options
 from petlpack.modules import Plain
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
@@ -27,13 +28,13 @@ class Peft:
             find_weights(path) is None and any(_is_adapter(checkpoint) for checkpoint in checkpoints(path))
         )
 
-    def read(self, path: Path) -> Run:
+    def read(self, path: Path, options: Options) -> list[Run]:
         """Read the adapter."""
         chosen, weights, warnings = _open_best(path)
         config = read_json(chosen / "adapter_config.json")
         kept, left_out = sort_files(path, chosen, weights.sources)
         base_name = config.get("base_model_name_or_path")
-        return Run(
+        run = Run(
             path=path,
             layout=self.id,
             method=str(config["peft_type"]).lower(),
@@ -45,6 +46,7 @@ class Peft:
             base_name=base_name if isinstance(base_name, str) else None,
             warnings=(*warnings, *warnings_of(weights, left_out)),
         )
+        return [run]
 
 
 def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Layout, Run
 from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import check_links, module_types, some
+from petlpack.layouts.options import Options
 from petlpack.tensors.checkpoint import find_weights
 
 LAYOUTS = {
+    "propetl": "petlpack.layouts.propetl:Propetl",
+    "propetl-t5": "petlpack.layouts.propetl_t5:PropetlT5",
+    "adamix": "petlpack.layouts.adamix:Adamix",
+    "diff-pruning": "petlpack.layouts.diff_pruning:DiffPruning",
+    "pha": "petlpack.layouts.pha:Pha",
+    "hyperformer": "petlpack.layouts.hyperformer:Hyperformer",
+    "adapterhub": "petlpack.layouts.adapterhub:Adapterhub",
     "peft": "petlpack.layouts.peft:Peft",
     "transformers": "petlpack.layouts.transformers:Transformers",
     "safetensors": "petlpack.layouts.bare:Bare",
@@ -25,9 +35,12 @@ def layout(layout_id: str) -> Layout:
     return loaded
 
 
-def read_run(path: str | Path) -> Run:
-    """Read a run by the first layout that knows it; raises RunError that says what the directory holds instead."""
-    path = Path(path)
+def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
+    """Read the tasks of a run by the first layout that knows it.
+
+    Raises RunError that says what the directory holds instead, or what the run does not say of itself.
+    """
+    path, options = Path(path), options or Options()
     shown = printable(str(path))
     if not path.exists():
         raise RunError(f"no run at '{shown}'", hint="give the directory that a training wrote, or a .safetensors file")
@@ -35,12 +48,12 @@ def read_run(path: str | Path) -> Run:
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
         if reader.detect(path):
-            run = _read(reader, path)
-            if not run.module.tensors:
+            runs = _read(reader, path, options)
+            if not all(run.module.tensors for run in runs):
                 raise RunError(
                     f"'{shown}' has weights without a single tensor", hint="the run was saved wrongly: save it again"
                 )
-            return run
+            return [replace(run, warnings=(*run.warnings, *options.unused())) for run in runs]
     if path.is_file():
         raise RunError(f"'{shown}' is not a run", hint="give a run directory or a .safetensors file")
     state = sharded_state(path)
@@ -60,10 +73,10 @@ def read_run(path: str | Path) -> Run:
     )
 
 
-def _read(reader: Layout, path: Path) -> Run:
+def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
     """Read a run; where that fails because its states were never merged, say so."""
     try:
-        return reader.read(path)
+        return reader.read(path, options)
     except RunError as error:
         state = sharded_state(path)
         if state is None:

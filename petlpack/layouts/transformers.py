@@ -13,6 +13,7 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.layouts.files import sort_files, warnings_of
+from petlpack.layouts.options import Options
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
@@ -27,11 +28,11 @@ class Transformers:
         """Tell whether the directory, or a `checkpoint-N` in it, has a model's weights."""
         return path.is_dir() and (find_weights(path) is not None or bool(checkpoints(path)))
 
-    def read(self, path: Path) -> Run:
+    def read(self, path: Path, options: Options) -> list[Run]:
         """Read the run."""
         chosen, weights, warnings = _open_best(path)
         kept, left_out = sort_files(path, chosen, weights.sources, _index_names(chosen, weights))
-        return Run(
+        run = Run(
             path=path,
             layout="sentence-transformers" if "modules.json" in kept else self.id,
             method="full fine-tune",
@@ -43,6 +44,7 @@ class Transformers:
             base_name=_base_name(chosen, path),
             warnings=(*warnings, *warnings_of(weights, left_out)),
         )
+        return [run]
 
 
 def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:

@@ -148,9 +148,13 @@ class Store:
         finally:
             path.unlink(missing_ok=True)
 
-    def refuse_taken(self, name: str) -> None:
-        """Raise TaskError where a task of this name, or one that differs only in case, exists."""
-        check_task_name(name)
+    def refuse_taken(self, name: str, *, replace: bool = False) -> None:
+        """Raise TaskError where a task of this name, or one that differs only in case, exists.
+
+        With `replace` only the latter is in the way.
+        """
+        if self.task_path(name).exists() and replace:
+            return
         twin = next((other for other in self.task_names() if other.lower() == name.lower()), None)
         if twin is not None:
             raise TaskError(
@@ -167,8 +171,7 @@ class Store:
         """
         target = self.task_path(name)
         with self.locked():
-            if not (replace and target.exists()):
-                self.refuse_taken(name)
+            self.refuse_taken(name, replace=replace)
             for sha256 in shared:
                 path = self.shared_path(sha256)
                 if sha256 in damaged or not path.exists():

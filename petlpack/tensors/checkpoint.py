@@ -123,8 +123,58 @@ def _check_weight_map(index: Path, checkpoint: Checkpoint) -> None:
         )
 
 
+MOST_NAMES = 1 << 24
+"""Bytes of a pickle that are looked at for names: those of a hundred thousand tensors."""
+
+
+def name_text(path: Path) -> bytes:
+    """Return a text in which the names of a weight file's tensors stand, without reading a pickle as one.
+
+    It is the header of a safetensors file, or the pickle of what torch saved, whose names are plain text. Empty for a
+    file that is neither.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return read_header(path).text.encode()
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                return file.read(MOST_NAMES)
+        with zipfile.ZipFile(path) as archive:
+            inside = next((name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"), None)
+            if inside is None:
+                return b""
+            with archive.open(inside) as pickle:
+                return pickle.read(MOST_NAMES)
+    except (MalformedError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return b""
+
+
+def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
+    """Open a state dict that torch saved, under one of `keys` where it is inside a dictionary; or a safetensors file.
+
+    The header of what torch saved is that of a file `name`, by default of its own name: torch saves what comes back,
+    too. Raises RunError that names the file.
+    """
+    if path.suffix == ".safetensors":
+        return open_checkpoint(path)
+    loaded = _load_pickled(path)
+    inside = next(
+        (loaded[key] for key in keys if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), loaded
+    )
+    tensors = _state_dict(inside, path)
+    return Checkpoint(_built_header(name or path.name, tensors), tensors, (path,))
+
+
 def _open_pickled(path: Path) -> Checkpoint:
-    """Open a state dict that torch saved, by torch's weights-only reader, which runs no code from the file."""
+    tensors = _state_dict(_load_pickled(path), path)
+    name = path.with_suffix(".safetensors").name
+    if name.startswith("pytorch_model"):  # the name under which Transformers looks for safetensors
+        name = name.removeprefix("pytorch_")
+    return Checkpoint(_built_header(name, tensors), tensors, (path,))
+
+
+def _load_pickled(path: Path) -> object:
+    """Read what torch saved by torch's weights-only reader, which runs no code from the file."""
     try:
         import torch
     except ImportError as error:
@@ -133,13 +183,23 @@ def _open_pickled(path: Path) -> Checkpoint:
             hint="pip install 'petlpack[torch]' torch==2.13.0, or save the run as safetensors",
         ) from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(
-            f"'{printable(str(path))}' is not a plain state dict: {printable(reason)}",
+            f"'{printable(str(path))}' is not a plain state dict: {printable(_reason(error))}",
             hint="a pickle may carry code, so nothing but tensors is read from it; save the run as safetensors",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what torch says, without its advice to read a pickle that may carry code."""
+    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return "it holds more than tensors" if "weights_only" in first else first
+
+
+def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
+    import torch
+
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
     ):
@@ -147,11 +207,7 @@ def _open_pickled(path: Path) -> Checkpoint:
             f"'{printable(str(path))}' holds something other than tensors by name",
             hint="save the model's state dict alone, best as safetensors",
         )
-    tensors = {name: _torch_tensor(value, path) for name, value in loaded.items()}
-    name = path.with_suffix(".safetensors").name
-    if name.startswith("pytorch_model"):  # the name under which Transformers looks for safetensors
-        name = name.removeprefix("pytorch_")
-    return Checkpoint(_built_header(name, tensors), tensors, (path,))
+    return {name: _torch_tensor(value, path) for name, value in loaded.items()}
 
 
 def _built_header(file: str, tensors: dict[str, Tensor]) -> dict[str, Header]:

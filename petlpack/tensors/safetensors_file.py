@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -18,7 +19,7 @@ import numpy as np
 
 from petlpack.errors import PetlpackError, printable
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
-from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.tensor import Tensor, as_bytes
 
 MAX_HEADER = 100_000_000
 """The safetensors format's own limit on the JSON header, in bytes."""
@@ -131,6 +132,16 @@ def build_header(tensors: dict[str, tuple[str, tuple[int, ...], int]], metadata:
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False)
     padding = -len(text.encode()) % 8
     return parse_header((text + " " * padding).encode())
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to one safetensors file, in the order given, a piece in memory at a time."""
+    rows = {name: (tensor.dtype.name, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
+    with path.open("wb") as file:
+        file.write(build_header(rows, dict(metadata)).head_bytes())
+        for tensor in tensors.values():
+            for piece in tensor.pieces():
+                file.write(as_bytes(piece))
 
 
 def file_tensor(path: Path, header: Header, name: str) -> Tensor:

@@ -1,0 +1,97 @@
+"""`merge`: a mixture of experts averaged into one (formats/codecs/merge.md).
+
+AdaMix (Wang et al. 2022), section 3.3: after training with random routing the experts' weights are averaged. The sum
+runs in the experts' order in the tensors' own precision, as the reference code runs it (expert_soup.py:34-45).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from petlpack import arithmetic
+from petlpack.codecs.method import (
+    Method,
+    Rule,
+    any_layer,
+    check_rule,
+    find,
+    maybe_text,
+    parse_rows,
+    rebuilt,
+    text,
+    texts,
+    to_rule,
+)
+from petlpack.errors import DamageError, printable
+from petlpack.modules import Average, Mixture, Module, Rebuilt
+from petlpack.tensors.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Merge(Method):
+    """Weighted sum of experts; one expert is itself."""
+
+    id = "merge"
+
+    def rule_of(self, module: Module) -> dict[str, Any]:
+        """Return the rule of a mixture."""
+        assert isinstance(module, Mixture)
+        return to_rule(module.use, module.rows)
+
+    def kinds(self, rule: Rule | None) -> dict[str, str]:
+        """Return no kinds: the names tell them."""
+        _parse(rule)
+        return {}
+
+    def rebuild(self, rule: Rule | None, tensors: Mapping[str, Tensor]) -> Rebuilt:
+        """Return the averages."""
+        rows = _parse(rule)
+        assert rule is not None
+        return rebuilt(rule, {row.output: _average_of(row, tensors) for row in rows})
+
+    def formula(self, rule: Rule | None) -> list[str]:
+        """Return the rule as formulas."""
+        lines = set()
+        for row in _parse(rule):
+            if row.scores is None:
+                lines.add(f"{any_layer(row.output)} = {any_layer(row.experts[0])}")
+            else:
+                weights = f"softmax({any_layer(row.scores)})"
+                lines.add(
+                    f"{any_layer(row.output)} = sum over e < {len(row.experts)} of {weights}[e] * "
+                    f"{any_layer(row.experts[0]).replace('.0', '.e')}"
+                )
+        return sorted(lines)
+
+
+def _average_of(row: Average, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the weighted sum of a row's experts; raises DamageError where they disagree in number, shape or dtype."""
+    experts = [find(tensors, name) for name in row.experts]
+    if row.scores is None:
+        return experts[0]
+    scores = find(tensors, row.scores)
+    if scores.shape != (len(experts),):
+        raise DamageError(f"'{printable(row.scores)}' is {list(scores.shape)}, and there are {len(experts)} experts")
+    first = experts[0]
+    for name, expert in zip(row.experts, experts, strict=True):
+        if (expert.dtype, expert.shape) != (first.dtype, first.shape):
+            raise DamageError(
+                f"expert '{printable(name)}' is {expert.dtype.name} {list(expert.shape)}, "
+                f"'{printable(row.experts[0])}' {first.dtype.name} {list(first.shape)}"
+            )
+
+    return arithmetic.average(experts, scores)
+
+
+def _parse(rule: Rule | None) -> list[Average]:
+    return parse_rows(check_rule(rule)["rows"], _average)
+
+
+def _average(row: Any) -> Average:
+    output, experts, scores = row
+    parsed = Average(text(output), texts(experts), maybe_text(scores))
+    if not parsed.experts or (parsed.scores is None and len(parsed.experts) > 1):
+        raise ValueError(f"{len(parsed.experts)} experts without scores")
+    return parsed

@@ -1,0 +1,153 @@
+"""`masks`: binary masks over one set of entries, a row each, by what the rows before say (formats/coders/masks.md).
+
+Masks of layers and tasks over one prototype may keep the same entries. The share of the rows before that keep an entry
+sorts the row's entries into classes, each class is a set of positions of its own, and pcodec spends on each what its
+density is worth. Where the rows have nothing in common one class is smallest.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petlpack.coding import pco
+from petlpack.coding.base import Array, Level
+from petlpack.tensors.dtypes import Bits
+
+CLASSES = (1, 8)
+"""Numbers of classes to try: 16 gain nothing over 8 on 24 masks that agree on half of their entries."""
+
+MOST_CLASSES = 64
+
+BITMAP, ONES, ZEROS = range(3)
+
+_ENTRY = struct.Struct("<BII")
+
+Numbers = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Positions of the rarer value of each class, pcodec, or its bits."""
+
+    id = "masks"
+
+    def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
+        """Return the smallest of what CLASSES give, or None where an element is neither 0 nor 1."""
+        given = array.given is not None and bool((array.given > 1).any())
+        if array.dtype.name != "BOOL" or not array.count or given or bool((bits > 1).any()):
+            return None
+        return min((_encode(bits, array, classes) for classes in CLASSES), key=len)
+
+    def decode(self, data: bytes, array: Array) -> Bits:
+        """Return the rows, one behind another."""
+        if array.dtype.name != "BOOL":
+            raise ValueError(f"masks of {array.dtype.name}")
+        classes = data[0] if data else 0
+        if not 1 <= classes <= MOST_CLASSES or len(data) < 1 + classes * _ENTRY.size:
+            raise ValueError(f"{len(data)} bytes do not hold {classes} classes")
+        streams, at = [], 1 + classes * _ENTRY.size
+        table = list(_ENTRY.iter_unpack(data[1:at]))
+        if sum(count for _, count, _ in table) > array.count:
+            raise ValueError(f"classes of more numbers than the {array.count} entries")
+        for mode, count, length in table:
+            streams.append(_Stream(mode, count, data[at : at + length], array.count))
+            if len(data) < at + length:
+                raise ValueError("a stream is cut")
+            at += length
+        if at != len(data):
+            raise ValueError(f"{len(data) - at} bytes behind the last stream")
+        history = _History(array)
+        out = np.empty(array.count, np.uint8)
+        for row in out.reshape(-1, history.row):
+            for stream, members in zip(streams, history.sort(classes), strict=True):
+                row[members] = stream.read(len(members))
+            history.add(row)
+        for stream in streams:
+            stream.finish()
+        return out
+
+
+class _History:
+    """How many of the rows so far keep each entry; the given rows come first."""
+
+    def __init__(self, array: Array) -> None:
+        self.row = array.row if array.row and array.count % array.row == 0 else array.count
+        given = np.empty((0, self.row), np.uint8) if array.given is None else array.given.reshape(-1, self.row)
+        self._rows = len(given)
+        self._kept = given.sum(axis=0, dtype=np.uint32)
+
+    def sort(self, classes: int) -> list[NDArray[np.intp]]:
+        """Return the entries of each class: class c of C holds shares of the rows, (2 kept + 1) / (2 rows + 2), in
+        [c / C, (c + 1) / C)."""
+        if classes == 1:
+            return [np.arange(self.row)]
+        label = (classes * (2 * self._kept + 1)) // (2 * self._rows + 2)
+        order = np.argsort(label.astype(np.uint8), kind="stable")
+        return np.split(order, np.cumsum(np.bincount(label, minlength=classes))[:-1])
+
+    def add(self, row: Bits) -> None:
+        self._rows += 1
+        self._kept += row
+
+
+def _encode(bits: Bits, array: Array, classes: int) -> bytes:
+    history = _History(array)
+    members: list[list[Bits]] = [[] for _ in range(classes)]
+    for row in bits.reshape(-1, history.row):
+        for entries, part in zip(history.sort(classes), members, strict=True):
+            part.append(row[entries])
+        history.add(row)
+    streams = [_encode_class(np.concatenate(part)) for part in members]
+    table = b"".join(_ENTRY.pack(mode, count, len(data)) for mode, count, data in streams)
+    return bytes([classes]) + table + b"".join(data for _, _, data in streams)
+
+
+def _encode_class(bits: Bits) -> tuple[int, int, bytes]:
+    """Return (mode, numbers, bytes) of one class: the positions of the rarer value, or the bits where they are less."""
+    bitmap = np.packbits(bits, bitorder="little").tobytes()
+    ones = int(np.count_nonzero(bits))
+    mode = ONES if 2 * ones <= len(bits) else ZEROS
+    positions = np.flatnonzero(bits if mode == ONES else bits == 0).astype("<u4")
+    gaps = positions.copy()
+    gaps[1:] -= positions[:-1] + np.uint32(1)
+    data = pco.compress(gaps)
+    return (mode, len(gaps), data) if len(data) < len(bitmap) else (BITMAP, 0, bitmap)
+
+
+class _Stream:
+    """The values of one class, read in order."""
+
+    def __init__(self, mode: int, count: int, data: bytes, most: int) -> None:
+        if mode not in (BITMAP, ONES, ZEROS) or count > most or (mode == BITMAP and (count or len(data) > most)):
+            raise ValueError(f"a class of mode {mode} with {count} numbers")
+        self._mode, self._at = mode, 0
+        if mode == BITMAP:
+            self._bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+            return
+        gaps = pco.decompress(data, count, np.dtype("<u4")).astype(np.uint64)
+        gaps[1:] += np.uint64(1)
+        self._positions = np.cumsum(gaps, dtype=np.uint64, out=gaps)
+
+    def read(self, count: int) -> Bits:
+        start, self._at = self._at, self._at + count
+        if self._mode == BITMAP:
+            if len(self._bits) < self._at:
+                raise ValueError("a class has more entries than bits")
+            return self._bits[start : self._at]
+        first, last = np.searchsorted(self._positions, (start, self._at))
+        values = np.full(count, self._mode == ZEROS, np.uint8)
+        values[self._positions[first:last] - np.uint64(start)] = self._mode == ONES
+        return values
+
+    def finish(self) -> None:
+        """Check that the stream held as many values as its class has entries."""
+        if self._mode == BITMAP:
+            rest = self._bits[self._at :]
+            if len(rest) > 7 or rest.any():
+                raise ValueError("bits behind the last entry of a class")
+        elif len(self._positions) and int(self._positions[-1]) >= self._at:
+            raise ValueError("a position behind the last entry of a class")

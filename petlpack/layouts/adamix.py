@@ -1,0 +1,278 @@
+"""`adamix`: mixtures of adapters or LoRA, averaged at encode.
+
+AdaMix (Wang et al. 2022); microsoft/AdaMix: run_glue.py's directories, and the NLG examples' `model.*.pt`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petlpack.arithmetic import average, floats
+from petlpack.errors import RunError, printable
+from petlpack.layouts.base import Run, headers_of, read_json
+from petlpack.layouts.checkpoints import checkpoints
+from petlpack.layouts.files import sort_files
+from petlpack.layouts.options import Options
+from petlpack.modules import Average, Mixture, Plain, Use
+from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
+from petlpack.tensors.tensor import Tensor
+
+SOUP = "pytorch_model_expert_soup.bin"
+"""The file of experts and classifier alone, which run_glue.py writes beside the full model."""
+
+_EXPERT = re.compile(
+    r"(?P<side>(?P<place>.+)\.ExpertSoup\.MoA_(?P<letter>[AB]))\.deepspeed_experts\.(?P<number>\d+)\.(?P<part>weight|bias)"
+    r"|(?P<module>.+)\.experts_lora_(?P<lora>[AB])\.(?P<index>\d+)"
+)
+_SIDES = {"A": "down", "B": "up"}
+
+_AVERAGED = 3
+"""The inference level that averages the experts; 0 and 1 route at random (expert_soup.py:59-79)."""
+
+
+@dataclass(frozen=True)
+class Adamix:
+    """The expert soup, a full model with experts, or an NLG `model.*.pt`."""
+
+    id = "adamix"
+
+    def detect(self, path: Path) -> bool:
+        """Tell whether the run, or a checkpoint of it, has a weight file with experts."""
+        return _weights(path) is not None
+
+    def read(self, path: Path, options: Options) -> list[Run]:
+        """Read the run; raises RunError for one whose experts are not averaged, unless they are kept."""
+        file = _weights(path)
+        assert file is not None
+        weights = open_saved(file, "model_state_dict")
+        config = read_json(file.parent / "config.json") if (file.parent / "config.json").is_file() else {}
+        experts = _experts(weights)
+        _check_counts(experts, config, file)
+        lora = any(key[1].startswith("lora") for key in experts)
+        averaged = _is_averaged(config, file, options)
+        head = frozenset(name for name in weights.tensors if name.split(".")[0] in ("classifier", "score"))
+        tensors = dict(weights.tensors)
+        collapse = averaged and not options.wants("keep_experts")
+        rows, names = _rows(tensors, experts, collapse=collapse, lora=lora)
+        use = _use(config, lora, experts, weights, file, options)
+        kept, left_out = sort_files(path, file.parent, weights.sources)
+        stored = {name: tensors[name] for name in names}
+        whole = any(not _is_method(name) and name not in head for name in weights.tensors)
+        base = config.get("_name_or_path")
+        trained = sum(tensor.size for name, tensor in weights.tensors.items() if _EXPERT.fullmatch(name))
+        return [
+            Run(
+                path=path,
+                layout=self.id,
+                method=f"AdaMix {use.kind}",
+                module=Mixture(stored, head, use, rows) if averaged else Plain(stored, head),
+                headers=headers_of({next(iter(weights.headers)): list(stored)}, stored),
+                weight_bytes=weights.nbytes,
+                kept={**kept, **(_one_expert(config) if collapse and "config.json" in kept else {})},
+                left_out=left_out,
+                base_name=base if isinstance(base, str) and base else None,
+                on_base=whole,
+                figures={"trained": trained},
+            )
+        ]
+
+
+def _weights(path: Path) -> Path | None:
+    if path.is_file():
+        return path if path.suffix == ".pt" and _has_experts(path) else None
+    for place in (path, *checkpoints(path)):
+        if (place / SOUP).is_file():
+            return place / SOUP
+        whole = find_weights(place)
+        if whole is not None and whole.suffix != ".json" and _has_experts(whole):
+            return whole
+        found = sorted(place.glob("model.*.pt"), key=_step)
+        if found and _has_experts(found[-1]):
+            return found[-1]
+    return None
+
+
+def _step(file: Path) -> tuple[bool, int]:
+    """Order `model.{step}.pt` by step, `model.final.pt` last."""
+    step = file.name.split(".")[1]
+    return step == "final", int(step) if step.isascii() and step.isdigit() else -1
+
+
+def _has_experts(file: Path) -> bool:
+    text = name_text(file)
+    return b".ExpertSoup.MoA_" in text or b".experts_lora_" in text
+
+
+Experts = dict[tuple[str, str, str], dict[int, str]]
+"""Names of the experts by (place, side, part), by number."""
+
+
+def _experts(weights: Checkpoint) -> Experts:
+    experts: Experts = {}
+    for name in weights.tensors:
+        match = _EXPERT.fullmatch(name)
+        if match is None:
+            continue
+        if match["lora"]:
+            key = (match["module"], f"lora_{match['lora']}", "")
+        else:
+            key = (match["place"], _SIDES[match["letter"]], match["part"])
+        experts.setdefault(key, {})[int(match["number"] or match["index"])] = name
+    return experts
+
+
+def _check_counts(experts: Experts, config: Mapping[str, Any], file: Path) -> None:
+    """Raise RunError where experts are missing, or their number differs between layers or from the config's."""
+    counts: dict[tuple[str, str], set[int]] = {}
+    for (place, side, part), numbers in experts.items():
+        if sorted(numbers) != list(range(len(numbers))):
+            missing = min(set(range(max(numbers) + 1)) - numbers.keys())
+            raise RunError(
+                f"'{printable(str(file))}' has experts {', '.join(map(str, sorted(numbers)))} of "
+                f"'{printable(place)}' {side}, expert {missing} is missing",
+                hint="the file is not whole: save the run again",
+            )
+        counts.setdefault((side, part), set()).add(len(numbers))
+    for (side, part), found in counts.items():
+        if len(found) > 1:
+            raise RunError(
+                f"'{printable(str(file))}' has {min(found)} experts of {side} {part} in one layer and {max(found)} in "
+                "another",
+                hint="the file is not whole: save the run again",
+            )
+    wanted = config.get("num_experts")
+    shared = {"down": config.get("sharing_down"), "up": config.get("sharing_up")}
+    for (side, part), (count,) in counts.items():
+        expected = 1 if shared.get(side) in (1, True) else wanted
+        if isinstance(wanted, int) and side in shared and shared[side] is not None and count != expected:
+            raise RunError(
+                f"'{printable(str(file))}' has {count} experts of {side} {part}, its config.json says {expected}",
+                hint="the config belongs to another run",
+            )
+
+
+def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> bool:
+    """Tell whether inference averages the experts; raises RunError where it routes at random and they are not kept."""
+    said = config.get("inference_level")
+    text = options.text("inference_level", str(said) if isinstance(said, int) else None)
+    if text is None and file.suffix == ".pt":
+        return True  # the NLG examples only ever average
+    if text is None:
+        text = options.needed("inference_level", file)
+    if text == str(_AVERAGED):
+        return True
+    if options.wants("keep_experts"):
+        return False
+    raise RunError(
+        f"'{printable(str(file.parent))}' has inference level {printable(text)}, "
+        "which routes every input to a random expert: no average computes what it does",
+        hint="--keep-experts stores all experts",
+    )
+
+
+def _is_method(name: str) -> bool:
+    return ".ExpertSoup." in name or ".experts_lora_" in name or "expert_score_weight" in name
+
+
+def _rows(
+    tensors: dict[str, Tensor], experts: Experts, *, collapse: bool, lora: bool
+) -> tuple[tuple[Average, ...], list[str]]:
+    """Return a row for each averaged tensor, and the names of the tensors to store.
+
+    Where the experts collapse their average takes the place of expert 0, whose score is then the only one.
+    """
+    rows, dropped = [], set()
+    for (place, side, part), numbers in experts.items():
+        names = [numbers[i] for i in sorted(numbers)]
+        scores = _scores_name(names[0])
+        output = f"{_place(place)}.{side}" + (f".{part}" if part else "")
+        if lora and len(names) == 1 and (scores not in tensors or tensors[scores].size != 1):
+            rows.append(Average(output, (names[0],)))  # the shared side is used as it is
+            continue
+        _check_experts(names, scores, tensors)
+        if not collapse:
+            rows.append(Average(output, tuple(names), scores))
+            continue
+        tensors[names[0]] = average([tensors[name] for name in names], tensors[scores])
+        dropped |= set(names[1:])
+        rows.append(Average(output, (names[0],)))
+    if collapse:
+        for scores in {_scores_name(numbers[0]) for numbers in experts.values()} & tensors.keys():
+            tensors[scores] = _first(tensors[scores])
+    return tuple(rows), [name for name in tensors if name not in dropped]
+
+
+def _scores_name(expert: str) -> str:
+    if ".deepspeed_experts." in expert:
+        return expert.partition(".deepspeed_experts.")[0] + ".expert_score_weight"
+    return expert.partition(".experts_lora_")[0] + ".lora_expert_score_weight"
+
+
+def _place(place: str) -> str:
+    """Return the place of a module in the model, without what DistributedDataParallel puts in front."""
+    return place.removeprefix("module.")
+
+
+def _check_experts(names: list[str], scores: str, tensors: Mapping[str, Tensor]) -> None:
+    if scores not in tensors:
+        raise RunError(f"experts '{printable(names[0])}', ... have no '{printable(scores)}'")
+    if tensors[scores].shape != (len(names),):
+        raise RunError(
+            f"'{printable(scores)}' is {list(tensors[scores].shape)}, and there are {len(names)} experts "
+            f"'{printable(names[0])}', ..."
+        )
+    if np.isnan(floats(tensors[scores])).any():
+        raise RunError(f"'{printable(scores)}' has scores that are no numbers")
+    first = tensors[names[0]]
+    for name in names[1:]:
+        if (tensors[name].dtype, tensors[name].shape) != (first.dtype, first.shape):
+            raise RunError(
+                f"expert '{printable(name)}' is {tensors[name].dtype.name} {list(tensors[name].shape)}, "
+                f"'{printable(names[0])}' is {first.dtype.name} {list(first.shape)}"
+            )
+
+
+def _first(scores: Tensor) -> Tensor:
+    """Return the score of the one expert that is left: of zeros, as they are never trained, a zero."""
+    return Tensor(scores.dtype, (1,), lambda start, stop: scores.read_flat(start, stop))
+
+
+def _one_expert(config: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the config of the averaged model: by the run's own, the original code would make up the experts gone."""
+    if config.get("num_experts", 1) == 1:
+        return {}
+    return {"config.json": (json.dumps({**config, "num_experts": 1}, indent=2, sort_keys=True) + "\n").encode()}
+
+
+def _use(
+    config: Mapping[str, Any], lora: bool, experts: Experts, weights: Checkpoint, file: Path, options: Options
+) -> Use:
+    if lora:
+        settings: dict[str, Any] = {"scaling": options.needed_number("scaling", file)}
+        a, b = (
+            next(weights.tensors[n[0]] for k, n in experts.items() if k[1] == side) for side in ("lora_A", "lora_B")
+        )
+        if a.shape[0] != b.shape[1]:
+            groups = a.shape[0] // b.shape[1] if b.shape[1] else 0
+            settings["enable"] = _enabled(groups, file)
+        return Use("lora", settings)
+    said = config.get("hidden_act")
+    found = said if isinstance(said, str) else None
+    activation = options.text("activation", found) or options.needed("activation", file)
+    return Use("adapter", {"activation": activation, "scaling": 1.0, "form": "output"})
+
+
+def _enabled(groups: int, file: Path) -> list[bool]:
+    """Return which of query, key and value a merged LoRA of so many groups changes (enable_lora in gpt2_ft.py)."""
+    if groups not in (2, 3):
+        raise RunError(
+            f"'{printable(str(file))}' has a LoRA of {groups} groups, known are query and value, or all three"
+        )
+    return [True, groups == 3, True]

@@ -1,0 +1,130 @@
+"""The files of an AdapterHub adapter, which PROPETL's fork writes, too: found, opened, sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petlpack.errors import RunError, printable
+from petlpack.layouts.base import LeftOut, read_json
+from petlpack.layouts.checkpoints import checkpoints
+from petlpack.layouts.files import sort_files
+from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
+from petlpack.tensors.safetensors_file import Header
+from petlpack.tensors.tensor import Tensor
+
+MASKS = "adapter_mask.bin"
+"""The file of masks that only PROPETL's fork writes."""
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """One adapter of a run: its folder, its name, its config, and its weight files one behind another."""
+
+    folder: Path
+    name: str
+    about: Mapping[str, Any]
+    """The whole adapter_config.json."""
+    tensors: Mapping[str, Tensor]
+    headers: Mapping[str, Header]
+    sources: tuple[Path, ...]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The adapter's own settings in adapter_config.json."""
+        config = self.about.get("config")
+        return config if isinstance(config, dict) else {}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files on disk."""
+        return sum(path.stat().st_size for path in self.sources)
+
+    @property
+    def head(self) -> frozenset[str]:
+        """The tensors of the head."""
+        return frozenset(name for name in self.tensors if name.startswith("heads."))
+
+
+def adapter_folders(path: Path) -> list[Path]:
+    """Return the folders of a run that hold an adapter: itself, else those in it, else those in its last checkpoint."""
+    for place in (path, *checkpoints(path)) if path.is_dir() else ():
+        if _is_adapter(place):
+            return [place]
+        own = set(checkpoints(place))
+        inside = sorted(entry for entry in place.iterdir() if entry not in own and _is_adapter(entry))
+        if inside:
+            return inside
+    return []
+
+
+def open_adapter(path: Path, folder: Path) -> AdapterFiles:
+    """Open the adapter in a folder of a run; raises RunError where a file is missing or a tensor stands twice."""
+    about = read_json(folder / "adapter_config.json")
+    name = about.get("name")
+    if not isinstance(name, str) or not name:
+        raise RunError(
+            f"'{printable(str(folder / 'adapter_config.json'))}' has no name of its adapter",
+            hint="save the adapter again with the library that trained it",
+        )
+    found = [_weights(folder, "pytorch_adapter.bin", "adapter.safetensors")]
+    if found == [None]:
+        raise RunError(
+            f"'{printable(str(folder))}' has adapter_config.json, but no weights: pytorch_adapter.bin is missing",
+            hint="the adapter was saved only in part: save it again",
+        )
+    found += [_weights(folder, MASKS), _weights(folder, "pytorch_model_head.bin", "model_head.safetensors")]
+    tensors: dict[str, Tensor] = {}
+    headers: dict[str, Header] = {}
+    root = _root(path, folder)
+    for weights in filter(None, found):
+        twice = tensors.keys() & weights.tensors.keys()
+        if twice:
+            raise RunError(
+                f"'{printable(str(weights.sources[0]))}' holds tensor '{printable(min(twice))}', "
+                "which another file of the adapter holds, too",
+                hint="the files belong to different adapters",
+            )
+        tensors |= weights.tensors
+        (header,) = weights.headers.values()
+        headers[weights.sources[0].relative_to(root).as_posix()] = header
+    sources = tuple(weights.sources[0] for weights in found if weights is not None)
+    return AdapterFiles(folder, name, about, tensors, headers, sources)
+
+
+def sort_adapter_files(
+    path: Path, adapter: AdapterFiles, all_of_them: list[AdapterFiles]
+) -> tuple[dict[str, Path], tuple[LeftOut, ...]]:
+    """Sort the files of a run into those that one adapter keeps and those that none does."""
+    chosen = _root(path, adapter.folder)
+    weights = [source for other in all_of_them for source in other.sources]
+    names = [
+        (other, other.folder / name) for other in all_of_them for name in ("adapter_config.json", "head_config.json")
+    ]
+    also = {file.relative_to(chosen).as_posix(): other for other, file in names if file.is_relative_to(chosen)}
+    kept, left_out = sort_files(path, chosen, weights, list(also))
+    return {name: file for name, file in kept.items() if also.get(name, adapter) is adapter}, left_out
+
+
+def _root(path: Path, folder: Path) -> Path:
+    """Return what an adapter's files are named from: the run, or the checkpoint of it that holds the adapter."""
+    return next((place for place in (folder, folder.parent) if place in checkpoints(path)), path)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Tell AdapterHub's adapter_config.json from PEFT's, which has a `peft_type`."""
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return False
+    about = read_json(config)
+    return "peft_type" not in about and "config" in about
+
+
+def _weights(folder: Path, *names: str) -> Checkpoint | None:
+    """Open the first of these files that is there; pickled ones come back pickled."""
+    for name in names:
+        if (folder / name).is_file():
+            return open_saved(folder / name) if name.endswith(".bin") else open_checkpoint(folder / name)
+    return None

@@ -1,0 +1,91 @@
+"""`adapterhub`: an adapter that AdapterHub's `adapters` wrote, of any kind; the configs are kept byte for byte."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from petlpack.errors import RunError, printable
+from petlpack.layouts.adapter_files import AdapterFiles, adapter_folders, open_adapter, sort_adapter_files
+from petlpack.layouts.base import Run
+from petlpack.layouts.options import Options
+from petlpack.modules import Copy, Plain, Use
+
+_MODULE = re.compile(
+    r"(?P<place>.+)\.(?:adapters\.[^.]+\.adapter_(?P<side>down\.0|up)\.(?P<part>weight|bias)|loras\.[^.]+\.(?P<lora>lora_[AB]))"
+)
+
+
+@dataclass(frozen=True)
+class Adapterhub:
+    """adapter_config.json of AdapterHub's schema, pytorch_adapter.bin or adapter.safetensors."""
+
+    id = "adapterhub"
+
+    def detect(self, path: Path) -> bool:
+        """Tell whether the directory, folders in it, or those of a checkpoint, hold an AdapterHub adapter."""
+        return bool(adapter_folders(path))
+
+    def read(self, path: Path, options: Options) -> list[Run]:
+        """Read every adapter of the run."""
+        adapters = [open_adapter(path, folder) for folder in adapter_folders(path)]
+        return [_read(path, adapter, adapters) for adapter in adapters]
+
+
+def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Run:
+    _refuse_prototype(adapter)
+    kept, left_out = sort_adapter_files(path, adapter, adapters)
+    base = adapter.about.get("model_name")
+    use, copies = _rule(adapter)
+    own = {tensor.sha256(): tensor.size for name, tensor in adapter.tensors.items() if name not in adapter.head}
+    return Run(
+        path=path,
+        layout="adapterhub",
+        method=_method(adapter),
+        module=Plain(adapter.tensors, adapter.head, use, copies),
+        headers=dict(adapter.headers),
+        weight_bytes=adapter.weight_bytes,
+        kept=kept,
+        left_out=left_out,
+        base_name=base if isinstance(base, str) else None,
+        task=adapter.name if len(adapters) > 1 else "",
+        name=adapter.name,
+        figures={"trained": sum(own.values())},
+    )
+
+
+def _method(adapter: AdapterFiles) -> str:
+    architecture = adapter.config.get("architecture")
+    return str(architecture) if isinstance(architecture, str) else "adapter"
+
+
+def _rule(adapter: AdapterFiles) -> tuple[Use | None, tuple[Copy, ...]]:
+    """Return how a LoRA or a bottleneck adapter of the common kinds acts; None for the others."""
+    config = adapter.config
+    found = [
+        (name, match) for name in adapter.tensors if name not in adapter.head and (match := _MODULE.fullmatch(name))
+    ]
+    if len(found) + len(adapter.head) != len(adapter.tensors) or not found:
+        return None, ()
+    if all(match["lora"] for _, match in found):
+        alpha, rank, plain = config.get("alpha"), config.get("r"), config.get("composition_mode") == "add"
+        if not isinstance(alpha, (int, float)) or not isinstance(rank, int) or not rank or not plain:
+            return None, ()
+        copies = tuple(Copy(f"{match['place']}.{match['lora']}", name) for name, match in found)
+        return Use("lora", {"scaling": alpha / rank}), copies
+    return None, ()
+
+
+def _refuse_prototype(adapter: AdapterFiles) -> None:
+    """Raise RunError for what is PROPETL's prototype, saved by a fork of adapter-transformers 3, without its masks."""
+    version = adapter.about.get("version")
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in adapter.head}
+    layers = {name.partition(".layer.")[2].partition(".")[0] for name in tensors}
+    shared = len({(tensor.shape, tensor.sha256()) for tensor in tensors.values()}) * len(layers) == len(tensors)
+    if isinstance(version, str) and version.startswith("3.") and len(layers) > 1 and shared:
+        raise RunError(
+            f"'{printable(str(adapter.folder))}' has one adapter in all its {len(layers)} layers, as PROPETL's "
+            "prototype is, and no adapter_mask.bin",
+            hint="copy adapter_mask.bin, too: without its masks the adapter cannot be rebuilt",
+        )

@@ -1,0 +1,72 @@
+"""`diff-pruning`: what the three stages of diff pruning leave behind; the difference is taken against the base.
+
+Guo, Rush and Kim 2021; dguo98/DiffPruning. Only `model` counts: the masks are sampled and not saved, and `w` in
+`bert_params` is a step ahead of the model (run_glue_diffpruning.py:356-393, 457, 551).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from petlpack.errors import RunError, printable
+from petlpack.layouts.base import Run, headers_of, read_json
+from petlpack.layouts.files import sort_files, warnings_of
+from petlpack.layouts.options import Options
+from petlpack.modules import Dense
+from petlpack.tensors.checkpoint import name_text, open_saved
+
+_FINAL = "pytorch_model.bin"
+_STAGES = ("checkpoint-best-info.pt", "checkpoint-last-info.pt")
+
+
+@dataclass(frozen=True)
+class DiffPruning:
+    """The final model, else the best epoch's, else the last's, or a pruned `mag*.pt`."""
+
+    id = "diff-pruning"
+
+    def detect(self, path: Path) -> bool:
+        """Tell whether this is such a stage file, or a directory with one."""
+        return any(_is_stage(file) for file in _stage_files(path))
+
+    def read(self, path: Path, options: Options) -> list[Run]:
+        """Read the model."""
+        stages = [file for file in _stage_files(path) if _is_stage(file)]
+        final = path / _FINAL
+        file = final if path.is_dir() and final.is_file() else stages[0]
+        weights = open_saved(file, "model", name=_FINAL)
+        tensors = {name.removeprefix("module."): tensor for name, tensor in weights.tensors.items()}
+        if len(tensors) != len(weights.tensors):
+            raise RunError(f"'{printable(str(file))}' has tensors both with and without 'module.' in front")
+        kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
+        config = path / "config.json"
+        base = read_json(config).get("_name_or_path") if config.is_file() else None
+        return [
+            Run(
+                path=path,
+                layout=self.id,
+                method="diff pruning",
+                module=Dense(tensors),
+                headers=headers_of({_FINAL: list(tensors)}, tensors),
+                weight_bytes=file.stat().st_size,
+                kept=kept,
+                left_out=left_out,
+                base_name=base if isinstance(base, str) and base else None,
+                warnings=warnings_of(weights, [left for left in left_out if Path(left.file).suffix != ".pt"]),
+            )
+        ]
+
+
+def _stage_files(path: Path) -> list[Path]:
+    """Return the files that may be a stage's, the one that counts first."""
+    if path.is_file():
+        return [path] if path.suffix == ".pt" else []
+    if not path.is_dir():
+        return []
+    return [*(path / name for name in _STAGES if (path / name).is_file()), *sorted(path.glob("mag*.pt"))]
+
+
+def _is_stage(file: Path) -> bool:
+    """Look for the key that only diff pruning's dictionaries have."""
+    return b"bert_params" in name_text(file)

@@ -1,0 +1,107 @@
+"""Magnitude pruning: of a full fine-tune's changes only the largest are kept, and the error is measured.
+
+Diff pruning (Guo, Rush and Kim 2021), section 3.2, prunes by magnitude to reach an exact share of changed weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_UP, Context
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petlpack.errors import RunError
+from petlpack.tensors.base import Base, BaseRef
+from petlpack.tensors.casting import cast_bits
+from petlpack.tensors.dtypes import DTYPES, Bits, DType
+from petlpack.tensors.tensor import PIECE, Tensor
+
+DOUBLE = DTYPES["F64"]
+
+_UP = Context(prec=3, rounding=ROUND_UP)
+"""Three digits of an error say enough, and must not say too little."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A fine-tune with its largest changes only: `density` of the base's weights differ.
+
+    `error` is, by tensor, the largest absolute difference from the run, for those tensors that have one.
+    """
+
+    tensors: dict[str, Tensor]
+    density: float
+    error: dict[str, float]
+
+
+def prune(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, density: float) -> Pruned:
+    """Keep the `density` largest changes of all float weights that the base has; the others become the base's.
+
+    Of changes of one size at the limit all are kept. Raises RunError where a change is no number.
+    """
+    names = [
+        name for name, ref in refs.items() if tensors[name].dtype.kind == "float" and ref.shape == tensors[name].shape
+    ]
+    total = sum(tensors[name].size for name in names)
+    limit = _limit(tensors, {name: refs[name] for name in names}, base, round(density * total))
+    pruned = dict(tensors)
+    error: dict[str, float] = {}
+    kept = 0
+    for name in names:
+        pruned[name] = _cut(tensors[name], refs[name], base, limit)
+        worst = 0.0
+        for size in _changes(tensors[name], refs[name], base):
+            large = size >= limit
+            kept += int(np.count_nonzero(large))
+            worst = max(worst, float(size[~large].max(initial=0)))
+        if worst:
+            error[name] = float(_UP.create_decimal_from_float(worst))
+    return Pruned(pruned, kept / total if total else 0.0, error)
+
+
+def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, count: int) -> np.float64:
+    """Return the size of the `count`-th largest change, found 16 bits at a time by counting."""
+    found, above = np.uint64(0), 0
+    for shift in (48, 32, 16, 0):
+        counts = np.zeros(1 << 16, np.int64)
+        for name, ref in refs.items():
+            for size in _changes(tensors[name], ref, base):
+                bits = size[size > 0].view("<u8")
+                if shift < 48:
+                    bits = bits[bits >> np.uint64(shift + 16) == found]
+                counts += np.bincount((bits >> np.uint64(shift)) & np.uint64(0xFFFF), minlength=1 << 16)
+        reached = above + np.cumsum(counts[::-1])[::-1]
+        if reached[0] < max(count, 1):  # fewer weights changed than may be kept
+            return np.float64(np.finfo(np.float64).smallest_subnormal)
+        bucket = int(np.flatnonzero(reached >= max(count, 1))[-1])
+        above = int(reached[bucket] - counts[bucket])
+        found = (found << np.uint64(16)) | np.uint64(bucket)
+    return np.float64(np.array([found], "<u8").view("<f8")[0])
+
+
+def _changes(tensor: Tensor, ref: BaseRef, base: Base) -> list[NDArray[np.float64]]:
+    """Return the sizes of a tensor's changes, piece by piece, as float64."""
+    return [
+        _size(tensor.read_flat(start, stop), base.predict(ref, tensor.dtype, start, stop), tensor.dtype, ref.name)
+        for start, stop in ((i, min(i + PIECE, tensor.size)) for i in range(0, tensor.size, PIECE))
+    ]
+
+
+def _size(tuned: Bits, given: Bits, dtype: DType, name: str) -> NDArray[np.float64]:
+    wide, near = (cast_bits(bits, dtype, DOUBLE).view("<f8") for bits in (tuned, given))
+    with np.errstate(over="ignore", invalid="ignore"):
+        size: NDArray[np.float64] = np.abs(wide - near)
+    size[tuned == given] = 0  # also where both are infinite, or the same NaN
+    if np.isnan(size).any():
+        raise RunError(f"tensor '{name}' has weights that are no numbers, so its changes have no size")
+    return size
+
+
+def _cut(tensor: Tensor, ref: BaseRef, base: Base, limit: np.float64) -> Tensor:
+    def read_flat(start: int, stop: int) -> Bits:
+        tuned, given = tensor.read_flat(start, stop), base.predict(ref, tensor.dtype, start, stop)
+        return np.where(_size(tuned, given, tensor.dtype, ref.name) >= limit, tuned, given)
+
+    return Tensor(tensor.dtype, tensor.shape, read_flat)

@@ -1,0 +1,112 @@
+"""Tensors to a directory that appears only when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from petlpack.errors import UsageError, printable
+from petlpack.modules import Rebuilt
+from petlpack.template import PICKLED, Slot
+from petlpack.tensors.dtypes import Bits
+from petlpack.tensors.safetensors_file import Header, write_safetensors
+from petlpack.tensors.tensor import Tensor, as_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+Stream = Iterable[tuple[Slot, int, Bits]]
+
+
+@contextlib.contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """Lend a directory that becomes `out` when the block ends well; raises UsageError where `out` is not empty."""
+    out = out.resolve()
+    if out == Path.cwd():
+        raise UsageError("cannot decode into the current directory", hint="give a new directory to decode into")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"'{printable(str(out))}' exists already", hint="give a new directory to decode into")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    half_written = out.parent / f".petlpack-{uuid.uuid4().hex}"
+    try:
+        half_written.mkdir()
+        yield half_written
+        if out.exists():
+            out.rmdir()
+        half_written.rename(out)
+    finally:
+        shutil.rmtree(half_written, ignore_errors=True)
+
+
+def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream, same: Mapping[str, str]) -> None:
+    """Write the weight files of a run from its tensors as they are decoded.
+
+    A safetensors file gets its header verbatim; in a pickled one, tensors that are the `same` as another share memory.
+    """
+    pickled: dict[str, Bits] = {}
+    with contextlib.ExitStack() as stack:
+        places: dict[str, tuple[BinaryIO, int]] = {}
+        for name, header in headers.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix in PICKLED:
+                continue
+            file: BinaryIO = stack.enter_context(path.open("wb"))
+            file.write(header.head_bytes())
+            file.truncate(header.file_size)
+            places |= {name: (file, header.data_start + entry.start) for name, entry in header.entries.items()}
+        slots = {}
+        for slot, start, bits in stream:
+            if slot.name in places:
+                file, offset = places[slot.name]
+                file.seek(offset + start * slot.dtype.itemsize)
+                file.write(as_bytes(bits))
+            else:
+                slots[slot.name] = slot
+                pickled.setdefault(slot.name, np.empty(slot.size, slot.dtype.bits))[start : start + len(bits)] = bits
+    tensors = {name: Tensor.of(pickled[name].reshape(slot.shape), slot.dtype) for name, slot in slots.items()}
+    for name, header in headers.items():
+        if (directory / name).suffix in PICKLED:
+            _save_pickled(directory / name, header, tensors, same)
+
+
+def write_rebuilt(path: Path, rebuilt: Rebuilt) -> None:
+    """Write rebuilt modules and the head as one safetensors file; how they are used stands in its metadata."""
+    use = json.dumps({"kind": rebuilt.kind, "settings": rebuilt.settings}, sort_keys=True)
+    write_safetensors(path, {**rebuilt.tensors, **rebuilt.head}, {"format": "pt", "use": use})
+
+
+def check_torch(headers: Iterable[str]) -> None:
+    """Raise UsageError where a run has pickled weight files and torch, which writes them, is not installed."""
+    pickled = [name for name in headers if name.endswith(PICKLED)]
+    if pickled and not has_torch():
+        raise UsageError(
+            f"'{printable(pickled[0])}' is a pickled state dict, and torch is not installed",
+            hint="pip install 'petlpack[torch]' torch==2.13.0, or --to safetensors",
+        )
+
+
+def has_torch() -> bool:
+    """Tell whether torch is installed, without importing it."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Tensor], same: Mapping[str, str]) -> None:
+    import torch
+
+    made: dict[str, torch.Tensor] = {}
+    for name in header.entries:
+        source = same.get(name, name)
+        if source not in made:
+            made[source] = tensors[source].torch()
+        made[name] = made[source]
+    with path.open("wb") as file:  # a path would put the directory's name into the archive
+        torch.save({name: made[name] for name in header.entries}, file)
