@@ -26,7 +26,7 @@ class Figures:
     paper_bytes: int
     """The stored numbers at their width and one bit for each mask entry: what papers report."""
     percent_of_base: float | None
-    """`paper_bytes` as 32-bit numbers, over the base's parameters, in percent."""
+    """`stored_parameters`, and mask entries as 32nd parts of one, over the base's parameters, in percent."""
     mask_entries: int
     mask_bytes: int
     bits_per_entry: float | None
@@ -61,7 +61,7 @@ def figures_of(task: Task) -> Figures:
         head_parameters=sum(slot.size for slot in own if slot.head),
         base_parameters=base,
         paper_bytes=paper,
-        percent_of_base=100 * paper / 4 / base if base else None,
+        percent_of_base=100 * (stored + entries / 32) / base if base else None,
         mask_entries=entries,
         mask_bytes=mask_bytes,
         bits_per_entry=8 * mask_bytes / entries if entries else None,

@@ -17,7 +17,7 @@ import numpy as np
 from petlpack.arithmetic import average, floats
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of, read_json
-from petlpack.layouts.checkpoints import checkpoints
+from petlpack.layouts.checkpoints import places
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.options import Options
 from petlpack.modules import Average, Mixture, Plain, Use
@@ -87,15 +87,12 @@ class Adamix:
 def _weights(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".pt" and _has_experts(path) else None
-    for place in (path, *checkpoints(path)):
+    for place in places(path):
         if (place / SOUP).is_file():
             return place / SOUP
-        whole = find_weights(place)
-        if whole is not None and whole.suffix != ".json" and _has_experts(whole):
-            return whole
-        found = sorted(place.glob("model.*.pt"), key=_step)
-        if found and _has_experts(found[-1]):
-            return found[-1]
+        for file in (find_weights(place), *sorted(place.glob("model.*.pt"), key=_step)[-1:]):
+            if file is not None and file.suffix != ".json" and _has_experts(file):
+                return file
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import LeftOut, read_json
-from petlpack.layouts.checkpoints import checkpoints
+from petlpack.layouts.checkpoints import checkpoints, places
 from petlpack.layouts.files import sort_files
 from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.safetensors_file import Header
@@ -50,7 +50,7 @@ class AdapterFiles:
 
 def adapter_folders(path: Path) -> list[Path]:
     """Return the folders of a run that hold an adapter: itself, else those in it, else those in its last checkpoint."""
-    for place in (path, *checkpoints(path)) if path.is_dir() else ():
+    for place in places(path):
         if _is_adapter(place):
             return [place]
         own = set(checkpoints(place))

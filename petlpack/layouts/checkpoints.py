@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import read_json
+from petlpack.tensors.checkpoint import find_weights, name_text
 
 Read = TypeVar("Read")
 
@@ -34,6 +35,20 @@ def checkpoints(path: Path) -> list[Path]:
         return []
     found = [(int(match[1]), entry) for entry in path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
     return [entry for _, entry in sorted(found, reverse=True) if entry.is_dir()]
+
+
+def places(path: Path) -> list[Path]:
+    """Return where a run's files may be: the run itself, then its checkpoints, the highest N first."""
+    return [path, *checkpoints(path)] if path.is_dir() else []
+
+
+def model_with(place: Path, *names: str) -> Path | None:
+    """Return the model file of a directory if parts of tensor names stand in it, all of these; reads no pickle."""
+    file = find_weights(place)
+    if file is None or file.suffix == ".json":
+        return None
+    text = name_text(file)
+    return file if all(name.encode() in text for name in names) else None
 
 
 def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read, tuple[str, ...]]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of
-from petlpack.layouts.checkpoints import checkpoints
+from petlpack.layouts.checkpoints import model_with, places
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.options import Options
 from petlpack.modules import Generated, Generator, Trunk, Use
-from petlpack.tensors.checkpoint import find_weights, name_text, open_saved
+from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
 
 _TASK = re.compile(r"task_embedding_controller\.task_to_embeddings\.(?P<task>.+)")
@@ -75,11 +75,7 @@ class Hyperformer:
 
 
 def _weights(path: Path) -> Path | None:
-    for place in (path, *checkpoints(path)):
-        file = find_weights(place) if place.is_dir() else None
-        if file is not None and file.suffix != ".json" and f".{_NET}.layer_id_embeddings.".encode() in name_text(file):
-            return file
-    return None
+    return next((file for place in places(path) if (file := model_with(place, f".{_NET}.layer_id_embeddings."))), None)
 
 
 def _trunks(tensors: Mapping[str, Tensor], file: Path) -> tuple[tuple[Trunk, ...], list[str]]:

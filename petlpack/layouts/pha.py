@@ -14,11 +14,11 @@ from typing import Any
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import LeftOut, Run, headers_of, read_json, row_of
-from petlpack.layouts.checkpoints import checkpoints
+from petlpack.layouts.checkpoints import model_with, places
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.options import Options
 from petlpack.modules import Generated, Generator, Trunk, Use
-from petlpack.tensors.checkpoint import find_weights, name_text, open_saved
+from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
 
 PROTOTYPES = "decoder.adapter_task_embedding.weight"
@@ -91,13 +91,7 @@ class Pha:
 
 
 def _weights(path: Path) -> Path | None:
-    for place in (path, *checkpoints(path)):
-        file = find_weights(place) if place.is_dir() else None
-        if file is not None and file.suffix != ".json":
-            text = name_text(file)
-            if NET.encode() in text and PROTOTYPES.encode() in text:
-                return file
-    return None
+    return next((file for place in places(path) if (file := model_with(place, NET, PROTOTYPES))), None)
 
 
 def _config(file: Path) -> dict[str, Any]:

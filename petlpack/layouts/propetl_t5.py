@@ -11,12 +11,12 @@ from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of
-from petlpack.layouts.checkpoints import checkpoints
+from petlpack.layouts.checkpoints import model_with, places
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.options import Options
 from petlpack.layouts.scores import check_keep, consensus, count_kept, mask_of, stored_mask
 from petlpack.modules import Masked, MaskedMatrix, Use
-from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
+from petlpack.tensors.checkpoint import Checkpoint, open_saved
 from petlpack.tensors.tensor import Tensor
 
 FILE = "propetl_weight.bin"
@@ -50,11 +50,11 @@ class PropetlT5:
 
 def _weights(path: Path) -> Path | None:
     """Return the file that holds the masks."""
-    for place in (path, *checkpoints(path)):
+    for place in places(path):
         if (place / FILE).is_file():
             return place / FILE
-        whole = find_weights(place) if place.is_dir() else None
-        if whole is not None and b".adapter_controller.mask_scores." in name_text(whole):
+        whole = model_with(place, ".adapter_controller.mask_scores.")
+        if whole is not None:
             return whole
     return None
 
