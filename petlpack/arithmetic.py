@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,12 +19,11 @@ Numbers = NDArray[Any]
 def computed(like: Tensor, shape: tuple[int, ...], compute: Callable[[], NDArray[Any]]) -> Tensor:
     """Return a tensor of the dtype of `like` that is computed, as floats or bits, when it is read."""
 
-    @functools.lru_cache(maxsize=1)
-    def bits() -> Bits:
+    def read_flat(start: int, stop: int) -> Bits:
         with np.errstate(all="ignore"):  # infinity times 0 is no number, and nothing to warn of
-            return to_bits(compute(), like).reshape(-1)
+            return to_bits(compute(), like).reshape(-1)[start:stop]
 
-    return Tensor(like.dtype, shape, lambda start, stop: bits()[start:stop])
+    return Tensor(like.dtype, shape, read_flat)
 
 
 def floats(tensor: Tensor) -> NDArray[Any]:

@@ -50,7 +50,7 @@ CODECS_OF = {
     Mixture: ("merge",),
     Generator: ("hyper",),
 }
-"""The codecs to try on a kind of module, the cheap refusal first; `plain` takes any module as tensors alone."""
+"""The codecs to try on a kind of module, the cheap refusal first; `plain` takes a full fine-tune, too, on request."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def _find_base(run: Run, base: str | Path | Base | None, codec: str) -> Base | N
     told = f"; it names '{printable(run.base_name)}', which is no directory here" if run.base_name else ""
     raise BaseError(
         f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
-        hint="give the pretrained model's directory with --base; --codec plain stores the run without a base",
+        hint="give the pretrained model's directory with --base"
+        + ("; --codec plain stores the run without a base" if isinstance(run.module, Dense) else ""),
     )
 
 
@@ -252,7 +253,9 @@ class _Writer:
             digests=self._digests,
             base_parameters=self._base_parameters,
         )
-        work.facts["options"] = options.to_facts()
+        said = {**options.to_facts(), **({} if density is None else {"density": density})}
+        if said:
+            work.facts["options"] = said
         return work
 
     def _write_task(self, path: Path, work: Work, codec: Codec) -> bool:
@@ -392,10 +395,11 @@ def _candidates(run: Run, wanted: str, density: float | None) -> list[str]:
         )
     if wanted == "auto":
         return ["sparse"] if density is not None else list(known)
-    if wanted not in (*known, "plain"):
+    known = (*known, "plain") if isinstance(run.module, Dense) else known
+    if wanted not in known:
         raise UsageError(
             f"codec '{wanted}' does not take '{printable(str(run.path))}' ({run.method})",
-            hint=f"choose one of auto, {', '.join(dict.fromkeys([*known, 'plain']))}",
+            hint=f"choose one of auto, {', '.join(known)}",
         )
     return [wanted]
 

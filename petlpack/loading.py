@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -289,6 +290,7 @@ class Task:
         with new_directory(Path(out)) as directory:
             if to == "run":
                 notes = self._write_run(directory, self.load(base), jobs, progress)
+                notes += [printable(str(self.manifest.facts["note"]))] if "note" in self.manifest.facts else []
             else:
                 notes = self._write_as(to, directory, base, jobs, progress)
         return Decoded(Path(out), tuple(notes))
@@ -321,13 +323,33 @@ class Task:
         if to == "safetensors":
             write_rebuilt(directory / "model.safetensors", rebuilt)
             return []
+        missing = {"adapter": {"activation", "scaling", "form"}, "lora": {"scaling"}}.get(rebuilt.kind, set())
+        missing -= rebuilt.settings.keys()
+        if missing:
+            raise DamageError(f"task '{self.name}' has a rule that does not say its {min(missing)}")
+        rebuilt, left = self._without_odd_head(rebuilt)
         if to == "peft":
-            return write_peft(rebuilt, directory, self.template.base_name)
+            return [*left, *write_peft(rebuilt, directory, self.template.base_name)]
         own = self.manifest.params["name"]
-        name = self.name if own is None else own
+        name = self.name.replace(".", "-") if own is None else own
         notes = write_adapterhub(rebuilt, directory, name, self.template.base_name, pickled=has_torch())
         flag = "without torch only safetensors are written: load them with load_adapter(..., use_safetensors=True)"
-        return notes if has_torch() else [*notes, flag]
+        return [*left, *notes] if has_torch() else [*left, *notes, flag]
+
+    def _without_odd_head(self, rebuilt: Rebuilt) -> tuple[Rebuilt, list[str]]:
+        """Leave out a head that its head_config.json says is no classifier with tanh: no other library has it."""
+        file = next((name for name in self.template.files if name.rpartition("/")[2] == "head_config.json"), None)
+        try:
+            config = json.loads(self.read_file(file)).get("config", {}) if file is not None else {}
+            plain = {"head_type": "classification", "activation_function": "tanh", "use_pooler": False}
+            odd = next(
+                (f"{key} {config[key]!r}" for key, value in plain.items() if config.get(key, value) != value), None
+            )
+        except (ValueError, AttributeError, RecursionError):
+            odd = "nothing that can be read"
+        if odd is None or not rebuilt.head:
+            return rebuilt, []
+        return replace(rebuilt, head={}), [f"left out the head: its head_config.json says {printable(odd)}"]
 
     def _write_files(self, directory: Path, names: list[str]) -> None:
         for name in names:

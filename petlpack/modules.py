@@ -21,7 +21,7 @@ class Use:
     """How rebuilt tensors act in the model: `kind` is adapter, lora or prefix.
 
     `settings`: `activation`, `scaling`, and `form`, the place of an adapter in its layer: `pfeiffer`, `output`,
-    `output-norm`, `t5-output` or `parallel` (formats/methods.md).
+    `output-norm`, `t5-output`, `parallel` or `other` (formats/methods.md).
     """
 
     kind: str

@@ -184,6 +184,9 @@ def _run_of(task: Task, against: str | Path, base: Base | None) -> dict[str, Ten
         raise RunError(
             f"'{printable(str(against))}' has no task '{printable(str(facts.get('task', '')))}', it has {names}"
         )
+    density = facts["options"].get("density") if isinstance(facts.get("options"), dict) else None
+    if isinstance(density, float) and base is not None:
+        return dict(prepare(run, base, count_jobs(None), density=density).tensors)
     return (
         dict(prepare(run, base if run.needs_base else None, count_jobs(None)).tensors)
         if run.omits_base

@@ -14,11 +14,11 @@ from petlpack.decoding import needed, whole_digest
 from petlpack.errors import BaseError, RunError, printable
 from petlpack.layouts.base import Run
 from petlpack.loading import Plan
-from petlpack.modules import Dense
+from petlpack.modules import Dense, Masked
 from petlpack.parallel import ordered_map
 from petlpack.parts import MAX_SHARED, part_name
 from petlpack.pruning import Pruned, prune
-from petlpack.template import NAME, Slot, Template, base_table_json, bind, unbind
+from petlpack.template import NAME, Slot, Template, base_table_json, bind, texts_of, unbind
 from petlpack.tensors.base import Base, BaseRef
 from petlpack.tensors.casting import can_cast
 from petlpack.tensors.names import match_names
@@ -90,17 +90,19 @@ def prepare(
     """
     tensors = dict(run.module.tensors)
     refs = _match(tensors, base, jobs) if base is not None else {}
-    pruned = None if density is None else prune(tensors, refs, needed(base), density)
-    if pruned is not None:
-        tensors = pruned.tensors
     digests = digests or Digests(jobs)
     known = digests.of(tensors)
+    pruned = None if density is None else prune(tensors, refs, needed(base), density, known)
+    if pruned is not None:
+        tensors = pruned.tensors
+        known = digests.of(tensors)
     same = {name for name in refs if _equals_base(refs[name], known[name], tensors[name], needed(base))}
     if rule is not None and base is not None:
         _refuse_stranger(run, refs, base, same)
     if run.omits_base:
-        frozen = {known[name] for name in same}
-        tensors = {name: tensor for name, tensor in tensors.items() if known[name] not in frozen}
+        frozen, named = {known[name] for name in same}, set(texts_of(rule))
+        omitted = {name for name in tensors if name in same or (known[name] in frozen and name not in named)}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in omitted}
         refs = {name: ref for name, ref in refs.items() if name in tensors}
     parts: tuple[SharedTensors, ...] = ()
     if rule is not None:
@@ -118,7 +120,7 @@ def prepare(
         decoded=whole_digest([known[slot.name] for slot in template.slots]),
         content=content,
         parts=parts,
-        facts=_facts(run, template.dense_bytes(plan.aliases), pruned, base_parameters),
+        facts=_facts(run, template, plan, pruned, base_parameters, _count_kept(run, tensors, known)),
     )
 
 
@@ -152,22 +154,36 @@ def _template(
     return template, name, {hashlib.sha256(content).hexdigest(): content for content in shared}
 
 
-def _facts(run: Run, dense_bytes: int, pruned: Pruned | None, base_parameters: int | None) -> dict[str, Any]:
+def _facts(
+    run: Run, template: Template, plan: Plan, pruned: Pruned | None, base_parameters: int | None, kept: int | None
+) -> dict[str, Any]:
     """Return what people are told about the task; nothing of it is needed to decode."""
+    figures = {"kept": kept, "base": base_parameters}
     facts: dict[str, Any] = {
         "layout": run.layout,
         "method": run.method,
-        "dense_bytes": dense_bytes,
+        "dense_bytes": template.dense_bytes(plan.aliases),
+        "figures": {**run.figures, **{name: count for name, count in figures.items() if count is not None}},
     }
     if not run.exact:
         facts["exact"] = False
     if run.task:
         facts["task"] = run.task
-    if run.figures:
-        facts["figures"] = {**run.figures, **({} if base_parameters is None else {"base": base_parameters})}
+    if run.note:
+        facts["note"] = run.note
     if pruned is not None:
         facts |= {"exact": False, "density": pruned.density, "error": pruned.error}
-    return facts
+    return {name: fact for name, fact in facts.items() if fact != {} or name == "error"}
+
+
+def _count_kept(run: Run, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> int | None:
+    """Return how many entries the masks keep, each mask once; None where there is none."""
+    masks = {
+        digests[name]: tensor
+        for name, tensor in tensors.items()
+        if tensor.dtype.name == "BOOL" and isinstance(run.module, Masked) and name not in run.module.head
+    }
+    return sum(int(np.count_nonzero(mask.bits())) for mask in masks.values()) if masks else None
 
 
 def _table(base: Base, jobs: int) -> bytes:

@@ -36,14 +36,19 @@ class Pruned:
     error: dict[str, float]
 
 
-def prune(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, density: float) -> Pruned:
+def prune(
+    tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, density: float, digests: Mapping[str, str]
+) -> Pruned:
     """Keep the `density` largest changes of all float weights that the base has; the others become the base's.
 
-    Of changes of one size at the limit all are kept. Raises RunError where a change is no number.
+    Of changes of one size at the limit all are kept. Tensors of one content (`digests`: tied weights) are one, and
+    counted once. Raises RunError where a change is no number.
     """
-    names = [
-        name for name, ref in refs.items() if tensors[name].dtype.kind == "float" and ref.shape == tensors[name].shape
-    ]
+    first: dict[tuple[object, ...], str] = {}
+    for name, ref in refs.items():
+        if tensors[name].dtype.kind == "float" and ref.shape == tensors[name].shape:
+            first.setdefault(_content(name, tensors, digests), name)
+    names = list(first.values())
     total = sum(tensors[name].size for name in names)
     limit = _limit(tensors, {name: refs[name] for name in names}, base, round(density * total))
     pruned = dict(tensors)
@@ -58,7 +63,13 @@ def prune(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base
             worst = max(worst, float(size[~large].max(initial=0)))
         if worst:
             error[name] = float(_UP.create_decimal_from_float(worst))
+    for name in tensors:
+        pruned[name] = pruned[first.get(_content(name, tensors, digests), name)]
     return Pruned(pruned, kept / total if total else 0.0, error)
+
+
+def _content(name: str, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> tuple[object, ...]:
+    return tensors[name].dtype, tensors[name].shape, digests[name]
 
 
 def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, count: int) -> np.float64:

@@ -308,6 +308,14 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
+def texts_of(value: object) -> Iterator[str]:
+    """Yield every text in a JSON value: of a rule, the names of its tensors among them."""
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from texts_of(item)
+
+
 def _padded(header: str) -> str:
     return header + " " * (-len(header.encode()) % 8)
 

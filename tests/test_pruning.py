@@ -208,10 +208,13 @@ def test_an_adapter_has_no_density(tmp_path: Path, write: Any) -> None:
     assert not (tmp_path / "pack").exists()
 
 
-def test_a_pruned_task_is_not_the_run(tmp_path: Path) -> None:
-    """Compared with the run it was made of, a pruned task differs, and the finding says by how much it may."""
+def test_a_pruned_task_is_what_pruning_makes_of_its_run(tmp_path: Path) -> None:
+    """Compared with the run it was made of, a pruned task is no damage; with another run it is."""
     run, base, _, _ = write_tuned(tmp_path)
     petlpack.encode(run, tmp_path / "pack", base, task="run", density=0.1, jobs=1)
     (checked,) = petlpack.verify(tmp_path / "pack", base, task="run", against=run)
+    assert (checked.error, checked.depth) == (None, "compared")
+    other, _, _, _ = write_tuned(tmp_path / "other", seed=5)
+    (checked,) = petlpack.verify(tmp_path / "pack", base, task="run", against=other)
     assert isinstance(checked.error, PetlpackError)
     assert "differs from that in" in checked.error.message

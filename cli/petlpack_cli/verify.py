@@ -17,7 +17,7 @@ from petlpack_cli.output.sizes import count
 DEPTHS = {
     "bytes": "every byte checked",
     "decoded": "every byte checked and every weight decoded",
-    "compared": "every weight decoded, and equal to the run's",
+    "compared": "every weight decoded, and equal to what the run gives",
 }
 """What was found of a part without damage, by how deep it was checked."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from petlpack import container
 from petlpack.loading import Task, parse_plan
-from petlpack.template import Slot
+from petlpack.template import texts_of
 from petlpack.tensors.dtypes import DTYPES
 
 
@@ -41,7 +41,10 @@ def figures_of(task: Task) -> Figures:
     template, facts = task.template, task.manifest.facts
     plan = parse_plan(task.manifest.params, template.slots)
     own, shared = plan.stored, [slot for slot in template.slots if slot.part is not None]
-    method = [slot for slot in (*own, *shared) if not slot.head and slot.dtype.name != "BOOL" and not _is_score(slot)]
+    method = [slot for slot in (*own, *shared) if not slot.head and slot.dtype.name != "BOOL"]
+    if template.rule is not None:  # of a whole model, only what the method made
+        named = set(texts_of(template.rule))
+        method = [slot for slot in method if slot.name in named]
     masks = [slot for slot in (*own, *shared) if not slot.head and slot.dtype.name == "BOOL"]
     said = _counts(facts.get("figures"))
     base = template.base_parameters or said.get("base")
@@ -72,7 +75,7 @@ def figures_of(task: Task) -> Figures:
 
 def entropy(share: float) -> float:
     """Return H(share) in bits: what one entry of a random mask of this density takes at least."""
-    return 0.0 if share in (0, 1) else -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    return 0.0 if not 0 < share < 1 else -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
 
 def _mask_bytes(task: Task) -> int:
@@ -83,11 +86,6 @@ def _mask_bytes(task: Task) -> int:
         names = [row.name for row in opened.manifest.sections if row.name.startswith("masks.")]
         own += sum(opened.section_bytes(name) for name in names)
     return own
-
-
-def _is_score(slot: Slot) -> bool:
-    """Tell whether a tensor is the one score of merged experts, which nothing depends on."""
-    return slot.name.endswith("expert_score_weight") and slot.size == 1
 
 
 def _counts(said: object) -> dict[str, int]:

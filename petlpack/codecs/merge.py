@@ -6,6 +6,7 @@ runs in the experts' order in the tensors' own precision, as the reference code 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,10 +60,9 @@ class Merge(Method):
                 lines.add(f"{any_layer(row.output)} = {any_layer(row.experts[0])}")
             else:
                 weights = f"softmax({any_layer(row.scores)})"
-                lines.add(
-                    f"{any_layer(row.output)} = sum over e < {len(row.experts)} of {weights}[e] * "
-                    f"{any_layer(row.experts[0]).replace('.0', '.e')}"
-                )
+                expert = re.sub(r"(experts(?:_lora_[AB])?)\.0\b", r"\1.e", any_layer(row.experts[0]))
+                total = f"sum over e < {len(row.experts)} of {weights}[e] * {expert}"
+                lines.add(f"{any_layer(row.output)} = {total}")
         return sorted(lines)
 
 

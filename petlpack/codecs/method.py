@@ -137,9 +137,27 @@ def check_rule(rule: Rule | None, *more: str) -> Rule:
         raise DamageError(f"a rule has other fields than kind, settings, rows{''.join(f', {name}' for name in more)}")
     if rule["kind"] not in ("adapter", "lora", "prefix"):
         raise UnknownFormatError(f"a rule for {printable(repr(rule['kind']))}, known are adapter, lora, prefix")
-    if not isinstance(rule["settings"], dict):
+    settings = rule["settings"]
+    if not isinstance(settings, dict):
         raise DamageError("a rule has settings that are not an object")
+    for name, value in settings.items():
+        if name in _SETTINGS and not _SETTINGS[name](value):
+            raise DamageError(f"a rule has {name} {printable(repr(value))}, which makes no sense")
     return rule
+
+
+def _is_flags(value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= 3 and all(type(flag) is bool for flag in value) and any(value)
+
+
+_SETTINGS: Mapping[str, Callable[[object], bool]] = {
+    "scaling": lambda value: type(value) in (int, float) and abs(value) < 1e30,  # type: ignore[arg-type]
+    "activation": lambda value: isinstance(value, str),
+    "form": lambda value: isinstance(value, str),
+    "norm_input": lambda value: type(value) is bool,
+    "enable": _is_flags,
+}
+"""What is checked of the settings of a rule; a reader may not know others, and nothing is computed from them."""
 
 
 def parse_rows(rows: object, parse: Callable[[Any], Any]) -> list[Any]:

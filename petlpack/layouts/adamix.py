@@ -16,9 +16,9 @@ import numpy as np
 
 from petlpack.arithmetic import average, floats
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, headers_of, read_json
-from petlpack.layouts.checkpoints import places
-from petlpack.layouts.files import sort_files
+from petlpack.layouts.base import LeftOut, Run, headers_of, read_json
+from petlpack.layouts.checkpoints import places, skipped
+from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.options import Options
 from petlpack.modules import Average, Mixture, Plain, Use
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
@@ -64,6 +64,10 @@ class Adamix:
         use = _use(config, lora, experts, weights, file, options)
         kept, left_out = sort_files(path, file.parent, weights.sources)
         stored = {name: tensors[name] for name in names}
+        gone = [tensor.nbytes for name, tensor in weights.tensors.items() if name not in stored]
+        if gone:
+            what = f"{file.name}: experts beside the first ({len(gone)} tensors)"
+            left_out = (*left_out, LeftOut(what, sum(gone), "averaged into one expert (--keep-experts keeps all)"))
         whole = any(not _is_method(name) and name not in head for name in weights.tensors)
         base = config.get("_name_or_path")
         trained = sum(tensor.size for name, tensor in weights.tensors.items() if _EXPERT.fullmatch(name))
@@ -77,6 +81,7 @@ class Adamix:
                 weight_bytes=weights.nbytes,
                 kept={**kept, **(_one_expert(config) if collapse and "config.json" in kept else {})},
                 left_out=left_out,
+                warnings=(*skipped(path, file.parent), *other_weights(left_out)),
                 base_name=base if isinstance(base, str) and base else None,
                 on_base=whole,
                 figures={"trained": trained},
@@ -91,7 +96,7 @@ def _weights(path: Path) -> Path | None:
         if (place / SOUP).is_file():
             return place / SOUP
         for file in (find_weights(place), *sorted(place.glob("model.*.pt"), key=_step)[-1:]):
-            if file is not None and file.suffix != ".json" and _has_experts(file):
+            if file is not None and _has_experts(file):
                 return file
     return None
 

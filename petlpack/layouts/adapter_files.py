@@ -37,6 +37,10 @@ class AdapterFiles:
         config = self.about.get("config")
         return config if isinstance(config, dict) else {}
 
+    def root(self, path: Path) -> Path:
+        """Return what the files of this adapter of a run are named from."""
+        return _root(path, self.folder)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files on disk."""
@@ -54,7 +58,7 @@ def adapter_folders(path: Path) -> list[Path]:
         if _is_adapter(place):
             return [place]
         own = set(checkpoints(place))
-        inside = sorted(entry for entry in place.iterdir() if entry not in own and _is_adapter(entry))
+        inside = sorted(entry for entry in place.iterdir() if entry not in own and _may_be_adapter(entry))
         if inside:
             return inside
     return []
@@ -98,7 +102,7 @@ def sort_adapter_files(
     path: Path, adapter: AdapterFiles, all_of_them: list[AdapterFiles]
 ) -> tuple[dict[str, Path], tuple[LeftOut, ...]]:
     """Sort the files of a run into those that one adapter keeps and those that none does."""
-    chosen = _root(path, adapter.folder)
+    chosen = adapter.root(path)
     weights = [source for other in all_of_them for source in other.sources]
     names = [
         (other, other.folder / name) for other in all_of_them for name in ("adapter_config.json", "head_config.json")
@@ -120,6 +124,14 @@ def _is_adapter(folder: Path) -> bool:
         return False
     about = read_json(config)
     return "peft_type" not in about and "config" in about
+
+
+def _may_be_adapter(folder: Path) -> bool:
+    """Tell whether a folder inside a run is an adapter; a config that cannot be read is none of the run's."""
+    try:
+        return _is_adapter(folder)
+    except RunError:
+        return False
 
 
 def _weights(folder: Path, *names: str) -> Checkpoint | None:

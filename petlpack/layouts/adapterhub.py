@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.adapter_files import AdapterFiles, adapter_folders, open_adapter, sort_adapter_files
 from petlpack.layouts.base import Run
+from petlpack.layouts.checkpoints import skipped
+from petlpack.layouts.files import other_weights
 from petlpack.layouts.options import Options
 from petlpack.modules import Copy, Plain, Use
 
@@ -48,6 +51,7 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Ru
         weight_bytes=adapter.weight_bytes,
         kept=kept,
         left_out=left_out,
+        warnings=(*skipped(path, adapter.root(path)), *other_weights(left_out)),
         base_name=base if isinstance(base, str) else None,
         task=adapter.name if len(adapters) > 1 else "",
         name=adapter.name,
@@ -61,7 +65,7 @@ def _method(adapter: AdapterFiles) -> str:
 
 
 def _rule(adapter: AdapterFiles) -> tuple[Use | None, tuple[Copy, ...]]:
-    """Return how a LoRA or a bottleneck adapter of the common kinds acts; None for the others."""
+    """Return how a LoRA of the common kind acts; None for everything else, which is kept all the same."""
     config = adapter.config
     found = [
         (name, match) for name in adapter.tensors if name not in adapter.head and (match := _MODULE.fullmatch(name))
@@ -73,14 +77,19 @@ def _rule(adapter: AdapterFiles) -> tuple[Use | None, tuple[Copy, ...]]:
         if not isinstance(alpha, (int, float)) or not isinstance(rank, int) or not rank or not plain:
             return None, ()
         copies = tuple(Copy(f"{match['place']}.{match['lora']}", name) for name, match in found)
-        return Use("lora", {"scaling": alpha / rank}), copies
+        merged = [match["place"].endswith(".c_attn") for _, match in found]
+        settings: dict[str, Any] = {"scaling": alpha / rank}
+        if all(merged):  # query, key and value are one matrix in GPT-2
+            matrices = config.get("attn_matrices")
+            settings["enable"] = [matrix in matrices for matrix in "qkv"] if isinstance(matrices, list) else [True] * 3
+        return (Use("lora", settings), copies) if all(merged) or not any(merged) else (None, ())
     return None, ()
 
 
 def _refuse_prototype(adapter: AdapterFiles) -> None:
     """Raise RunError for what is PROPETL's prototype, saved by a fork of adapter-transformers 3, without its masks."""
     version = adapter.about.get("version")
-    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in adapter.head}
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if _MODULE.fullmatch(name)}
     layers = {name.partition(".layer.")[2].partition(".")[0] for name in tensors}
     shared = len({(tensor.shape, tensor.sha256()) for tensor in tensors.values()}) * len(layers) == len(tensors)
     if isinstance(version, str) and version.startswith("3.") and len(layers) > 1 and shared:

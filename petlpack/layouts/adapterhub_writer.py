@@ -48,6 +48,8 @@ _UNNORMED = (
     "norm: the weights are right, and the model that loads them computes something else until its layer is changed"
 )
 
+MOST_LAYERS = 10_000
+
 _T5 = {"encoder", "decoder"}
 
 _PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
@@ -150,6 +152,10 @@ def _bottleneck(rebuilt: Rebuilt, name: str) -> tuple[dict[str, Any], dict[str, 
         for place, (_, holder) in layers.items()
         for part, tensor in zip(_NAMES, found[place], strict=True)
     }
+    if max(layer for layer, _ in layers.values()) > MOST_LAYERS:
+        raise UsageError(
+            f"the adapters stand in layers above {MOST_LAYERS:,}, which no model has", hint=SAFETENSORS_HINT
+        )
     factors = {layer: _factor(*shapes[place]) for place, (layer, _) in layers.items()}
     config = {
         **_FORMS[form],

@@ -53,6 +53,8 @@ class Run:
     """Whether the weight files hold the base's tensors, too."""
     omits_base: bool = False
     """Whether tensors that equal the base's are left out of what comes back."""
+    note: str = ""
+    """What who decodes the task has to know."""
     exact: bool = True
     """Whether the module is what was trained to the bit, and not computed from it with a rounding."""
     figures: Mapping[str, int] = field(default_factory=dict)

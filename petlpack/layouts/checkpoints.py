@@ -5,6 +5,7 @@ Transformers saves checkpoints in place, so half-written ones are real: they are
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,14 +39,21 @@ def checkpoints(path: Path) -> list[Path]:
 
 
 def places(path: Path) -> list[Path]:
-    """Return where a run's files may be: the run itself, then its checkpoints, the highest N first."""
-    return [path, *checkpoints(path)] if path.is_dir() else []
+    """Return where a run's files may be: the run itself, then its checkpoints, the best first."""
+    return [path, *_best_first(path)] if path.is_dir() else []
+
+
+def skipped(path: Path, chosen: Path) -> tuple[str, ...]:
+    """Return a warning for each checkpoint that comes before the chosen one, and has nothing that could be read."""
+    before = list(itertools.takewhile(lambda place: place != chosen, places(path)))
+    names = [place.name for place in before if place != path] if chosen in places(path) else []
+    return tuple(f"skipped a half-written checkpoint: {printable(name)}" for name in names)
 
 
 def model_with(place: Path, *names: str) -> Path | None:
     """Return the model file of a directory if parts of tensor names stand in it, all of these; reads no pickle."""
     file = find_weights(place)
-    if file is None or file.suffix == ".json":
+    if file is None:
         return None
     text = name_text(file)
     return file if all(name.encode() in text for name in names) else None

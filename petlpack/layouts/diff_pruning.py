@@ -53,7 +53,7 @@ class DiffPruning:
                 kept=kept,
                 left_out=left_out,
                 base_name=base if isinstance(base, str) and base else None,
-                warnings=warnings_of(weights, [left for left in left_out if Path(left.file).suffix != ".pt"]),
+                warnings=warnings_of(weights, left_out),
             )
         ]
 

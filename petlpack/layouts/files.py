@@ -82,16 +82,20 @@ def sort_files(
     return kept, tuple(left_out)
 
 
+def other_weights(left_out: Collection[LeftOut]) -> tuple[str, ...]:
+    """Return a warning about weights that are left out, if there are any."""
+    others = [left.file for left in left_out if left.why == _OTHER_WEIGHTS]
+    return (f"left out other weights: {some(others)}",) if others else ()
+
+
 def warnings_of(weights: Checkpoint, left_out: Collection[LeftOut]) -> tuple[str, ...]:
     """Return what a person should know of a run: weights that are left out, and those that come back otherwise."""
-    others, broken = ([left.file for left in left_out if left.why == why] for why in (_OTHER_WEIGHTS, _BROKEN))
+    broken = [left.file for left in left_out if left.why == _BROKEN]
     pickled = [source.name for source in weights.sources if source.suffix != ".safetensors"]
-    warnings = []
-    if others:
-        warnings.append(f"left out other weights: {some(others)}")
+    warnings = [*other_weights(left_out)]
     if broken:
         warnings.append(f"left out links to nothing: {some(broken)}")
-    if pickled:
+    if pickled and not {*pickled} & weights.headers.keys():
         verb = "comes" if len(pickled) == 1 else "come"
         warnings.append(f"{some(pickled)} {verb} back as {some(list(weights.headers))}")
     return tuple(warnings)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of
-from petlpack.layouts.checkpoints import model_with, places
-from petlpack.layouts.files import sort_files
+from petlpack.layouts.checkpoints import model_with, places, skipped
+from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.options import Options
 from petlpack.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
@@ -63,6 +63,7 @@ class Hyperformer:
                     weight_bytes=weights.nbytes // len(codes),
                     kept=kept,
                     left_out=left_out,
+                    warnings=(*skipped(path, file.parent), *other_weights(left_out)),
                     base_name=None,
                     task=task,
                     name=task,
@@ -80,6 +81,12 @@ def _weights(path: Path) -> Path | None:
 
 def _trunks(tensors: Mapping[str, Tensor], file: Path) -> tuple[tuple[Trunk, ...], list[str]]:
     stacks = [stack for stack in _BLOCKS if f"{stack}.{_NET}.layer_id_embeddings.weight" in tensors]
+    before = next((name for name in tensors if ".pre_layernorm_hypernet." in name), None)
+    if before is not None:
+        raise RunError(
+            f"'{printable(str(file))}' generates norms before its adapters ('{before}'), which no rule can say",
+            hint="runs with add_layer_norm_before_adapter are not supported",
+        )
     trunks = []
     for stack in stacks:
         net = f"{stack}.{_NET}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,23 @@ SETTINGS = {
     "task_order": "names of the tasks in the order of their rows, with commas",
 }
 """Every setting that some layout may need."""
+
+ACTIVATIONS = frozenset(
+    {
+        *("relu", "relu6", "sigmoid", "tanh", "silu", "swish", "mish", "linear", "leaky_relu", "relu2"),
+        *(
+            "gelu",
+            "gelu_10",
+            "gelu_accurate",
+            "gelu_fast",
+            "gelu_new",
+            "gelu_python",
+            "gelu_pytorch_tanh",
+            "quick_gelu",
+        ),
+    }
+)
+"""Non-linearities as Transformers calls them."""
 
 FLAGS = ("keep_experts", "keep_retriever", "bake")
 """What may be kept, or baked, on request."""
@@ -61,6 +79,7 @@ class Options:
         """
         self.used.add(name)
         said = self.settings.get(name)
+        known = known or (ACTIVATIONS if name == "activation" else ())
         if said is not None and known and said not in known:
             raise UsageError(
                 f"--set {name}={printable(said)} is none of {', '.join(sorted(known))}", hint="choose one of these"
@@ -88,6 +107,8 @@ class Options:
             raise UsageError(
                 f"--set {name}={printable(said)} is not a number", hint=f"say --set {name}=NUMBER"
             ) from None
+        if not math.isfinite(value) and name != "keep_ratio":  # of which its own check says what it has to be
+            raise UsageError(f"--set {name}={printable(said)} is not finite", hint=f"say --set {name}=NUMBER")
         if found is not None and value != found:
             raise _contradiction(name, said, f"{found:g}")
         return value

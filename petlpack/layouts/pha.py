@@ -14,8 +14,8 @@ from typing import Any
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import LeftOut, Run, headers_of, read_json, row_of
-from petlpack.layouts.checkpoints import model_with, places
-from petlpack.layouts.files import sort_files
+from petlpack.layouts.checkpoints import model_with, places, skipped
+from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.options import Options
 from petlpack.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
@@ -79,6 +79,7 @@ class Pha:
                     weight_bytes=weights.nbytes // len(tasks),
                     kept={**kept, "config.json": _config_of(config, task)},
                     left_out=left_out,
+                    warnings=(*skipped(path, file.parent), *other_weights(left_out)),
                     base_name=None,
                     task=task,
                     name=task,
@@ -149,6 +150,8 @@ def _tasks(config: Mapping[str, Any], prototypes: Tensor, file: Path, options: O
     tasks = [
         task.strip() for task in (options.text("task_order", found) or options.needed("task_order", file)).split(",")
     ]
+    if "" in tasks:
+        raise RunError(f"'{printable(str(file))}' has a task without a name: {printable(', '.join(tasks))}")
     twice = next((task for task in tasks if tasks.count(task) > 1), None)
     if twice is not None:
         raise RunError(

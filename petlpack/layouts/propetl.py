@@ -14,8 +14,10 @@ from petlpack.arithmetic import produce
 from petlpack.errors import RunError, printable
 from petlpack.layouts.adapter_files import MASKS, AdapterFiles, adapter_folders, open_adapter, sort_adapter_files
 from petlpack.layouts.base import Run, headers_of, read_json
+from petlpack.layouts.checkpoints import skipped
+from petlpack.layouts.files import other_weights
 from petlpack.layouts.options import Options
-from petlpack.layouts.scores import check_keep, count_kept, mask_of, stored_mask
+from petlpack.layouts.scores import check_keep, mask_of, stored_mask
 from petlpack.modules import Masked, MaskedMatrix, Produced, Use
 from petlpack.tensors.tensor import Tensor
 
@@ -79,12 +81,13 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles], optio
         weight_bytes=adapter.weight_bytes,
         kept=kept,
         left_out=left_out,
+        warnings=(*skipped(path, adapter.root(path)), *other_weights(left_out)),
         base_name=base if isinstance(base, str) else None,
         task=adapter.name if len(adapters) > 1 else "",
         name=adapter.name,
         parts=(shared,),
         exact=not added,
-        figures={"trained": sum(prototypes.values()) + sum(mask.size for mask in masks), "kept": count_kept(masks)},
+        figures={"trained": sum(prototypes.values()) + sum(mask.size for mask in masks)},
     )
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, headers_of
-from petlpack.layouts.checkpoints import model_with, places
-from petlpack.layouts.files import sort_files
+from petlpack.layouts.base import LeftOut, Run, headers_of
+from petlpack.layouts.checkpoints import model_with, places, skipped
+from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.options import Options
-from petlpack.layouts.scores import check_keep, consensus, count_kept, mask_of, stored_mask
+from petlpack.layouts.scores import check_keep, consensus, mask_of, stored_mask
 from petlpack.modules import Masked, MaskedMatrix, Use
 from petlpack.tensors.checkpoint import Checkpoint, open_saved
 from petlpack.tensors.tensor import Tensor
@@ -26,6 +26,11 @@ _PROTOTYPE = re.compile(r".+\.adapter_controller\.adapters\.[^.]+\.(?P<side>down
 
 LAYER = "layer"
 """Whose masks `layer_down_mask` and `layer_up_mask` are."""
+
+_LAST = (
+    "the original code takes the first layer's mask from the last task that it is configured for: "
+    "configure it for all tasks of the run, in their order: {}"
+)
 
 COMBINE = ("or", "and", "add")
 
@@ -66,6 +71,7 @@ class _Masks:
         self.weights, self.whole = weights, file.name != FILE
         self.prototype: dict[tuple[str, str], str] = {}
         self.others: dict[str, Tensor] = {}
+        self.scores: dict[str, Tensor] = {}
         self._of: dict[str, dict[tuple[str, str], str]] = {}
         self.tensors: dict[str, Tensor] = {}
         for name, tensor in weights.tensors.items():
@@ -114,6 +120,7 @@ class _Masks:
             if mask is None:
                 keep = check_keep(options.needed_number("keep_ratio", file), file) if keep is None else keep
                 mask = mask_of(tensor, keep, name)
+                self.scores[name] = tensor
             self.tensors[name] = mask
 
     def _restore_alias(self, file: Path) -> None:
@@ -201,7 +208,11 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options) ->
     tensors = {name: masks.tensors[name] for name in names} | (masks.others if masks.whole else {})
     chosen = file.parent
     kept, left_out = sort_files(path, chosen, masks.weights.sources)
-    distinct = list(dict.fromkeys(own))
+    scores = [tensor.nbytes for tensor in masks.scores.values()]
+    if scores:
+        what = f"{file.name}: mask scores ({len(scores)} tensors)"
+        left_out = (*left_out, LeftOut(what, sum(scores), "made masks once; only further training needs scores"))
+    trained = [masks.tensors[name] for name in names if name not in masks.prototype.values()]
     prototype = sum(masks.tensors[name].size for name in masks.prototype.values())
     return Run(
         path=path,
@@ -212,16 +223,16 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options) ->
         weight_bytes=masks.weights.nbytes // len(masks.tasks),
         kept=kept,
         left_out=left_out,
+        warnings=(*skipped(path, file.parent), *other_weights(left_out)),
         base_name=None,
         task=task,
         name=task,
         parts=(tuple(shared),),
         hints=masks.common,
+        note=_LAST.format(printable(", ".join(masks.tasks))) if extreme and len(masks.tasks) > 1 else "",
         on_base=masks.whole,
         omits_base=masks.whole,
         figures={
-            "trained": prototype
-            + sum(masks.tensors[name].size for name in names if name not in masks.prototype.values()),
-            "kept": count_kept([masks.tensors[name] for name in distinct]),
+            "trained": prototype + sum({mask.sha256(): mask.size for mask in trained}.values()),
         },
     )

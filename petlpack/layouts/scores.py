@@ -55,11 +55,6 @@ def check_keep(keep: float, where: object) -> float:
     return keep
 
 
-def count_kept(masks: list[Tensor]) -> int:
-    """Return how many entries some masks keep."""
-    return sum(int(np.count_nonzero(mask.bits())) for mask in masks)
-
-
 def consensus(masks: list[Tensor]) -> Tensor | None:
     """Return the mask of what most masks keep, where coding each by it takes fewer bits, itself included; else None."""
     kept = np.stack([mask.bits().reshape(-1) for mask in masks])

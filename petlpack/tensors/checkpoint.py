@@ -136,6 +136,8 @@ def name_text(path: Path) -> bytes:
     try:
         if path.suffix == ".safetensors":
             return read_header(path).text.encode()
+        if path.suffix == ".json":  # an index of shards
+            return path.read_bytes()
         if not zipfile.is_zipfile(path):
             with path.open("rb") as file:
                 return file.read(MOST_NAMES)
@@ -157,6 +159,9 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
     """
     if path.suffix == ".safetensors":
         return open_checkpoint(path)
+    if path.suffix == ".json":  # shards come back as one file
+        merged = open_checkpoint(path)
+        return replace(merged, headers=_built_header("model.safetensors", merged.tensors))
     loaded = _load_pickled(path)
     inside = next(
         (loaded[key] for key in keys if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), loaded
