@@ -100,8 +100,10 @@ def prepare(
     if rule is not None and base is not None:
         _refuse_stranger(run, refs, base, same)
     if run.omits_base:
-        frozen, named = {known[name] for name in same}, set(texts_of(rule))
-        omitted = {name for name in tensors if name in same or (known[name] in frozen and name not in named)}
+        frozen = {(tensors[name].dtype, tensors[name].shape, known[name]) for name in same}
+        named = set(texts_of(rule))
+        tied = {n for n, t in tensors.items() if (t.dtype, t.shape, known[n]) in frozen and n not in named}
+        omitted = same | tied
         tensors = {name: tensor for name, tensor in tensors.items() if name not in omitted}
         refs = {name: ref for name, ref in refs.items() if name in tensors}
     parts: tuple[SharedTensors, ...] = ()
@@ -179,7 +181,7 @@ def _facts(
 def _count_kept(run: Run, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> int | None:
     """Return how many entries the masks keep, each mask once; None where there is none."""
     masks = {
-        digests[name]: tensor
+        (tensor.shape, digests[name]): tensor
         for name, tensor in tensors.items()
         if tensor.dtype.name == "BOOL" and isinstance(run.module, Masked) and name not in run.module.head
     }

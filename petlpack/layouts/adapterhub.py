@@ -41,7 +41,11 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Ru
     kept, left_out = sort_adapter_files(path, adapter, adapters)
     base = adapter.about.get("model_name")
     use, copies = _rule(adapter)
-    own = {tensor.sha256(): tensor.size for name, tensor in adapter.tensors.items() if name not in adapter.head}
+    own = {
+        (tensor.shape, tensor.sha256()): tensor.size
+        for name, tensor in adapter.tensors.items()
+        if name not in adapter.head
+    }
     return Run(
         path=path,
         layout="adapterhub",

@@ -64,7 +64,7 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles], optio
     module = _prefix(adapter, scores, options) if scores else _matrices(adapter, options)
     tensors, head = module.tensors, module.head
     shared = tuple(name for name in tensors if name not in head and tensors[name].dtype.name != "BOOL")
-    prototypes = {tensors[name].sha256(): tensors[name].size for name in shared}
+    prototypes = {(tensors[name].shape, tensors[name].sha256()): tensors[name].size for name in shared}
     masks = [tensors[name] for name in dict.fromkeys(mask for row in module.rows for mask in row.masks)]
     files = {file: [name for name in header.entries if name in tensors] for file, header in adapter.headers.items()}
     added = tensors.keys() - adapter.tensors.keys()

@@ -233,6 +233,6 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options) ->
         on_base=masks.whole,
         omits_base=masks.whole,
         figures={
-            "trained": prototype + sum({mask.sha256(): mask.size for mask in trained}.values()),
+            "trained": prototype + sum({(mask.shape, mask.sha256()): mask.size for mask in trained}.values()),
         },
     )
