@@ -151,7 +151,7 @@ def _adamix(report: Report, directory: Path, rows: list[tuple[str, ...]]) -> Non
 
 def _diff_pruning(report: Report, directory: Path, rows: list[tuple[str, ...]]) -> None:
     base = runs.write_base(directory / "base", runs.BERT_LARGE)
-    written = runs.write_diff_pruning(directory / "run", base.path, info=False)
+    written = runs.write_diff_pruning(directory / "run", base.path, structured=False, info=False)
     del base
     changed = _changed(written.path, directory / "base")
     tasks = _encode(written.path, directory / "pack", directory / "base", codec="sparse")
