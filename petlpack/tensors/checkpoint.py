@@ -190,10 +190,23 @@ def _load_pickled(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
+        cut = _is_cut(path)
+        what = "cut short" if cut else "not a plain state dict"
         raise RunError(
-            f"'{printable(str(path))}' is not a plain state dict: {printable(_reason(error))}",
-            hint="a pickle may carry code, so nothing but tensors is read from it; save the run as safetensors",
+            f"'{printable(str(path))}' is {what}: {printable(_reason(error))}",
+            hint="copy the file again, or use another checkpoint"
+            if cut
+            else "a pickle may carry code, so nothing but tensors is read from it; save the run as safetensors",
         ) from error
+
+
+def _is_cut(path: Path) -> bool:
+    """Tell whether a file begins as the archives do that torch saves, and does not end as one."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"PK" and not zipfile.is_zipfile(path)
+    except OSError:
+        return False
 
 
 def _reason(error: Exception) -> str:
