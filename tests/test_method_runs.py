@@ -117,6 +117,16 @@ def test_mask_scores_are_listed_as_left_out(tmp_path: Path) -> None:
     assert all(any("mask scores" in left.file for left in one.left_out) for one in encoded)
 
 
+@pytest.mark.parametrize("bake", [True, False])
+def test_what_a_prefix_loses_is_listed_as_left_out(tmp_path: Path, bake: bool) -> None:
+    written = runs.write_propetl_roberta(tmp_path / "run", "sst2", SHAPE, kind="prefix", keep=0.5)
+    encoded = encode(written.path, tmp_path, bake=bake)
+    names = [left.file for left in encoded.left_out]
+    assert any("mask scores (1 tensor)" in name for name in names)
+    assert any("the network of the prefix" in name for name in names) == bake
+    assert encoded.exact is not bake
+
+
 @pytest.mark.parametrize("changes", [{"head_type": "tagging"}, {"activation_function": "relu"}, {"use_pooler": True}])
 @pytest.mark.parametrize("to", ["peft", "adapterhub"])
 def test_an_odd_head_is_left_out_of_another_library(tmp_path: Path, to: str, changes: dict[str, Any]) -> None:

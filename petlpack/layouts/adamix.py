@@ -16,7 +16,7 @@ import numpy as np
 
 from petlpack.arithmetic import average, floats
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import LeftOut, Run, headers_of, read_json
+from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import places, skipped
 from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.options import Options
@@ -66,8 +66,8 @@ class Adamix:
         stored = {name: tensors[name] for name in names}
         gone = [tensor.nbytes for name, tensor in weights.tensors.items() if name not in stored]
         if gone:
-            what = f"{file.name}: experts beside the first ({len(gone)} tensors)"
-            left_out = (*left_out, LeftOut(what, sum(gone), "averaged into one expert (--keep-experts keeps all)"))
+            why = "averaged into one expert (--keep-experts keeps all)"
+            left_out = (*left_out, left_out_tensors(file.name, "experts beside the first", gone, why))
         whole = any(not _is_method(name) and name not in head for name in weights.tensors)
         base = config.get("_name_or_path")
         trained = sum(tensor.size for name, tensor in weights.tensors.items() if _EXPERT.fullmatch(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,6 +76,11 @@ class Layout(Protocol):
 
     def read(self, path: Path, options: Options) -> Sequence[Run]:
         """Read the tasks of a run; raises RunError that names the file."""
+
+
+def left_out_tensors(file: str, what: str, sizes: Collection[int], why: str) -> LeftOut:
+    """Return tensors of a weight file, with their bytes, as what does not go into the pack."""
+    return LeftOut(f"{file}: {what} ({len(sizes)} tensor{'s' * (len(sizes) != 1)})", sum(sizes), why)
 
 
 def headers_of(files: Mapping[str, Iterable[str]], tensors: Mapping[str, Tensor]) -> dict[str, Header]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import LeftOut, Run, headers_of, read_json, row_of
+from petlpack.layouts.base import LeftOut, Run, headers_of, left_out_tensors, read_json, row_of
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.options import Options
@@ -175,8 +175,8 @@ def _drop(tensors: dict[str, Tensor], file: Path, options: Options) -> list[Left
     dropped = []
     for what, names, why in (("decoder...manual", dead, _DEAD), ("decoder.mlp", retriever, _TRAINING)):
         if names:
-            nbytes = sum(tensors.pop(name).nbytes for name in names)
-            dropped.append(LeftOut(f"{file.name}: {what} ({len(names)} tensors)", nbytes, why))
+            sizes = [tensors.pop(name).nbytes for name in names]
+            dropped.append(left_out_tensors(file.name, what, sizes, why))
     return dropped
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from petlpack.arithmetic import produce
 from petlpack.errors import RunError, printable
 from petlpack.layouts.adapter_files import MASKS, AdapterFiles, adapter_folders, open_adapter, sort_adapter_files
-from petlpack.layouts.base import Run, headers_of, read_json
+from petlpack.layouts.base import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import skipped
 from petlpack.layouts.files import other_weights
 from petlpack.layouts.options import Options
@@ -68,6 +68,7 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles], optio
     masks = [tensors[name] for name in dict.fromkeys(mask for row in module.rows for mask in row.masks)]
     files = {file: [name for name in header.entries if name in tensors] for file, header in adapter.headers.items()}
     added = tensors.keys() - adapter.tensors.keys()
+    left_out = (*left_out, *_gone(adapter, tensors))
     base = adapter.about.get("model_name")
     return Run(
         path=path,
@@ -89,6 +90,28 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles], optio
         exact=not added,
         figures={"trained": sum(prototypes.values()) + sum(mask.size for mask in masks)},
     )
+
+
+def _gone(adapter: AdapterFiles, tensors: Mapping[str, Tensor]) -> list[LeftOut]:
+    """Return what of the adapter is not stored: scores that were made masks, a network whose prefix is."""
+    scores = [
+        name
+        for name, tensor in tensors.items()
+        if name in adapter.tensors and tensor.dtype != adapter.tensors[name].dtype
+    ]
+    network = [name for name in adapter.tensors if name not in tensors]
+    gone = []
+    for what, names, why in (
+        ("mask scores", scores, "made masks once; only further training needs scores"),
+        ("the network of the prefix", network, "what it makes is stored instead (--bake)"),
+    ):
+        held = {
+            (adapter.tensors[name].shape, adapter.tensors[name].sha256()): adapter.tensors[name].nbytes
+            for name in names
+        }
+        if held:
+            gone.append(left_out_tensors(adapter.folder.name, what, held.values(), why))
+    return gone
 
 
 def _matrices(adapter: AdapterFiles, options: Options) -> Masked:

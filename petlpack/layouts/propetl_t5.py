@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import LeftOut, Run, headers_of
+from petlpack.layouts.base import Run, headers_of, left_out_tensors
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.options import Options
@@ -210,8 +210,8 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options) ->
     kept, left_out = sort_files(path, chosen, masks.weights.sources)
     scores = [tensor.nbytes for tensor in masks.scores.values()]
     if scores:
-        what = f"{file.name}: mask scores ({len(scores)} tensors)"
-        left_out = (*left_out, LeftOut(what, sum(scores), "made masks once; only further training needs scores"))
+        why = "made masks once; only further training needs scores"
+        left_out = (*left_out, left_out_tensors(file.name, "mask scores", scores, why))
     trained = [masks.tensors[name] for name in names if name not in masks.prototype.values()]
     prototype = sum(masks.tensors[name].size for name in masks.prototype.values())
     return Run(
