@@ -5,7 +5,7 @@ Diff pruning (Guo, Rush and Kim 2021), section 3.2, prunes by magnitude to reach
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_UP, Context
 
@@ -41,13 +41,13 @@ def prune(
 ) -> Pruned:
     """Keep the `density` largest changes of all float weights that the base has; the others become the base's.
 
-    Of changes of one size at the limit all are kept. Tensors of one content (`digests`: tied weights) are one, and
-    counted once. Raises RunError where a change is no number.
+    Of changes of one size at the limit all are kept. Tensors of one content (`digests`) and one base tensor, or none
+    (tied weights), are one, and counted once. Raises RunError where a change is no number.
     """
     first: dict[tuple[object, ...], str] = {}
     for name, ref in refs.items():
         if tensors[name].dtype.kind == "float" and ref.shape == tensors[name].shape:
-            first.setdefault(_content(name, tensors, digests), name)
+            first.setdefault((*_content(name, tensors, digests), ref.sha256), name)
     names = list(first.values())
     total = sum(tensors[name].size for name in names)
     limit = _limit(tensors, {name: refs[name] for name in names}, base, round(density * total))
@@ -63,8 +63,11 @@ def prune(
             worst = max(worst, float(size[~large].max(initial=0)))
         if worst:
             error[name] = float(_UP.create_decimal_from_float(worst))
+    without_base = {_content(name, tensors, digests): name for name in reversed(names)}
     for name in tensors:
-        pruned[name] = pruned[first.get(_content(name, tensors, digests), name)]
+        content = _content(name, tensors, digests)
+        twin = first.get((*content, refs[name].sha256)) if name in refs else without_base.get(content)
+        pruned[name] = pruned[twin or name]
     return Pruned(pruned, kept / total if total else 0.0, error)
 
 
@@ -92,12 +95,12 @@ def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Bas
     return np.float64(np.array([found], "<u8").view("<f8")[0])
 
 
-def _changes(tensor: Tensor, ref: BaseRef, base: Base) -> list[NDArray[np.float64]]:
-    """Return the sizes of a tensor's changes, piece by piece, as float64."""
-    return [
-        _size(tensor.read_flat(start, stop), base.predict(ref, tensor.dtype, start, stop), tensor.dtype, ref.name)
-        for start, stop in ((i, min(i + PIECE, tensor.size)) for i in range(0, tensor.size, PIECE))
-    ]
+def _changes(tensor: Tensor, ref: BaseRef, base: Base) -> Iterator[NDArray[np.float64]]:
+    """Yield the sizes of a tensor's changes, piece by piece, as float64."""
+    for start in range(0, tensor.size, PIECE):
+        stop = min(start + PIECE, tensor.size)
+        given = base.predict(ref, tensor.dtype, start, stop)
+        yield _size(tensor.read_flat(start, stop), given, tensor.dtype, ref.name)
 
 
 def _size(tuned: Bits, given: Bits, dtype: DType, name: str) -> NDArray[np.float64]:

@@ -49,6 +49,25 @@ def test_tied_weights_are_pruned_as_one(tmp_path: Path) -> None:
     assert changed / total == pytest.approx(0.02, rel=0.02)
 
 
+def test_weights_that_became_equal_are_pruned_each_by_its_own_base(tmp_path: Path) -> None:
+    base = runs.write_base(tmp_path / "base", SHAPE)
+    one, two = (f"encoder.layer.{i}.attention.output.dense.bias" for i in (0, 1))
+    tuned = {f"bert.{name}": torch.from_numpy(array.copy()) for name, array in base.tensors.items()}
+    for name in (one, two):
+        tuned[f"bert.{name}"] = torch.full_like(tuned[f"bert.{name}"], 0.01)
+    (tmp_path / "run").mkdir()
+    safetensors.torch.save_file(tuned, tmp_path / "run" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "run" / "config.json").write_text("{}")
+    encode(tmp_path / "run", tmp_path, base.path, density=0.0005)
+    task = petlpack.open(tmp_path / "pack")["run"]
+    tensors = task.load(base.path)
+    for name in (one, two):
+        found, wanted, given = tensors[f"bert.{name}"].numpy(), tuned[f"bert.{name}"].numpy(), base.tensors[name]
+        assert ((found == wanted) | (found == given)).all()
+        error = float(np.abs(found - wanted).max())
+        assert error <= task.manifest.facts["error"].get(f"bert.{name}", 0.0)
+
+
 @pytest.mark.parametrize("best", [True, False])
 def test_the_best_checkpoint_of_a_method_counts(tmp_path: Path, best: bool) -> None:
     run = tmp_path / "run"
