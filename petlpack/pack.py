@@ -184,14 +184,13 @@ def _run_of(task: Task, against: str | Path, base: Base | None) -> dict[str, Ten
         raise RunError(
             f"'{printable(str(against))}' has no task '{printable(str(facts.get('task', '')))}', it has {names}"
         )
-    density = facts["options"].get("density") if isinstance(facts.get("options"), dict) else None
-    if isinstance(density, float) and base is not None:
-        return dict(prepare(run, base, count_jobs(None), density=density).tensors)
-    return (
-        dict(prepare(run, base if run.needs_base else None, count_jobs(None)).tensors)
-        if run.omits_base
-        else dict(run.module.tensors)
-    )
+    said = facts.get("options")
+    density = said.get("density") if isinstance(said, dict) else None
+    if not (isinstance(density, float) and 0 < density < 1):
+        density = None
+    if base is None or not (run.omits_base or density):
+        return dict(run.module.tensors)
+    return prepare(run, base, count_jobs(None), rule=task.template.rule, density=density).tensors
 
 
 def _compare_with_run(task: Task, base: Base | None, against: str | Path) -> None:

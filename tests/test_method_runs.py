@@ -248,6 +248,8 @@ def test_a_bias_of_zeros_is_not_taken_for_a_norm_of_the_base(tmp_path: Path) -> 
     rebuilt = petlpack.open(tmp_path / "pack")["run"].rebuild(base.path)
     assert rebuilt is not None
     assert not rebuilt.tensors["encoder.block.1.layer.1.up.bias"].numpy().any()
+    (checked,) = petlpack.verify(tmp_path / "pack", base.path, task="run", against=written.path)
+    assert (checked.error, checked.depth) == (None, "compared")
 
 
 def test_networks_with_norms_before_are_refused(tmp_path: Path) -> None:
