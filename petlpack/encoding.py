@@ -33,7 +33,7 @@ from petlpack.layouts.base import LeftOut, Run
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import read_run
 from petlpack.loading import Task, open_base
-from petlpack.modules import Dense, Generator, Masked, Mixture, Plain, Rebuilt
+from petlpack.modules import Dense, Generator, Masked, Mixture, Plain
 from petlpack.parallel import Progress, count_jobs, ordered_map
 from petlpack.parts import BYTES, Part, Templates, part_params, part_slots, unreadable
 from petlpack.preparing import Digests, SharedTensors, Work, prepare
@@ -118,8 +118,11 @@ def encode(
         written = [writer.write(own, run, codec, density, options) for own, run in zip(names, runs, strict=True)]
         for one in written:  # all of a run or none: asked once more before the first goes in
             store.refuse_taken(one.name, replace=replace)
+        contents = {sha256 for one in written for sha256 in one.shared if sha256 not in writer.parts}
+        damaged = writer.damaged | unreadable(store, contents)
         for one in written:
-            store.put(one.name, one.path, one.shared, unreadable(store, one.shared), replace=replace)
+            store.put(one.name, one.path, one.shared, damaged, replace=replace)
+            damaged -= one.shared.keys()  # written again, once
         seconds = (time.perf_counter() - started) / len(written)
         return [_encoded(one, store, seconds) for one in written]
 
@@ -213,7 +216,10 @@ class _Writer:
         self._jobs, self._progress = jobs, progress
         self._digests = Digests(jobs)
         self._base_parameters = base_parameters
-        self._parts: dict[str, Path] = {}
+        self.parts: dict[str, Path] = {}
+        """Where the shared parts of tensors are, by sha256."""
+        self.damaged: set[str] = set()
+        """Those of them that the pack has, and that cannot be read there."""
 
     def write(self, name: str, run: Run, wanted: str, density: float | None, options: Options) -> _Written:
         """Write one task by the codec whose file is smallest; raises RunError where the wanted one does not suit."""
@@ -226,11 +232,11 @@ class _Writer:
             rule = codec.rule_of(run.module)
             if work is None or work.template.rule != rule:
                 work = self._prepare(run, rule, density, options)
-                _check_rule(run, codec.rebuild, work)
-            parts = self._write_parts(work, codec)
+                _check_rule(run, codec, work)
+            self._write_parts(work, codec)
             path = self._scratch.enter_context(self._store.scratch())
             if self._write_task(path, work, codec) and (best is None or path.stat().st_size < best.stat().st_size):
-                best, best_id, best_work, best_parts = path, codec_id, work, parts
+                best, best_id, best_work = path, codec_id, work
         if best is None:
             raise RunError(
                 f"codec '{wanted}' does not suit '{printable(str(run.path))}': too many weights differ from the base",
@@ -238,9 +244,9 @@ class _Writer:
             )
         templates = Templates(self._store)
         templates.put(next(iter(best_work.content)), best_work.plan.name, best_work.template)
-        task = Task(self._store, name, best, templates, best_parts)
+        task = Task(self._store, name, best, templates, self.parts)
         _compare(task, self._base, self._jobs)
-        shared = _SharedFiles(best_work.content, {part.sha256: best_parts[part.sha256] for part in best_work.parts})
+        shared = _SharedFiles(best_work.content, {part.sha256: self.parts[part.sha256] for part in best_work.parts})
         return _Written(name, best, run, best_id, task.exact, shared)
 
     def _prepare(self, run: Run, rule: Mapping[str, Any] | None, density: float | None, options: Options) -> Work:
@@ -278,23 +284,22 @@ class _Writer:
             return False
         return True
 
-    def _write_parts(self, work: Work, codec: Codec) -> dict[str, Path]:
-        """Write the shared parts of tensors that are not in the pack yet, each once; return where they are."""
-        wanted = [part.sha256 for part in work.parts if part.sha256 not in self._parts]
-        damaged = unreadable(self._store, wanted)
+    def _write_parts(self, work: Work, codec: Codec) -> None:
+        """Write the shared parts of tensors that are not in the pack yet, each once in a call."""
+        self.damaged |= unreadable(self._store, [part.sha256 for part in work.parts if part.sha256 not in self.parts])
         for slots, part in zip(_shared_slots(work, codec.kinds(work.template.rule)), work.parts, strict=True):
-            if part.sha256 in self._parts:
+            if part.sha256 in self.parts:
                 continue
             path = self._scratch.enter_context(self._store.scratch())
+            missing = part.sha256 in self.damaged
             try:  # a copy, for nobody may need the part before this task does, and a gc may take it
-                if part.sha256 not in damaged:
+                if not missing:
                     shutil.copyfile(self._store.shared_path(part.sha256), path)
             except FileNotFoundError:
-                damaged.add(part.sha256)
-            if part.sha256 in damaged:
+                missing = True
+            if missing:
                 self._write_part(path, part, part_slots(slots), codec)
-            self._parts[part.sha256] = path
-        return dict(self._parts)
+            self.parts[part.sha256] = path
 
     def _write_part(self, path: Path, part: SharedTensors, slots: list[Slot], codec: Codec) -> None:
         tensors = {slot.name: tensor for slot, tensor in zip(slots, part.tensors, strict=True)}
@@ -339,12 +344,10 @@ class _Writer:
                 self._progress(done, total)
 
 
-def _check_rule(
-    run: Run, rebuild: Callable[[Mapping[str, Any] | None, Mapping[str, Tensor]], Rebuilt | None], work: Work
-) -> None:
+def _check_rule(run: Run, codec: Codec, work: Work) -> None:
     """Raise RunError where the run's tensors do not fit its rule, or the modules that come out are none."""
     try:
-        rebuilt = rebuild(work.template.rule, work.tensors)
+        rebuilt = codec.rebuild(work.template.rule, work.tensors)
         for tensor in rebuilt.tensors.values() if rebuilt is not None else ():
             tensor.read_flat(0, min(1, tensor.size))
     except DamageError as error:

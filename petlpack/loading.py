@@ -211,9 +211,14 @@ class Task:
         return list(dict.fromkeys([*self.manifest.shared, *self.template.needs]))
 
     @property
+    def plan(self) -> Plan:
+        """How the tensors are found; raises DamageError."""
+        return parse_plan(self.manifest.params, self.template.slots)
+
+    @property
     def dense_bytes(self) -> int:
         """Bytes of the run's tensors, each as often as its file holds it."""
-        return self.template.dense_bytes(parse_plan(self.manifest.params, self.template.slots).aliases)
+        return self.template.dense_bytes(self.plan.aliases)
 
     def load(self, base: str | Path | Base | None = None) -> TaskTensors:
         """Return the tensors, lazily: a mapping whose tensors are decoded when their bits are asked for.
@@ -290,7 +295,6 @@ class Task:
         with new_directory(Path(out)) as directory:
             if to == "run":
                 notes = self._write_run(directory, self.load(base), jobs, progress)
-                notes += [printable(str(self.manifest.facts["note"]))] if "note" in self.manifest.facts else []
             else:
                 notes = self._write_as(to, directory, base, jobs, progress)
         return Decoded(Path(out), tuple(notes))
@@ -302,7 +306,7 @@ class Task:
         self._write_files(directory, list(self.template.files))
         same = {tensors.plan.slots[i].name: tensors.plan.slots[j].name for i, j in tensors.plan.aliases.items()}
         write_weights(directory, self.template.headers, tensors.stream(jobs=jobs, progress=progress), same)
-        return []
+        return [printable(str(self.manifest.facts["note"]))] if "note" in self.manifest.facts else []
 
     def _write_as(
         self, to: str, directory: Path, base: str | Path | Base | None, jobs: int | None, progress: Progress | None

@@ -35,12 +35,11 @@ def run(out: Output, pack: Path, task: str) -> None:
 
 def _facts(pack: petlpack.Pack, name: str) -> dict[str, Any]:
     """Return what --json prints."""
-    from petlpack.loading import parse_plan
     from petlpack.parts import find_shared
 
     task = pack[name]
     template, payload = task.template, task.payload
-    plan = parse_plan(task.manifest.params, template.slots)
+    plan = task.plan
     shared = [
         {"sha256": sha256, "bytes": find_shared(pack.store, sha256).stat().st_size, "holds": _holds(task, sha256)}
         for sha256 in task.parts

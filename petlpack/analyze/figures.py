@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from petlpack import container
-from petlpack.loading import Task, parse_plan
+from petlpack.loading import Task
 from petlpack.template import texts_of
 from petlpack.tensors.dtypes import DTYPES
 
@@ -39,8 +39,7 @@ class Figures:
 def figures_of(task: Task) -> Figures:
     """Count one task; decodes no weights."""
     template, facts = task.template, task.manifest.facts
-    plan = parse_plan(task.manifest.params, template.slots)
-    own, shared = plan.stored, [slot for slot in template.slots if slot.part is not None]
+    own, shared = task.plan.stored, [slot for slot in template.slots if slot.part is not None]
     method = [slot for slot in (*own, *shared) if not slot.head and slot.dtype.name != "BOOL"]
     if template.rule is not None:  # of a whole model, only what the method made
         named = set(texts_of(template.rule))

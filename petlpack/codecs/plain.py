@@ -55,8 +55,9 @@ class Plain:
 
     def rule_of(self, module: Module) -> dict[str, Any] | None:
         """Return what the tensors are called rebuilt, where the module says how they act."""
-        known = isinstance(module, PlainModule) and module.use is not None
-        return to_rule(module.use, module.rows) if known else None  # type: ignore[union-attr, arg-type]
+        if not isinstance(module, PlainModule) or module.use is None:
+            return None
+        return to_rule(module.use, module.rows)
 
     def kinds(self, rule: Rule | None) -> dict[str, str]:
         """Return no kinds: the names tell them."""

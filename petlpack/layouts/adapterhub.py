@@ -16,7 +16,7 @@ from petlpack.layouts.options import Options
 from petlpack.modules import Copy, Plain, Use
 
 _MODULE = re.compile(
-    r"(?P<place>.+)\.(?:adapters\.[^.]+\.adapter_(?P<side>down\.0|up)\.(?P<part>weight|bias)|loras\.[^.]+\.(?P<lora>lora_[AB]))"
+    r"(?P<place>.+)\.(?:adapters\.[^.]+\.adapter_(?:down\.0|up)\.(?:weight|bias)|loras\.[^.]+\.(?P<lora>lora_[AB]))"
 )
 
 
