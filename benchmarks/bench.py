@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from audit import audit
 from methods import methods
 from numpy.typing import NDArray
 from peers import coded_bytes, peers, run_zipnn
@@ -355,12 +356,13 @@ PARTS = {
     "adapters": adapters,
     "unchanged": unchanged,
     "methods": methods,
+    "audit": audit,
     "startup": startup,
     "memory": memory,
 }
 
 
-MADE_UP = {"methods", "startup", "memory"}
+MADE_UP = {"methods", "audit", "startup", "memory"}
 """Parts that need no trained run."""
 
 

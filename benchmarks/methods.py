@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the generators of runs are the tests'
 
 import petlpack  # noqa: E402
-from petlpack.analyze.figures import entropy, figures_of  # noqa: E402
+from petlpack.analyze.figures import Figures, entropy  # noqa: E402
+from petlpack.analyze.one import audit  # noqa: E402
 from tests import method_formulas as formulas  # noqa: E402
 from tests import method_runs as runs  # noqa: E402
 
@@ -56,8 +57,12 @@ def methods(report: Report, trained: Path) -> None:
     )
 
 
+def _figures(task: petlpack.Task) -> Figures:
+    return audit(task.store.path, task.name).row.figures
+
+
 def _row(name: str, source: int, method: int, tasks: list[petlpack.Task]) -> tuple[str, ...]:
-    figures = figures_of(tasks[0])
+    figures = _figures(tasks[0])
     head = sum(size for task in tasks for section, size in task.payload.items() if section.startswith("head."))
     bits = "-" if figures.bits_per_entry is None else f"{figures.bits_per_entry:.4f}"
     return (
@@ -100,7 +105,7 @@ def _propetl_roberta(report: Report, directory: Path, rows: list[tuple[str, ...]
     for kind, keep in (("adapter", 0.5), ("lora", 0.1), ("prefix", 0.1)):
         written = runs.write_propetl_roberta(directory / kind, "sst2", shape, kind=kind, keep=keep)
         tasks = _encode(written.path, directory / "pack", bake=kind == "prefix")
-        figures = figures_of(tasks[0])
+        figures = _figures(tasks[0])
         method = _bytes(tasks)
         rows.append(_row(f"PROPETL {kind}, RoBERTa-base, k {keep}", _size(written.path), method, tasks))
         bound = figures.mask_entries * entropy(keep) / 8
@@ -135,7 +140,7 @@ def _adamix(report: Report, directory: Path, rows: list[tuple[str, ...]]) -> Non
     ):
         written = runs.write_adamix(directory / name, shape, family=family)
         tasks = _encode(written.path, directory / "pack")
-        figures = figures_of(tasks[0])
+        figures = _figures(tasks[0])
         rows.append(_row(f"AdaMix, {name}", _size(written.path), _bytes(tasks), tasks))
         report.bar(f"AdaMix {name}, stored floats over {floats:,}", figures.stored_parameters / floats, 1)
         experts = [

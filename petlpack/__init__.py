@@ -13,7 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from petlpack.analyze.planning import Offer, PackPlan, Plans, RunPlan, plan
     from petlpack.analyze.stats import Stats, stats
+    from petlpack.analyze.survey import Survey, survey
     from petlpack.encoding import Encoded, encode
     from petlpack.errors import (
         BaseError,
@@ -42,11 +44,16 @@ _WHERE = {
     "Decoded": "petlpack.loading:Decoded",
     "Encoded": "petlpack.encoding:Encoded",
     "LockedError": "petlpack.errors:LockedError",
+    "Offer": "petlpack.analyze.planning:Offer",
     "Pack": "petlpack.pack:Pack",
+    "PackPlan": "petlpack.analyze.planning:PackPlan",
     "PetlpackError": "petlpack.errors:PetlpackError",
+    "Plans": "petlpack.analyze.planning:Plans",
     "Rebuilt": "petlpack.modules:Rebuilt",
     "RunError": "petlpack.errors:RunError",
+    "RunPlan": "petlpack.analyze.planning:RunPlan",
     "Stats": "petlpack.analyze.stats:Stats",
+    "Survey": "petlpack.analyze.survey:Survey",
     "Task": "petlpack.loading:Task",
     "TaskError": "petlpack.errors:TaskError",
     "Tensor": "petlpack.tensors.tensor:Tensor",
@@ -54,7 +61,9 @@ _WHERE = {
     "UsageError": "petlpack.errors:UsageError",
     "encode": "petlpack.encoding:encode",
     "open": "petlpack.pack:open_pack",
+    "plan": "petlpack.analyze.planning:plan",
     "stats": "petlpack.analyze.stats:stats",
+    "survey": "petlpack.analyze.survey:survey",
     "verify": "petlpack.pack:verify",
 }
 
@@ -66,11 +75,16 @@ __all__ = [
     "Decoded",
     "Encoded",
     "LockedError",
+    "Offer",
     "Pack",
+    "PackPlan",
     "PetlpackError",
+    "Plans",
     "Rebuilt",
     "RunError",
+    "RunPlan",
     "Stats",
+    "Survey",
     "Task",
     "TaskError",
     "Tensor",
@@ -79,7 +93,9 @@ __all__ = [
     "__version__",
     "encode",
     "open",
+    "plan",
     "stats",
+    "survey",
     "verify",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,18 @@ from petlpack.tensors.tensor import Tensor
 
 RECENT = 4
 """Units that lazy reads keep decoded: 4 of 2^20 weights are 8-16 MB."""
+
+
+@dataclass(frozen=True)
+class DecodedSection:
+    """One section: its name and unit, its elements, the prediction or the masks that its coder is given, its row."""
+
+    name: str
+    unit: Unit
+    dtype: DType
+    bits: Bits
+    given: Bits | None
+    row: int
 
 
 class Decoder:
@@ -63,6 +75,24 @@ class Decoder:
             for piece in unit.pieces:
                 yield piece.slot, piece.start, bits[offset : offset + piece.size]
                 offset += piece.size
+
+    @property
+    def units(self) -> dict[str, Unit]:
+        """The unit that each section is of, by the section's name."""
+        return {name: unit for unit in self._units for name in self._codec.section_names(unit)}
+
+    def sections(self) -> Iterator[DecodedSection]:
+        """Yield every section decoded, with what its coder is given: what their entropy is counted from."""
+        for unit in self._units:
+            found: list[DecodedSection] = []
+
+            def read(name: str, dtype: DType, counts: range, row: int, given: Bits | None, unit: Unit = unit) -> Bits:
+                bits = self._read_section(name, dtype, counts, row, given)
+                found.append(DecodedSection(name, unit, dtype, bits, given, row))  # noqa: B023 - called before the next
+                return bits
+
+            self._codec.decode(unit, read, given_of(unit, self._base, self._shared.__getitem__))
+            yield from found
 
     def read(self, slot: Slot, start: int, stop: int) -> Bits:
         """Return flat elements of one tensor."""

@@ -110,11 +110,11 @@ def encode(
     runs = read_run(run_dir, options)
     names = [name] if len(runs) == 1 else _names(name, runs)
     opened_base = _find_base(runs[0], base, codec)
-    counted = _count(base) if opened_base is None and base is not None else None
+    size = _size(base) if opened_base is None and base is not None else None
     with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
         for own in names:  # before anything is encoded; the commit asks again
             store.refuse_taken(own, replace=replace)
-        writer = _Writer(store, scratch, opened_base, level, count_jobs(jobs), progress, counted)
+        writer = _Writer(store, scratch, opened_base, level, count_jobs(jobs), progress, size)
         written = [writer.write(own, run, codec, density, options) for own, run in zip(names, runs, strict=True)]
         for one in written:  # all of a run or none: asked once more before the first goes in
             store.refuse_taken(one.name, replace=replace)
@@ -161,10 +161,10 @@ def _find_base(run: Run, base: str | Path | Base | None, codec: str) -> Base | N
     )
 
 
-def _count(base: str | Path | Base) -> int:
-    """Return the float numbers of a base that is only named for the accounting; reads its headers."""
-    opened = base if isinstance(base, Base) else Base(base)
-    return sum(tensor.size for tensor in opened.tensors.values() if tensor.dtype.kind == "float")
+def _size(base: str | Path | Base) -> tuple[int, int]:
+    """Return the float numbers and the bytes of a base that is only named for the accounting; reads its headers."""
+    tensors = (base if isinstance(base, Base) else Base(base)).tensors.values()
+    return sum(t.size for t in tensors if t.dtype.kind == "float"), sum(t.nbytes for t in tensors)
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,12 @@ class _Writer:
         level: Level,
         jobs: int,
         progress: Progress | None,
-        base_parameters: int | None,
+        base_size: tuple[int, int] | None,
     ) -> None:
         self._store, self._scratch, self._base, self._level = store, scratch, base, level
         self._jobs, self._progress = jobs, progress
         self._digests = Digests(jobs)
-        self._base_parameters = base_parameters
+        self._base_size = base_size
         self.parts: dict[str, Path] = {}
         """Where the shared parts of tensors are, by sha256."""
         self.damaged: set[str] = set()
@@ -257,7 +257,7 @@ class _Writer:
             rule=rule,
             density=density,
             digests=self._digests,
-            base_parameters=self._base_parameters,
+            base_size=self._base_size,
         )
         said = {**options.to_facts(), **({} if density is None else {"density": density})}
         if said:

@@ -68,4 +68,6 @@ class UnknownFormatError(PetlpackError):
 
 def printable(text: str) -> str:
     """Return `text` with control and unprintable characters escaped, so that a hostile name cannot drive a terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

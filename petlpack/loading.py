@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from petlpack import container
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest, ReplacedError, Sections
-from petlpack.decoding import Decoder, needed, whole_digest, with_kinds
+from petlpack.decoding import DecodedSection, Decoder, needed, whole_digest, with_kinds
 from petlpack.errors import BaseError, DamageError, UnknownFormatError, UsageError, printable
-from petlpack.layouts.adapterhub_writer import write_adapterhub
-from petlpack.layouts.peft_writer import write_peft
 from petlpack.modules import Rebuilt
 from petlpack.parallel import Progress, count_jobs
 from petlpack.parts import Part, Templates, find_shared, read_shared
+from petlpack.plans import Plan, parse_plan
 from petlpack.store import Store
 from petlpack.template import Slot, Template, bind
 from petlpack.tensors.base import Base
@@ -37,77 +35,6 @@ from petlpack.writing import check_torch, has_torch, new_directory, write_rebuil
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the tensors of a task are found.
-
-    Unchanged ones are in the base, aliases in others, some in shared parts, the rest in units.
-    """
-
-    slots: tuple[Slot, ...]
-    unchanged: frozenset[int]
-    aliases: Mapping[int, int]
-    name: str | None = None
-    """The task's own name inside keys and files, a parameter of the template."""
-
-    @property
-    def stored(self) -> list[Slot]:
-        """The tensors that the task's own sections hold."""
-        elsewhere = {*self.unchanged, *self.aliases}
-        return [slot for i, slot in enumerate(self.slots) if i not in elsewhere and slot.part is None and slot.size]
-
-    def to_params(self) -> dict[str, Any]:
-        """Return the manifest's form: ranges of unchanged tensors and pairs of aliases, as indices."""
-        return {
-            "unchanged": _ranges(sorted(self.unchanged)),
-            "aliases": [list(pair) for pair in sorted(self.aliases.items())],
-            "name": self.name,
-        }
-
-
-def _ranges(numbers: list[int]) -> list[list[int]]:
-    """Return rising numbers as [start, stop] ranges."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and ranges[-1][1] == number:
-            ranges[-1][1] += 1
-        else:
-            ranges.append([number, number + 1])
-    return ranges
-
-
-def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
-    """Parse and check the plan in a manifest's parameters; raises DamageError."""
-    if set(params) != {"unchanged", "aliases", "name"}:
-        raise DamageError("manifest has other parameters than unchanged, aliases and name")
-    try:
-        ranges = [(start, stop) for start, stop in params["unchanged"]]
-        if not all(type(i) is int and 0 <= i <= len(slots) for pair in ranges for i in pair):
-            raise ValueError("an index beyond the tensors")
-        if not all(first[1] < second[0] for first, second in itertools.pairwise(ranges)):
-            raise ValueError("its lists are not in canonical order")
-        unchanged = frozenset(i for start, stop in ranges for i in range(start, stop))
-        plan = Plan(slots, unchanged, {alias: other for alias, other in params["aliases"]}, params["name"])
-        if not all(type(i) is int and 0 <= i < len(slots) for i in [*plan.aliases, *plan.aliases.values()]):
-            raise ValueError("an index beyond the tensors")
-        for i in plan.unchanged:
-            base = slots[i].base
-            if base is None or base.shape != slots[i].shape:
-                raise ValueError(f"'{slots[i].name}' is said to be unchanged, and the base has no such tensor")
-        for alias, other in plan.aliases.items():
-            if (slots[alias].dtype, slots[alias].shape) != (slots[other].dtype, slots[other].shape):
-                raise ValueError(f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape")
-            if slots[alias].part is not None:
-                raise ValueError(f"'{slots[alias].name}' is in a shared part and said to equal another")
-        if plan.aliases.keys() & {*plan.unchanged, *plan.aliases.values()}:
-            raise ValueError("an alias of an alias")
-        if plan.to_params() != dict(params):
-            raise ValueError("its lists are not in canonical order")
-    except (TypeError, ValueError) as error:
-        raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}") from error
-    return plan
 
 
 def is_directory(name: str) -> bool:
@@ -216,9 +143,9 @@ class Task:
         return parse_plan(self.manifest.params, self.template.slots)
 
     @property
-    def dense_bytes(self) -> int:
+    def run_bytes(self) -> int:
         """Bytes of the run's tensors, each as often as its file holds it."""
-        return self.template.dense_bytes(self.plan.aliases)
+        return self.template.run_bytes(self.plan.aliases)
 
     def load(self, base: str | Path | Base | None = None) -> TaskTensors:
         """Return the tensors, lazily: a mapping whose tensors are decoded when their bits are asked for.
@@ -311,6 +238,9 @@ class Task:
     def _write_as(
         self, to: str, directory: Path, base: str | Path | Base | None, jobs: int | None, progress: Progress | None
     ) -> list[str]:
+        from petlpack.layouts.adapterhub_writer import write_adapterhub  # here, for few who open a task write it so
+        from petlpack.layouts.peft_writer import write_peft
+
         rebuilt = self.rebuild(base)
         if rebuilt is None and to == "safetensors":
             tensors = self.load(base)
@@ -454,6 +384,10 @@ class TaskTensors(Mapping[str, Tensor]):
         for slot, start, bits in self.stream(jobs=jobs):
             arrays[slot.name][start : start + len(bits)] = bits
         return iter([(slot.name, slot, arrays[slot.name].reshape(slot.shape)) for slot in self.plan.slots])
+
+    def sections(self) -> Iterator[DecodedSection]:
+        """Yield every section of the task's own decoded, with what its coder is given."""
+        return self._decoder.sections()
 
     def _all_pieces(self, jobs: int) -> Iterator[tuple[Slot, int, Bits]]:
         yield from self._decoder.pieces(jobs)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,6 +29,8 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], jobs:
     if jobs == 1:
         yield from map(function, items)
         return
+    from concurrent.futures import ThreadPoolExecutor  # here, for it takes as long to import as a small command works
+
     pool = ThreadPoolExecutor(jobs)
     waiting: deque[Future[Result]] = deque()
     try:

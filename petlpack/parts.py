@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from petlpack import coding, container
+from petlpack.codecs.base import Unit
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest
-from petlpack.decoding import Decoder
+from petlpack.decoding import DecodedSection, Decoder
 from petlpack.errors import DamageError, UnknownFormatError, printable
 from petlpack.store import Store
 from petlpack.template import BaseTable, Slot, Template, parse_base_table, parse_template
@@ -52,10 +53,11 @@ class Templates:
             if sha256 not in self._texts:
                 self._texts[sha256] = read_shared(self._store, sha256, MAX_TEMPLATE)
             text = self._texts[sha256]
-            self._templates[sha256, name] = parse_template(text, f"shared part {sha256}", name, self._table)
+            self._templates[sha256, name] = parse_template(text, f"shared part {sha256}", name, self.table)
         return self._templates[sha256, name]
 
-    def _table(self, sha256: str) -> BaseTable:
+    def table(self, sha256: str) -> BaseTable:
+        """Read and parse the table of a base; raises DamageError."""
         if sha256 not in self._tables:
             text = read_shared(self._store, sha256, MAX_TEMPLATE)
             self._tables[sha256] = parse_base_table(text, f"shared part {sha256}")
@@ -119,6 +121,15 @@ class Part:
         """Return one tensor; nothing is decoded before its bits are read."""
         slot = self.slots[index]
         return Tensor(slot.dtype, slot.shape, lambda start, stop: self._decoder.read(slot, start, stop))
+
+    @property
+    def units(self) -> dict[str, Unit]:
+        """The unit that each section is of, by the section's name."""
+        return self._decoder.units
+
+    def sections(self) -> Iterator[DecodedSection]:
+        """Yield every section decoded, with what its coder is given."""
+        return self._decoder.sections()
 
     def check(self) -> None:
         """Decode everything; raises DamageError where that is not what the part's name says."""

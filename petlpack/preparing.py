@@ -13,10 +13,10 @@ import numpy as np
 from petlpack.decoding import needed, whole_digest
 from petlpack.errors import BaseError, RunError, printable
 from petlpack.layouts.base import Run
-from petlpack.loading import Plan
 from petlpack.modules import Dense, Masked
 from petlpack.parallel import ordered_map
 from petlpack.parts import MAX_SHARED, part_name
+from petlpack.plans import Plan
 from petlpack.pruning import Pruned, prune
 from petlpack.template import NAME, Slot, Template, base_table_json, bind, texts_of, unbind
 from petlpack.tensors.base import Base, BaseRef
@@ -81,12 +81,12 @@ def prepare(
     rule: Mapping[str, Any] | None = None,
     density: float | None = None,
     digests: Digests | None = None,
-    base_parameters: int | None = None,
+    base_size: tuple[int, int] | None = None,
 ) -> Work:
     """Match the run with its base, and digest every tensor once: equal digests are tensors that need no bytes.
 
     `rule` is the codec's; without one, nothing is put into shared parts of tensors. `density` is as in `encode`,
-    `base_parameters` are the numbers of a base that the run does not need, for the accounting.
+    `base_size` are the float numbers and the bytes of a base that the run does not need, for the accounting.
     """
     tensors = dict(run.module.tensors)
     refs = _match(tensors, base, jobs) if base is not None else {}
@@ -122,7 +122,7 @@ def prepare(
         decoded=whole_digest([known[slot.name] for slot in template.slots]),
         content=content,
         parts=parts,
-        facts=_facts(run, template, plan, pruned, base_parameters, _count_kept(run, tensors, known)),
+        facts=_facts(run, template, plan, pruned, base_size, _count_kept(run, tensors, known)),
     )
 
 
@@ -157,20 +157,23 @@ def _template(
 
 
 def _facts(
-    run: Run, template: Template, plan: Plan, pruned: Pruned | None, base_parameters: int | None, kept: int | None
+    run: Run, template: Template, plan: Plan, pruned: Pruned | None, base_size: tuple[int, int] | None, kept: int | None
 ) -> dict[str, Any]:
     """Return what people are told about the task; nothing of it is needed to decode."""
-    figures = {"kept": kept, "base": base_parameters}
+    parameters, nbytes = base_size or (None, None)
+    figures = {"kept": kept, "base": parameters, "base_bytes": nbytes}
     facts: dict[str, Any] = {
         "layout": run.layout,
         "method": run.method,
-        "dense_bytes": template.dense_bytes(plan.aliases),
+        "dense_bytes": template.run_bytes(plan.aliases),
         "figures": {**run.figures, **{name: count for name, count in figures.items() if count is not None}},
     }
     if not run.exact:
         facts["exact"] = False
     if run.task:
         facts["task"] = run.task
+    if run.score is not None:
+        facts["score"] = list(run.score)
     if run.note:
         facts["note"] = run.note
     if pruned is not None:

@@ -99,7 +99,7 @@ class Template:
                     kind_of(name),
                 )
 
-    def dense_bytes(self, aliases: Collection[int]) -> int:
+    def run_bytes(self, aliases: Collection[int]) -> int:
         """Return the bytes of the run's tensors; in a pickled file, `aliases` of others stand once."""
         same = {self.slots[i].name for i in aliases if 0 <= i < len(self.slots)}
         return sum(

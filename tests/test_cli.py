@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 import petlpack
 from petlpack import container, store
 from petlpack_cli.app import COMMANDS, cli
-from petlpack_cli.output.sizes import ratio, size
+from petlpack_cli.output.sizes import bar, ratio, size
 from tests.conftest import METHOD_SETTINGS, make_base, make_pair, weights, write_methods, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +139,7 @@ def invocation(name: str, place: Path, pack: Path, out: Path) -> list[str | Path
     arguments: dict[str, list[str | Path]] = {
         "encode": [place / "sst2", "--base", place / "base", "--pack", out],
         "decode": [pack, "sst2", out, "--base", place / "base"],
+        "plan": [place / "sst2", "--base", place / "base"],
         "show": [pack, "sst2"],
         "remove": [pack, "sst2"],
         "codecs": [],
@@ -180,6 +181,22 @@ FIGURES = table(
     density=maybe(SECONDS),
     entropy_bits=maybe(SECONDS),
 )
+OFFERS = rows(
+    codec=TEXT,
+    options={"type": "array", "items": TEXT, "minItems": 1},
+    auto=YES,
+    best=YES,
+    bytes=maybe(NUMBER),
+    shared_bytes=maybe(NUMBER),
+    total_bytes=maybe(NUMBER),
+    error_bytes=maybe(NUMBER),
+    sampled_share=maybe(SECONDS),
+    ratio=maybe(SECONDS),
+    exact=maybe(YES),
+    loss=maybe(table(text=TEXT, density=maybe(SECONDS), error=maybe(SECONDS))),
+    refused=maybe(ERROR),
+    command={"type": "array", "items": TEXT, "minItems": 1},
+)
 SCHEMAS: dict[str, dict[str, Any]] = {
     "encode": {
         "tasks": rows(
@@ -198,6 +215,28 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "warnings": rows(run=TEXT, message=TEXT),
         "failed": rows(run=TEXT, type=TEXT, message=TEXT, hint=maybe(TEXT)),
         "interrupted": YES,
+    },
+    "plan": {
+        "runs": rows(
+            run=TEXT, layout=TEXT, method=TEXT, tasks=NUMBER, source_bytes=NUMBER, directory_bytes=NUMBER, offers=OFFERS
+        ),
+        "pack": maybe(
+            table(
+                runs=NUMBER,
+                tasks=NUMBER,
+                bytes=NUMBER,
+                error_bytes=NUMBER,
+                own_bytes=NUMBER,
+                shared_bytes=NUMBER,
+                other_bytes=NUMBER,
+                bytes_per_task=NUMBER,
+                source_bytes=NUMBER,
+                directory_bytes=NUMBER,
+                commands={"type": "array", "items": {"type": "array", "items": TEXT, "minItems": 1}},
+            )
+        ),
+        "warnings": rows(run=TEXT, message=TEXT),
+        "failed": rows(run=TEXT, type=TEXT, message=TEXT, hint=maybe(TEXT)),
     },
     "decode": {
         "task": TEXT,
@@ -220,7 +259,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "exact": YES,
         "bytes": NUMBER,
         "payload_bytes": NUMBER,
-        "dense_bytes": NUMBER,
+        "run_bytes": NUMBER,
         "tensors": table(count=NUMBER, unchanged=NUMBER, aliases=NUMBER, stored=NUMBER),
         "base": maybe(table(name=maybe(TEXT), tensors=NUMBER)),
         "sections": rows(
@@ -233,22 +272,42 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "decoded_sha256": SHA256,
     },
     "stats": {
+        "pack": TEXT,
         "disk_bytes": NUMBER,
         "other_bytes": NUMBER,
         "damaged_bytes": NUMBER,
         "tasks": rows(
             name=TEXT,
             method=TEXT,
+            layout=TEXT,
             codec=TEXT,
             exact=YES,
-            bytes=table(payload=NUMBER, head=NUMBER, files=NUMBER, header=NUMBER, total=NUMBER),
-            dense_bytes=NUMBER,
+            error=maybe(SECONDS),
+            bytes=table(payload=NUMBER, head=NUMBER, files=NUMBER, header=NUMBER, total=NUMBER, share=NUMBER),
+            run_bytes=NUMBER,
+            dense_bytes=maybe(NUMBER),
+            score=maybe(table(metric=TEXT, value={"type": "number"})),
             shared={"type": "array", "items": SHA256},
             figures=FIGURES,
         ),
-        "shared": rows(sha256=SHA256, bytes=NUMBER, tasks=NUMBER),
-        "amortized": rows(tasks=NUMBER, bytes_per_task=NUMBER, dense_bytes_per_task=NUMBER),
-        "break_even": {"type": "object"},
+        "shared": rows(sha256=SHA256, bytes=NUMBER, role=TEXT, tasks=NUMBER, used_by={"type": "array", "items": TEXT}),
+        "amortized": rows(
+            tasks=NUMBER,
+            bytes_per_task=NUMBER,
+            run_bytes_per_task=NUMBER,
+            lora_bytes_per_task=maybe(NUMBER),
+            dense_bytes_per_task=maybe(NUMBER),
+        ),
+        "next_task": table(bytes=maybe(NUMBER), at_least=maybe(NUMBER)),
+        "break_even": table(
+            dense=maybe(NUMBER),
+            lora=maybe(NUMBER),
+            runs=maybe(NUMBER),
+            methods=rows(method=TEXT, against=TEXT, tasks=maybe(NUMBER)),
+        ),
+        "base_bytes": maybe(NUMBER),
+        "dense_bytes": maybe(SECONDS),
+        "lora": table(rank=NUMBER, bytes=maybe(SECONDS)),
         "damaged": {"type": "object", "additionalProperties": TEXT},
     },
     "verify": {
@@ -331,7 +390,8 @@ def test_people_get_plain_lines_of_at_most_80_columns(name: str, place: Path, pa
     assert result.stdout
     assert "\x1b" not in result.stdout
     if name != "decode":  # whose line is a path that the caller chose
-        assert max(map(len, result.stdout.splitlines())) <= 80
+        lines = [line for line in result.stdout.splitlines() if not line.startswith("petlpack ")]  # commands to copy
+        assert max(map(len, lines)) <= 80
 
 
 def test_quiet_leaves_errors_and_what_was_asked_for(name: str, place: Path, pack: Path, tmp_path: Path) -> None:
@@ -584,11 +644,11 @@ def test_stats_tell_the_bytes_of_damaged_tasks_apart(pack: Path) -> None:
     text = run("stats", pack).stdout
     assert re.search(r"^1 damaged task +1\.2 kB +1,234$", text, re.MULTILINE)
     assert re.search(r"^pack.json and leftovers +37 B +37$", text, re.MULTILINE)
-    assert "parts needed by no readable task" in text
+    assert "parts that no readable task needs" in text
     assert "(gc)" not in text
     (pack / "tasks" / "adapter.petl.safetensors").unlink()
     text = run("stats", pack).stdout
-    assert "parts needed by no task (gc)" in text
+    assert "parts that no task (gc) needs" in text
     assert "damaged" not in text
 
 
@@ -611,7 +671,7 @@ def test_a_fact_that_makes_no_sense_is_not_known(nbytes: object, pack: Path) -> 
     result = run("list", pack, "--long")
     assert (result.exit_code, result.stderr) == (0, "")
     assert re.search(r"^sst2 +full fine-tune +ulp +\? +[0-9.]+ k?B +-$", result.stdout, re.MULTILINE)
-    known = {row["name"]: row["dense_bytes"] for row in run_json("list", pack, "--long")[1]["tasks"]}
+    known = {row["name"]: row["run_bytes"] for row in run_json("list", pack, "--long")[1]["tasks"]}
     assert known["sst2"] is None
     assert known["rte"] > 0
 
@@ -1016,6 +1076,9 @@ def test_long_names_are_folded_not_lost(place: Path, tmp_path: Path) -> None:
         assert LONG in run(*command, tmp_path).stdout  # whole in a pipe
 
 
+BAR = "".join(bar(part, 8, 1) for part in range(9))
+
+
 @pytest.mark.parametrize("width", [10, 40, 60, 79, 80, 81, 82, 120])
 @pytest.mark.parametrize("command", [["list"], ["list", "--long"], ["stats"], ["encode"]])
 def test_numbers_stand_beside_the_name_of_their_task(
@@ -1034,11 +1097,12 @@ def test_numbers_stand_beside_the_name_of_their_task(
     rules = [i for i, line in enumerate(lines) if line.startswith("\u2500")]
     shown: list[str] = []
     for line in lines[rules[0] + 1 : rules[1]]:
-        name, *cells = re.split(r" {2,}", line.rstrip())
+        line = line.rstrip(f"{BAR} ")
+        name, *cells = re.split(r" {2,}", line)
         if cells:
             shown.append(name)
             assert not any("\u2026" in cell for cell in cells if re.match("[0-9.]", cell))
-            assert re.search(r" \d+(\.\d)? k?B$|[0-9.]+x$|-$", line.rstrip())
+            assert re.search(r" \d+(\.\d)? k?B$|[0-9.]+x$|-$", line)
         else:
             shown[-1] += name
     assert {*names} <= {*shown} <= {*names, "sst2", "rte", "adapter"}
@@ -1074,7 +1138,7 @@ def test_stats_add_up_and_fold_many_tasks(pack: Path) -> None:
     text = run("stats", pack).stdout
     assert f"{on_disk:,}" in text
     assert "13 more (--all)" in text
-    assert "on, the pack is smaller than dense checkpoints, the base not counted.\n" in text
+    assert "From 2 tasks on smaller than dense models, the base counted once.\n" in text
     assert "more (--all)" not in run("stats", pack, "--all").stdout
 
 

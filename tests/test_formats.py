@@ -22,7 +22,6 @@ from petlpack.container.file import MAX_MANIFEST
 from petlpack.container.manifest import parse_manifest
 from petlpack.errors import BaseError, DamageError, PetlpackError, UnknownFormatError, UsageError
 from petlpack.layouts.base import Run, headers_of
-from petlpack.loading import parse_plan
 from petlpack.modules import (
     Average,
     Generated,
@@ -36,6 +35,7 @@ from petlpack.modules import (
     Use,
 )
 from petlpack.parts import MAX_SHARED, MAX_TEMPLATE, Part
+from petlpack.plans import parse_plan
 from petlpack.store import PACK_JSON, Store, check_task_name
 from petlpack.template import BaseTable, base_table_json, parse_base_table, parse_template
 from petlpack.tensors.casting import cast_bits

@@ -23,7 +23,8 @@ import transformers
 
 import petlpack
 from petlpack import Encoded, RunError
-from petlpack.layouts.files import TRAINING
+from petlpack.layouts.files import TRAINING, sort_files
+from petlpack.tensors.checkpoint import name_text
 from petlpack.tensors.dtypes import DTYPES
 from tests.conftest import make_pair, weights, write_pair, write_run
 
@@ -456,6 +457,29 @@ def test_a_pack_inside_a_run_is_one_entry(tmp_path: Path) -> None:
         "broken/pack.json": (1, "not known to be needed"),
     }
     assert second.warnings == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_named_as_a_pack_is_not_waited_for(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_pair()[0])
+    (run / "other").mkdir()
+    os.mkfifo(run / "other" / "pack.json")
+    _, left_out = sort_files(run, run, [run / "model.safetensors"])
+    assert left_out == ()
+
+
+def test_the_names_in_a_weight_file_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all layouts that ask, and again after the file was replaced."""
+    file = write_run(tmp_path / "run", make_pair()[0]) / "model.safetensors"
+    text = name_text(file)
+    assert b"word_embeddings" in text
+    monkeypatch.setattr("petlpack.tensors.checkpoint.read_header", None)
+    assert name_text(file) is text
+    monkeypatch.undo()
+    write_run(tmp_path / "run", {"other": weights("F32", (3,))})
+    assert b"word_embeddings" not in name_text(file)
+    file.unlink()
+    assert name_text(file) == b""
 
 
 # Pickled weights

@@ -33,8 +33,8 @@ from petlpack.coding.registry import coder
 from petlpack.container import Encoded, Manifest
 from petlpack.decoding import whole_digest, with_kinds
 from petlpack.encoding import shared_file
-from petlpack.loading import Plan
 from petlpack.parts import part_name
+from petlpack.plans import Plan
 from petlpack.store import PACK_JSON, SUFFIX
 from petlpack.template import Slot, Template, base_table_json, kind_of
 from petlpack.tensors.base import BaseRef

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -16,6 +17,7 @@ from petlpack_cli.output.errors import STDOUT, Interrupted, naming, report
 
 COMMANDS = {
     "encode": "Put runs into a pack.",
+    "plan": "Tell what each codec would make of runs.",
     "decode": "Give a task back as the run that it was.",
     "list": "List the tasks of a pack.",
     "show": "Show one task: sections, base, files.",
@@ -79,6 +81,7 @@ class Application(click.Group):
             code = 1
         except (Exception, KeyboardInterrupt) as error:
             code = _report(error, arguments)
+        gc.freeze()  # the process ends: looking through what it made once more takes 0.1 s at 10,000 tasks
         sys.exit(code)
 
 

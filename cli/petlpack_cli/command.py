@@ -63,3 +63,24 @@ def base_option(text: str) -> Decorator[Any]:
 jobs_option = click.option(
     "--jobs", metavar="N", type=click.IntRange(min=1), help="Threads to use; by default one for each processor."
 )
+
+
+SOME_FAILED = 3
+"""Exit code where some of several runs failed."""
+
+
+def _settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    """Return the settings of --set by name."""
+    chosen: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not value:
+            raise click.UsageError(f"--set wants KEY=VALUE, not '{pair}'", context)
+        if chosen.setdefault(name, value) != value:
+            raise click.UsageError(f"--set gives {name} two values", context)
+    return chosen
+
+
+def settings_option(text: str) -> Decorator[Any]:
+    """Return the option --set KEY=VALUE, which may be repeated; its value is a dictionary."""
+    return click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, callback=_settings, help=text)

@@ -9,12 +9,10 @@ from typing import Any, TypeVar
 import click
 
 import petlpack
-from petlpack_cli.command import base_option, command, jobs_option
+from petlpack_cli.command import SOME_FAILED, base_option, command, jobs_option, settings_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import Problem, describe, naming, show_traceback
 from petlpack_cli.output.sizes import count, ratio, size
-
-SOME_FAILED = 3
 
 Item = TypeVar("Item")
 
@@ -43,12 +41,8 @@ Item = TypeVar("Item")
 @click.option(
     "--level", type=click.Choice(["fast", "small"]), default="small", help="Fast to decode, or small (the default)."
 )
-@click.option(
-    "--set",
-    "settings",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="What the run does not say of itself: activation, combine, inference_level, keep_ratio, scaling, task_order.",
+@settings_option(
+    "What the run does not say of itself: activation, combine, inference_level, keep_ratio, scaling, task_order."
 )
 @click.option(
     "--density",
@@ -66,7 +60,7 @@ def run(
     runs: tuple[Path, ...],
     task: str | None,
     base: Path | None,
-    settings: tuple[str, ...],
+    settings: dict[str, str],
     **options: Any,
 ) -> int | None:
     """Put runs into a pack.
@@ -81,7 +75,6 @@ def run(
         raise click.UsageError(f"--task names one task, and {len(runs)} runs were given", click.get_current_context())
     if task is not None and task.startswith("-"):
         raise click.UsageError(f"--task wants a name, and '{task}' looks like an option", click.get_current_context())
-    chosen = _settings(settings)
     opened = petlpack.Base(base) if base is not None else None
     done: list[tuple[Path, petlpack.Encoded]] = []
     failed: list[tuple[Path, Problem]] = []
@@ -95,7 +88,7 @@ def run(
                     moved = progress.bytes(name)
                     with naming(options["pack"]):
                         tasks = petlpack.encode(
-                            run_dir, base=opened, task=name, settings=chosen, progress=moved, **options
+                            run_dir, base=opened, task=name, settings=settings, progress=moved, **options
                         )
                     done.extend((run_dir, encoded) for encoded in tasks)
                 except Exception as error:
@@ -117,18 +110,6 @@ def run(
             click.echo(stopped.lines(), err=True)
         return stopped.exit_code
     return SOME_FAILED if failed else None
-
-
-def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Return the settings of --set by name."""
-    chosen: dict[str, str] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not value:
-            raise click.UsageError(f"--set wants KEY=VALUE, not '{pair}'", click.get_current_context())
-        if chosen.setdefault(name, value) != value:
-            raise click.UsageError(f"--set gives {name} two values", click.get_current_context())
-    return chosen
 
 
 def _new_name(task: str | None, run_dir: Path, names: dict[str, Path]) -> str:

@@ -24,7 +24,7 @@ class Row:
 
 @command("list", "petlpack list glue.pack", "petlpack list glue.pack --long --sort bytes", "petlpack list --quiet")
 @pack_argument()
-@click.option("--long", is_flag=True, help="Open every task, too: method, codec, dense bytes.")
+@click.option("--long", is_flag=True, help="Open every task, too: method, codec, bytes of the run's tensors.")
 @click.option(
     "--sort",
     type=click.Choice(["name", "bytes"]),
@@ -51,12 +51,11 @@ def run(out: Output, pack: Path, long: bool, sort: str) -> int | None:
 
 def _read(pack: Path) -> list[Row]:
     """Read names and bytes from the directory; opens no file, and needs neither numpy nor a coder."""
-    from petlpack.store import SUFFIX, Store
+    from petlpack.store import Store, task_file
 
     store = Store(pack)
-    sizes = {path: nbytes for path, nbytes in store.files() if path.parent == store.path / "tasks"}
-    names = {f"{name}{SUFFIX}": name for name in store.task_names()}
-    return [Row(names[path.name], nbytes) for path, nbytes in sizes.items() if path.name in names]
+    sizes = dict(store.files())
+    return [Row(name, sizes[task_file(name)]) for name in store.task_names() if task_file(name) in sizes]
 
 
 def _total(rows: list[Row]) -> tuple[str, ...]:
@@ -80,10 +79,10 @@ def _print_long(out: Output, pack: Path, rows: list[Row]) -> int | None:
         out.json({"pack": str(pack), "tasks": table})
         return worst(problems.values())
     cells = [_long_cells(row, tasks.get(row.name)) for row in rows]
-    dense = sum(_dense_bytes(task) or 0 for task in tasks.values())
-    total = (_total(rows)[0], "", "", size(dense), _total(rows)[1], "")
+    before = sum(_run_bytes(task) or 0 for task in tasks.values())
+    total = (_total(rows)[0], "", "", size(before), _total(rows)[1], "")
     out.table(
-        {"Task": "name", "Method": "text", "Codec": "text", "Dense": "number", "Bytes": "number", "Ratio": "number"},
+        {"Task": "name", "Method": "text", "Codec": "text", "Run": "number", "Bytes": "number", "Ratio": "number"},
         cells,
         total,
     )
@@ -92,8 +91,8 @@ def _print_long(out: Output, pack: Path, rows: list[Row]) -> int | None:
     return worst(problems.values())
 
 
-def _dense_bytes(task: petlpack.Task) -> int | None:
-    """Return what the manifest says of the dense weights' bytes: a fact for people, so it may be anything."""
+def _run_bytes(task: petlpack.Task) -> int | None:
+    """Return what the manifest says of the bytes of the run's tensors: a fact for people, so it may be anything."""
     nbytes = task.manifest.facts.get("dense_bytes")
     return nbytes if type(nbytes) is int and 0 <= nbytes < 2**63 else None
 
@@ -105,7 +104,7 @@ def _long_json(row: Row, task: petlpack.Task | None, problem: Problem | None) ->
         "method": task and task.method,
         "codec": task and task.codec,
         "exact": task and task.exact,
-        "dense_bytes": task and _dense_bytes(task),
+        "run_bytes": task and _run_bytes(task),
         "error": problem and problem.to_json(),
     }
 
@@ -113,12 +112,12 @@ def _long_json(row: Row, task: petlpack.Task | None, problem: Problem | None) ->
 def _long_cells(row: Row, task: petlpack.Task | None) -> tuple[str, ...]:
     if task is None:
         return row.name, "cannot be read", "-", "-", size(row.nbytes), "-"
-    dense = _dense_bytes(task)
+    nbytes = _run_bytes(task)
     return (
         row.name,
         task.method,
         task.codec,
-        size(dense) if dense is not None else "?",
+        size(nbytes) if nbytes is not None else "?",
         size(row.nbytes),
-        ratio(dense or 0, row.nbytes),
+        ratio(nbytes or 0, row.nbytes),
     )

@@ -53,7 +53,7 @@ def _facts(pack: petlpack.Pack, name: str) -> dict[str, Any]:
         "exact": task.exact,
         "bytes": task.nbytes,
         "payload_bytes": sum(payload.values()),
-        "dense_bytes": task.dense_bytes,
+        "run_bytes": task.run_bytes,
         "tensors": {
             "count": len(template.slots),
             "unchanged": len(plan.unchanged),
@@ -126,7 +126,7 @@ def _print(out: Output, facts: dict[str, Any]) -> None:
             ("Codec", f"{facts['codec']}, {_exactness(facts)}"),
             ("File", f"{size(facts['bytes'])} ({facts['bytes']:,} bytes)"),
             ("Payload", f"{size(facts['payload_bytes'])} ({facts['payload_bytes']:,} bytes)"),
-            ("Dense", f"{size(facts['dense_bytes'])}, {ratio(facts['dense_bytes'], facts['bytes'])} the file"),
+            ("Run", f"{size(facts['run_bytes'])} of tensors, {ratio(facts['run_bytes'], facts['bytes'])} the file"),
             ("Tensors", f"{tensors['count']:,}: {', '.join(told)}, {tensors['stored']:,} stored"),
             ("Base", needs),
             ("SHA-256", facts["decoded_sha256"]),

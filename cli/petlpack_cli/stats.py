@@ -1,173 +1,258 @@
-"""`petlpack stats`: what a pack costs, to the byte."""
+"""`petlpack stats`: what a pack costs, to the byte; what runs cost that were never packed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import petlpack
-from petlpack.errors import printable
-from petlpack_cli.command import command, pack_argument
+from petlpack.errors import UsageError, printable
+from petlpack_cli.command import base_option, command, jobs_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import DAMAGE
-from petlpack_cli.output.sizes import count, ratio, size
 
 if TYPE_CHECKING:
-    from petlpack.analyze.stats import TaskRow
+    import petlpack
+    from petlpack.analyze.forecast import Forecast
+    from petlpack.analyze.tables import Table
 
-MOST = 20
-"""Rows of a table that people get without --all: what fits a screen; the rest is one row."""
+KEYS = ("task", "method", "codec", "section", "tensor")
+"""What a table can be by, as in the library, which is not imported for the help."""
+
+FORMATS = ("csv", "md")
+
+PACK_ONLY = (
+    *("task", "by", "sort", "filters", "at", "lora_rank", "bounds", "forecast", "price", "egress", "growth", "plot"),
+    *("html", "csv", "md"),
+)
+"""Options that make no sense for directories that were never packed."""
 
 
-@command("stats", "petlpack stats glue.pack", "petlpack stats glue.pack --all", "petlpack stats --json")
-@pack_argument()
-@click.option("--all", "everything", is_flag=True, help=f"Every task, not only the {MOST} biggest.")
-def run(out: Output, pack: Path, everything: bool) -> int | None:
-    """Account for every byte of a pack.
+@command(
+    "stats",
+    "petlpack stats glue.pack",
+    "petlpack stats glue.pack --by section --bounds --base models/bert-base",
+    "petlpack stats glue.pack --filter 'method=PROPETL*' --sort total --csv",
+    "petlpack stats glue.pack --forecast 1e2..1e6 --price-per-gb-month 0.023",
+    "petlpack stats glue.pack --html glue.html --plot glue.svg",
+    "petlpack stats runs/",
+)
+@click.argument("paths", metavar="PACK | RUN_DIR...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--task", metavar="NAME", help="One task: its sections and the parts that it needs.")
+@click.option("--by", type=click.Choice(KEYS), help="One table: bytes by task, method, codec, section or tensor.")
+@click.option("--sort", metavar="COLUMN[:asc|desc]", help="Order the table by a column.")
+@click.option(
+    "--filter", "filters", metavar="EXPR", multiple=True, help="Rows to show: 'method=lora', 'total>1MB'; repeatable."
+)
+@click.option("--all", "everything", is_flag=True, help="Every row, not only the 20 biggest.")
+@click.option("--csv", is_flag=True, help="The table with exact numbers as CSV.")
+@click.option("--md", is_flag=True, help="The table as Markdown.")
+@click.option("--at", metavar="N,N", help="Bytes a task at these numbers of tasks, too.")
+@base_option("The pretrained model: its size, where the tasks do not tell; the prediction, for --bounds.")
+@click.option("--bounds", is_flag=True, help="Decode every section and tell its entropy bound; takes time.")
+@click.option("--lora-rank", metavar="R", type=click.IntRange(min=1), help="Rank of the LoRA compared with; 8.")
+@click.option("--forecast", metavar="N..N", help="What storage takes at 1e2..1e6 tasks.")
+@click.option("--price-per-gb-month", "price", metavar="X", type=float, help="Money for 10^9 bytes a month.")
+@click.option("--egress", metavar="X", type=float, help="Money for sending 10^9 bytes.")
+@click.option("--growth", metavar="N/day", help="New tasks a day: tells when a number of tasks is reached.")
+@click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw an .svg or .png; needs matplotlib.")
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write one page with all figures.")
+@jobs_option
+def run(
+    out: Output, paths: tuple[Path, ...], base: Path | None, everything: bool, jobs: int | None, **options: Any
+) -> int | None:
+    """Account for every byte of a pack, or of directories that were never packed.
 
-    A task's bytes are its method's payload, its head's payload, the kept files that no other task has, and its file's
-    header. What several tasks share is counted once. The sum is the sum of the sizes of all files of the pack. No
-    weights are decoded. Of tasks of a method it also tells what papers count: trained and stored parameters (the
-    task's own apart), the share of the base, the density of masks and sparse differences, bits for each mask entry,
-    and H, the bits that a random mask of that density needs.
+    Of a pack (by default $PETLPACK_PACK, else ./pack): what each task takes as payload, head, kept files, header and
+    share of what tasks have in common; the sum is the sum of the sizes of all files. What a task costs as tasks grow,
+    what the next one will take, and from how many tasks on the pack takes less than dense models or LoRAs. No weights
+    are decoded, but for --bounds.
+
+    Of anything else: what weights, training state, duplicates, tensors equal to the base, tokenizers and caches take.
+    Nothing is unpickled. docs/accounting.md defines every figure.
     """
-    found = petlpack.stats(pack)
+    pack = _pack_of(paths)
+    if pack is None:
+        wrong = [name for name in PACK_ONLY if options[name]]
+        if wrong:
+            flags = {"filters": "filter", "price": "price-per-gb-month", "lora_rank": "lora-rank"}
+            raise click.UsageError(
+                f"--{flags.get(wrong[0], wrong[0])} is for a pack, and '{paths[0]}' is none",
+                click.get_current_context(),
+            )
+        return _survey(out, paths, base, everything, jobs)
+    if options["task"] is not None:
+        _one_task(out, pack, base, **options)
+        return None
+    return _pack(out, pack, base, everything, **options)
+
+
+def _pack_of(paths: tuple[Path, ...]) -> Path | None:
+    """Return the pack that is meant; None where directories are that were never packed."""
+    import os
+
+    if not paths:
+        return Path(os.environ.get("PETLPACK_PACK") or "pack")
+    if len(paths) == 1 and not paths[0].exists():
+        raise UsageError(
+            f"no pack at '{printable(str(paths[0]))}', and no run",
+            hint="give a pack, or directories that trainings wrote",
+        )
+    packs = [path for path in paths if (path / "pack.json").exists()]
+    if packs and len(paths) > 1:
+        raise UsageError(
+            f"'{printable(str(packs[0]))}' is a pack among {len(paths)} paths",
+            hint="give one pack, or directories of runs",
+        )
+    return packs[0] if packs else None
+
+
+def _survey(out: Output, paths: tuple[Path, ...], base: Path | None, everything: bool, jobs: int | None) -> int | None:
+    import petlpack
+    from petlpack_cli.output.rows import MOST
+    from petlpack_cli.output.survey import print_survey
+
+    with out.progress() as progress:
+        found = petlpack.survey(paths, base, jobs=jobs, progress=progress.bytes(str(paths[0])))
     if out.as_json:
         out.json(found.to_json())
     else:
-        _print(out, found, None if everything else MOST)
+        print_survey(out, found, None if everything else MOST)
+    if found.runs or found.packs:
+        return None
+    if not out.as_json:
+        click.echo(f"Error: no pack and no run in {', '.join(printable(str(path)) for path in paths)}", err=True)
+        click.echo(
+            "Hint: a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N", err=True
+        )
+    return 1
+
+
+def _pack(
+    out: Output,
+    pack: Path,
+    base: Path | None,
+    everything: bool,
+    *,
+    at: str | None,
+    lora_rank: int | None,
+    by: str | None,
+    forecast: str | None,
+    plot: Path | None,
+    html: Path | None,
+    **options: Any,
+) -> int | None:
+    import petlpack
+    from petlpack.analyze.bases import LORA_RANK
+    from petlpack.analyze.forecast import parse_counts
+    from petlpack_cli.output import pack_stats
+
+    prices = {name: options.pop(name) for name in ("price", "egress", "growth")}
+    if forecast is None and any(value is not None for value in prices.values()):
+        raise click.UsageError("prices and growth are for --forecast", click.get_current_context())
+    _refuse_together(out, csv=options["csv"], md=options["md"])
+    opened = None if base is None else petlpack.Base(base)
+    with out.progress() as progress:
+        moved = progress.bytes(str(pack))
+        counts = [] if at is None else parse_counts(at)
+        found = petlpack.stats(pack, opened, at=counts, lora_rank=lora_rank or LORA_RANK, progress=moved)
+        table = _table(found, by, opened, progress.bytes(str(pack)), **options)
+    seen = None if forecast is None else _forecast(found, forecast, **prices)
+    _write(found, seen, plot, html)
+    if out.as_json:
+        shown = {} if table is None else table.to_json()
+        out.json({**found.to_json(), **shown, **({} if seen is None else {"forecast": seen.to_json()})})
+    elif table is not None:
+        pack_stats.print_table(out, table, everything, csv=options["csv"], md=options["md"])
+    elif seen is not None:
+        pack_stats.print_forecast(out, found, seen)
+    else:
+        pack_stats.print_pack(out, found, everything, counts)
+    if not out.as_json:
+        pack_stats.print_damaged(found)
     return DAMAGE if found.damaged else None
 
 
-def _print(out: Output, found: petlpack.Stats, most: int | None) -> None:
-    if found.tasks:
-        _print_tasks(out, found, most)
-        out.line()
-        _print_figures(out, found, most)
-    _print_disk(out, found)
-    if found.amortized:
-        out.line()
-        out.table(
-            {"Tasks like these": "number", "Each": "number", "Dense each": "number", "Ratio": "number"},
-            [
-                (
-                    f"{row.tasks:,}",
-                    size(row.bytes_per_task),
-                    size(row.dense_bytes_per_task),
-                    ratio(row.dense_bytes_per_task, row.bytes_per_task),
-                )
-                for row in found.amortized
-            ],
+def _table(
+    found: petlpack.Stats,
+    by: str | None,
+    base: petlpack.Base | None,
+    progress: Any,
+    *,
+    bounds: bool,
+    sort: str | None,
+    filters: tuple[str, ...],
+    csv: bool,
+    md: bool,
+    task: None,
+) -> Table | None:
+    """Return the one table that is asked for, None where the whole account is."""
+    from petlpack.analyze import tables
+    from petlpack.store import Store
+
+    if by is None and not (bounds or sort or filters or csv or md):
+        return None
+    key = by or ("section" if bounds else "task")
+    if bounds and key != "section":
+        raise click.UsageError("--bounds is for --by section", click.get_current_context())
+    measured = tables.measure(found, Store(found.pack), base, progress) if bounds else None
+    table = tables.selected(tables.table_by(key, found, measured), filters)
+    return table if sort is None else tables.ordered(table, sort)
+
+
+def _forecast(
+    found: petlpack.Stats, counts: str, *, price: float | None, egress: float | None, growth: str | None
+) -> Forecast:
+    from petlpack.analyze.forecast import forecast, parse_counts
+
+    return forecast(
+        found,
+        parse_counts(counts),
+        price_per_gb_month=price,
+        egress_per_gb=egress,
+        growth_per_day=None if growth is None else _per_day(growth),
+    )
+
+
+def _per_day(text: str) -> float:
+    number, _, unit = text.partition("/")
+    try:
+        if unit not in ("", "day"):
+            raise ValueError(unit)
+        return float(number)
+    except ValueError:
+        raise click.UsageError(f"--growth wants N/day, not '{text}'", click.get_current_context()) from None
+
+
+def _write(found: petlpack.Stats, seen: Forecast | None, plot: Path | None, html: Path | None) -> None:
+    if plot is not None:
+        from petlpack.analyze.plots import write_plot
+
+        write_plot(plot, found, seen)
+    if html is not None:
+        from petlpack.analyze.page import write_page
+
+        write_page(html, found, seen)
+
+
+def _refuse_together(out: Output, **formats: bool) -> None:
+    chosen = [name for name, wanted in {**formats, "json": out.as_json}.items() if wanted]
+    if len(chosen) > 1:
+        raise click.UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other", click.get_current_context())
+
+
+def _one_task(out: Output, pack: Path, base: Path | None, task: str, *, bounds: bool, **options: Any) -> None:
+    from petlpack.analyze.one import audit
+    from petlpack_cli.output import pack_stats
+
+    wrong = next((name for name in PACK_ONLY[1:] if options.get(name)), None)
+    if wrong is not None:
+        raise click.UsageError(
+            f"--task goes with --base and --bounds only, not with --{wrong}", click.get_current_context()
         )
-        if not out.quiet:
-            out.line(
-                "Tasks like these take more than dense checkpoints, however many there are."
-                if found.break_even is None
-                else f"From {count(found.break_even, 'task')} on, the pack is smaller than dense checkpoints, "
-                "the base not counted."
-            )
-    for name, why in found.damaged.items():
-        click.echo(f"Error: {printable(name)}: {printable(why)}", err=True)
-    if found.damaged:
-        click.echo("Hint: `petlpack verify` checks every byte; damaged tasks count on disk only", err=True)
-
-
-def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
-    """Print the biggest tasks, the rest as one row, and the sum of all."""
-    shown, rest = (found.tasks, ()) if most is None else (found.tasks[:most], found.tasks[most:])
-    rows = [(row.name, *_cells([row])) for row in shown]
-    if rest:
-        rows.append((f"{len(rest):,} more (--all)", *_cells(rest)))
-    out.table(
-        {
-            "Task": "name",
-            "Payload": "number",
-            "Head": "number",
-            "Files": "number",
-            "Header": "number",
-            "Total": "number",
-            "Dense": "number",
-            "Ratio": "number",
-        },
-        rows,
-        (count(len(found.tasks), "task"), *_cells(found.tasks)) if len(found.tasks) > 1 else None,
-    )
-
-
-def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None:
-    """Print what papers count, of the tasks that have anything to count beside their bytes."""
-    counted = [row for row in found.tasks if row.figures.density is not None or row.figures.trained_parameters]
-    if not counted:
-        return
-    out.table(
-        {
-            "In papers' terms": "name",
-            "Trained": "number",
-            "Stored": "number",
-            "Own": "number",
-            "Of base": "number",
-            "Density": "number",
-            "Bits": "number",
-            "H": "number",
-        },
-        [
-            (
-                row.name,
-                _number(row.figures.trained_parameters),
-                _number(row.figures.stored_parameters),
-                _number(row.figures.own_parameters),
-                _share(row.figures.percent_of_base, "%"),
-                _share(row.figures.density),
-                _share(row.figures.bits_per_entry),
-                _share(row.figures.entropy_bits),
-            )
-            for row in (counted if most is None else counted[:most])
-        ],
-    )
-    out.line()
-
-
-def _number(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def _share(value: float | None, unit: str = "") -> str:
-    return "-" if value is None else f"{value:.3f}{unit}"
-
-
-def _cells(rows: Sequence[TaskRow]) -> tuple[str, ...]:
-    """Return the sums of some tasks."""
-    total, dense = sum(row.bytes.total for row in rows), sum(row.dense_bytes for row in rows)
-    return (
-        size(sum(row.bytes.payload for row in rows)),
-        size(sum(row.bytes.head for row in rows)),
-        size(sum(row.bytes.files for row in rows)),
-        size(sum(row.bytes.header for row in rows)),
-        size(total),
-        size(dense),
-        ratio(dense, total),
-    )
-
-
-def _print_disk(out: Output, found: petlpack.Stats) -> None:
-    """Print where the bytes on the disk are."""
-    used, unused = [row for row in found.shared if row.tasks], [row for row in found.shared if not row.tasks]
-    own = sum(row.bytes.total for row in found.tasks)
-    rows = [(count(len(found.tasks), "task"), size(own), f"{own:,}")]
-    if found.damaged_bytes:
-        lost = found.damaged_bytes
-        rows.append((count(len(found.damaged), "damaged task"), size(lost), f"{lost:,}"))
-    nobody = "needed by no readable task" if found.damaged else "needed by no task (gc)"
-    for label, parts in (("shared by tasks", used), (nobody, unused)):
-        if parts:
-            nbytes = sum(row.bytes for row in parts)
-            rows.append((f"{count(len(parts), 'part')} {label}", size(nbytes), f"{nbytes:,}"))
-    rows.append(("pack.json and leftovers", size(found.other_bytes), f"{found.other_bytes:,}"))
-    out.table(
-        {"On disk": "name", "": "number", "Bytes": "number"},
-        rows,
-        ("all files of the pack", size(found.disk_bytes), f"{found.disk_bytes:,}"),
-    )
+    found = audit(pack, task, base, bounds=bounds)
+    if out.as_json:
+        out.json(found.to_json())
+    else:
+        pack_stats.print_one(out, found)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from petlpack import container
-from petlpack.loading import Task
+from petlpack.analyze.reading import Kind, Opened, PartBytes
+from petlpack.facts import counts_of
 from petlpack.template import texts_of
 from petlpack.tensors.dtypes import DTYPES
 
@@ -36,61 +38,69 @@ class Figures:
     """Bits an entry that a random mask of this density needs: H(density)."""
 
 
-def figures_of(task: Task) -> Figures:
-    """Count one task; decodes no weights."""
-    template, facts = task.template, task.manifest.facts
-    own, shared = task.plan.stored, [slot for slot in template.slots if slot.part is not None]
-    method = [slot for slot in (*own, *shared) if not slot.head and slot.dtype.name != "BOOL"]
-    if template.rule is not None:  # of a whole model, only what the method made
-        named = set(texts_of(template.rule))
-        method = [slot for slot in method if slot.name in named]
-    masks = [slot for slot in (*own, *shared) if not slot.head and slot.dtype.name == "BOOL"]
-    said = _counts(facts.get("figures"))
+def figures_of(opened: Opened, parts: Sequence[PartBytes]) -> Figures:
+    """Count one task, which uses these shared parts of tensors; decodes no weights."""
+    counts, template = _count(opened.kind), opened.kind.template
+    said = counts_of(opened.facts)
     base = template.base_parameters or said.get("base")
-    entries = sum(slot.size for slot in masks)
-    values = [row for row in task.manifest.sections if row.name.endswith(".values")]
-    sparse = task.codec == "sparse"
-    stored = sum(row.count for row in values) if sparse else sum(slot.size for slot in method)
-    nbytes = sum(row.count * DTYPES[row.dtype].itemsize for row in values) if sparse else sum(s.nbytes for s in method)
-    paper = nbytes + (entries + 7) // 8
-    mask_bytes = _mask_bytes(task)
-    weights = sum(slot.size for slot in template.slots if slot.base is not None)
-    density = _ratio(stored, weights) if sparse else _ratio(said.get("kept"), entries)
+    numbers, own, nbytes = counts.numbers, counts.own, counts.nbytes
+    density = _ratio(said.get("kept"), counts.entries)
+    if opened.codec == "sparse":
+        values = [row for row in opened.sections if row.kind == "sparse.values"]
+        numbers = own = sum(row.count for row in values)
+        nbytes = sum(row.count * DTYPES[row.dtype].itemsize for row in values)
+        density = _ratio(numbers, counts.from_base)
+    masks = [row for row in opened.sections if row.kind == "masks"]
+    masks += [row for part in parts for row in part.sections if row.kind == "masks"]
+    mask_bytes = sum(row.nbytes for row in masks)
     return Figures(
         trained_parameters=said.get("trained"),
-        stored_parameters=stored,
-        own_parameters=stored if sparse else sum(slot.size for slot in method if slot.part is None),
-        head_parameters=sum(slot.size for slot in own if slot.head),
+        stored_parameters=numbers,
+        own_parameters=own,
+        head_parameters=counts.head,
         base_parameters=base,
-        paper_bytes=paper,
-        percent_of_base=100 * (stored + entries / 32) / base if base else None,
-        mask_entries=entries,
+        paper_bytes=nbytes + (counts.entries + 7) // 8,
+        percent_of_base=100 * (numbers + counts.entries / 32) / base if base else None,
+        mask_entries=counts.entries,
         mask_bytes=mask_bytes,
-        bits_per_entry=8 * mask_bytes / entries if entries else None,
+        bits_per_entry=8 * mask_bytes / counts.entries if counts.entries else None,
         density=density,
         entropy_bits=None if density is None else entropy(density),
+    )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What is the same for all tasks of a kind: numbers of the method and their bytes, mask entries, the head's."""
+
+    numbers: int
+    own: int
+    nbytes: int
+    entries: int
+    head: int
+    from_base: int
+
+
+@lru_cache(1024)
+def _count(kind: Kind) -> _Counts:
+    stored = [slot for slot in (*kind.stored, *kind.shared) if not slot.head]
+    method = [slot for slot in stored if slot.dtype.name != "BOOL"]
+    if kind.template.rule is not None:  # of a whole model, only what the method made
+        named = set(texts_of(kind.template.rule))
+        method = [slot for slot in method if slot.name in named]
+    return _Counts(
+        numbers=sum(slot.size for slot in method),
+        own=sum(slot.size for slot in method if slot.part is None),
+        nbytes=sum(slot.nbytes for slot in method),
+        entries=sum(slot.size for slot in stored if slot.dtype.name == "BOOL"),
+        head=sum(slot.size for slot in kind.stored if slot.head),
+        from_base=sum(slot.size for slot in kind.template.slots if slot.base is not None),
     )
 
 
 def entropy(share: float) -> float:
     """Return H(share) in bits: what one entry of a random mask of this density takes at least."""
     return 0.0 if not 0 < share < 1 else -share * math.log2(share) - (1 - share) * math.log2(1 - share)
-
-
-def _mask_bytes(task: Task) -> int:
-    """Return the bytes of the sections of masks, those in shared parts included."""
-    own = sum(size for name, size in task.payload.items() if name.startswith("masks."))
-    for sha256 in task.manifest.shared[1:]:
-        opened = container.read(task.store.shared_path(sha256))
-        names = [row.name for row in opened.manifest.sections if row.name.startswith("masks.")]
-        own += sum(opened.section_bytes(name) for name in names)
-    return own
-
-
-def _counts(said: object) -> dict[str, int]:
-    """Return the counts among what a manifest says; it may say anything."""
-    rows = said.items() if isinstance(said, dict) else ()
-    return {str(name): count for name, count in rows if type(count) is int and 0 <= count < 1 << 62}
 
 
 def _ratio(part: int | None, whole: int) -> float | None:

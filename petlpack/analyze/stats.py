@@ -2,70 +2,85 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from petlpack.analyze.figures import Figures, figures_of
-from petlpack.codecs.registry import codec
-from petlpack.errors import DamageError, PetlpackError
-from petlpack.loading import Task
-from petlpack.pack import Pack
+from petlpack.analyze.bases import LORA_RANK, Bases
+from petlpack.analyze.growth import Growth, Role, break_even, counts_up_to, linear
+from petlpack.analyze.reading import Inventory, Opened, Reader, users_of, without_collection
+from petlpack.analyze.rows import TaskRow, task_row
+from petlpack.errors import UsageError
+from petlpack.parallel import Progress
+from petlpack.store import PACK_JSON, Store
+from petlpack.tensors.base import Base
 
+if TYPE_CHECKING:
+    from petlpack.pack import Pack
 
-@dataclass(frozen=True)
-class TaskBytes:
-    """Bytes of one task: method and head payload, its share of kept files, the rest of its file, and in all.
-
-    `payload`, `head` and `header` add up to the task's own file; `files` are the kept files that only this task uses
-    (others are shared); `total` is the sum of the four.
-    """
-
-    payload: int
-    head: int
-    files: int
-    header: int
-    total: int
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """One task: how it was trained, how it is stored, what it costs, what it cost as dense weights."""
-
-    name: str
-    method: str
-    codec: str
-    exact: bool
-    bytes: TaskBytes
-    dense_bytes: int
-    shared: tuple[str, ...]
-    figures: Figures
+FIRST_COUNTS = 10_000
+"""Amortised bytes are told up to so many tasks, and for the tasks that there are."""
 
 
 @dataclass(frozen=True)
 class SharedRow:
-    """One shared part that several tasks use (or none, until gc)."""
+    """One shared part that several tasks use (or none, until gc): sha256, bytes, what it is, the tasks' names."""
 
     sha256: str
     bytes: int
-    tasks: int
+    role: str
+    used_by: tuple[str, ...]
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks that use it."""
+        return len(self.used_by)
 
 
 @dataclass(frozen=True)
 class AmortizedRow:
-    """Bytes a task when a pack like this one holds so many tasks."""
+    """Bytes a task of a pack like this one, the base not counted, and as what else it could be kept.
+
+    None stands for what is not known.
+    """
 
     tasks: int
     bytes_per_task: int
-    dense_bytes_per_task: int
+    run_bytes_per_task: int
+    lora_bytes_per_task: int | None
+    dense_bytes_per_task: int | None
+
+
+@dataclass(frozen=True)
+class MethodBreakEven:
+    """Number of tasks from which on one method of the pack takes fewer bytes than another; None if it never does."""
+
+    method: str
+    against: str
+    tasks: int | None
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Number of tasks from which on the pack takes fewer bytes than other storage; None if never, or not known.
+
+    `dense` counts the base once beside the pack, against whole dense models, which need none; `lora` is against one
+    LoRA a task, `runs` against the tensors of the runs as they were; `methods` compares the pack's methods, each alone.
+    """
+
+    dense: int | None
+    lora: int | None
+    runs: int | None
+    methods: tuple[MethodBreakEven, ...]
 
 
 @dataclass(frozen=True)
 class Stats:
     """What a pack costs. `disk_bytes` is the sum of the sizes of all its files, and every byte has a row."""
 
+    pack: str
     disk_bytes: int
     other_bytes: int
     """Bytes of files that are neither tasks nor shared parts: pack.json, and what interrupted writers left."""
@@ -74,97 +89,184 @@ class Stats:
     tasks: tuple[TaskRow, ...]
     shared: tuple[SharedRow, ...]
     amortized: tuple[AmortizedRow, ...]
-    break_even: int | None
-    """Number of tasks from which on the pack is smaller than as many dense checkpoints; None if never."""
+    marginal_bytes: int | None
+    """Expected bytes of the next task."""
+    least_marginal_bytes: int | None
+    """The same, if it brings no shared part that no task had before."""
+    break_even: BreakEven
     damaged: dict[str, str]
     """Tasks that could not be read, with the reason."""
+    growth: Growth | None = field(repr=False)
+    """The model behind `amortized`; None for a pack without a task that can be read."""
+    base_bytes: int | None
+    """Bytes of the bases of the tasks, each once; None where one is not known."""
+    dense_bytes: float | None
+    """Mean bytes of a whole dense model of a task; None where a base is not known."""
+    lora_bytes: float | None
+    """Mean bytes of one LoRA of rank `lora_rank` on queries and values, in float32; None where no base is known."""
+    lora_rank: int
+
+    inventory: Inventory = field(repr=False)
+    """What was read, for tables by section and tensor."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack stats --json` prints."""
-        table = asdict(self)
-        table["break_even"] = {"dense": self.break_even}
-        return table
+        return {
+            "pack": self.pack,
+            "disk_bytes": self.disk_bytes,
+            "other_bytes": self.other_bytes,
+            "damaged_bytes": self.damaged_bytes,
+            "tasks": [row.to_json() for row in self.tasks],
+            "shared": [{**vars(row), "tasks": row.tasks} for row in self.shared],
+            "amortized": [vars(row) for row in self.amortized],
+            "next_task": {"bytes": self.marginal_bytes, "at_least": self.least_marginal_bytes},
+            "break_even": {**vars(self.break_even), "methods": [vars(row) for row in self.break_even.methods]},
+            "base_bytes": self.base_bytes,
+            "dense_bytes": self.dense_bytes,
+            "lora": {"rank": self.lora_rank, "bytes": self.lora_bytes},
+            "damaged": self.damaged,
+        }
 
 
-def stats(pack: str | Path | Pack) -> Stats:
-    """Account for every byte of a pack; damaged tasks are named and the rest is reported. Decodes no weights."""
-    pack = pack if isinstance(pack, Pack) else Pack(pack)
-    tasks, damaged = _open_tasks(pack)
-    users: dict[str, set[str]] = defaultdict(set)
-    for task in tasks:
-        for sha256 in task.parts:
-            users[sha256].add(task.name)
-    sizes = {sha256: pack.store.shared_path(sha256).stat().st_size for sha256 in pack.store.shared_names()}
-    rows = tuple(_row(task, users, sizes) for task in tasks)
-    shared = tuple(
-        SharedRow(sha256, size, len(users[sha256]))
-        for sha256, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
-        if len(users[sha256]) != 1
+def stats(
+    pack: str | Path | Pack,
+    base: str | Path | Base | None = None,
+    *,
+    at: Sequence[int] = (),
+    lora_rank: int = LORA_RANK,
+    progress: Progress | None = None,
+) -> Stats:
+    """Account for every byte of a pack; damaged tasks are named and the rest is reported. Decodes no weights.
+
+    `at` adds numbers of tasks to the amortised bytes. `base` is the pretrained model, for packs whose tasks do not
+    say how large it is. Raises UsageError where there is no pack, or a number makes no sense.
+    """
+    if not all(count >= 1 for count in at) or lora_rank < 1:
+        raise UsageError("a number of tasks, and a rank, is at least 1", hint="leave out what is less")
+    store = Store(pack) if isinstance(pack, str | Path) else pack.store
+    reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))
+    with without_collection():
+        return _account(reader, at, lora_rank, progress)
+
+
+def _account(reader: Reader, at: Sequence[int], lora_rank: int, progress: Progress | None) -> Stats:
+    read = reader.read_all(progress)
+    shares = shares_of(read.users, read.parts)
+    bases = Bases(reader, read.tasks, lora_rank)
+    found = [bases.of(task) for task in read.tasks]
+    alone = {sha256 for sha256, names in read.users.items() if len(names) == 1}
+    rows = tuple(
+        task_row(
+            task,
+            reader,
+            base,
+            alone={sha256: read.parts[sha256] for sha256 in task.parts if sha256 in alone},
+            share=shares.get(task.name, 0),
+        )
+        for task, base in zip(read.tasks, found, strict=True)
     )
-    files = dict(pack.store.files())
-    disk_bytes = sum(files.values())
-    lost = sum(files.get(pack.store.task_path(name), 0) for name in damaged)
-    fixed = sum(row.bytes for row in shared if row.tasks)
-    per_task = [row.bytes.total for row in rows]
-    dense = [row.dense_bytes for row in rows]
+    shared = tuple(
+        SharedRow(sha256, size, read.roles.get(sha256, "unused"), tuple(read.users.get(sha256, ())))
+        for sha256, size in sorted(read.parts.items(), key=lambda item: (-item[1], item[0]))
+        if len(read.users.get(sha256, ())) != 1
+    )
+    growth = growth_of(read.tasks, read.parts) if read.tasks else None
+    run, dense = _mean([row.run_bytes for row in rows]), _mean([row.dense_bytes for row in rows])
+    lora = _mean([None if base is None else base.lora for base in found])
+    once = None if None in found else sum(base.nbytes for base in {*found} if base)
     return Stats(
-        disk_bytes=disk_bytes,
-        other_bytes=disk_bytes - sum(row.bytes for row in shared) - sum(per_task) - lost,
-        damaged_bytes=lost,
+        pack=str(reader.store.path),
+        disk_bytes=read.disk_bytes,
+        other_bytes=read.other_bytes,
+        damaged_bytes=read.damaged_bytes,
         tasks=tuple(sorted(rows, key=lambda row: (-row.bytes.total, row.name))),
         shared=shared,
-        amortized=_amortized(fixed, per_task, dense),
-        break_even=_break_even(fixed, per_task, dense),
-        damaged=damaged,
+        amortized=() if growth is None else _amortized(growth, at, run, lora, dense),
+        marginal_bytes=None if growth is None else round(growth.marginal),
+        least_marginal_bytes=None if growth is None else round(growth.least_marginal),
+        break_even=_break_even(growth, run, lora, dense, once, _methods(read)),
+        damaged=dict(read.damaged),
+        growth=growth,
+        inventory=read,
+        base_bytes=once,
+        dense_bytes=dense,
+        lora_bytes=lora,
+        lora_rank=lora_rank,
     )
 
 
-def _open_tasks(pack: Pack) -> tuple[list[Task], dict[str, str]]:
-    tasks, damaged = [], {}
-    for name in pack:
-        try:
-            task = pack[name]
-            codec(task.codec)
-            missing = [sha256 for sha256 in task.parts if not pack.store.shared_path(sha256).is_file()]
-            if missing:
-                raise DamageError(f"shared part {missing[0]} is missing")
-            tasks.append(task)
-        except (PetlpackError, OSError) as error:
-            if pack.store.task_path(name).exists():  # else it was removed meanwhile
-                damaged[name] = str(error)
-    return tasks, damaged
+def shares_of(users: Mapping[str, Sequence[str]], parts: Mapping[str, int]) -> dict[str, int]:
+    """Return each task's share of the parts that several use, in whole bytes: the first ones have one more."""
+    shares: dict[str, int] = defaultdict(int)
+    for sha256, names in users.items():
+        each, rest = divmod(parts[sha256], len(names))
+        for i, name in enumerate(names if len(names) > 1 else ()):
+            shares[name] += each + (i < rest)
+    return shares
 
 
-def _row(task: Task, users: dict[str, set[str]], sizes: dict[str, int]) -> TaskRow:
-    head = sum(size for name, size in task.payload.items() if name.startswith("head."))
-    payload = sum(task.payload.values()) - head
-    parts = task.parts
-    files = sum(sizes.get(sha256, 0) for sha256 in parts if len(users[sha256]) == 1)
-    header = task.nbytes - payload - head
-    return TaskRow(
-        name=task.name,
-        method=task.method,
-        codec=task.codec,
-        exact=task.exact,
-        bytes=TaskBytes(payload, head, files, header, task.nbytes + files),
-        dense_bytes=task.dense_bytes,
-        shared=tuple(sha256 for sha256 in parts if len(users[sha256]) > 1),
-        figures=figures_of(task),
+def growth_of(tasks: Sequence[Opened], parts: Mapping[str, int]) -> Growth:
+    """Return the model of growth that tasks and their shared parts make, as if there were no others."""
+    users, roles = users_of(tasks)
+    by_role: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for sha256, names in users.items():
+        by_role[roles[sha256]][len(names)] += parts[sha256]
+    return Growth(
+        tasks=len(tasks),
+        fixed=len(PACK_JSON),
+        own=tuple(task.nbytes for task in tasks),
+        roles=tuple(Role(name, tuple(sorted(by_users.items()))) for name, by_users in sorted(by_role.items())),
     )
 
 
-def _amortized(fixed: int, per_task: list[int], dense: list[int]) -> tuple[AmortizedRow, ...]:
-    """Return bytes a task at 1, 2, 5, 10, ... tasks of this pack's mean: (shared + n x mean) / n."""
-    if not per_task:
-        return ()
-    counts = sorted({1, 2, 5, 10, 100, 1000, 10_000, len(per_task)})
-    mean, dense_mean = sum(per_task) / len(per_task), sum(dense) / len(dense)
-    return tuple(AmortizedRow(n, round(fixed / n + mean), round(dense_mean)) for n in counts)
+def _methods(read: Inventory) -> dict[str, Growth]:
+    """Return the model of growth of each method of the pack, as if it were alone."""
+    by_method: dict[str, list[Opened]] = defaultdict(list)
+    for task in read.tasks:
+        by_method[task.method].append(task)
+    return {method: growth_of(tasks, read.parts) for method, tasks in sorted(by_method.items())}
 
 
-def _break_even(fixed: int, per_task: list[int], dense: list[int]) -> int | None:
-    """Return the smallest n for which shared + n x mean is less than n x dense mean."""
-    if not per_task or sum(per_task) >= sum(dense):
-        return None
-    saved = (sum(dense) - sum(per_task)) / len(per_task)
-    return math.floor(fixed / saved) + 1
+def _amortized(
+    growth: Growth, at: Sequence[int], run: float | None, lora: float | None, dense: float | None
+) -> tuple[AmortizedRow, ...]:
+    return tuple(
+        AmortizedRow(count, round(growth.at(count) / count), round(run or 0), _whole(lora), _whole(dense))
+        for count in counts_up_to(FIRST_COUNTS, (*at, growth.tasks))
+    )
+
+
+def _break_even(
+    growth: Growth | None,
+    run: float | None,
+    lora: float | None,
+    dense: float | None,
+    base: int | None,
+    methods: Mapping[str, Growth],
+) -> BreakEven:
+    def against(other: float | None, once: int | None = 0) -> int | None:
+        if growth is None or other is None or once is None:
+            return None
+        return break_even(lambda count: once + growth.at(count), linear(other))
+
+    return BreakEven(
+        dense=against(dense, base),
+        lora=against(lora),
+        runs=against(run),
+        methods=tuple(
+            MethodBreakEven(mine, other, break_even(methods[mine].at, methods[other].at))
+            for mine in methods
+            for other in methods
+            if mine != other
+        ),
+    )
+
+
+def _mean(values: Sequence[int | None]) -> float | None:
+    """Return the mean; None where a value is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from petlpack.coding.base import Array
 from petlpack.errors import DamageError
-from petlpack.modules import Module, Rebuilt
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.tensor import Tensor
+
+if TYPE_CHECKING:
+    from petlpack.modules import Module, Rebuilt
 
 MOST_ELEMENTS = 1 << 24
 """No unit of any codec has more elements, so a file's number of sections bounds what it can decode to."""

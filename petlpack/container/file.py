@@ -132,7 +132,7 @@ class Sections:
 def read(path: Path) -> Container:
     """Open a file and check all of it but the sections' bytes; raises DamageError, UnknownFormatError."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123 - a tenth of the time of reading 10,000 small files
             header = read_header_of(file, path)
             _check_format(header)
             packed = _read_manifest(file, header)
@@ -170,7 +170,10 @@ def _header_text(sizes: Sequence[tuple[str, int]], manifest: int, digest: str, s
     for name, size in [*sizes, ("manifest", manifest)]:
         table[name] = {"dtype": "U8", "shape": [size], "data_offsets": [offset, offset + size]}
         offset += 0 if start else size
-    return json.dumps(table, separators=(",", ":"))
+    return _COMPACT(table)
+
+
+_COMPACT = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _check_format(header: Header) -> None:

@@ -14,6 +14,8 @@ from petlpack.tensors.dtypes import DTYPES, dtype_named
 VERSION = 1
 """Version of the manifest and of the file around it."""
 
+_CANONICAL = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False).encode
+
 _NAME = re.compile(r"[a-z][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -54,7 +56,7 @@ class Manifest:
             "params": dict(self.params),
             "facts": dict(self.facts),
         }
-        return json.dumps(table, separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+        return _CANONICAL(table).encode()
 
 
 def parse_manifest(text: bytes) -> Manifest:

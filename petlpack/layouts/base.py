@@ -57,6 +57,8 @@ class Run:
     """What who decodes the task has to know."""
     exact: bool = True
     """Whether the module is what was trained to the bit, and not computed from it with a rounding."""
+    score: tuple[str, float] | None = None
+    """The score that the run states of itself: metric and value."""
     figures: Mapping[str, int] = field(default_factory=dict)
     """Counts that only the run can tell: `trained` parameters, mask entries `kept`."""
 

@@ -31,9 +31,11 @@ _TEMPLATES = PurePosixPath("additional_chat_templates")
 _OF_THE_WEIGHTS = {"config.json", "adapter_config.json", "head_config.json"}
 """Files that describe the weights beside them: those of the root may describe another model than a checkpoint's."""
 
-_LOGS = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "result.json"}
+LOGS = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "result.json"}
+"""Files that say how a training went, by name."""
 
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+"""How the names of weight files end, in formats that are read and in others."""
 
 _OTHER_WEIGHTS = "other weights"
 
@@ -52,7 +54,7 @@ def sort_files(
     stored = {path.resolve() for path in weights}
     names = {*LOADING, *also}
     directories = {_TEMPLATES, *module_types(chosen if (chosen / "modules.json").is_file() else run)}
-    packs = {path.parent for path in run.rglob("pack.json") if path.parent != run and _is_pack(path)}
+    packs = {path.parent for path in run.rglob("pack.json") if path.parent != run and is_pack(path)}
     kept: dict[str, Path] = {}
     left_out: list[LeftOut] = []
     for path in sorted(run.rglob("*")):
@@ -119,6 +121,14 @@ def module_types(directory: Path) -> dict[PurePosixPath, str]:
     return {path: kind for path, kind in paths if path.parts and not path.is_absolute() and ".." not in path.parts}
 
 
+def is_pack(marker: Path) -> bool:
+    """Tell whether a pack.json is that of a pack; a pipe of that name is not waited for."""
+    try:
+        return marker.is_file() and read_json(marker).get("format") == "petlpack"
+    except (RunError, OSError):
+        return False
+
+
 def some(names: list[str]) -> str:
     """Name the first five of several files."""
     return ", ".join(printable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
@@ -127,7 +137,7 @@ def some(names: list[str]) -> str:
 def check_links(directory: Path) -> None:
     """Raise RunError where a file that loading needs, or weights, is a link to nothing."""
     for path in sorted(directory.iterdir()):
-        if (path.name in LOADING or path.suffix in _WEIGHTS) and path.is_symlink() and not path.exists():
+        if (path.name in LOADING or path.suffix in WEIGHTS) and path.is_symlink() and not path.exists():
             raise _broken_link(path)
 
 
@@ -147,13 +157,6 @@ def _portable(name: str) -> bool:
     return name.isprintable() and "\\" not in name and ":" not in name
 
 
-def _is_pack(marker: Path) -> bool:
-    try:
-        return read_json(marker).get("format") == "petlpack"
-    except RunError:
-        return False
-
-
 def _total(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
@@ -170,9 +173,9 @@ def _why(name: Path, path: Path) -> str:
         return "repository file"
     if path.name.endswith(".index.json"):
         return "an index of files that are not kept"
-    if path.suffix in _WEIGHTS:
+    if path.suffix in WEIGHTS:
         return _OTHER_WEIGHTS
-    if path.name in _LOGS or "runs" in name.parts[:-1] or path.name.startswith("events.out.tfevents"):
+    if path.name in LOGS or "runs" in name.parts[:-1] or path.name.startswith("events.out.tfevents"):
         return "training log"
     if path.suffix == ".py" and (path.parent / "config.json").is_file():
         return "code; loading with trust_remote_code needs it"

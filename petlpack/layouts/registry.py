@@ -12,6 +12,7 @@ from petlpack.layouts.base import Layout, Run
 from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import check_links, module_types, some
 from petlpack.layouts.options import Options
+from petlpack.layouts.results import stated_score
 from petlpack.tensors.checkpoint import find_weights
 
 LAYOUTS = {
@@ -53,7 +54,9 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
                 raise RunError(
                     f"'{shown}' has weights without a single tensor", hint="the run was saved wrongly: save it again"
                 )
-            return [replace(run, warnings=(*run.warnings, *options.unused())) for run in runs]
+            stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
+            score = None if stated is None else (stated.metric, stated.value)
+            return [replace(run, warnings=(*run.warnings, *options.unused()), score=score) for run in runs]
     if path.is_file():
         raise RunError(f"'{shown}' is not a run", hint="give a run directory or a .safetensors file")
     state = sharded_state(path)

@@ -20,8 +20,6 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-import filelock
-
 from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageError, printable
 
 SUFFIX = ".petl.safetensors"
@@ -45,6 +43,16 @@ def check_task_name(name: str) -> str:
     return name
 
 
+def task_file(name: str) -> str:
+    """Return the file of a task, as `Store.files` names it."""
+    return f"tasks/{name}{SUFFIX}"
+
+
+def shared_file(sha256: str) -> str:
+    """Return the file of a shared part, as `Store.files` names it."""
+    return f"shared/{sha256}{SUFFIX}"
+
+
 def _can_be_task(name: str) -> bool:
     return _TASK_NAME.fullmatch(name) is not None and _RESERVED.fullmatch(name) is None
 
@@ -55,6 +63,7 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         """Open an existing pack; raises UsageError where there is none, UnknownFormatError for a newer one."""
         self.path = Path(path)
+        self._tasks = self.path / "tasks"
         marker = self.path / "pack.json"
         try:
             text = marker.read_bytes()
@@ -108,7 +117,7 @@ class Store:
 
     def task_path(self, name: str) -> Path:
         """Return the file of a task, whether it exists or not."""
-        return self.path / "tasks" / f"{check_task_name(name)}{SUFFIX}"
+        return self._tasks / f"{check_task_name(name)}{SUFFIX}"
 
     def shared_path(self, sha256: str) -> Path:
         """Return the file of a shared part, whether it exists or not."""
@@ -128,12 +137,19 @@ class Store:
             )
         return path
 
-    def files(self) -> Iterator[tuple[Path, int]]:
-        """Yield every file below the pack with its bytes, leftovers included."""
-        for path in sorted(self.path.rglob("*")):
-            size = _file_size(path)
-            if size is not None:
-                yield path, size
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yield every file below the pack with its bytes, leftovers included, as `tasks/NAME` with slashes."""
+        folders = [""]
+        while folders:
+            folder = folders.pop(0)
+            with os.scandir(self.path / folder) as entries:  # a third of the time of pathlib's at 10,000 tasks
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    name = f"{folder}{entry.name}"
+                    with contextlib.suppress(FileNotFoundError):  # gone since the directory was listed
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(f"{name}/")
+                        elif entry.is_file():
+                            yield name, entry.stat().st_size
 
     # Writing
 
@@ -155,7 +171,8 @@ class Store:
         """
         if self.task_path(name).exists() and replace:
             return
-        twin = next((other for other in self.task_names() if other.lower() == name.lower()), None)
+        lower = name.lower()
+        twin = next((stem for stem in _stems(self.path / "tasks") if stem.lower() == lower), None)
         if twin is not None:
             raise TaskError(
                 f"task '{name}' cannot be added: pack '{printable(str(self.path))}' has a task '{twin}'",
@@ -208,6 +225,8 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the pack's lock; raises LockedError after LOCK_TIMEOUT seconds."""
+        import filelock  # here, for most commands only read
+
         lock = filelock.FileLock(self.path / ".lock", timeout=LOCK_TIMEOUT)
         try:
             lock.acquire(poll_interval=0.005)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zipfile
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises RunError that names the file: unreadable, truncated, a shard missing, listed twice or outside the directory.
     """
     if path.name.endswith(".index.json"):
-        checkpoint = _merge([_open_one(shard) for shard in _shards_of(path)], path)
+        checkpoint = _merge([_open_one(shard) for shard in shards_of(path)], path)
         _check_weight_map(path, checkpoint)
         if path.name.endswith(".bin.index.json"):  # comes back as one safetensors file, which needs no index
             return replace(checkpoint, headers=_built_header("model.safetensors", checkpoint.tensors))
@@ -80,8 +81,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shards_of(index: Path) -> list[Path]:
-    """Return the shards an index names, each checked to be a plain file name beside it."""
+def shards_of(index: Path) -> list[Path]:
+    """Return the shards that an index names; raises RunError for one that is missing, or not a plain file beside it."""
     names = sorted(set(_weight_map(index).values()))
     for name in names:
         if name != PurePosixPath(name).name or "\\" in name or not name.isprintable() or name.startswith("."):
@@ -131,24 +132,31 @@ def name_text(path: Path) -> bytes:
     """Return a text in which the names of a weight file's tensors stand, without reading a pickle as one.
 
     It is the header of a safetensors file, or the pickle of what torch saved, whose names are plain text. Empty for a
-    file that is neither.
+    file that is neither. Every layout asks for the same file, which is read once.
     """
     try:
-        if path.suffix == ".safetensors":
-            return read_header(path).text.encode()
-        if path.suffix == ".json":  # an index of shards
-            return path.read_bytes()
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as file:
-                return file.read(MOST_NAMES)
-        with zipfile.ZipFile(path) as archive:
-            inside = next((name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"), None)
-            if inside is None:
-                return b""
-            with archive.open(inside) as pickle:
-                return pickle.read(MOST_NAMES)
+        status = path.stat()
+        return _name_text(path, status.st_ino, status.st_mtime_ns, status.st_size)
     except (MalformedError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
         return b""
+
+
+@functools.lru_cache(maxsize=4)  # few, for the text of a pickle may be of MOST_NAMES
+def _name_text(path: Path, _inode: int, _mtime_ns: int, _size: int) -> bytes:
+    """Read the text of a file in one state of it; what is raised is not remembered."""
+    if path.suffix == ".safetensors":
+        return read_header(path).text.encode()
+    if path.suffix == ".json":  # an index of shards
+        return path.read_bytes()
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            return file.read(MOST_NAMES)
+    with zipfile.ZipFile(path) as archive:
+        inside = next((name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"), None)
+        if inside is None:
+            return b""
+        with archive.open(inside) as pickle:
+            return pickle.read(MOST_NAMES)
 
 
 def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
@@ -190,7 +198,7 @@ def _load_pickled(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
-        cut = _is_cut(path)
+        cut = is_cut(path)
         what = "cut short" if cut else "not a plain state dict"
         raise RunError(
             f"'{printable(str(path))}' is {what}: {printable(_reason(error))}",
@@ -200,8 +208,8 @@ def _load_pickled(path: Path) -> object:
         ) from error
 
 
-def _is_cut(path: Path) -> bool:
-    """Tell whether a file begins as the archives do that torch saves, and does not end as one."""
+def is_cut(path: Path) -> bool:
+    """Tell whether a file begins as the archives do that torch saves, and does not end as one; reads no pickle."""
     try:
         with path.open("rb") as file:
             return file.read(2) == b"PK" and not zipfile.is_zipfile(path)

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -60,12 +61,12 @@ class Header:
     entries: dict[str, Entry]
     metadata: dict[str, str]
 
-    @property
+    @cached_property
     def data_start(self) -> int:
         """Offset of the first tensor byte in the file."""
         return 8 + len(self.text.encode())
 
-    @property
+    @cached_property
     def file_size(self) -> int:
         """Bytes of the whole file."""
         return self.data_start + max((entry.stop for entry in self.entries.values()), default=0)
@@ -104,8 +105,9 @@ def parse_header(text: bytes) -> Header:
     """Parse and check the JSON text of a header; raises MalformedError."""
     try:
         decoded = text.decode("utf-8")
-        table = json.loads(decoded, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        json.dumps(table, ensure_ascii=False).encode()  # a lone surrogate has no bytes: UnicodeEncodeError
+        table = _STRICT(decoded)
+        if "\\u" in decoded:
+            json.dumps(table, ensure_ascii=False).encode()  # a lone surrogate has no bytes: UnicodeEncodeError
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"has a header that is not JSON: {error}") from None
     if not isinstance(table, dict):
@@ -182,25 +184,37 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"'{name}' is not JSON")
 
 
+_STRICT = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant).decode
+
+
 def _parse_entry(name: str, row: object) -> Entry:
     """Check one header row: exactly dtype, shape and data_offsets, whose sizes agree."""
-    what = f"has tensor '{printable(name)}' with"
-    if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
-        raise MalformedError(f"{what} fields other than dtype, shape and data_offsets")
+    try:
+        return _entry(row)
+    except MalformedError as error:
+        raise MalformedError(f"has tensor '{printable(name)}' with {error.message}") from None
+
+
+_FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+def _entry(row: object) -> Entry:
+    if not isinstance(row, dict) or row.keys() != _FIELDS:
+        raise MalformedError("fields other than dtype, shape and data_offsets")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str):
-        raise MalformedError(f"{what} a dtype that is no string")
+        raise MalformedError("a dtype that is no string")
     if not _is_sizes(shape):
-        raise MalformedError(f"{what} a shape that is no list of sizes")
+        raise MalformedError("a shape that is no list of sizes")
     if len(shape) > MAX_RANK:
-        raise MalformedError(f"{what} a shape of {len(shape):,} sizes, an array has at most {MAX_RANK}")
+        raise MalformedError(f"a shape of {len(shape):,} sizes, an array has at most {MAX_RANK}")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise MalformedError(f"{what} data_offsets that are no range")
+        raise MalformedError("data_offsets that are no range")
     start, stop = offsets
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
-        raise MalformedError(f"{what} shape {shape} of {dtype}, but {stop - start:,} bytes")
-    if not is_shape(shape):
-        raise MalformedError(f"{what} shape {shape}, which no array can have")
+        raise MalformedError(f"shape {shape} of {dtype}, but {stop - start:,} bytes")
+    if math.prod(filter(None, shape)) >= 2**63:
+        raise MalformedError(f"shape {shape}, which no array can have")
     return Entry(dtype, tuple(shape), start, stop)
 
 
@@ -210,4 +224,8 @@ def is_shape(value: object) -> TypeGuard[list[int]]:
 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+    return isinstance(value, list) and all(map(_is_size, value))
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-Kind = Literal["name", "text", "number"]
-"""A column of names is folded where it is too wide, text is cut off, and numbers stand to the right, whole.
+Kind = Literal["bar", "name", "text", "number"]
+"""A column of names is folded where it is too wide, text and bars are cut off, and numbers stand to the right, whole.
 
-Names are folded before text is cut.
+Bars give way first, then names, then text.
 """
 
 BLOCK = 100
@@ -51,6 +51,11 @@ class Output:
     def line(self, text: str = "") -> None:
         """Print a line of the answer; a terminal gets it wrapped between words."""
         _print(printable(text))
+
+    def raw(self, text: str) -> None:
+        """Print a text as it is: CSV or Markdown for a file, lines not wrapped."""
+        with naming(STDOUT):
+            click.echo(text, nl=False)
 
     def names(self, names: Sequence[str]) -> None:
         """Print names, one a line, for a pipe."""
@@ -83,6 +88,8 @@ class Output:
         for (header, kind), footer, width in zip(columns.items(), footers, widths, strict=True):
             if kind == "name":
                 table.add_column(header, footer, overflow="fold", width=width)
+            elif kind == "bar":
+                table.add_column(header, footer, overflow="crop", no_wrap=True, width=width)
             else:
                 side: Literal["right", "left"] = "right" if kind == "number" else "left"
                 table.add_column(header, footer, justify=side, no_wrap=True, width=width)
@@ -117,7 +124,7 @@ class Output:
 def _widths(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]]) -> list[int]:
     """Return the widths of a table's columns: what the cells need, less where the terminal is narrower.
 
-    Then names give way, and after them text; numbers never do.
+    Then bars give way, after them names, and after them text; numbers never do.
     """
     from rich.cells import cell_len
 
@@ -125,6 +132,7 @@ def _widths(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]]) -> list[
     needed = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
     widths = [min(width, WIDEST_TEXT) if kind == "text" else width for kind, width in zip(kinds, needed, strict=True)]
     least = {
+        "bar": [1] * len(widths),
         "name": [min(width, NARROWEST) for width in widths],
         "text": [min(width, cell_len(header)) for header, width in zip(columns, widths, strict=True)],
         "number": widths,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+
 UNITS = ("kB", "MB", "GB", "TB", "PB")
+
+BLOCKS = " ▏▎▍▌▋▊▉█"
+"""No eighths of a column to eight of them."""
 
 
 def size(nbytes: float) -> str:
@@ -26,3 +32,25 @@ def ratio(before: int, after: int) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: 1 task, 12 tasks."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def bar(value: float, largest: float, width: int = 10) -> str:
+    """Return a bar of up to `width` characters, in eighths of one, or whole `#` where stdout has no blocks.
+
+    Anything above nothing shows.
+    """
+    eighths = round(8 * width * value / largest) if largest > 0 else 0
+    if value > 0:
+        eighths = max(1, eighths)
+    if not _has_blocks(getattr(sys.stdout, "encoding", None) or "utf-8"):
+        return "#" * -(-eighths // 8)
+    return BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8].strip()
+
+
+@functools.cache
+def _has_blocks(encoding: str) -> bool:
+    try:
+        BLOCKS.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

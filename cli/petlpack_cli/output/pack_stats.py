@@ -1,0 +1,410 @@
+"""What `petlpack stats` prints of a pack: big first, bars, and a conclusion in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from petlpack.errors import printable
+from petlpack_cli.output import Output
+from petlpack_cli.output.rows import MOST, cell, print_csv, print_markdown, print_rows
+from petlpack_cli.output.sizes import bar, count, ratio, size
+
+if TYPE_CHECKING:
+    import petlpack
+    from petlpack.analyze.forecast import Cost, Forecast, ForecastRow
+    from petlpack.analyze.one import Audit
+    from petlpack.analyze.rows import TaskRow
+    from petlpack.analyze.tables import Table
+
+COLUMNS = {
+    "task": ("task", "payload", "head", "files", "header", "share", "total"),
+    "method": ("method", "tasks", "payload", "head", "files", "header", "share", "total"),
+    "codec": ("codec", "tasks", "payload", "head", "files", "header", "share", "total"),
+    "section": ("section", "elements", "bytes", "bits", "bound", "over_bound"),
+    "tensor": ("tensor", "tasks", "elements", "bytes", "bits"),
+}
+"""What fits 80 columns; --csv, --md and --json have all."""
+
+
+def print_pack(out: Output, found: petlpack.Stats, everything: bool, at: Sequence[int] = ()) -> None:
+    """Print the whole account of a pack."""
+    if found.tasks:
+        most = None if everything else MOST
+        _print_tasks(out, found, most)
+        out.line()
+        _print_bytes(out, found, most)
+        out.line()
+        _print_figures(out, found, most)
+    _print_disk(out, found, MOST if not everything else None)
+    if found.tasks:
+        out.line()
+        _print_amortized(out, found, at)
+        _print_methods(out, found)
+    if not out.quiet:
+        out.line()
+        out.line(conclusion(found))
+
+
+def conclusion(found: petlpack.Stats) -> str:
+    """Return what a pack costs in one sentence: its bytes, the next task's, those of dense models."""
+    if not found.tasks or found.marginal_bytes is None or found.least_marginal_bytes is None:
+        return f"No task that can be read; the files take {size(found.disk_bytes)}."
+    number = len(found.tasks)
+    told = f"{count(number, 'task')} {'takes' if number == 1 else 'take'} {size(found.disk_bytes)}; "
+    least, most = size(found.least_marginal_bytes), size(found.marginal_bytes)
+    if number == 1 and least != most:
+        told += f"another will take {least} to {most}, as it shares the parts of this one or not; "
+    else:
+        told += f"the next will take about {most}; "
+    if found.dense_bytes is None:
+        run = sum(row.run_bytes for row in found.tasks)
+        return f"{told}as runs they took {size(run)} ({ratio(run, found.disk_bytes)})."
+    dense = round(found.dense_bytes * number)
+    return f"{told}as dense models they would take {size(dense)} ({ratio(dense, found.disk_bytes)})."
+
+
+def print_table(out: Output, table: Table, everything: bool, *, csv: bool, md: bool) -> None:
+    """Print one table: as CSV or Markdown, else the columns that fit."""
+    if csv:
+        print_csv(out, table)
+    elif md:
+        print_markdown(out, table)
+    else:
+        print_rows(out, table, COLUMNS[table.key], None if everything else MOST)
+
+
+def print_damaged(found: petlpack.Stats) -> None:
+    """Name the damaged tasks on stderr."""
+    for name, why in found.damaged.items():
+        click.echo(f"Error: {printable(name)}: {printable(why)}", err=True)
+    if found.damaged:
+        click.echo("Hint: `petlpack verify` checks every byte; damaged tasks count on disk only", err=True)
+
+
+def print_one(out: Output, found: Audit) -> None:
+    """Print one task: facts, sections, the parts that it needs."""
+    row = found.row
+    own = row.bytes.total
+    needed = sum(part.bytes for part in found.parts)
+    facts = [
+        ("Task", row.name),
+        ("Method", f"{row.method} ({row.layout})"),
+        ("Codec", f"{row.codec}, {'exact to the bit' if row.exact else 'inexact: ' + _exactness(row)}"),
+        ("Own file", f"{size(own)} ({own:,} bytes)"),
+        ("Parts", f"{size(needed)} in {count(len(found.parts), 'shared part')}"),
+        ("Run", f"{size(row.run_bytes)} of tensors, {ratio(row.run_bytes, own)} the file"),
+        (
+            "Dense",
+            "-" if row.dense_bytes is None else f"{size(row.dense_bytes)}, {ratio(row.dense_bytes, own)} the file",
+        ),
+        ("Score", "-" if row.score is None else f"{row.score.value:g} {row.score.metric}"),
+        ("Of base", "-" if row.figures.percent_of_base is None else f"{row.figures.percent_of_base:.3g} %"),
+    ]
+    out.fields([(name, value) for name, value in facts if value != "-"])
+    out.line()
+    largest = max((section.nbytes for section in row.sections), default=0)
+    rows = []
+    for section in row.sections:
+        bound = found.bounds.get(section.name)
+        bits = 8 * section.nbytes / section.count if section.count else None
+        least = None if bound is None or not section.count else bound / section.count
+        rows.append(
+            (
+                *(section.name, section.coder, f"{section.count:,}", size(section.nbytes)),
+                *(
+                    cell(bits, "bits"),
+                    cell(least, "bits"),
+                    _times(section.nbytes, bound),
+                    bar(section.nbytes, largest, 6),
+                ),
+            )
+        )
+    rows.append(("manifest", "", "", size(row.bytes.header), "", "", "", bar(row.bytes.header, largest, 6)))
+    out.table(
+        {
+            **{"Section": "name", "Coder": "text", "Elements": "number", "Bytes": "number"},
+            **{"Bits each": "number", "At least": "number", "Over": "number", "": "bar"},
+        },
+        rows,
+        ("own file", "", "", size(own), "", "", "", ""),
+    )
+    out.line()
+    out.table(
+        {"Shared part": "name", "sha256": "text", "Bytes": "number"},
+        [(part.role, part.sha256[:16], size(part.bytes)) for part in found.parts],
+    )
+
+
+def print_forecast(out: Output, found: petlpack.Stats, seen: Forecast) -> None:
+    """Print what storage will take, and cost where a price is given."""
+    _print_costs(out, seen, "Storage", "bytes")
+    if seen.price_per_gb_month is not None:
+        out.line()
+        _print_costs(out, seen, "Money a month", "monthly")
+    if seen.egress_per_gb is not None:
+        out.line()
+        _print_costs(out, seen, "Money to send all once", "transfer")
+    if out.quiet:
+        return
+    out.line()
+    error = "more than one task can tell" if seen.error is None else f"{100 * seen.error:.1f} %, 19 times of 20"
+    out.line(f"Foretold from {count(seen.tasks_now, 'task')} of this mix; the pack's figures may be off by {error}.")
+    last = seen.rows[-1]
+    told = f"{last.tasks:,} tasks like these take {size(last.pack.bytes)}"
+    if last.dense is not None:
+        told += f", as dense models {size(last.dense.bytes)} ({ratio(last.dense.bytes, last.pack.bytes)})"
+    if last.days:
+        told += f", in {last.days:,.0f} days"
+    out.line(f"{told}; the base is not counted.")
+
+
+def _print_costs(out: Output, seen: Forecast, title: str, field: str) -> None:
+    """Print one figure of every way to keep tasks, and where it lies on a scale of powers of ten."""
+
+    def told(cost: Cost | None) -> str:
+        value = None if cost is None else getattr(cost, field)
+        return "-" if value is None else size(value) if field == "bytes" else _money(value)
+
+    days = seen.growth_per_day is not None
+    every = [cost.bytes for row in seen.rows for cost in (row.pack, row.lora, row.dense) if cost is not None]
+    out.table(
+        {
+            **{title: "name"},
+            **({"Day": "number"} if days else {}),
+            **{"This pack": "number", "LoRA each": "number", "Dense each": "number"},
+            **({"Pack, LoRA, Dense": "text"} if field == "bytes" else {}),
+        },
+        [
+            (
+                f"{row.tasks:,} tasks",
+                *(["now" if not row.days else f"{row.days:,.0f}"] if days else []),
+                *(told(row.pack), told(row.lora), told(row.dense)),
+                *([_on_scale(row, min(every), max(every))] if field == "bytes" else []),
+            )
+            for row in seen.rows
+        ],
+    )
+
+
+SCALE = 20
+"""Characters of the scale on which a forecast's bytes are shown."""
+
+
+def _on_scale(row: ForecastRow, least: int, most: int) -> str:
+    """Return a line with P, L and D where pack, LoRA and dense models lie between `least` and `most`, by powers."""
+    line = ["·"] * SCALE
+    for letter, cost in (("D", row.dense), ("L", row.lora), ("P", row.pack)):
+        if cost is not None and cost.bytes:
+            span = math.log(most / least) or 1
+            line[round((SCALE - 1) * math.log(cost.bytes / least) / span)] = letter
+    return "".join(line)
+
+
+def _money(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 or not value else f"{value:.2g}"
+
+
+def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
+    """Print the biggest tasks: what they are, what they take, and as whole models would."""
+    shown, rest = (found.tasks, ()) if most is None else (found.tasks[:most], found.tasks[most:])
+    largest = max(max(row.bytes.total for row in found.tasks), _total(rest))
+    rows = [
+        (
+            row.name,
+            row.method,
+            row.codec,
+            _exactness(row),
+            *_against(_total([row]), row.dense_bytes),
+            bar(_total([row]), largest, 6),
+        )
+        for row in shown
+    ]
+    if rest:
+        rows.append(
+            (
+                f"{len(rest):,} more (--all)",
+                "",
+                "",
+                "",
+                *_against(_total(rest), _dense(rest)),
+                bar(_total(rest), largest, 6),
+            )
+        )
+    out.table(
+        {
+            **{"Task": "name", "Method": "text", "Codec": "text", "Exact": "text"},
+            **{"Takes": "number", "Dense": "number", "Ratio": "number", "": "bar"},
+        },
+        rows,
+        (count(len(found.tasks), "task"), "", "", "", *_against(_total(found.tasks), _dense(found.tasks)), "")
+        if len(found.tasks) > 1
+        else None,
+    )
+
+
+def _total(rows: tuple[TaskRow, ...] | list[TaskRow]) -> int:
+    """Return the bytes of tasks with their share of what is shared."""
+    return sum(row.bytes.total + row.bytes.share for row in rows)
+
+
+def _dense(rows: tuple[TaskRow, ...]) -> int | None:
+    known = [row.dense_bytes for row in rows if row.dense_bytes is not None]
+    return sum(known) if len(known) == len(rows) else None
+
+
+def _against(nbytes: int, dense: int | None) -> tuple[str, str, str]:
+    return size(nbytes), "-" if dense is None else size(dense), ratio(dense or 0, nbytes)
+
+
+def _exactness(row: TaskRow) -> str:
+    """Say whether a task is what was trained to the bit, else the error that is stated of it."""
+    if row.exact:
+        return "yes"
+    return "no" if row.error is None else f"+-{row.error:.1e}"
+
+
+def _print_bytes(out: Output, found: petlpack.Stats, most: int | None) -> None:
+    """Print where the bytes of the biggest tasks are."""
+    shown, rest = (found.tasks, ()) if most is None else (found.tasks[:most], found.tasks[most:])
+    rows = [(row.name, *_parts_of([row])) for row in shown]
+    if rest:
+        rows.append((f"{len(rest):,} more (--all)", *_parts_of(rest)))
+    titles = ("Payload", "Head", "Files", "Header", "Share", "Total")
+    out.table(
+        {"Task": "name", **dict.fromkeys(titles, "number")},
+        rows,
+        ("all", *_parts_of(found.tasks)) if len(found.tasks) > 1 else None,
+    )
+
+
+def _parts_of(rows: Sequence[TaskRow]) -> tuple[str, ...]:
+    """Return the sums of tasks' bytes by purpose."""
+    return tuple(
+        size(sum(getattr(row.bytes, part) for row in rows))
+        for part in ("payload", "head", "files", "header", "share", "total")
+    )
+
+
+def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None:
+    """Print what papers count, of the tasks that have anything to count beside their bytes."""
+    counted = [row for row in found.tasks if row.figures.density is not None or row.figures.trained_parameters]
+    if not counted:
+        return
+    out.table(
+        {
+            **{"In papers' terms": "name", "Trained": "number", "Stored": "number", "Own": "number"},
+            **{"Of base": "number", "Density": "number", "Bits": "number", "H": "number"},
+        },
+        [
+            (
+                row.name,
+                cell(row.figures.trained_parameters, "count"),
+                cell(row.figures.stored_parameters, "count"),
+                cell(row.figures.own_parameters, "count"),
+                cell(row.figures.percent_of_base, "percent"),
+                _share(row.figures.density),
+                cell(row.figures.bits_per_entry, "bits"),
+                cell(row.figures.entropy_bits, "bits"),
+            )
+            for row in (counted if most is None else counted[:most])
+        ],
+    )
+    out.line()
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _times(nbytes: int, bound_bits: float | None) -> str:
+    return "-" if not bound_bits else f"{8 * nbytes / bound_bits:.3f}x"
+
+
+def _print_disk(out: Output, found: petlpack.Stats, most: int | None) -> None:
+    """Print where the bytes on the disk are: tasks, each large shared part, what nobody needs."""
+    used, unused = [row for row in found.shared if row.tasks], [row for row in found.shared if not row.tasks]
+    rows = [(count(len(found.tasks), "task"), "", sum(row.bytes.total for row in found.tasks))]
+    if found.damaged:
+        rows.append((count(len(found.damaged), "damaged task"), "", found.damaged_bytes))
+    listed = used if most is None else used[:PARTS]
+    rows += [(f"shared: {row.role}", _users(row.used_by), row.bytes) for row in listed]
+    if len(listed) < len(used):
+        more = used[len(listed) :]
+        rows.append((f"{count(len(more), 'more shared part')} (--all)", "", sum(row.bytes for row in more)))
+    if unused:
+        nobody = "no readable task" if found.damaged else "no task (gc)"
+        rows.append((f"{count(len(unused), 'part')} that {nobody} needs", "", sum(row.bytes for row in unused)))
+    rows.append(("pack.json and leftovers", "", found.other_bytes))
+    out.table(
+        {"On disk": "name", "Used by": "text", " ": "number", "Bytes": "number"},
+        [(name, users, size(nbytes), f"{nbytes:,}") for name, users, nbytes in rows],
+        ("all files of the pack", "", size(found.disk_bytes), f"{found.disk_bytes:,}"),
+    )
+
+
+PARTS = 5
+"""Shared parts that people get by name without --all."""
+
+
+SHOWN = (1, 2, 5, 10, 100, 1000, 10_000)
+"""Numbers of tasks whose amortised bytes people get; --json has more between them."""
+
+
+def _users(names: tuple[str, ...]) -> str:
+    return count(len(names), "task")
+
+
+def _print_amortized(out: Output, found: petlpack.Stats, at: Sequence[int]) -> None:
+    """Print what a task takes as tasks grow, and from where on that is less than other storage."""
+    lora = found.lora_bytes is not None
+    shown = {*SHOWN, len(found.tasks), *at}
+    largest = found.amortized[0].bytes_per_task
+    rows = [
+        (
+            f"{row.tasks:,}",
+            size(row.bytes_per_task),
+            *([cell(row.lora_bytes_per_task, "bytes")] if lora else []),
+            cell(row.dense_bytes_per_task, "bytes"),
+            ratio(row.dense_bytes_per_task or 0, row.bytes_per_task),
+            bar(row.bytes_per_task, largest),
+        )
+        for row in found.amortized
+        if row.tasks in shown
+    ]
+    out.table(
+        {
+            **{"Tasks like these": "number", "Each": "number"},
+            **({f"LoRA r={found.lora_rank}": "number"} if lora else {}),
+            **{"Dense": "number", "Ratio": "number", "": "bar"},
+        },
+        rows,
+    )
+    if out.quiet:
+        return
+    told = []
+    if found.dense_bytes is not None and found.base_bytes is not None:
+        told.append(_from(found.break_even.dense, "than dense models, the base counted once"))
+    if lora:
+        told.append(_from(found.break_even.lora, f"than one LoRA a task (rank {found.lora_rank})"))
+    for line in told:
+        out.line(line)
+
+
+def _from(tasks: int | None, what: str) -> str:
+    return f"Never smaller {what}." if tasks is None else f"From {count(tasks, 'task')} on smaller {what}."
+
+
+def _print_methods(out: Output, found: petlpack.Stats) -> None:
+    """Print from how many tasks on each method of the pack takes less than another, where there are several."""
+    pairs = [row for row in found.break_even.methods if row.tasks is not None]
+    if not found.break_even.methods or not pairs:
+        return
+    out.line()
+    out.table(
+        {"Method alone": "text", "takes less than": "text", "from": "number"},
+        [(row.method, row.against, count(row.tasks or 0, "task")) for row in pairs[:MOST]],
+    )

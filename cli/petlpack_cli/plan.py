@@ -1,0 +1,235 @@
+"""`petlpack plan`: what every codec would make of runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import petlpack
+from petlpack_cli.command import SOME_FAILED, base_option, command, jobs_option, settings_option
+from petlpack_cli.output import Output
+from petlpack_cli.output.errors import describe
+from petlpack_cli.output.sizes import count, ratio, size
+
+FEW = 3
+"""Runs of which every offer is shown; of more it is the best of each, unless --all."""
+
+
+@command(
+    "plan",
+    "petlpack plan runs/sst2 --base models/bert-base",
+    "petlpack plan runs/* --base models/bert-base --all",
+    "petlpack plan runs/llama-sft --base models/llama --sample 0.05",
+)
+@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@base_option("The pretrained model that the runs started from; by default what each run's own config names.")
+@click.option(
+    "--sample",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Measure this share of a full fine-tune only, and say how far the bytes may be off.",
+)
+@settings_option("What a run does not say of itself, as in `petlpack encode`.")
+@click.option("--all", "all_offers", is_flag=True, help=f"Every offer of every run, also of more than {FEW} runs.")
+@jobs_option
+def run(
+    out: Output,
+    runs: tuple[Path, ...],
+    base: Path | None,
+    sample: float | None,
+    settings: dict[str, str],
+    all_offers: bool,
+    jobs: int | None,
+) -> int | None:
+    """Tell what each codec would make of runs, and of all of them as one pack, before anything is packed.
+
+    Every codec that applies is tried on the real tensors, in a temporary directory ($TMPDIR) that is removed again, so
+    the bytes are those of real files. Offers are listed cheapest first, with the command for each; those that
+    `petlpack encode` chooses by itself are marked (auto). Of several runs, those that fail do not stop the rest.
+    """
+    with out.progress() as progress:
+        plans = petlpack.plan(runs, base, sample=sample, settings=settings, jobs=jobs, progress=progress.bytes)
+    if plans.failed and len(runs) == 1:
+        raise plans.failed[0].error
+    if out.as_json:
+        out.json(_to_json(plans))
+    elif out.quiet:
+        out.names([_text(one.best.command) for one in plans.runs if one.best is not None])
+    else:
+        _print(out, plans, every=all_offers or len(plans.runs) <= FEW)
+    if not out.as_json:
+        for one in plans.runs:
+            for text in one.warnings:
+                out.warn(f"{one.path}: {text}")
+        for failed in plans.failed:
+            click.echo(describe(failed.error).lines(f"{failed.path}: "), err=True)
+    return SOME_FAILED if plans.failed else None
+
+
+def _text(words: Sequence[str]) -> str:
+    """Return a command as a shell takes it."""
+    return shlex.join(words)
+
+
+def _label(offer: petlpack.Offer) -> str:
+    return offer.label + (" (auto)" if offer.auto else "")
+
+
+def _print(out: Output, plans: petlpack.Plans, *, every: bool) -> None:
+    if every:
+        for one in plans.runs:
+            _print_run(out, one)
+    elif plans.runs:
+        _print_best(out, plans.runs)
+    if plans.pack is not None:
+        shown = [offer.command for one in plans.runs for offer in one.offers] if every else []
+        _print_pack(out, plans.pack, shown)
+
+
+def _print_run(out: Output, one: petlpack.RunPlan) -> None:
+    """Print every offer of a run, then what is refused, then the commands in the order of the offers."""
+    tasks = f", {count(one.tasks, 'task')}" if one.tasks > 1 else ""
+    out.line(f"{one.path}: {one.method}{tasks}, {size(one.source_bytes)} of weights")
+    offers = [offer for offer in one.offers if offer.refused is None]
+    sampled = any(offer.sampled_share < 1 for offer in offers)
+    out.table(
+        {
+            "Offer": "name",
+            "Own file" if one.tasks == 1 else "Own files": "number",
+            "Shared": "number",
+            "Total": "number",
+            **({"+-": "number"} if sampled else {}),
+            "Ratio": "number",
+            "Lost": "name",
+        },
+        [
+            (
+                _label(offer),
+                size(offer.nbytes),
+                size(offer.shared_bytes),
+                size(offer.total_bytes),
+                *((size(offer.error_bytes),) if sampled else ()),
+                ratio(one.source_bytes, offer.total_bytes),
+                offer.loss,
+            )
+            for offer in offers
+        ],
+    )
+    if sampled:
+        least = min(offer.sampled_share for offer in offers)
+        out.line(f"From a sample of {100 * least:.3g} % of the weights or more; 19 times of 20 the truth is within +-.")
+    for text, labels in _refused(one.offers).items():
+        out.line(f"Not {', '.join(labels)}: {text}.")
+    out.line()
+    out.names([_text(offer.command) for offer in offers])
+    out.line()
+
+
+def _refused(offers: Sequence[petlpack.Offer]) -> dict[str, list[str]]:
+    """Return the reasons for which offers are refused, each once, with the offers."""
+    reasons: dict[str, list[str]] = {}
+    for offer in offers:
+        if offer.refused is not None:
+            hint = f" ({offer.refused.hint})" if offer.refused.hint else ""
+            reasons.setdefault(f"{offer.refused.message}{hint}", []).append(_label(offer))
+    return reasons
+
+
+def _print_best(out: Output, plans: Sequence[petlpack.RunPlan]) -> None:
+    """Print the best offer of each run."""
+    out.table(
+        {"Run": "name", "Method": "text", "Best": "name", "From": "number", "To": "number", "From / to": "number"},
+        [(one.path, one.method, *_best_cells(one)) for one in plans],
+    )
+    out.line("--all shows every offer of every run.")
+    out.line()
+
+
+def _best_cells(one: petlpack.RunPlan) -> tuple[str, str, str, str]:
+    if one.best is None:
+        return "nothing exact", size(one.source_bytes), "-", "-"
+    to = one.best.nbytes
+    return _label(one.best), size(one.source_bytes), size(to), ratio(one.source_bytes, to)
+
+
+def _print_pack(out: Output, pack: petlpack.PackPlan, shown: Sequence[Sequence[str]]) -> None:
+    """Print what all runs make together, and the commands for it that are not shown already."""
+    about = f" (+- {size(pack.error_bytes)})" if pack.error_bytes else ""
+    per_task = f", {size(pack.nbytes / pack.tasks)} a task" if pack.tasks > 1 else ""
+    out.line(
+        f"{count(pack.runs, 'run')} of {size(pack.source_bytes)} would make a pack of {size(pack.nbytes)}{about} "
+        f"({_smaller(pack.source_bytes, pack.nbytes)}){per_task}."
+    )
+    out.line(
+        f"Shared parts are {size(pack.shared_bytes)} of it. All files of the runs are {size(pack.directory_bytes)}."
+    )
+    commands = [_text(words) for words in pack.commands if words not in shown]
+    if commands:
+        out.line()
+        out.names(commands)
+
+
+def _smaller(before: int, after: int) -> str:
+    return f"{ratio(before, after)} smaller" if after <= before else f"{ratio(after, before)} larger"
+
+
+def _to_json(plans: petlpack.Plans) -> dict[str, Any]:
+    return {
+        "runs": [_run_json(one) for one in plans.runs],
+        "pack": None if plans.pack is None else _pack_json(plans.pack),
+        "warnings": [{"run": one.path, "message": text} for one in plans.runs for text in one.warnings],
+        "failed": [{"run": failed.path, **describe(failed.error).to_json()} for failed in plans.failed],
+    }
+
+
+def _run_json(one: petlpack.RunPlan) -> dict[str, Any]:
+    return {
+        "run": one.path,
+        "layout": one.layout,
+        "method": one.method,
+        "tasks": one.tasks,
+        "source_bytes": one.source_bytes,
+        "directory_bytes": one.directory_bytes,
+        "offers": [_offer_json(offer, one) for offer in one.offers],
+    }
+
+
+def _offer_json(offer: petlpack.Offer, one: petlpack.RunPlan) -> dict[str, Any]:
+    """Return an offer; the figures of one that is refused are null."""
+    measured = offer.refused is None
+    return {
+        "codec": offer.codec,
+        "options": list(offer.options),
+        "auto": offer.auto,
+        "best": offer is one.best,
+        "bytes": offer.nbytes if measured else None,
+        "shared_bytes": offer.shared_bytes if measured else None,
+        "total_bytes": offer.total_bytes if measured else None,
+        "error_bytes": offer.error_bytes if measured else None,
+        "sampled_share": offer.sampled_share if measured else None,
+        "ratio": round(one.source_bytes / offer.total_bytes, 4) if measured else None,
+        "exact": offer.exact if measured else None,
+        "loss": {"text": offer.loss, "density": offer.density, "error": offer.error} if measured else None,
+        "refused": None if offer.refused is None else describe(offer.refused).to_json(),
+        "command": list(offer.command),
+    }
+
+
+def _pack_json(pack: petlpack.PackPlan) -> dict[str, Any]:
+    return {
+        "runs": pack.runs,
+        "tasks": pack.tasks,
+        "bytes": pack.nbytes,
+        "error_bytes": pack.error_bytes,
+        "own_bytes": pack.own_bytes,
+        "shared_bytes": pack.shared_bytes,
+        "other_bytes": pack.other_bytes,
+        "bytes_per_task": round(pack.nbytes / pack.tasks),
+        "source_bytes": pack.source_bytes,
+        "directory_bytes": pack.directory_bytes,
+        "commands": [list(words) for words in pack.commands],
+    }

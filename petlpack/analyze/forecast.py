@@ -1,0 +1,137 @@
+"""What storage will take and cost when there are more tasks: this pack's mix, one LoRA a task, a dense model a task.
+
+The model is `petlpack.analyze.growth`; docs/accounting.md states it with a worked example.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from petlpack.analyze.growth import MOST_TASKS, counts_up_to
+from petlpack.analyze.stats import Stats
+from petlpack.errors import UsageError, printable
+
+GB = 1e9
+"""Bytes of a gigabyte, as disks and clouds are sold."""
+
+DECADES = 3
+"""A range of more powers of ten than this is told at powers of ten, a shorter one at 1, 2 and 5 times them, too."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one way to keep tasks takes: bytes in all, money a month to keep them, money to send each task once."""
+
+    bytes: int
+    bytes_per_task: int
+    monthly: float | None
+    transfer: float | None
+
+
+@dataclass(frozen=True)
+class ForecastRow:
+    """So many tasks, the days until then, and what each way takes; None for a way or a price that is not known."""
+
+    tasks: int
+    days: float | None
+    pack: Cost
+    lora: Cost | None
+    dense: Cost | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What storage will take. `error` is the share by which the bytes of the pack may be off (95 %)."""
+
+    rows: tuple[ForecastRow, ...]
+    tasks_now: int
+    error: float | None
+    price_per_gb_month: float | None
+    egress_per_gb: float | None
+    growth_per_day: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value of "forecast" in what `petlpack stats --forecast --json` prints."""
+        return asdict(self)
+
+
+def forecast(
+    found: Stats,
+    counts: list[int],
+    *,
+    price_per_gb_month: float | None = None,
+    egress_per_gb: float | None = None,
+    growth_per_day: float | None = None,
+) -> Forecast:
+    """Foretell storage, monthly cost and transfer at these numbers of tasks; the base is not counted.
+
+    Prices are for 10^9 bytes, in any currency. Raises UsageError for a number that makes no sense, and for a pack
+    without a task that can be read.
+    """
+    growth = found.growth
+    if growth is None:
+        raise UsageError(
+            f"pack '{printable(found.pack)}' has no task to make a forecast from", hint="encode some first"
+        )
+    for name, value in (("price", price_per_gb_month), ("egress price", egress_per_gb), ("growth", growth_per_day)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"a {name} of {value:g}", hint="it is a number of 0 or more")
+    if not counts or not all(1 <= count <= MOST_TASKS for count in counts):
+        raise UsageError(
+            f"a forecast for {min(counts, default=0):,} to {max(counts, default=0):,} tasks",
+            hint=f"give numbers of tasks from 1 to {MOST_TASKS:,}",
+        )
+
+    def cost(nbytes: float, count: int) -> Cost:
+        def price(each: float | None) -> float | None:
+            return None if each is None else nbytes / GB * each
+
+        return Cost(round(nbytes), round(nbytes / count), price(price_per_gb_month), price(egress_per_gb))
+
+    def days(count: int) -> float | None:
+        if not growth_per_day:
+            return None
+        return max(0.0, (count - growth.tasks) / growth_per_day)
+
+    rows = tuple(
+        ForecastRow(
+            count,
+            days(count),
+            cost(growth.at(count), count),
+            None if found.lora_bytes is None else cost(count * found.lora_bytes, count),
+            None if found.dense_bytes is None else cost(count * found.dense_bytes, count),
+        )
+        for count in counts
+    )
+    error = growth.error if math.isfinite(growth.error) else None
+    return Forecast(rows, growth.tasks, error, price_per_gb_month, egress_per_gb, growth_per_day)
+
+
+def parse_counts(text: str) -> list[int]:
+    """Parse `1e2..1e6`, or `100,2000`, into numbers of tasks, rising; raises UsageError for anything else."""
+    span = text.split("..")
+    if len(span) == 2:
+        first, last = map(_parse_count, span)
+        if first > last:
+            raise UsageError(f"a range from {first:,} down to {last:,} tasks", hint="give the smaller number first")
+        steps = [count for count in counts_up_to(last) if count >= first]
+        if last > first * 10**DECADES:
+            steps = [count for count in steps if math.log10(count).is_integer()]
+        return sorted({first, *steps, last})
+    return sorted({_parse_count(word) for word in text.split(",")})
+
+
+def _parse_count(word: str) -> int:
+    try:
+        value = float(word)
+        count = int(value)
+    except (ValueError, OverflowError):
+        count, value = 0, math.nan
+    if count != value or not 1 <= count <= MOST_TASKS:
+        raise UsageError(
+            f"'{printable(word)}' is no number of tasks",
+            hint=f"give whole numbers from 1 to {MOST_TASKS:,}: 1e2..1e6, or 10,100",
+        )
+    return count

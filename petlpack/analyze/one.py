@@ -1,0 +1,62 @@
+"""What one task of a pack takes, read without the others: its sections, and the shared parts that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petlpack.analyze.bases import LORA_RANK, Bases
+from petlpack.analyze.bounds import counted_bounds, measured_bounds
+from petlpack.analyze.reading import Reader
+from petlpack.analyze.rows import TaskRow, task_row
+from petlpack.store import Store
+from petlpack.tensors.base import Base
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A shared part that a task needs, whole: who else needs it was not asked."""
+
+    role: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One task: its own file by section, and the parts that it needs."""
+
+    row: TaskRow
+    parts: tuple[PartRow, ...]
+    bounds: Mapping[str, float]
+    """Bits that the sections need at least, of those that were counted, by the section's name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `petlpack stats --task --json` prints."""
+        sections = [{**vars(row), "bound_bits": self.bounds.get(row.name)} for row in self.row.sections]
+        return {"task": self.row.to_json(), "sections": sections, "parts": [vars(part) for part in self.parts]}
+
+
+def audit(pack: str | Path, name: str, base: str | Path | Base | None = None, *, bounds: bool = False) -> Audit:
+    """Account for one task; reads manifests only, but for `bounds`, which decodes its sections.
+
+    Raises TaskError where there is no such task, and as `Task.load`.
+    """
+    store = Store(pack)
+    store.find_task(name)
+    reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))
+    task = reader.open(name)
+    known = counted_bounds(task)
+    if bounds:
+        from petlpack.loading import Task  # here, for without bounds nothing is decoded
+
+        known = measured_bounds(Task(store, name).load(reader.base).sections())
+    roles = task.roles
+    parts = [PartRow(roles[sha256], sha256, store.shared_path(sha256).stat().st_size) for sha256 in task.parts]
+    return Audit(
+        row=task_row(task, reader, Bases(reader, [task], LORA_RANK).of(task), alone={}, share=0),
+        parts=tuple(sorted(parts, key=lambda part: (-part.bytes, part.role))),
+        bounds=known,
+    )

@@ -1,0 +1,142 @@
+"""What a pack costs, as one page: a file of HTML that holds its style, its program and its data, and asks for nothing.
+
+Every text of a pack is data in it: escaped here, and written by the page's program as text alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import uuid
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import petlpack
+from petlpack.analyze.forecast import Cost, Forecast
+from petlpack.analyze.rows import TaskRow
+from petlpack.analyze.stats import Stats
+from petlpack.errors import printable
+
+UNSAFE = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&"}
+"""What could end the element that the data stands in; the rest of JSON's text is ASCII."""
+
+Named = Callable[[str], int]
+"""Gives a text its number in the list of texts: methods and sections have few names and many tasks."""
+
+
+def write_page(path: Path, found: Stats, forecast: Forecast | None = None) -> None:
+    """Write the page to `path`, whole or not at all; the same figures give the same bytes. Raises OSError."""
+    content = page(found, forecast).encode()
+    temporary = path.with_name(f".petlpack-{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the temporary file's name
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def page(found: Stats, forecast: Forecast | None = None) -> str:
+    """Return the page as text. Its policy lets a browser run this one program, and load nothing."""
+    css, js = _source("page.css"), _source("page.js")
+    return Template(_source("page.html")).substitute(
+        policy=f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
+        title=html.escape(printable(found.pack)),
+        css=css,
+        js=js,
+        data=json.dumps(_data(found, forecast), separators=(",", ":"), allow_nan=False).translate(UNSAFE),
+    )
+
+
+def _source(name: str) -> str:
+    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+
+
+def _data(found: Stats, forecast: Forecast | None) -> dict[str, Any]:
+    """Return what the page shows; rows are lists, which page.js takes apart."""
+    texts: dict[str, int] = {}
+
+    def named(text: str) -> int:
+        return texts.setdefault(printable(text), len(texts))
+
+    return {
+        "version": petlpack.__version__,
+        "pack": printable(found.pack),
+        "disk": found.disk_bytes,
+        "other": found.other_bytes,
+        "lost": found.damaged_bytes,
+        "runs": sum(row.run_bytes for row in found.tasks),
+        "next": found.marginal_bytes,
+        "least": found.least_marginal_bytes,
+        "dense": found.dense_bytes,
+        "base": found.base_bytes,
+        "rank": found.lora_rank,
+        "even": {"dense": found.break_even.dense, "lora": found.break_even.lora, "runs": found.break_even.runs},
+        "tasks": [_task(row, named) for row in found.tasks],
+        "shared": [[row.sha256, printable(row.role), row.bytes, row.tasks] for row in found.shared],
+        "amortized": [
+            [
+                row.tasks,
+                row.bytes_per_task,
+                row.run_bytes_per_task,
+                row.lora_bytes_per_task,
+                row.dense_bytes_per_task,
+            ]
+            for row in found.amortized
+        ],
+        "damaged": [[printable(name), printable(why)] for name, why in sorted(found.damaged.items())],
+        "forecast": None if forecast is None else _forecast(forecast),
+        "texts": list(texts),
+    }
+
+
+def _task(row: TaskRow, named: Named) -> list[Any]:
+    nbytes = row.bytes
+    return [
+        printable(row.name),
+        named(row.method),
+        named(row.codec),
+        row.exact,
+        row.error,
+        nbytes.payload,
+        nbytes.head,
+        nbytes.files,
+        nbytes.header,
+        nbytes.share,
+        row.dense_bytes,
+        None if row.score is None else [row.score.value, named(row.score.metric)],
+        [number for section in row.sections for number in (named(section.name), section.nbytes)],
+    ]
+
+
+def _forecast(forecast: Forecast) -> dict[str, Any]:
+    return {
+        "error": forecast.error,
+        "price": forecast.price_per_gb_month,
+        "egress": forecast.egress_per_gb,
+        "daily": forecast.growth_per_day,
+        "rows": [
+            [row.tasks, _finite(row.days), _cost(row.pack), _cost(row.lora), _cost(row.dense)] for row in forecast.rows
+        ],
+    }
+
+
+def _cost(cost: Cost | None) -> list[float | None] | None:
+    return None if cost is None else [cost.bytes, _finite(cost.monthly), _finite(cost.transfer)]
+
+
+def _finite(value: float | None) -> float | None:
+    """Return the value; None for an infinite one, which JSON cannot say."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,81 @@
+"""One task in figures: how it was trained, how it is stored, what it costs here, as its run, as a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from petlpack.analyze.bases import BaseSize, dense_bytes
+from petlpack.analyze.figures import Figures, figures_of
+from petlpack.analyze.reading import Opened, Reader, SectionBytes
+from petlpack.facts import Score, error_of, score_of, text_of
+
+
+@dataclass(frozen=True)
+class TaskBytes:
+    """Bytes of one task: payload of the method and of the head, the kept files and other parts that no other task has,
+    and the rest of its file: manifest and header.
+
+    `payload`, `head` and `header` add up to the task's own file; `total` is the sum of the four. `share` is the task's
+    share of the parts that others use, too: shares and totals add up to all that tasks take.
+    """
+
+    payload: int
+    head: int
+    files: int
+    header: int
+    total: int
+    share: int
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task: how it was trained, how it is stored, what it costs here, as its run, as a whole dense model."""
+
+    name: str
+    method: str
+    layout: str
+    codec: str
+    exact: bool
+    error: float | None
+    """The largest absolute error that the encoder states of an inexact task."""
+    bytes: TaskBytes
+    run_bytes: int
+    """Bytes of the run's tensors, as its weight files held them."""
+    dense_bytes: int | None
+    """Bytes of a whole model of this task: of a full fine-tune its run, else the base's and the head's; None where
+    the base is not known."""
+    score: Score | None
+    shared: tuple[str, ...]
+    figures: Figures
+    sections: tuple[SectionBytes, ...] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON has it; sections are told by `--by section`."""
+        row = {name: value for name, value in vars(self).items() if name != "sections"}
+        score = None if self.score is None else vars(self.score)
+        return {**row, "bytes": vars(self.bytes), "score": score, "figures": vars(self.figures)}
+
+
+def task_row(task: Opened, reader: Reader, base: BaseSize | None, *, alone: Mapping[str, int], share: int) -> TaskRow:
+    """Count one task; `alone` holds the bytes of the shared parts that no other task uses, by sha256."""
+    head = sum(row.nbytes for row in task.sections if row.kind == "head")
+    payload = sum(row.nbytes for row in task.sections) - head
+    files, own = sum(alone.values()), task.nbytes
+    layout = text_of(task.facts, "layout")
+    return TaskRow(
+        name=task.name,
+        method=task.method,
+        layout=layout,
+        codec=task.codec,
+        exact=task.kind.exact and task.facts.get("exact", True) is True,
+        error=error_of(task.facts),
+        bytes=TaskBytes(payload, head, files, own - payload - head, own + files, share),
+        run_bytes=task.kind.run_bytes,
+        dense_bytes=dense_bytes(task, layout, base),
+        score=score_of(task.facts),
+        shared=tuple(sha256 for sha256 in task.parts if sha256 not in alone),
+        figures=figures_of(task, [reader.part(sha256) for sha256 in task.tensors]),
+        sections=task.sections,
+    )

@@ -1,0 +1,92 @@
+"""The bases that the tensors of runs are compared with: the one that is given, or those that runs name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from petlpack.analyze.survey.chosen import FoundRun
+from petlpack.analyze.survey.equality import Span
+from petlpack.analyze.survey.kinds import PICKLED
+from petlpack.analyze.survey.tree import File, Key, key_of
+from petlpack.errors import BaseError, RunError, printable
+from petlpack.loading import is_directory
+from petlpack.tensors.checkpoint import find_weights, open_checkpoint
+from petlpack.tensors.safetensors_file import Header
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """The tensors of a base by name, and its files."""
+
+    path: Path
+    spans: Mapping[str, Span]
+    shapes: Mapping[str, tuple[int, ...]]
+    keys: frozenset[Key]
+
+
+@dataclass(frozen=True)
+class Bases:
+    """The base that is given for all runs, or those that they name; a base's own files have none."""
+
+    given: BaseFiles | None
+    named: Mapping[Path, BaseFiles]
+    """By run."""
+    unreadable: Mapping[str, str]
+    keys: frozenset[Key]
+    """The files of all of them."""
+
+    def of(self, file: File) -> BaseFiles | None:
+        """Return what a file's tensors are compared with."""
+        base = self.given or (self.named.get(file.run) if file.run is not None else None)
+        return None if base is None or file.key in self.keys else base
+
+
+def open_bases(given: BaseFiles | None, runs: Iterable[FoundRun]) -> Bases:
+    """Open the bases that runs name, each once, where they are directories here; none where one is given for all."""
+    names = {run.path: run.base_name for run in runs if run.base_name is not None} if given is None else {}
+    opened: dict[str, BaseFiles] = {}
+    unreadable: dict[str, str] = {}
+    for name in dict.fromkeys(names.values()):
+        try:
+            if is_directory(name):
+                opened[name] = open_base(Path(name))
+        except BaseError as error:
+            unreadable[printable(name)] = error.message
+    bases = opened.values() if given is None else [given]
+    keys = frozenset(key for base in bases for key in base.keys)
+    return Bases(given, {path: opened[name] for path, name in names.items() if name in opened}, unreadable, keys)
+
+
+def open_base(path: Path) -> BaseFiles:
+    """Read the headers of a base; raises BaseError where there is none, or it is pickled."""
+    weights = find_weights(path) if path.is_dir() else path
+    shown = printable(str(path))
+    if weights is None or not weights.is_file():
+        raise BaseError(
+            f"no base at '{shown}'",
+            hint="--base wants the directory of the pretrained model (with model.safetensors), or its file",
+        )
+    if weights.name.removesuffix(".index.json").endswith(PICKLED):
+        raise BaseError(
+            f"base '{shown}' is pickled, and no pickle is opened here", hint="save the base as safetensors first"
+        )
+    try:
+        checkpoint = open_checkpoint(weights)
+        keys = frozenset(key_of(source.stat()) for source in checkpoint.sources)
+    except RunError as error:
+        raise BaseError(f"base: {error.message}", hint=error.hint) from error
+    spans: dict[str, Span] = {}
+    for source, header in zip(checkpoint.sources, checkpoint.headers.values(), strict=True):
+        spans |= tensor_spans(source, header)
+    return BaseFiles(path, spans, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}, keys)
+
+
+def tensor_spans(path: Path, header: Header) -> dict[str, Span]:
+    """Return where the tensors of a safetensors file are, those without a byte left out."""
+    return {
+        name: Span(path, header.data_start + entry.start, entry.stop - entry.start, (entry.dtype, entry.shape))
+        for name, entry in header.entries.items()
+        if entry.stop > entry.start
+    }

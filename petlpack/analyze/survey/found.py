@@ -1,0 +1,100 @@
+"""Which directories of a tree are runs, to which of them each file belongs, and what it is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from petlpack.analyze.survey.chosen import FoundRun, choose
+from petlpack.analyze.survey.tree import File, Folder, Key, Tree, key_of
+from petlpack.errors import PetlpackError, printable
+from petlpack.layouts.checkpoints import sharded_state
+from petlpack.layouts.files import WEIGHTS
+from petlpack.layouts.registry import LAYOUTS, layout
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_TRAINER_FILES = {"training_args.bin", "trainer_state.json", "all_results.json", "eval_results.json"}
+_LOG_FOLDERS = {"runs", "wandb", "mlruns", "lightning_logs", "tensorboard"}
+
+
+def find_runs(tree: Tree) -> dict[Path, FoundRun]:
+    """Return {directory, or file that was given: the innermost run that it belongs to}, those of no run left out."""
+    owners: dict[Path, FoundRun] = {}
+    closed: set[Path] = set()
+    """Directories in which no further run is looked for."""
+    for path, folder in tree.folders.items():
+        above = None if folder.given else path.parent
+        owner = owners.get(above) if above is not None else None
+        if folder.skipped or path in closed or above in closed:
+            closed.add(path)
+        elif _may_be_run(tree, path, folder) and (found := _look_at(path, tree)) is not None:
+            owner = found
+            closed.update(found.inside)
+        if owner is not None:
+            owners[path] = owner
+    given = [file.path for file in tree.files.values() if file.path.parent not in tree.folders]
+    return owners | {path: found for path in given if (found := _look_at(path, tree)) is not None}
+
+
+def _may_be_run(tree: Tree, path: Path, folder: Folder) -> bool:
+    """Tell by names alone whether a directory is worth opening files of it."""
+    if any(_CHECKPOINT.fullmatch(name) for name in folder.folders):
+        return True
+    if any(name == "adapter_config.json" or Path(name).suffix in WEIGHTS for name in folder.files - _TRAINER_FILES):
+        return True
+    inside = (tree.folders.get(path / name) for name in folder.folders)
+    return not folder.files.isdisjoint(_TRAINER_FILES) and any(
+        folder is not None and "adapter_config.json" in folder.files for folder in inside
+    )
+
+
+def _look_at(path: Path, tree: Tree) -> FoundRun | None:
+    """Return the run that a path is, by the first layout that knows it; None where none does."""
+    layout_id = None
+    try:
+        layout_id = next((known for known in LAYOUTS if layout(known).detect(path)), None)
+        if layout_id is not None:
+            return choose(path, layout_id, tree)
+        state = sharded_state(path)
+        return None if state is None else FoundRun(path, problem=f"holds {state}")
+    except (PetlpackError, OSError) as error:
+        names = tree.folders[path].folders if path in tree.folders else ()
+        steps = tuple(path / name for name in names if _CHECKPOINT.fullmatch(name))
+        return FoundRun(path, layout_id, inside=steps, checkpoints=len(steps), problem=printable(str(error)))
+
+
+def sort_files(tree: Tree, owners: Mapping[Path, FoundRun]) -> dict[Key, File]:
+    """Return the files of the tree, each with its run, and with its kind in that."""
+    stored = {key for found in {*owners.values()} for key in _keys(found.weights)}
+    packs = set(tree.packs)
+    files = {}
+    for key, file in tree.files.items():
+        found = owners.get(file.path, owners.get(file.path.parent))
+        kind = "pack" if not packs.isdisjoint(file.path.parents) else _kind(file, found, stored)
+        files[key] = replace(file, kind=kind, run=None if found is None else found.path)
+    return files
+
+
+def _keys(paths: Iterable[Path]) -> Iterator[Key]:
+    for path in paths:
+        try:
+            yield key_of(path.stat())
+        except OSError:  # it vanished, and takes nothing
+            continue
+
+
+def _kind(file: File, run: FoundRun | None, stored: set[Key]) -> str:
+    """Return the kind of a file in its place: a run's weights, those of a checkpoint that does not count, a log."""
+    if run is None or file.kind in ("cache", "training state"):
+        return file.kind
+    if file.key in stored or (file.kind == "other weights" and any(map(file.path.is_relative_to, run.modules))):
+        return "weights"
+    parts = file.path.relative_to(run.path).parts
+    if file.kind == "other weights" and len(parts) > 1 and _CHECKPOINT.fullmatch(parts[0]):
+        chosen = {weights.relative_to(run.path).parts[0] for weights in run.weights}
+        return "other weights" if parts[0] in chosen else "other checkpoints"
+    if file.kind in ("other", "config") and not _LOG_FOLDERS.isdisjoint(parts[:-1]):
+        return "log"
+    return file.kind

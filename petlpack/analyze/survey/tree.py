@@ -1,0 +1,154 @@
+"""The files below some paths: each once, by device and inode, however many links lead to it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from petlpack.analyze.survey.kinds import CACHES, kind_by_name
+from petlpack.errors import UsageError, printable
+from petlpack.layouts.files import LOADING, WEIGHTS, is_pack
+from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
+
+PATH_HINT = "give the directory that a training wrote, or one with many of them"
+
+Key = tuple[int, int]
+"""Device and inode: what a file is, whatever it is called."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the tree: where it is read, and what it is; `linked` where only a link led to it."""
+
+    key: Key
+    path: Path
+    nbytes: int
+    kind: str
+    linked: bool = False
+    run: Path | None = None
+    """The run that it belongs to, once that is known."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The names in one directory; `skipped` ones are in a cache or a pack, where no run is looked for."""
+
+    files: frozenset[str]
+    folders: tuple[str, ...]
+    given: bool
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Everything below the given paths; directories come before what is in them."""
+
+    files: dict[Key, File] = field(default_factory=dict)
+    folders: dict[Path, Folder] = field(default_factory=dict)
+    packs: list[Path] = field(default_factory=list)
+    headers: dict[Key, Header | str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def header(self, path: Path) -> Header | str:
+        """Return the header of a safetensors file, read once, or what is wrong with it."""
+        try:
+            key = key_of(path.stat())
+            if key not in self.headers:
+                self.headers[key] = read_header(path)
+        except MalformedError as error:
+            self.headers[key] = error.message
+        except OSError as error:
+            return f"'{printable(str(path))}' cannot be read: {error.strerror}"
+        return self.headers[key]
+
+
+def key_of(status: os.stat_result) -> Key:
+    """Return what a file is, whatever it is called."""
+    return status.st_dev, status.st_ino
+
+
+def given_roots(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the given paths without those that are in others; raises UsageError for one that is missing."""
+    resolved: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            raise UsageError(f"no run at '{printable(str(path))}'", hint=PATH_HINT) from error
+        resolved.setdefault(path.resolve(), path)
+    if not resolved:
+        raise UsageError("no path given", hint=PATH_HINT)
+    return [path for real, path in resolved.items() if resolved.keys().isdisjoint(real.parents)]
+
+
+def walk(roots: Iterable[Path]) -> Tree:
+    """List what is below some paths; what cannot be read is noted, what vanishes meanwhile takes nothing.
+
+    Links come last: one whose target was met tells at most what that is, as the hub's `snapshots` tell of its `blobs`.
+    """
+    tree = Tree()
+    links: list[File] = []
+    for root in roots:
+        if root.is_dir():
+            _walk_below(tree, links, root)
+        else:
+            status = root.stat()
+            file = File(key_of(status), root, status.st_size, kind_by_name((root.name,)))
+            tree.files.setdefault(file.key, file)
+    for link in links:
+        known = tree.files.setdefault(link.key, link)
+        if known.kind == "other":
+            tree.files[link.key] = replace(known, path=link.path, kind=link.kind)
+    return tree
+
+
+def _walk_below(tree: Tree, links: list[File], root: Path) -> None:
+    waiting: list[tuple[Path, tuple[str, ...], bool]] = [(root, (), False)]
+    while waiting:
+        folder, parts, skipped = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                names = sorted(entry.name for entry in entries)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            tree.unreadable[printable(str(folder))] = str(error.strerror)
+            continue
+        if "pack.json" in names and not skipped and is_pack(folder / "pack.json"):
+            tree.packs.append(folder)
+            skipped = True
+        files, folders = set(), []
+        for name in names:
+            mode = _note(tree, links, folder / name, (*parts, name))
+            if stat.S_ISDIR(mode):
+                folders.append(name)
+            elif stat.S_ISREG(mode):
+                files.add(name)
+        tree.folders[folder] = Folder(frozenset(files), tuple(folders), folder == root, skipped)
+        waiting += [(folder / name, (*parts, name), skipped or name in CACHES) for name in reversed(folders)]
+
+
+def _note(tree: Tree, links: list[File], path: Path, parts: tuple[str, ...]) -> int:
+    """Note one entry of a directory, and return its mode: 0 where it is gone, or a link to anything but a file."""
+    linked = False
+    try:
+        status = path.lstat()
+        linked = stat.S_ISLNK(status.st_mode)
+        status = path.stat() if linked else status
+    except OSError as error:
+        if linked and (path.name in LOADING or path.suffix in WEIGHTS):
+            tree.unreadable[printable(str(path))] = f"a link to nothing ({error.strerror})"
+        elif not linked and not isinstance(error, FileNotFoundError):
+            tree.unreadable[printable(str(path))] = str(error.strerror)
+        return 0
+    if not stat.S_ISREG(status.st_mode):
+        return 0 if linked else status.st_mode
+    file = File(key_of(status), path, status.st_size, kind_by_name(parts), linked)
+    if linked:
+        links.append(file)
+    else:
+        tree.files.setdefault(file.key, file)
+    return status.st_mode

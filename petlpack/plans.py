@@ -1,0 +1,82 @@
+"""How the tensors of a task are found: in its own units, in shared parts, in the base, or as others of the task."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from petlpack.errors import DamageError, printable
+from petlpack.template import Slot
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the tensors of a task are found.
+
+    Unchanged ones are in the base, aliases in others, some in shared parts, the rest in units.
+    """
+
+    slots: tuple[Slot, ...]
+    unchanged: frozenset[int]
+    aliases: Mapping[int, int]
+    name: str | None = None
+    """The task's own name inside keys and files, a parameter of the template."""
+
+    @property
+    def stored(self) -> list[Slot]:
+        """The tensors that the task's own sections hold."""
+        elsewhere = {*self.unchanged, *self.aliases}
+        return [slot for i, slot in enumerate(self.slots) if i not in elsewhere and slot.part is None and slot.size]
+
+    def to_params(self) -> dict[str, Any]:
+        """Return the manifest's form: ranges of unchanged tensors and pairs of aliases, as indices."""
+        return {
+            "unchanged": _ranges(sorted(self.unchanged)),
+            "aliases": [list(pair) for pair in sorted(self.aliases.items())],
+            "name": self.name,
+        }
+
+
+def _ranges(numbers: list[int]) -> list[list[int]]:
+    """Return rising numbers as [start, stop] ranges."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([number, number + 1])
+    return ranges
+
+
+def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
+    """Parse and check the plan in a manifest's parameters; raises DamageError."""
+    if set(params) != {"unchanged", "aliases", "name"}:
+        raise DamageError("manifest has other parameters than unchanged, aliases and name")
+    try:
+        ranges = [(start, stop) for start, stop in params["unchanged"]]
+        if not all(type(i) is int and 0 <= i <= len(slots) for pair in ranges for i in pair):
+            raise ValueError("an index beyond the tensors")
+        if not all(first[1] < second[0] for first, second in itertools.pairwise(ranges)):
+            raise ValueError("its lists are not in canonical order")
+        unchanged = frozenset(i for start, stop in ranges for i in range(start, stop))
+        plan = Plan(slots, unchanged, {alias: other for alias, other in params["aliases"]}, params["name"])
+        if not all(type(i) is int and 0 <= i < len(slots) for i in [*plan.aliases, *plan.aliases.values()]):
+            raise ValueError("an index beyond the tensors")
+        for i in plan.unchanged:
+            base = slots[i].base
+            if base is None or base.shape != slots[i].shape:
+                raise ValueError(f"'{slots[i].name}' is said to be unchanged, and the base has no such tensor")
+        for alias, other in plan.aliases.items():
+            if (slots[alias].dtype, slots[alias].shape) != (slots[other].dtype, slots[other].shape):
+                raise ValueError(f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape")
+            if slots[alias].part is not None:
+                raise ValueError(f"'{slots[alias].name}' is in a shared part and said to equal another")
+        if plan.aliases.keys() & {*plan.unchanged, *plan.aliases.values()}:
+            raise ValueError("an alias of an alias")
+        if plan.to_params() != dict(params):
+            raise ValueError("its lists are not in canonical order")
+    except (TypeError, ValueError) as error:
+        raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}") from error
+    return plan
