@@ -22,6 +22,7 @@ from petlpack.analyze.one import audit
 from petlpack.analyze.stats import growth_of
 from petlpack.analyze.tables import KEYS, Table, measure, ordered, selected, table_by
 from petlpack.store import Store
+from petlpack_cli import stats as stats_command
 from petlpack_cli.app import cli
 from tests.conftest import make_base, make_pair, write_methods, write_pair, write_run
 from tests.many_tasks import encode_tasks, write_many
@@ -76,6 +77,10 @@ def test_tasks_shares_and_the_rest_are_all_files(mixed: Path) -> None:
     for part in found.shared:
         assert part.used_by == tuple(sorted(row.name for row in found.tasks if part.sha256 in row.shared))
         assert part.bytes == Store(mixed).shared_path(part.sha256).stat().st_size
+
+
+def test_the_command_knows_the_keys_of_the_library() -> None:
+    assert stats_command.KEYS == KEYS
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -540,7 +545,9 @@ def test_a_damaged_part_of_tensors_is_damage_of_its_tasks(tmp_path: Path) -> Non
     assert [row.name for row in found.tasks] == ["merge"]
 
 
-@pytest.mark.parametrize("option", ["--by=task", "--at=5", "--csv", "--forecast=10", "--bounds", "--html=x.html"])
+@pytest.mark.parametrize(
+    "option", ["--by=task", "--at=5", "--egress=0", "--csv", "--forecast=10", "--bounds", "--html=x.html"]
+)
 def test_options_for_packs_are_refused_for_runs(option: str, tmp_path: Path) -> None:
     path, _ = write_pair(tmp_path)
     result = run("stats", path, option)

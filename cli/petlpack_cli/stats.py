@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 KEYS = ("task", "method", "codec", "section", "tensor")
 """What a table can be by, as in the library, which is not imported for the help."""
 
-FORMATS = ("csv", "md")
-
 PACK_ONLY = (
     *("task", "by", "sort", "filters", "at", "lora_rank", "bounds", "forecast", "price", "egress", "growth", "plot"),
     *("html", "csv", "md"),
@@ -74,7 +72,7 @@ def run(
     """
     pack = _pack_of(paths)
     if pack is None:
-        wrong = [name for name in PACK_ONLY if options[name]]
+        wrong = [name for name in PACK_ONLY if _is_given(options[name])]
         if wrong:
             flags = {"filters": "filter", "price": "price-per-gb-month", "lora_rank": "lora-rank"}
             raise click.UsageError(
@@ -86,6 +84,11 @@ def run(
         _one_task(out, pack, base, **options)
         return None
     return _pack(out, pack, base, everything, **options)
+
+
+def _is_given(value: object) -> bool:
+    """Tell whether an option was given; a price of 0 was."""
+    return value is not None and value is not False and value != ()
 
 
 def _pack_of(paths: tuple[Path, ...]) -> Path | None:
@@ -246,7 +249,7 @@ def _one_task(out: Output, pack: Path, base: Path | None, task: str, *, bounds: 
     from petlpack.analyze.one import audit
     from petlpack_cli.output import pack_stats
 
-    wrong = next((name for name in PACK_ONLY[1:] if options.get(name)), None)
+    wrong = next((name for name in PACK_ONLY[1:] if _is_given(options.get(name))), None)
     if wrong is not None:
         raise click.UsageError(
             f"--task goes with --base and --bounds only, not with --{wrong}", click.get_current_context()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from petlpack.analyze.reading import Kind, Opened, PartBytes
+from petlpack.analyze.reading import Opened, PartBytes
 from petlpack.facts import counts_of
-from petlpack.template import texts_of
 from petlpack.tensors.dtypes import DTYPES
 
 
@@ -40,7 +38,7 @@ class Figures:
 
 def figures_of(opened: Opened, parts: Sequence[PartBytes]) -> Figures:
     """Count one task, which uses these shared parts of tensors; decodes no weights."""
-    counts, template = _count(opened.kind), opened.kind.template
+    counts, template = opened.kind.counts, opened.kind.template
     said = counts_of(opened.facts)
     base = template.base_parameters or said.get("base")
     numbers, own, nbytes = counts.numbers, counts.own, counts.nbytes
@@ -66,35 +64,6 @@ def figures_of(opened: Opened, parts: Sequence[PartBytes]) -> Figures:
         bits_per_entry=8 * mask_bytes / counts.entries if counts.entries else None,
         density=density,
         entropy_bits=None if density is None else entropy(density),
-    )
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """What is the same for all tasks of a kind: numbers of the method and their bytes, mask entries, the head's."""
-
-    numbers: int
-    own: int
-    nbytes: int
-    entries: int
-    head: int
-    from_base: int
-
-
-@lru_cache(1024)
-def _count(kind: Kind) -> _Counts:
-    stored = [slot for slot in (*kind.stored, *kind.shared) if not slot.head]
-    method = [slot for slot in stored if slot.dtype.name != "BOOL"]
-    if kind.template.rule is not None:  # of a whole model, only what the method made
-        named = set(texts_of(kind.template.rule))
-        method = [slot for slot in method if slot.name in named]
-    return _Counts(
-        numbers=sum(slot.size for slot in method),
-        own=sum(slot.size for slot in method if slot.part is None),
-        nbytes=sum(slot.nbytes for slot in method),
-        entries=sum(slot.size for slot in stored if slot.dtype.name == "BOOL"),
-        head=sum(slot.size for slot in kind.stored if slot.head),
-        from_base=sum(slot.size for slot in kind.template.slots if slot.base is not None),
     )
 
 

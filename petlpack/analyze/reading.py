@@ -22,7 +22,7 @@ from petlpack.parallel import Progress
 from petlpack.parts import Part, Templates
 from petlpack.plans import Plan, parse_plan
 from petlpack.store import Store, shared_file, task_file
-from petlpack.template import BaseTable, Slot, Template
+from petlpack.template import BaseTable, Slot, Template, texts_of
 from petlpack.tensors.base import Base
 
 
@@ -46,6 +46,22 @@ class PartBytes:
     units: Mapping[str, Unit]
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What is counted of every task of a kind, in numbers and bytes; masks and the head apart."""
+
+    numbers: int
+    """Numbers of the method, those in shared parts included."""
+    nbytes: int
+    own: int
+    """Those of them in the task's own file."""
+    entries: int
+    """Entries of masks."""
+    head: int
+    from_base: int
+    """Numbers that the base has, too."""
+
+
 class Kind:
     """What tasks of one template, plan and codec have in common: tensors, units, and what is counted of them.
 
@@ -67,6 +83,23 @@ class Kind:
         """The unit that each section is of, by the section's name."""
         units = self._codec.units(with_kinds(self.stored, self._codec.kinds(self.template.rule)))
         return {name: unit for unit in units for name in self._codec.section_names(unit)}
+
+    @cached_property
+    def counts(self) -> Counts:
+        """What is counted of every task of this kind, in the manner of papers."""
+        stored = [slot for slot in (*self.stored, *self.shared) if not slot.head]
+        method = [slot for slot in stored if slot.dtype.name != "BOOL"]
+        if self.template.rule is not None:  # of a whole model, only what the method made
+            named = set(texts_of(self.template.rule))
+            method = [slot for slot in method if slot.name in named]
+        return Counts(
+            numbers=sum(slot.size for slot in method),
+            nbytes=sum(slot.nbytes for slot in method),
+            own=sum(slot.size for slot in method if slot.part is None),
+            entries=sum(slot.size for slot in stored if slot.dtype.name == "BOOL"),
+            head=sum(slot.size for slot in self.stored if slot.head),
+            from_base=sum(slot.size for slot in self.template.slots if slot.base is not None),
+        )
 
 
 @dataclass(frozen=True)

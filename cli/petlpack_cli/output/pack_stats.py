@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from petlpack.errors import printable
-from petlpack_cli.output import Output
+from petlpack_cli.output import WIDEST_TEXT, Output
 from petlpack_cli.output.rows import MOST, cell, print_csv, print_markdown, print_rows
 from petlpack_cli.output.sizes import bar, count, ratio, size
 
@@ -355,7 +355,9 @@ SHOWN = (1, 2, 5, 10, 100, 1000, 10_000)
 
 
 def _users(names: tuple[str, ...]) -> str:
-    return count(len(names), "task")
+    """Return the names of few tasks, the number of many."""
+    told = ", ".join(names)
+    return told if len(told) <= WIDEST_TEXT else count(len(names), "task")
 
 
 def _print_amortized(out: Output, found: petlpack.Stats, at: Sequence[int]) -> None:
