@@ -153,13 +153,15 @@ def test_example_bounds() -> None:
 def test_example_survey(tmp_path: Path) -> None:
     told = EXAMPLES["survey"]
     assert told["training_state"] == 2 * 800
-    assert told["total"] == 2 * 800 + 50 + 2 * 100 + 0
+    assert told["total"] == 2 * 800 + 50 + 2 * 100 + 0  # without the 300
     frozen = weights("F32", (25,), 1)  # 100 bytes
     base = write_run(tmp_path / "base", {"a": frozen, "b": weights("F32", (25,), 2)})
     for seed, name in ((3, "one"), (4, "two")):
         run = write_run(tmp_path / "runs" / name, {"a": frozen, "b": weights("F32", (25,), seed)}, {"seed": seed})
         (run / "optimizer.pt").write_bytes(name.encode() + b"x" * 797)
         (run / "notes.txt").write_bytes(b"y" * 50)
+    (tmp_path / "runs" / "one" / "checkpoint-1").mkdir()
+    (tmp_path / "runs" / "one" / "checkpoint-1" / "pytorch_model.bin").write_bytes(b"z" * 300)
     savings = petlpack.survey([tmp_path / "runs"], base).savings
     assert {**vars(savings), "total": savings.total} == told
 

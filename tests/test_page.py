@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 import petlpack
-from petlpack.analyze.forecast import forecast
+from petlpack.analyze.forecast import Cost, forecast
 from petlpack.analyze.page import page, write_page
 from petlpack.analyze.reading import SectionBytes
 from petlpack.analyze.rows import TaskRow
 from petlpack.analyze.stats import SharedRow, Stats
+from petlpack.errors import UsageError
 from petlpack.facts import Score
 from petlpack.store import Store
 from petlpack_cli.output.pack_stats import conclusion
@@ -88,7 +89,7 @@ def many(found: Stats, number: int) -> Stats:
         section = SectionBytes("tensors", "tensors", "raw", "F32", 1, payload)
         method = "lora" if i % 3 else "diff"
         rows.append(dataclasses.replace(row, name=f"t{i:05}", method=method, bytes=nbytes, sections=(section,)))
-    rows.sort(key=lambda row: (-row.bytes.total, row.name))
+    rows.sort(key=lambda row: (-row.bytes.takes, row.name))
     total = sum(row.bytes.total for row in rows)
     return dataclasses.replace(found, tasks=tuple(rows), shared=(), disk_bytes=total + 37, other_bytes=37)
 
@@ -101,7 +102,8 @@ def test_numbers_read_as_in_the_terminal(show: Callable[..., Any], found: Stats)
     numbers = [0, 1, 2.5, 999, 1000, 1150, 1250, 1350, 1750, 12250, 999_949, 999_950, 999_999, 10**9, 4 * 10**20]
     numbers += [int(10 ** draw.uniform(0, 17)) for _ in range(2000)]
     pairs = [(draw.randrange(1, 10**6), draw.randrange(1, 10**4)) for _ in range(2000)]
-    pairs += [(0, 1), (1, 0), (9, 8), (1, 8), (81, 8), (10125, 1000), (201, 2), (205, 2)]
+    pairs += [(0, 1), (1, 0), (9, 8), (1, 8), (81, 8), (10125, 1000), (201, 2), (205, 2), (1999, 2), (10**9, 3)]
+
     with show(found) as shown:
         assert shown.page.evaluate("numbers => numbers.map(size)", numbers) == [size(number) for number in numbers]
         assert shown.page.evaluate("p => p.map(([a, b]) => ratio(a, b))", pairs) == [ratio(a, b) for a, b in pairs]
@@ -110,7 +112,13 @@ def test_numbers_read_as_in_the_terminal(show: Callable[..., Any], found: Stats)
 def test_the_sentence_is_that_of_the_terminal(show: Callable[..., Any], found: Stats) -> None:
     dense = tuple(dataclasses.replace(row, dense_bytes=123_456) for row in found.tasks)
     one = dataclasses.replace(found, tasks=found.tasks[:1])
-    for seen in (found, dataclasses.replace(found, tasks=dense, dense_bytes=123_456.0), one):
+    lost = {"damaged": {"lost": "cut off"}, "damaged_bytes": found.disk_bytes // 3}
+    more = {"damaged": dict.fromkeys(map(str, range(1234)), "gone"), "damaged_bytes": 1000}
+    for seen in (
+        *(found, dataclasses.replace(found, tasks=dense, dense_bytes=123_456.0), one),
+        *(dataclasses.replace(found, **said) for said in (lost, more, {**lost, "tasks": ()})),  # type: ignore[arg-type]
+        *(dataclasses.replace(one, **lost), dataclasses.replace(found, tasks=dense, dense_bytes=1e6, **lost)),  # type: ignore[arg-type]
+    ):
         with show(seen) as shown:
             assert shown.text("#conclusion") == conclusion(seen)
 
@@ -156,6 +164,41 @@ def test_what_is_not_known_has_no_figure(show: Callable[..., Any], found: Stats)
         assert figures["Runs as they were"] == f"{ratio(runs, found.disk_bytes)} as big"
 
 
+def test_the_page_says_what_is_not_known_and_what_tells_it(show: Callable[..., Any], found: Stats) -> None:
+    known = {
+        "base_bytes": 400_000,
+        "dense_bytes": 1e6,
+        "amortized": tuple(dataclasses.replace(row, lora_bytes_per_task=4096) for row in found.amortized),
+        "tasks": tuple(dataclasses.replace(row, dense_bytes=10**6) for row in found.tasks),
+    }
+    some = (dataclasses.replace(found.tasks[0], dense_bytes=None), *known["tasks"][1:])  # type: ignore[index]
+    none = tuple(dataclasses.replace(row, dense_bytes=None) for row in found.tasks)
+    others = "bytes of the base: not known; LoRAs: not known"
+    for changes, said in (
+        ({"tasks": none}, f"Dense models: not known; {others}; give --base DIR."),
+        ({**known, "tasks": none, "dense_bytes": None}, "Dense models: not known; give --base DIR."),
+        (
+            {**known, "tasks": some, "dense_bytes": None},
+            f"Dense models: not known for 1 task of {len(some)}; give --base DIR.",
+        ),
+        ({**known, "base_bytes": None}, "Bytes of the base: not known; give --base DIR."),
+    ):
+        with show(dataclasses.replace(found, **changes)) as shown:
+            assert shown.text("#missing") == said
+    for seen in (dataclasses.replace(found, **known), dataclasses.replace(found, tasks=())):  # type: ignore[arg-type]
+        with show(seen) as shown:
+            expect(shown.page.locator("#missing")).to_be_hidden()
+
+
+@pytest.mark.parametrize("path", [".", "..", "glue.pack", "./"])
+def test_a_path_that_names_nothing_gives_the_name_of_the_directory(
+    found: Stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "glue.pack" / "tasks").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "glue.pack" / ("tasks" if path == ".." else ""))
+    assert "<title>glue.pack: what it costs" in page(dataclasses.replace(found, pack=path))
+
+
 # ---- the table of tasks ----
 
 KEYS: dict[str, Callable[[TaskRow], Any]] = {
@@ -163,6 +206,7 @@ KEYS: dict[str, Callable[[TaskRow], Any]] = {
     "Method": lambda row: row.method,
     "Codec": lambda row: row.codec,
     "Exact, or error": lambda row: -1 if row.exact else row.error,
+    "Takes": lambda row: row.bytes.takes,
     "Payload": lambda row: row.bytes.payload,
     "Head": lambda row: row.bytes.head,
     "Files": lambda row: row.bytes.files,
@@ -170,23 +214,28 @@ KEYS: dict[str, Callable[[TaskRow], Any]] = {
     "Total": lambda row: row.bytes.total,
     "Share": lambda row: row.bytes.share,
     "Dense": lambda row: row.dense_bytes,
-    "Ratio": lambda row: None if row.dense_bytes is None else row.dense_bytes / (row.bytes.total + row.bytes.share),
+    "Ratio": lambda row: None if row.dense_bytes is None else row.dense_bytes / row.bytes.takes,
     "Score": lambda row: None if row.score is None else row.score.value,
 }
 
 
 def ordered(found: Stats, column: str, down: bool) -> list[str]:
-    """Return the names of the tasks in the order of a column; what is not known stands last both ways."""
+    """Return the names of the tasks in the order of a column; what is not known stands last both ways.
+
+    Scores are in the order of their metrics, and in order within each.
+    """
     key = KEYS[column]
-    known = [row for row in found.tasks if key(row) is not None]
+    known = sorted((row for row in found.tasks if key(row) is not None), key=key, reverse=down)
+    if column == "Score":
+        known.sort(key=lambda row: "" if row.score is None else row.score.metric)
     unknown = [row for row in found.tasks if key(row) is None]
-    return [row.name for row in (*sorted(known, key=key, reverse=down), *unknown)]
+    return [row.name for row in (*known, *unknown)]
 
 
 def test_every_column_sorts_both_ways(show: Callable[..., Any], found: Stats) -> None:
     with show(found) as shown:
         assert shown.heads() == list(KEYS)
-        assert shown.names() == ordered(found, "Total", True)
+        assert shown.names() == ordered(found, "Takes", True) == [row.name for row in found.tasks]
         for column in KEYS:
             head = shown.page.locator("#tasks thead th", has_text=re.compile(f"^{column}$"))
             seen = []
@@ -208,12 +257,11 @@ def test_a_row_says_what_the_task_is(show: Callable[..., Any], found: Stats) -> 
     for task in found.tasks:
         row, nbytes = rows[task.name], task.bytes
         assert [row["Method"], row["Codec"]] == [task.method, task.codec]
-        figures = [row[name] for name in ("Payload", "Head", "Files", "Header", "Total", "Share")]
-        assert figures == list(
-            map(size, (nbytes.payload, nbytes.head, nbytes.files, nbytes.header, nbytes.total, nbytes.share))
-        )
+        figures = [row[name] for name in ("Takes", "Payload", "Head", "Files", "Header", "Total", "Share")]
+        parts = (nbytes.payload, nbytes.head, nbytes.files, nbytes.header)
+        assert figures == [*map(size, (sum(parts) + nbytes.share, *parts, sum(parts), nbytes.share))]
         assert row["Dense"] == ("-" if task.dense_bytes is None else size(task.dense_bytes))
-        assert row["Ratio"] == ratio(task.dense_bytes or 0, nbytes.total + nbytes.share)
+        assert row["Ratio"] == ratio(task.dense_bytes or 0, nbytes.takes)
     said = {name: (row["Exact, or error"], row["Score"]) for name, row in rows.items()}
     assert said["small"] == ("exact", "0.75 accuracy")
     assert said["middle"] == ("within 1.2e-7", "-0.5 f1")
@@ -228,7 +276,7 @@ def test_the_filter_and_the_sums(show: Callable[..., Any], found: Stats) -> None
         if kept:
             sums = dict(zip(shown.heads(), shown.sums(), strict=True))
             assert sums["Task"] == count(len(kept), "task")
-            for name in ("Payload", "Head", "Files", "Header", "Total", "Share"):
+            for name in ("Takes", "Payload", "Head", "Files", "Header", "Total", "Share"):
                 assert sums[name] == size(sum(KEYS[name](row) for row in kept))
             dense = [row.dense_bytes for row in kept]
             assert sums["Dense"] == ("-" if None in dense else size(sum(filter(None, dense))))
@@ -252,9 +300,24 @@ def test_the_filter_and_the_sums(show: Callable[..., Any], found: Stats) -> None
             check(shown, [row for row in found.tasks if row.method == method])
         shown.page.select_option("#method", label="all")
         shown.page.select_option("#least", label="1.0 kB")
-        check(shown, [row for row in found.tasks if row.bytes.total >= 1000])
+        check(shown, [row for row in found.tasks if row.bytes.takes >= 1000])
         shown.page.press("#find", "Enter")  # a form that is sent would open the page anew
-        check(shown, [row for row in found.tasks if row.bytes.total >= 1000])
+        check(shown, [row for row in found.tasks if row.bytes.takes >= 1000])
+
+
+def test_scores_of_several_metrics_are_no_one_order(show: Callable[..., Any], found: Stats) -> None:
+    scores = [Score("f1", 0.91), Score("accuracy", 88.5), Score("f1", 0.2), Score("accuracy", 0.3)]
+    rows = [dataclasses.replace(row, score=score) for row, score in zip(found.tasks, scores, strict=False)]
+    with show(dataclasses.replace(found, tasks=tuple(rows))) as shown:
+        head = shown.page.locator("#tasks thead button", has_text="Score")
+        head.click()
+        assert [row[-1] for row in shown.rows("tasks")] == ["88.5 accuracy", "0.3 accuracy", "0.91 f1", "0.2 f1"]
+        head.click()
+        assert [row[-1] for row in shown.rows("tasks")] == ["0.3 accuracy", "88.5 accuracy", "0.2 f1", "0.91 f1"]
+        assert "only those of the same metric compare" in shown.text("#metrics")
+    rows = [dataclasses.replace(row, score=None if i else scores[0]) for i, row in enumerate(rows)]
+    with show(dataclasses.replace(found, tasks=tuple(rows))) as shown:
+        assert shown.page.locator("#metrics").count() == 0
 
 
 def test_no_column_of_scores_without_one(show: Callable[..., Any], found: Stats) -> None:
@@ -442,13 +505,40 @@ def test_the_forecast(show: Callable[..., Any], found: Stats) -> None:
             assert row.pack.transfer is not None
             assert seen[:3] == [f"{row.tasks:,}", count(math.ceil(row.days), "day"), size(row.pack.bytes)]
             costs = [row.pack.monthly, row.pack.transfer]
-            assert seen[3:5] == [f"{cost:,.2f}" if cost >= 1 else f"{float(f'{cost:.2g}')}" for cost in costs]
+            assert seen[3:5] == ["<0.01" if cost < 0.01 else f"{cost:,.2f}" for cost in costs]
         assert "A GB costs 20 a month." in shown.text("#forecast-note")
-    row = dataclasses.replace(told.rows[0], days=math.inf)
-    endless = dataclasses.replace(told, rows=(row,), price_per_gb_month=None)
-    with show(found, endless) as shown:
-        assert shown.rows("forecast")[0][1] == "-"
+    with show(found, dataclasses.replace(told, price_per_gb_month=None)) as shown:
         assert not any("month" in head for head in shown.heads("forecast"))
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        *((0.0, "now"), (1e-9, "<1 day"), (0.99, "<1 day"), (1.0, "1 day"), (1.01, "2 days"), (1234.5, "1,235 days")),
+        *((None, "-"), (math.inf, "-"), (math.nan, "-")),
+    ],
+)
+def test_days_are_rounded_up(show: Callable[..., Any], found: Stats, days: float | None, said: str) -> None:
+    told = forecast(found, [100], growth_per_day=2)
+    with show(found, dataclasses.replace(told, rows=(dataclasses.replace(told.rows[0], days=days),))) as shown:
+        assert shown.rows("forecast")[0][1] == said
+
+
+def test_what_is_not_finite_is_not_known(show: Callable[..., Any], found: Stats) -> None:
+    told = forecast(found, [100], price_per_gb_month=20, egress_per_gb=90, growth_per_day=2)
+    for endless in (Cost(10**400, 1, math.inf, math.nan), Cost(10**400, 1, -math.inf, None)):
+        row = dataclasses.replace(told.rows[0], pack=endless, lora=endless, dense=endless)
+        with show(found, dataclasses.replace(told, rows=(row,), error=math.inf)) as shown:
+            assert shown.rows("forecast")[0][2:] == ["-"] * 9
+            assert "unknown" in shown.text("#forecast-note")
+    huge = {"base_bytes": 10**400, "dense_bytes": math.inf}
+    tasks = tuple(dataclasses.replace(row, dense_bytes=10**400) for row in found.tasks)
+    rows = (
+        dataclasses.replace(row, dense_bytes_per_task=10**400, lora_bytes_per_task=10**400) for row in found.amortized
+    )
+    with show(dataclasses.replace(found, tasks=tasks, amortized=tuple(rows), **huge)) as shown:  # type: ignore[arg-type]
+        assert "Dense models: not known" in shown.text("#missing")
+        assert shown.page.locator("#chart path").count() == 1
 
 
 def test_shared_parts(show: Callable[..., Any], found: Stats) -> None:
@@ -473,7 +563,17 @@ def test_damaged_tasks_are_named(show: Callable[..., Any], tmp_path: Path) -> No
         assert shown.rows("damaged") == [["two", found.damaged["two"]]]
         assert shown.cells()["damaged tasks"] == path.stat().st_size
         assert sum(shown.cells().values()) == found.disk_bytes
-        assert shown.text("#conclusion").endswith(". 1 damaged task cannot be read.")
+        readable = found.disk_bytes - path.stat().st_size
+        assert shown.text("#conclusion") == conclusion(found)
+        assert shown.text("#conclusion").startswith(
+            f"2 tasks take {size(readable)} (1 damaged one {size(path.stat().st_size)} more); "
+        )
+        figures = shown.figures()
+        assert figures["On disk"] == size(found.disk_bytes)
+        assert (figures["Tasks"], figures["Damaged tasks"]) == ("2", "1")
+        assert figures["Each task"] == size(readable / 2)
+        runs = sum(row.run_bytes for row in found.tasks)
+        assert figures.get("Runs as they were", f"{ratio(runs, readable)} as big") == f"{ratio(runs, readable)} as big"
 
 
 def test_an_empty_pack(show: Callable[..., Any], tmp_path: Path) -> None:
@@ -523,7 +623,7 @@ def test_ten_thousand_tasks(show: Callable[..., Any], found: Stats) -> None:
         assert shown.names() == ordered(found, "Payload", False)[:400]
         shown.page.fill("#find", "t0999")
         assert sorted(shown.names()) == [f"t{i:05}" for i in range(9990, 10_000)]
-        assert shown.sums()[8] == size(sum(by_name[name].bytes.total for name in shown.names()))
+        assert shown.sums()[4] == size(sum(by_name[name].bytes.takes for name in shown.names()))
         expect(shown.page.locator("#tasks .more")).to_be_hidden()
         shown.cell("lora").press("Enter")
         groups = shown.page.evaluate(GROUPS)
@@ -730,16 +830,34 @@ def test_what_cannot_be_written_leaves_nothing_behind(
 ) -> None:
     old = tmp_path / "page.html"
     old.write_text("old")
-    (tmp_path / "directory").mkdir()
-    for path in (tmp_path / "directory", tmp_path / "nowhere" / "page.html"):
-        with pytest.raises(OSError, match=re.escape(f": {str(path)!r}") + "$"):
-            write_page(path, found)
+    path = tmp_path / "nowhere" / "page.html"
+    with pytest.raises(FileNotFoundError, match=re.escape(f": {str(path)!r}") + "$"):
+        write_page(path, found)
 
     def fail(*_: object) -> None:
         raise OSError(28, "disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk full") as caught:
         write_page(old, found)
+    assert caught.value.filename == str(old)
     assert old.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "page.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("name", ["page", "page.svg", ".html", "page.html.gz", ""])
+def test_another_suffix_is_refused_by_name(found: Stats, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"'{tmp_path / name}'")) as caught:
+        write_page(tmp_path / name, found)
+    assert ".html" in str(caught.value.hint)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_page_is_no_file_of_the_pack(found: Stats, tmp_path: Path) -> None:
+    pack = Store.create(tmp_path / "pack").path
+    inside = dataclasses.replace(found, pack=str(pack))
+    with pytest.raises(UsageError, match="inside the pack"):
+        write_page(pack / "a.html", inside)
+    assert [path.name for path in pack.iterdir()] == ["pack.json"]
+    write_page(tmp_path / "a.HTM", inside)
+    assert (tmp_path / "a.HTM").read_bytes() == page(inside).encode()

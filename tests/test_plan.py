@@ -552,7 +552,8 @@ def test_what_goes_wrong_while_writing_leaves_nothing(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-def test_an_interrupt_leaves_nothing(place: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_leaves_nothing(place: Path, name: str, code: int) -> None:
     base = {f"layer.{i}.weight": weights("F32", (1024, 1024), i) for i in range(8)}
     write_run(place / "big-base", base)
     write_run(place / "big", {name: nudged(tensor, i) for i, (name, tensor) in enumerate(base.items())})
@@ -564,11 +565,50 @@ def test_an_interrupt_leaves_nothing(place: Path) -> None:
         text=True,
     )
     wait_for(lambda: any((place / "scratch").rglob(".tmp-*")))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     told, complaint = process.communicate(timeout=60)
-    assert (process.returncode, told, complaint) == (130, "", "interrupted\n")
+    assert (process.returncode, told, complaint) == (code, "", "interrupted\n" if name == "SIGINT" else "")
     assert list((place / "scratch").iterdir()) == []
     assert not (place / "pack").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_signals_do_afterwards_what_they_did_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    known = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+
+    def look(*_: Any, **__: Any) -> petlpack.Plans:
+        seen.extend(map(signal.getsignal, (signal.SIGHUP, signal.SIGTERM)))
+        raise RuntimeError
+
+    monkeypatch.setattr(petlpack, "plan", look)
+    try:
+        assert run("plan", "much").exit_code == 1
+        assert signal.getsignal(signal.SIGTERM) == known
+        assert seen[0] == signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as `nohup` has it
+        assert seen[1] != known
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    place: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    (place / "much" / "model.safetensors").rename(place / "much" / file)
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("petlpack.tensors.checkpoint.read_header", refuse)
+    monkeypatch.setattr("torch.load", refuse)
+    result = run("plan", "much")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: '{Path('much', file)}' cannot be read: Permission denied\n"
+        "Hint: you may not read it: look at its permissions\n"
+    )
 
 
 def wait_for(there: Callable[[], bool]) -> None:

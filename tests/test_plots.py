@@ -22,7 +22,7 @@ from petlpack.analyze.reading import SectionBytes
 from petlpack.analyze.rows import TaskBytes, TaskRow
 from petlpack.analyze.stats import BreakEven, Stats, stats
 from petlpack.encoding import encode
-from petlpack.errors import PetlpackError, UsageError
+from petlpack.errors import PetlpackError, UsageError, printable
 from petlpack.facts import Score
 from tests.conftest import make_pair, write_run
 
@@ -212,6 +212,8 @@ NOTHING_KNOWN = {"lora_bytes": None, "dense_bytes": None, "base_bytes": None}
         {**NOTHING_KNOWN, "break_even": BreakEven(None, None, None, ())},
         {"lora_bytes": 0.0, "dense_bytes": 0.0, "base_bytes": 0},
         {"break_even": BreakEven(10**12, 10**12, None, ())},
+        {"lora_bytes": 1e31, "dense_bytes": 1e31, "base_bytes": 10**31},
+        {"lora_bytes": 1e308, "dense_bytes": 1e36, "base_bytes": 10**400, "lora_rank": 10**27},
         {"dense_bytes": 1e13, "base_bytes": 10**13},
         {**NOTHING_KNOWN, "growth": Growth(1, 0.0, (1,))},
         {**NOTHING_KNOWN, "growth": Growth(3, 1e18, (10**15,) * 3)},
@@ -222,7 +224,14 @@ def test_unknown_and_extreme_sizes_are_no_trouble(found: Stats, tmp_path: Path, 
         write_plot(tmp_path / f"a{suffix}", replace(found, **changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("nbytes", [0, 1, 10**15])
+def test_a_lora_larger_than_an_axis_is_left_out(found: Stats, tmp_path: Path) -> None:
+    write_plot(tmp_path / "a.svg", replace(found, lora_bytes=1e31, lora_rank=65_536))
+    assert "one LoRA of rank 65536 a task: 1e+07 YB" in texts(tmp_path / "a.svg")
+    write_plot(tmp_path / "a.svg", replace(found, lora_bytes=1e308), forecast(replace(found, lora_bytes=1e290), [10]))
+    assert not [text for text in texts(tmp_path / "a.svg") if "LoRA" in text]
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 10**15, 10**30])
 @pytest.mark.parametrize("count", [1, 2])
 def test_tasks_of_any_size_have_bars(found: Stats, tmp_path: Path, nbytes: int, count: int) -> None:
     rows = tuple(replace(resized(row, nbytes), score=Score("f1", 0.5)) for row in found.tasks[:count])
@@ -245,12 +254,28 @@ def test_scores_that_no_axis_can_show_make_no_panel(found: Stats, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("counts", "error"),
-    [([1], 0.1), ([100, 10], 0.1), ([10**12], 50.0), ([1, 10**12], 1.0), ([7, 8], 0.0), ([*range(1, 300)], None)],
+    [
+        ([1], 0.1),
+        ([100, 10], 0.1),
+        ([10**12], 50.0),
+        ([10], 1e308),
+        ([1, 10**12], 1.0),
+        ([7, 8], 0.0),
+        ([*range(1, 300)], None),
+    ],
 )
 def test_forecasts_of_any_range_are_drawn(found: Stats, tmp_path: Path, counts: list[int], error: float | None) -> None:
-    told = forecast(found, counts, price_per_gb_month=1e300)
+    told = forecast(found, counts, price_per_gb_month=1e9)
     write_plot(tmp_path / "a.svg", found, replace(told, error=error))
     assert len(panels(tmp_path / "a.svg")) == 3
+
+
+def test_no_money_is_told_that_is_none(found: Stats, tmp_path: Path) -> None:
+    told = forecast(found, [10], price_per_gb_month=1)
+    rows = tuple(replace(row, pack=replace(row.pack, monthly=float("inf"))) for row in told.rows)
+    write_plot(tmp_path / "a.svg", found, replace(told, rows=rows))
+    (text,) = (text for text in texts(tmp_path / "a.svg") if text.startswith("this pack's mix: "))
+    assert "," not in text
 
 
 def test_ten_thousand_points_are_one_image(found: Stats, tmp_path: Path) -> None:
@@ -302,7 +327,7 @@ def test_the_same_pack_gives_the_same_bytes(pack: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.pdf", "a", "svg", ".svg", "a.svg.gz", "a.\n"])
 def test_another_suffix_is_refused_by_name(found: Stats, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(repr(name))) as caught:
+    with pytest.raises(UsageError, match=re.escape(f"'{printable(str(tmp_path / name))}'")) as caught:
         write_plot(tmp_path / name, found)
     assert ".png" in str(caught.value.hint)
     assert not [*tmp_path.iterdir()]
@@ -323,8 +348,17 @@ def test_without_matplotlib_the_extra_is_named(found: Stats, tmp_path: Path, mon
 
 
 def test_a_missing_directory_is_an_error_of_the_system(found: Stats, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_plot(tmp_path / "missing" / "a.svg", found)
+    path = tmp_path / "missing" / "a.svg"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_plot(path, found)
+    assert caught.value.filename == str(path)
+
+
+def test_a_figure_is_no_file_of_the_pack(found: Stats, pack: Path) -> None:
+    before = sorted(pack.rglob("*"))
+    with pytest.raises(UsageError, match="inside the pack"):
+        write_plot(pack / "tasks" / "a.svg", found)
+    assert sorted(pack.rglob("*")) == before
 
 
 @pytest.mark.parametrize("broken", ["write_bytes", "replace"])
@@ -337,7 +371,8 @@ def test_a_failure_leaves_the_file_as_it_was(
 
     (tmp_path / "a.svg").write_text("before")
     monkeypatch.setattr(Path, broken, fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="no space") as caught:
         write_plot(tmp_path / "a.svg", found)
+    assert caught.value.filename == str(tmp_path / "a.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
     assert (tmp_path / "a.svg").read_text() == "before"

@@ -6,7 +6,10 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from petlpack_cli import stats as stats_command
 from petlpack_cli.app import cli
 from tests.conftest import make_base, make_pair, write_methods, write_pair, write_run
 from tests.many_tasks import encode_tasks, write_many
+from tests.test_cli import ENVIRONMENT, damage, rewrite
 
 
 def run(*arguments: str | Path) -> Result:
@@ -166,6 +170,37 @@ def test_two_bases_are_counted_each_once(base: Path, tmp_path: Path) -> None:
     assert {row.name: row.dense_bytes for row in found.tasks}["b"] == sizes[1]
 
 
+def test_two_bases_of_one_size_are_two(base: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", make_base(1))
+    petlpack.encode(write_run(tmp_path / "a", make_pair(1)[0]), tmp_path / "pack", base)
+    petlpack.encode(
+        write_run(tmp_path / "b", {**make_base(1), "classifier.weight": make_base(2)["embeddings.LayerNorm.weight"]}),
+        tmp_path / "pack",
+        other,
+    )
+    found = petlpack.stats(tmp_path / "pack")
+    assert found.base_bytes == 2 * sum(tensor.nbytes for tensor in petlpack.Base(base).tensors.values())
+
+
+def test_a_base_that_the_encoder_was_told_is_believed_before_the_option(base: Path, tmp_path: Path) -> None:
+    adapter = write_methods(tmp_path)["merge"][0]
+    other = write_run(tmp_path / "other", make_base(1, layers=5))
+    petlpack.encode(adapter, tmp_path / "told", base)
+    right, wrong = (petlpack.stats(tmp_path / "told", path) for path in (base, other))
+    assert right.tasks[0].dense_bytes == wrong.tasks[0].dense_bytes
+    assert right.tasks[0].base == wrong.tasks[0].base == "encoder"
+    assert (right.lora_bytes, wrong.lora_bytes) == (4 * 8 * 32 * 2, None)
+
+
+@pytest.mark.parametrize("base_bytes", [2**50 + 1, 2**61, -1, "1"])
+def test_a_base_that_nobody_has_is_not_believed(base_bytes: object, tmp_path: Path) -> None:
+    petlpack.encode(write_methods(tmp_path)["merge"][0], tmp_path / "pack")
+    facts = petlpack.open(tmp_path / "pack")["merge"].manifest.facts
+    rewrite(tmp_path / "pack", "merge", facts={**facts, "figures": {**facts["figures"], "base_bytes": base_bytes}})
+    (row,) = petlpack.stats(tmp_path / "pack").tasks
+    assert (row.dense_bytes, row.base) == (None, None)
+
+
 def test_a_run_that_states_its_score_keeps_it(base: Path, tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", make_pair(1)[0])
     (path / "eval_results.json").write_text(json.dumps({"eval_loss": 0.5, "eval_accuracy": 0.875, "epoch": 3.0}))
@@ -181,8 +216,6 @@ def test_a_run_that_states_its_score_keeps_it(base: Path, tmp_path: Path) -> Non
     "said", [None, 3, [], ["f1"], ["f1", "x"], ["f1", True], [1, 2.0], {"f1": 1.0}, ["f1", 1.0, 2]]
 )
 def test_a_score_that_is_none_is_none(said: object, pack: Path) -> None:
-    from tests.test_cli import rewrite
-
     rewrite(pack, "a", facts={**petlpack.open(pack)["a"].manifest.facts, "score": said})
     row = next(row for row in petlpack.stats(pack).tasks if row.name == "a")
     assert row.score is None
@@ -360,7 +393,8 @@ def test_bounds_of_every_section_of_every_codec(mixed: Path, base: Path, tmp_pat
             found.inventory, tasks=tuple(task for task in found.inventory.tasks if task.name in on_base)
         ),
     )
-    bounds = measure(only, Store(mixed), petlpack.Base(base))
+    bounds, failed = measure(only, Store(mixed), petlpack.Base(base))
+    assert failed == {}
     for task in only.inventory.tasks:
         for section in task.sections:
             bits = bounds[task.name, section.name]
@@ -394,10 +428,22 @@ def test_numbers_are_bound_by_their_classes(tmp_path: Path) -> None:
             assert 8 * section.nbytes <= 1.1 * answer.bounds[section.name]
 
 
-def test_bounds_without_the_base_are_refused(mixed: Path) -> None:
+def test_bounds_without_the_base_are_those_of_the_rest(mixed: Path) -> None:
     result = run("stats", mixed, "--bounds")
-    assert (result.exit_code, result.stdout) == (5, "")
+    assert result.exit_code == 5
     assert "needs its base" in result.stderr
+    rows = json.loads(run("stats", mixed, "--bounds", "--json").stdout)["rows"]
+    bounds = {row["section"]: row["bound"] for row in rows}
+    assert bounds["ulps"] is None
+    assert bounds["masks (shared)"] is not None or bounds["masks"] is not None
+
+
+def test_bounds_beside_a_damaged_section_are_those_of_the_rest(pack: Path, base: Path) -> None:
+    damage(pack, "a")
+    result = run("stats", pack, "--bounds", "--base", base)
+    assert result.exit_code == 4
+    assert result.stderr.startswith("Error: a: ")
+    assert re.search("^ulps ", result.stdout, re.MULTILINE)
 
 
 # One task
@@ -472,8 +518,6 @@ def test_sorting(mixed: Path) -> None:
 
 
 def test_csv_has_exact_numbers_and_no_formulas(mixed: Path, base: Path) -> None:
-    from tests.test_cli import rewrite
-
     rewrite(mixed, "run1", facts={**petlpack.open(mixed)["run1"].manifest.facts, "method": "=cmd|' /C calc'!A0,\n\""})
     result = run("stats", mixed, "--csv", "--all")
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
@@ -528,7 +572,7 @@ def test_a_missing_shared_part_is_damage_of_its_tasks_only(pack: Path, tmp_path:
     Store(pack).shared_path(config).unlink()
     result = run("stats", pack)
     assert result.exit_code == 4
-    assert result.stderr.count(f"shared part {config} is missing") == 2
+    assert result.stderr.startswith(f"Error: a, b: shared part {config} is missing")  # one reason, told once
     assert re.search(r"^merge +", result.stdout, re.MULTILINE)
     assert run("stats", pack, "--task", "a").exit_code == 4
 
@@ -553,6 +597,104 @@ def test_options_for_packs_are_refused_for_runs(option: str, tmp_path: Path) -> 
     result = run("stats", path, option)
     assert result.exit_code == 2
     assert option.partition("=")[0] in result.stderr
+
+
+def test_a_section_that_its_tensors_do_not_need_is_damage(pack: Path) -> None:
+    rows = petlpack.open(pack)["a"].manifest.sections
+    rewrite(pack, "a", sections=tuple(dataclasses.replace(row, count=2**40) for row in rows))
+    for key in KEYS:
+        result = run("stats", pack, "--by", key)
+        assert result.exit_code == 4
+        assert "that its tensors do not need" in result.stderr
+    assert run("stats", pack, "--task", "a").exit_code == 4
+
+
+def test_a_task_of_a_newer_version_is_told_to_be_one(pack: Path) -> None:
+    rewrite(pack, "a", codec="novel")
+    result = run("stats", pack)
+    assert result.exit_code == 7
+    assert re.search("^b ", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_in_a_pack_is_no_task_and_has_its_own_bytes(pack: Path) -> None:
+    (pack / "tasks" / "c.petl.safetensors").symlink_to(Store(pack).task_path("a"))
+    found = petlpack.stats(pack)
+    assert list(found.damaged) == ["c"]
+    assert found.disk_bytes == sum(path.lstat().st_size for path in pack.rglob("*") if not path.is_dir())
+    assert found.other_bytes == 37
+
+
+def test_an_emptied_part_is_damage(pack: Path) -> None:
+    config = petlpack.open(pack)["a"].template.files["config.json"]
+    Store(pack).shared_path(config).write_bytes(b"")
+    assert sorted(petlpack.stats(pack).damaged) == ["a", "b"]
+
+
+@pytest.mark.parametrize("options", [[], ["--forecast", "10"], ["--plot", "x.svg"], ["--by", "codec"]])
+def test_a_pack_of_damaged_tasks_only_is_4(options: list[str], pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pack.parent)
+    for name in "ab":
+        Store(pack).task_path(name).write_bytes(b"x" * 300)
+    result = run("stats", pack, *options)
+    assert result.exit_code == 4
+    assert "Error: a: " in result.stderr
+    assert not Path("x.svg").exists()
+
+
+def test_the_conclusion_tells_damaged_bytes_apart(pack: Path) -> None:
+    Store(pack).task_path("a").write_bytes(b"x" * 100_000)
+    text = " ".join(run("stats", pack).stdout.split())
+    assert re.search(r"1 task takes [0-9.]+ kB \(1 damaged one 100\.0 kB more\); another will", text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--forecast", "10", "--csv"],
+        ["--forecast", "10", "--by", "task"],
+        ["--forecast", "10", "--at", "5"],
+        ["--at", "5", "--by", "task"],
+        ["--task", "a", "--lora-rank", "4"],
+        ["--task", "a", "--egress", "0"],
+        ["--jobs", "2"],
+        ["--filter", "method==lora"],
+        ["--lora-rank", "9" * 30],
+        ["--html", "same.html", "--plot", "same.html"],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: list[str], pack: Path) -> None:
+    result = run("stats", pack, *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    flags = [option for option in options if option.startswith("--")]
+    assert any(flag in result.stderr for flag in flags) or "rank" in result.stderr or "filter" in result.stderr
+
+
+def test_an_empty_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("stats", "")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_the_pack_json_of_somebody_else_makes_no_pack(tmp_path: Path) -> None:
+    path, _ = write_pair(tmp_path)
+    (path / "pack.json").write_text('{"name": "webpack"}')
+    assert run("stats", path).exit_code == 0
+    assert run("stats", path, tmp_path / "base").exit_code == 0
+
+
+def test_what_a_sort_or_a_filter_is_about_is_shown(mixed: Path) -> None:
+    result = run("stats", mixed, "--sort", "stored", "--filter", "density>0")
+    assert {"Stored", "Density"} <= set(result.stdout.splitlines()[0].split())
+
+
+def test_an_output_without_unicode_gets_escapes(pack: Path) -> None:
+    for options in ([], ["--forecast", "1e2..1e4"], ["--by", "section"]):
+        command = [sys.executable, "-m", "petlpack_cli", "stats", str(pack), *options]
+        environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.isascii()
 
 
 def test_a_pack_among_runs_is_refused(pack: Path, tmp_path: Path) -> None:

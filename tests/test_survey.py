@@ -64,11 +64,13 @@ def look(*paths: Path, base: Path | None = None, jobs: int = 1) -> Survey:
     assert sum(row.files for row in found.kinds) == found.files
     assert all(sum(run.bytes.values()) == run.total_bytes for run in found.runs)
     assert sum(run.total_bytes for run in found.runs) <= found.disk_bytes
-    assert found.savings.total <= found.disk_bytes
+    assert found.savings.total + found.savings.other_checkpoints <= found.disk_bytes
     tensors = found.tensors
     assert tensors.equal_to_base_bytes + tensors.duplicated_bytes <= tensors.bytes
     assert sum(run.equal_to_base_bytes for run in found.runs) <= tensors.equal_to_base_bytes
+    assert sum(row.bytes for row in tensors.equal) == tensors.equal_to_base_bytes
     assert json.loads(json.dumps(found.to_json()))["savings"]["total"] == found.savings.total
+    assert found.to_json()["problems"] == found.problems
     return found
 
 
@@ -503,7 +505,7 @@ def test_tensors_equal_to_the_base_by_name_bits_and_dtype(tmp_path: Path) -> Non
     assert look(run).tensors.equal_to_base_bytes == 0  # it names no base
     found = look(run, base=tmp_path / "base")
     assert found.tensors.bytes == nbytes_of(*tuned.values())
-    assert [(row.name, row.bytes, row.copies, row.in_adapters) for row in found.tensors.largest_equal] == [
+    assert [(row.name, row.bytes, row.copies, row.in_adapters) for row in found.tensors.equal] == [
         (f"bert.{words}", base[words].nbytes, 1, 0),
         (f"bert.{query}", base[query].nbytes, 1, 0),
     ]
@@ -620,7 +622,7 @@ def test_an_adapter_that_carries_the_embeddings_of_its_base(tmp_path: Path) -> N
             )
             peft.get_peft_model(model, lora).save_pretrained(tmp_path / "runs" / name)
     found = look(tmp_path / "runs")
-    (words,) = (row for row in found.tensors.largest_equal)
+    (words,) = (row for row in found.tensors.equal)
     assert words.name.endswith("embeddings.word_embeddings.weight")
     assert (words.bytes, words.copies, words.in_adapters) == (2 * 400 * 16 * 4, 2, 2)
     assert {(row.layout, row.method, row.base) for row in found.runs} == {("peft", "lora", str(tmp_path / "base"))}
@@ -688,6 +690,25 @@ def test_a_pack_is_not_looked_into(tmp_path: Path) -> None:
         assert [(row.path, row.bytes) for row in found.packs] == [(str(tmp_path / "tree" / "pack"), found.disk_bytes)]
     put(tmp_path / "tree" / "pack.json", b'{"format": "another"}')
     assert len(look(tmp_path / "tree").packs) == 1
+
+
+@pytest.mark.parametrize("inside", ["tasks/run.petl.safetensors", "tasks", "shared"])
+def test_a_part_of_a_pack_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    run, base = write_pair(tmp_path)
+    petlpack.encode(run, tmp_path / "d.pack", base, task="run", jobs=1)
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("d.pack", inside), tmp_path / "d.pack" / inside):
+        with pytest.raises(UsageError, match=f"{inside}' is a (file|directory) of a pack") as caught:
+            survey([run, path])
+        name = "run" if inside.endswith("run.petl.safetensors") else "NAME"
+        assert f"`petlpack stats {path.parents[inside.count('/')]}`" in str(caught.value.hint)
+        assert f"--task {name} of one task" in str(caught.value.hint)
+    if inside != "tasks" and inside != "shared":
+        copied = shutil.copy(tmp_path / "d.pack" / inside, tmp_path / "copied.petl.safetensors")
+        with pytest.raises(UsageError, match="is a file of a pack"):
+            survey([copied])
+    below = write_run(tmp_path / "d.pack" / "runs" / "mine", make_base())  # beside its parts anything may stand
+    assert look(below).runs[0].path == str(below)
 
 
 # Bad input
@@ -825,12 +846,20 @@ def test_hostile_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     write_run(Path(raw), {"\x1b[31m": weights("F32", (3,))})
     found = look(tmp_path)
     assert len(found.runs) == len(names) + 1
-    shown = json.dumps(found.to_json(), ensure_ascii=False).encode()  # no lone surrogate
+    put(tmp_path / names[0] / "second.safetensors", b"")
+    found = look(tmp_path)
+    Output(True, False, False).json(found.to_json())
+    answer = json.loads(capsys.readouterr().out)  # in which a lone surrogate is escaped
+    assert {row["path"] for row in answer["runs"]} == {raw, *(str(tmp_path / name) for name in names)}
+    (copies,) = (row["files"] for row in answer["duplicates"] if row["files"][0].endswith("model.safetensors"))
+    assert set(copies) == {str(tmp_path / name / "model.safetensors") for name in names}
     print_survey(Output(False, False, False), found, None)
     printed = capsys.readouterr()
-    for text in (shown.decode(), printed.out, printed.err):
+    assert "Error: " in printed.err
+    for text in (printed.out, printed.err):
         assert "\x1b" not in text
         assert "\udcff" not in text
+    assert "\\x1b[31mred" in printed.out
 
 
 # Printing
@@ -869,18 +898,18 @@ def test_printed_at_80_columns(
     assert "bert.embeddings.word_embeddings.weight" in printed.out
     assert "0.6123" in printed.out
     assert "70 B of pickled weights were not looked into" in printed.out
-    assert f"Warning: {tree / 'rte'}: '{tree / 'rte' / 'broken.safetensors'}' is 0 bytes" in printed.err
+    assert f"Error: {tree / 'rte'}: '{tree / 'rte' / 'broken.safetensors'}' is 0 bytes" in printed.err
     text = " ".join(printed.out.split())
     assert text.endswith(
         f"3 runs take {found.disk_bytes / 1000:.1f} kB, of which "
         f"{found.savings.training_state / 1000:.1f} kB is training state that nobody needs for inference, "
         f"{(found.savings.duplicate_files + found.savings.duplicate_tensors) / 1000:.1f} kB stands there twice and "
-        f"{found.savings.equal_to_base / 1000:.1f} kB equals the base; "
+        f"{found.savings.equal_to_base / 1000:.1f} kB equals the base; 1 run cannot be read in full; "
         "`petlpack plan` measures what packing would take."
     )
     print_survey(Output(False, True, False), found, most)
     quieter = capsys.readouterr()
-    assert (quieter.err, "petlpack plan" in quieter.out) == ("", False)
+    assert (quieter.err, "petlpack plan" in quieter.out) == (printed.err, False)
 
 
 def test_bars_are_as_long_as_the_share(
@@ -913,5 +942,155 @@ def test_names_and_metrics_are_whole_at_80_columns(
         put(run / "optimizer.pt", bytes(900_000))
     print_survey(Output(False, False, False), look(tmp_path), None)
     printed = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"Scores: (matthews_correlation, accuracy|accuracy, matthews_correlation)\.", printed)
-    assert all(f"seed-{i}/roberta-lr-3e-5 full" in printed for i in (0, 1))
+    assert re.search(r"Scores: (.*, )?matthews_correlation \(mcc\)", printed)
+    assert "accuracy (acc)" in printed
+    for i, metric in enumerate(("acc", "mcc")):
+        assert re.search(rf"seed-{i}/roberta-lr-3e-5 full [^a-z]*( [kM]?B [^a-z]*)* .*{metric} 0\.5", printed)
+
+
+def scored(path: Path, **results: float) -> None:
+    text = json.dumps({f"eval_{metric}": value for metric, value in results.items()})
+    write_run(path, make_pair(len(path.name))[0], files={"eval_results.json": text.encode()})
+
+
+def printed_of(capsys: pytest.CaptureFixture[str], found: Survey, most: int | None = None, *, quiet: bool) -> str:
+    """Return what people get on stdout, on one line."""
+    print_survey(Output(False, quiet, False), found, most)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_scores_of_several_metrics_or_scales_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored(tmp_path / "a", accuracy=0.9)
+    scored(tmp_path / "bb", accuracy=0.8)
+    text = printed_of(capsys, look(tmp_path), quiet=False)
+    assert ("Scores: accuracy." in text, "acc 0" in text, "as a share" in text) == (True, False, False)
+    scored(tmp_path / "ccc", accuracy=88)
+    for quiet in (False, True):
+        text = printed_of(capsys, look(tmp_path), quiet=quiet)
+        assert "Some runs state accuracy as a share of 1, others seem to as one of 100." in text
+    scored(tmp_path / "ccc", rougeL=88)
+    text = printed_of(capsys, look(tmp_path), quiet=True)
+    assert all(cell in text for cell in ("acc 0.9", "acc 0.8", "rougeL 88"))
+    assert "as a share" not in text
+
+
+def test_rows_of_equal_tensors_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = {f"layer.{i}.weight": random_tensor("F32", (i + 1,), i) for i in range(30)}
+    write_run(tmp_path / "base", base)
+    for name in "ab":
+        own = {"own": random_tensor("F32", (9,), ord(name))}
+        write_run(tmp_path / "runs" / name, {**base, **own}, {"_name_or_path": str(tmp_path / "base")})
+    found = look(tmp_path / "runs")
+    assert [(row.bytes, row.copies) for row in found.tensors.equal] == [(8 * (30 - i), 2) for i in range(30)]
+    few = printed_of(capsys, found, 20, quiet=True)
+    shown, rest = sum(8 * (30 - i) for i in range(8)), sum(8 * (30 - i) for i in range(8, 30))
+    assert f"22 more (--all) 44 {rest / 1000:.1f} kB" in few
+    assert f"all of them 60 {(shown + rest) / 1000:.1f} kB" in few
+    every = printed_of(capsys, found, quiet=True)
+    assert all(f"layer.{i}.weight" in every for i in range(30))
+    assert "(--all)" not in every
+
+
+def test_other_checkpoints_are_told_apart_from_the_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each set of equal files and tensors one is kept that is not in them, so that they can go besides."""
+    shared = weights("F32", (30, 16), 2)
+    for i, place in enumerate(("run", "run/checkpoint-5", "run/checkpoint-7")):
+        tensors = {"shared": shared, "own": weights("F32", (9, 9), 10 + i)}
+        write_run(tmp_path / place, tensors, None)
+    model = tmp_path / "run" / "model.safetensors"
+    put(tmp_path / "run" / "checkpoint-9" / "model.safetensors", model.read_bytes())
+    put(tmp_path / "run" / "checkpoint-9" / "twin.bin", b"PK")
+    put(tmp_path / "loose.bin", b"PK")
+    found = look(tmp_path)
+    size_of = model.stat().st_size
+    assert found.duplicates[0].files[0] == str(model)
+    assert {group.files[0] for group in found.duplicates} == {str(model), str(tmp_path / "loose.bin")}
+    assert found.savings.duplicate_files == size_of + 2
+    assert found.savings.duplicate_tensors == 2 * shared.nbytes
+    assert sizes(found)["other checkpoints"] == 3 * size_of + 2
+    assert found.savings.other_checkpoints == 2 * (size_of - shared.nbytes)
+    assert found.to_json()["savings"]["other_checkpoints"] == found.savings.other_checkpoints
+    text = printed_of(capsys, found, quiet=True)
+    assert f"other checkpoints besides: {found.savings.other_checkpoints} B, if only the best is wanted" in text
+    assert "files there twice (hard links would do)" in text
+    shutil.rmtree(tmp_path / "run" / "checkpoint-9")
+    (tmp_path / "loose.bin").unlink()
+    for place in ("run", "run/checkpoint-5", "run/checkpoint-7"):
+        write_run(tmp_path / place, {"own": weights("F32", (9, 9), len(place + place[-1:]) + ord(place[-1]))}, None)
+    found = look(tmp_path)
+    assert found.savings.total == 0
+    assert "other checkpoints: " in printed_of(capsys, found, quiet=True)
+
+
+def test_of_equal_tensors_one_outside_of_other_checkpoints_is_kept(tmp_path: Path) -> None:
+    shared = weights("F32", (30, 16), 2)
+    write_run(tmp_path / "a", {"own": weights("F32", (9, 9), 1)}, None)
+    step = write_run(tmp_path / "a" / "checkpoint-5", {"shared": shared, "own": weights("F32", (9, 9), 3)}, None)
+    write_run(tmp_path / "b", {"shared": shared}, None)
+    found = look(tmp_path)
+    assert {Path(row.path).name: row.duplicated_bytes for row in found.runs} == {"a": shared.nbytes, "b": 0}
+    assert found.savings.duplicate_tensors == shared.nbytes
+    assert found.savings.other_checkpoints == (step / "model.safetensors").stat().st_size - shared.nbytes
+
+
+def test_problems_are_named_and_counted_also_where_it_is_quiet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert look(write_run(tmp_path / "good", make_pair()[0])).problems == 0
+    for i in range(12):
+        write_run(tmp_path / f"bad-{i}", make_pair(i)[0])
+        put(tmp_path / f"bad-{i}" / "model.safetensors", b"")
+    put(tmp_path / "two" / "a.safetensors", b"short")
+    put(tmp_path / "two" / "b.safetensors", b"short, too")
+    found = look(tmp_path)
+    assert found.problems == 14
+    assert len(found.unreadable_outside) == 2
+    assert "; 12 runs and 2 others cannot be read in full; `petlpack plan`" in conclusion(found)
+    for quiet in (False, True):
+        print_survey(Output(False, quiet, False), found, 20)
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 4
+        assert re.match(r"Error: .*bad-0, .*bad-1, .* and 4 more: 'model.safetensors' is 0 bytes", told[0])
+        assert told[1].startswith(f"Error: {tmp_path / 'two' / 'a.safetensors'}: ")
+        assert told[-1].startswith("Hint: ")
+    print_survey(Output(False, True, False), found, None)
+    assert " more" not in capsys.readouterr().err
+    assert conclusion(look(tmp_path / "two")).endswith("; 2 paths cannot be read in full.")
+
+
+def test_every_field_is_in_the_docs(tree: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = page.split("### `petlpack stats RUN_DIR...`")[1].split("\n## ")[0]
+    answer = look(tree).to_json()
+    nested = [answer["tensors"], answer["savings"], answer["runs"][0], answer["tensors"]["equal"][0]]
+    fields = [name for table in (answer, *nested, answer["duplicates"][0]) for name in table]
+    assert [name for name in fields if f'"{name}"' not in section] == []
+
+
+def test_many_problems_are_cut_without_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(11):
+        put(tmp_path / f"run-{i}" / "model.safetensors", bytes(i))
+    print_survey(Output(False, True, False), look(tmp_path), 20)
+    told = capsys.readouterr().err
+    assert "run-10, " in told  # three that are long enough to have no header
+    assert "Error: 1 more cannot be read (--all)\n" in told
+    assert "1 files" not in told + conclusion(look(tmp_path))
+
+
+def test_a_closed_file_of_a_run_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "new\nline", make_base())
+    open_folder = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_folder(path)
+
+    (run / "closed").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = survey([tmp_path])
+    assert (found.problems, list(found.unreadable)) == (1, [str(run / "closed")])
+    print_survey(Output(False, False, False), found, 20)
+    assert capsys.readouterr().err.count("Permission denied") == 1

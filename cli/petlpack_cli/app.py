@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ class Application(click.Group):
     def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
         """Parse and run; exits with the command's code, or with that of the error, which is reported."""
         arguments = list(sys.argv[1:] if args is None else args)
+        _open_stdout()
         extra["standalone_mode"] = False
         try:
             code = super().main(args, *others, **extra)
@@ -94,6 +96,14 @@ def _report(error: BaseException, arguments: list[str]) -> int:
     except OSError:  # stdout itself is broken: full, or closed
         _close_stdout()
         return report(error, as_json=False, debug=debug)
+
+
+def _open_stdout() -> None:
+    """Make stdout take every text: what its encoding lacks is escaped, and without a stdout nobody listens."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as the process lives
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _close_stdout() -> None:

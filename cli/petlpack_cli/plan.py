@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ def run(
     the bytes are those of real files. Offers are listed cheapest first, with the command for each; those that
     `petlpack encode` chooses by itself are marked (auto). Of several runs, those that fail do not stop the rest.
     """
-    with out.progress() as progress:
+    with _stopped_like_an_interrupt(), out.progress() as progress:
         plans = petlpack.plan(runs, base, sample=sample, settings=settings, jobs=jobs, progress=progress.bytes)
     if plans.failed and len(runs) == 1:
         raise plans.failed[0].error
@@ -68,6 +71,35 @@ def run(
         for failed in plans.failed:
             click.echo(describe(failed.error).lines(f"{failed.path}: "), err=True)
     return SOME_FAILED if plans.failed else None
+
+
+@contextlib.contextmanager
+def _stopped_like_an_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it cleans up, and then exit with 128 + the signal.
+
+    One that is ignored, as `nohup` has it, stays so; the second one does not stop the cleaning.
+    """
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        if not came:
+            came.append(number)
+            raise KeyboardInterrupt
+
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    here = threading.current_thread() is threading.main_thread()  # no other thread may set what signals do
+    taken = [number for number in known if here and signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if came:
+            raise SystemExit(128 + came[0]) from None
+        raise
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _text(words: Sequence[str]) -> str:
@@ -112,7 +144,7 @@ def _print_run(out: Output, one: petlpack.RunPlan) -> None:
                 size(offer.nbytes),
                 size(offer.shared_bytes),
                 size(offer.total_bytes),
-                *((size(offer.error_bytes),) if sampled else ()),
+                *((size(offer.error_bytes) if offer.error_bytes else "none",) if sampled else ()),
                 ratio(one.source_bytes, offer.total_bytes),
                 offer.loss,
             )
@@ -164,9 +196,9 @@ def _print_pack(out: Output, pack: petlpack.PackPlan, shown: Sequence[Sequence[s
         f"{count(pack.runs, 'run')} of {size(pack.source_bytes)} would make a pack of {size(pack.nbytes)}{about} "
         f"({_smaller(pack.source_bytes, pack.nbytes)}){per_task}."
     )
-    out.line(
-        f"Shared parts are {size(pack.shared_bytes)} of it. All files of the runs are {size(pack.directory_bytes)}."
-    )
+    shared = f"Shared parts are {size(pack.shared_bytes)} of it. " if pack.shared_bytes else ""
+    runs = "the run" if pack.runs == 1 else "the runs"
+    out.line(f"{shared}All files of {runs} are {size(pack.directory_bytes)}.")
     commands = [_text(words) for words in pack.commands if words not in shown]
     if commands:
         out.line()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from petlpack.errors import UsageError, printable
-from petlpack_cli.command import base_option, command, jobs_option
+from petlpack.errors import DamageError, UsageError, printable
+from petlpack_cli.command import SOME_FAILED, base_option, command, jobs_option
 from petlpack_cli.output import Output
-from petlpack_cli.output.errors import DAMAGE
+from petlpack_cli.output.errors import describe, worst
 
 if TYPE_CHECKING:
     import petlpack
@@ -36,7 +39,7 @@ PACK_ONLY = (
     "petlpack stats glue.pack --html glue.html --plot glue.svg",
     "petlpack stats runs/",
 )
-@click.argument("paths", metavar="PACK | RUN_DIR...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PACK | RUN_DIR...", nargs=-1, type=click.Path())
 @click.option("--task", metavar="NAME", help="One task: its sections and the parts that it needs.")
 @click.option("--by", type=click.Choice(KEYS), help="One table: bytes by task, method, codec, section or tensor.")
 @click.option("--sort", metavar="COLUMN[:asc|desc]", help="Order the table by a column.")
@@ -58,7 +61,7 @@ PACK_ONLY = (
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write one page with all figures.")
 @jobs_option
 def run(
-    out: Output, paths: tuple[Path, ...], base: Path | None, everything: bool, jobs: int | None, **options: Any
+    out: Output, paths: tuple[str, ...], base: Path | None, everything: bool, jobs: int | None, **options: Any
 ) -> int | None:
     """Account for every byte of a pack, or of directories that were never packed.
 
@@ -72,46 +75,46 @@ def run(
     """
     pack = _pack_of(paths)
     if pack is None:
-        wrong = [name for name in PACK_ONLY if _is_given(options[name])]
-        if wrong:
-            flags = {"filters": "filter", "price": "price-per-gb-month", "lora_rank": "lora-rank"}
-            raise click.UsageError(
-                f"--{flags.get(wrong[0], wrong[0])} is for a pack, and '{paths[0]}' is none",
-                click.get_current_context(),
-            )
-        return _survey(out, paths, base, everything, jobs)
+        _refuse(PACK_ONLY, options, f"is for a pack, and '{paths[0]}' is none")
+        return _survey(out, [Path(path) for path in paths], base, everything, jobs)
+    if jobs is not None:
+        raise click.UsageError("--jobs is for directories of runs", click.get_current_context())
     if options["task"] is not None:
-        _one_task(out, pack, base, **options)
+        _refuse([name for name in PACK_ONLY if name not in ("task", "bounds")], options, "does not go with --task")
+        _one_task(out, pack, base, options["task"], bounds=options["bounds"])
         return None
     return _pack(out, pack, base, everything, **options)
 
 
-def _is_given(value: object) -> bool:
-    """Tell whether an option was given; a price of 0 was."""
-    return value is not None and value is not False and value != ()
+def _refuse(names: Sequence[str], options: Mapping[str, object], why: str) -> None:
+    """Raise UsageError for the first of some options that was given; a price of 0 was."""
+    for name in names:
+        if options[name] is not None and options[name] is not False and options[name] != ():
+            flag = {"filters": "filter", "price": "price-per-gb-month"}.get(name, name.replace("_", "-"))
+            raise click.UsageError(f"--{flag} {why}", click.get_current_context())
 
 
-def _pack_of(paths: tuple[Path, ...]) -> Path | None:
+def _pack_of(paths: Sequence[str]) -> Path | None:
     """Return the pack that is meant; None where directories are that were never packed."""
-    import os
+    from petlpack.store import is_pack
 
     if not paths:
         return Path(os.environ.get("PETLPACK_PACK") or "pack")
-    if len(paths) == 1 and not paths[0].exists():
+    if "" in paths:
+        raise UsageError("a path is empty", hint="look at the variable that it comes from")
+    if len(paths) == 1 and not Path(paths[0]).exists():
         raise UsageError(
-            f"no pack at '{printable(str(paths[0]))}', and no run",
-            hint="give a pack, or directories that trainings wrote",
+            f"no pack at '{printable(paths[0])}', and no run", hint="give a pack, or directories that trainings wrote"
         )
-    packs = [path for path in paths if (path / "pack.json").exists()]
+    packs = [path for path in paths if is_pack(Path(path))]
     if packs and len(paths) > 1:
         raise UsageError(
-            f"'{printable(str(packs[0]))}' is a pack among {len(paths)} paths",
-            hint="give one pack, or directories of runs",
+            f"'{printable(packs[0])}' is a pack among {len(paths)} paths", hint="give one pack, or directories of runs"
         )
-    return packs[0] if packs else None
+    return Path(packs[0]) if packs else None
 
 
-def _survey(out: Output, paths: tuple[Path, ...], base: Path | None, everything: bool, jobs: int | None) -> int | None:
+def _survey(out: Output, paths: Sequence[Path], base: Path | None, everything: bool, jobs: int | None) -> int | None:
     import petlpack
     from petlpack_cli.output.rows import MOST
     from petlpack_cli.output.survey import print_survey
@@ -123,7 +126,7 @@ def _survey(out: Output, paths: tuple[Path, ...], base: Path | None, everything:
     else:
         print_survey(out, found, None if everything else MOST)
     if found.runs or found.packs:
-        return None
+        return SOME_FAILED if found.problems else None
     if not out.as_json:
         click.echo(f"Error: no pack and no run in {', '.join(printable(str(path)) for path in paths)}", err=True)
         click.echo(
@@ -152,29 +155,44 @@ def _pack(
     from petlpack_cli.output import pack_stats
 
     prices = {name: options.pop(name) for name in ("price", "egress", "growth")}
-    if forecast is None and any(value is not None for value in prices.values()):
-        raise click.UsageError("prices and growth are for --forecast", click.get_current_context())
+    given = {"by": by, "at": at, **options}
+    if forecast is None:
+        _refuse(list(prices), prices, "is for --forecast")
+    else:
+        _refuse(("by", "sort", "filters", "csv", "md", "at", "bounds"), given, "does not go with --forecast")
     _refuse_together(out, csv=options["csv"], md=options["md"])
     opened = None if base is None else petlpack.Base(base)
     with out.progress() as progress:
-        moved = progress.bytes(str(pack))
         counts = [] if at is None else parse_counts(at)
-        found = petlpack.stats(pack, opened, at=counts, lora_rank=lora_rank or LORA_RANK, progress=moved)
-        table = _table(found, by, opened, progress.bytes(str(pack)), **options)
+        rank = LORA_RANK if lora_rank is None else lora_rank
+        found = petlpack.stats(pack, opened, at=counts, lora_rank=rank, progress=progress.bytes(str(pack)))
+        table, failed = _table(found, by, opened, progress.bytes(str(pack)), **options)
+    if table is not None and at is not None:
+        raise click.UsageError("--at does not go with one table", click.get_current_context())
+    damaged = {**found.inventory.damaged, **failed}
+    if not found.tasks and damaged and (forecast is not None or plot is not None):
+        pack_stats.print_damaged(damaged)
+        raise DamageError(f"pack '{printable(str(pack))}' has no task that can be read")
     seen = None if forecast is None else _forecast(found, forecast, **prices)
-    _write(found, seen, plot, html)
+    _write(out, found, seen, plot, html)
     if out.as_json:
         shown = {} if table is None else table.to_json()
         out.json({**found.to_json(), **shown, **({} if seen is None else {"forecast": seen.to_json()})})
     elif table is not None:
-        pack_stats.print_table(out, table, everything, csv=options["csv"], md=options["md"])
+        pack_stats.print_table(out, table, everything, _columns(options), csv=options["csv"], md=options["md"])
     elif seen is not None:
         pack_stats.print_forecast(out, found, seen)
     else:
         pack_stats.print_pack(out, found, everything, counts)
     if not out.as_json:
-        pack_stats.print_damaged(found)
-    return DAMAGE if found.damaged else None
+        pack_stats.print_damaged(damaged)
+    return worst(describe(error) for error in damaged.values())
+
+
+def _columns(options: Mapping[str, Any]) -> list[str]:
+    """Return the columns that a sort and filters are about, which are shown, too."""
+    words = [options["sort"] or "", *options["filters"]]
+    return [match[0] for word in words if (match := re.match("[a-z_]+", word.strip()))]
 
 
 def _table(
@@ -188,20 +206,20 @@ def _table(
     filters: tuple[str, ...],
     csv: bool,
     md: bool,
-    task: None,
-) -> Table | None:
-    """Return the one table that is asked for, None where the whole account is."""
+    **_: object,
+) -> tuple[Table | None, Mapping[str, Exception]]:
+    """Return the one table that is asked for, None where the whole account is, and what could not be decoded for it."""
     from petlpack.analyze import tables
     from petlpack.store import Store
 
     if by is None and not (bounds or sort or filters or csv or md):
-        return None
+        return None, {}
     key = by or ("section" if bounds else "task")
     if bounds and key != "section":
         raise click.UsageError("--bounds is for --by section", click.get_current_context())
-    measured = tables.measure(found, Store(found.pack), base, progress) if bounds else None
+    measured, failed = tables.measure(found, Store(found.pack), base, progress) if bounds else (None, {})
     table = tables.selected(tables.table_by(key, found, measured), filters)
-    return table if sort is None else tables.ordered(table, sort)
+    return table if sort is None else tables.ordered(table, sort), failed
 
 
 def _forecast(
@@ -228,15 +246,19 @@ def _per_day(text: str) -> float:
         raise click.UsageError(f"--growth wants N/day, not '{text}'", click.get_current_context()) from None
 
 
-def _write(found: petlpack.Stats, seen: Forecast | None, plot: Path | None, html: Path | None) -> None:
+def _write(out: Output, found: petlpack.Stats, seen: Forecast | None, plot: Path | None, html: Path | None) -> None:
+    if plot is not None and html is not None and plot.resolve() == html.resolve():
+        raise click.UsageError(f"--plot and --html are both '{plot}'", click.get_current_context())
     if plot is not None:
         from petlpack.analyze.plots import write_plot
 
         write_plot(plot, found, seen)
+        out.talk(f"wrote {plot}")
     if html is not None:
         from petlpack.analyze.page import write_page
 
         write_page(html, found, seen)
+        out.talk(f"wrote {html}")
 
 
 def _refuse_together(out: Output, **formats: bool) -> None:
@@ -245,15 +267,10 @@ def _refuse_together(out: Output, **formats: bool) -> None:
         raise click.UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other", click.get_current_context())
 
 
-def _one_task(out: Output, pack: Path, base: Path | None, task: str, *, bounds: bool, **options: Any) -> None:
+def _one_task(out: Output, pack: Path, base: Path | None, task: str, *, bounds: bool) -> None:
     from petlpack.analyze.one import audit
     from petlpack_cli.output import pack_stats
 
-    wrong = next((name for name in PACK_ONLY[1:] if _is_given(options.get(name))), None)
-    if wrong is not None:
-        raise click.UsageError(
-            f"--task goes with --base and --bounds only, not with --{wrong}", click.get_current_context()
-        )
     found = audit(pack, task, base, bounds=bounds)
     if out.as_json:
         out.json(found.to_json())

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from petlpack.analyze.reading import Kind, Opened, Reader
+from petlpack.analyze.reading import Opened, Reader
 from petlpack.facts import counts_of
+from petlpack.tensors.base import BaseRef
+from petlpack.tensors.dtypes import DType
+from petlpack.tensors.tensor import Tensor
 
 WHOLE = frozenset({"transformers", "safetensors", "diff-pruning"})
 """Layouts whose runs are whole models; those of the others leave the base out, or have it frozen."""
 
 LORA_RANK = 8
 """Rank of the LoRA that a pack is compared with: PEFT's default."""
+
+MOST_RANK = 1 << 16
+"""No LoRA has a higher rank: no model is wider."""
 
 LORA_TARGETS = re.compile(
     r"(?:.*\.)?(?:query|value|q_proj|v_proj|query_proj|value_proj|q_lin|v_lin|q|v|in_proj|c_attn|query_key_value"
@@ -23,10 +30,19 @@ LORA_TARGETS = re.compile(
 """The matrices that PEFT gives a LoRA by default: queries and values, by the names that models have for them."""
 
 
+MOST_BYTES = 1 << 50
+"""Bytes of a base that a manifest may state: a petabyte; what says more says nothing."""
+
+Source = Literal["task", "encoder", "option", "pack"]
+"""How a task's base is known: its template names the table, the encoder was told, `--base` is given, or the pack has
+one base only."""
+
+
 @dataclass(frozen=True)
 class BaseSize:
-    """Bytes of a base's tensors, and those of one LoRA on it; None where none of its matrices is in LORA_TARGETS."""
+    """Which base it is, bytes of its tensors, those of one LoRA on it; None where no matrix is in LORA_TARGETS."""
 
+    key: str
     nbytes: int
     lora: int | None
 
@@ -37,41 +53,42 @@ class Bases:
     def __init__(self, reader: Reader, opened: Iterable[Opened], rank: int) -> None:
         """Look at every base's table, once; LoRAs have this rank."""
         self._rank = rank
-        self._given: BaseSize | None = None
-        if reader.base is not None:
-            self._given = self._size((name, t.shape, t.dtype.itemsize) for name, t in reader.base.tensors.items())
         self._tables: dict[str, BaseSize] = {}
+        given = None if reader.base is None else _rows_of(reader.base.tensors.values(), reader.base.tensors)
+        self._given = None if given is None else self._size("given", given)
         for kind in {id(task.kind): task.kind for task in opened}.values():
-            self._add_table(reader, kind)
+            sha256, table = kind.template.base_table, reader.table(kind)
+            if sha256 is not None and table is not None and sha256 not in self._tables:
+                rows = _rows_of(table.values(), table)
+                self._tables[sha256] = self._size(sha256, rows)
+                if rows == given:  # by names, dtypes and shapes; their digests would have to be computed
+                    self._given = self._tables[sha256]
 
-    def of(self, task: Opened) -> BaseSize | None:
-        """Return the base of a task.
-
-        It is the one whose table its template names, else the one that is given, else what the encoder was told, else
-        the only one of the pack; None where none of these is.
-        """
+    def of(self, task: Opened) -> tuple[BaseSize | None, Source | None]:
+        """Return the base of a task, and how it is known; None and None where it is not."""
         table = task.kind.template.base_table
         if table is not None:
-            return self._tables[table]
-        if self._given is not None:
-            return self._given
+            return self._tables[table], "task"
         said = counts_of(task.facts).get("base_bytes")
-        if said is not None:
-            return next((base for base in self._tables.values() if base.nbytes == said), BaseSize(said, None))
-        return next(iter(self._tables.values())) if len(self._tables) == 1 else None
+        if said is not None and said <= MOST_BYTES:
+            known = [*self._tables.values(), *([self._given] if self._given else [])]
+            return next((base for base in known if base.nbytes == said), BaseSize(str(said), said, None)), "encoder"
+        if self._given is not None:
+            return self._given, "option"
+        return (next(iter(self._tables.values())), "pack") if len(self._tables) == 1 else (None, None)
 
-    def _add_table(self, reader: Reader, kind: Kind) -> None:
-        sha256, table = kind.template.base_table, reader.table(kind)
-        if sha256 is not None and table is not None and sha256 not in self._tables:
-            self._tables[sha256] = self._size((name, ref.shape, ref.dtype.itemsize) for name, ref in table.items())
+    def _size(self, key: str, rows: Rows) -> BaseSize:
+        targets = [shape for name, (_, shape) in rows.items() if len(shape) == 2 and LORA_TARGETS.fullmatch(name)]
+        lora = sum(4 * self._rank * sum(shape) for shape in targets)  # float32, as PEFT trains and saves adapters
+        return BaseSize(key, sum(math.prod(shape) * dtype.itemsize for dtype, shape in rows.values()), lora or None)
 
-    def _size(self, tensors: Iterable[tuple[str, tuple[int, ...], int]]) -> BaseSize:
-        nbytes = lora = 0
-        for name, shape, itemsize in tensors:
-            nbytes += math.prod(shape) * itemsize
-            if len(shape) == 2 and LORA_TARGETS.fullmatch(name):
-                lora += 4 * self._rank * sum(shape)  # float32, as PEFT trains and saves adapters
-        return BaseSize(nbytes, lora or None)
+
+Rows = Mapping[str, tuple[DType, tuple[int, ...]]]
+"""Dtype and shape of each tensor of a base, by name."""
+
+
+def _rows_of(tensors: Iterable[BaseRef | Tensor], names: Iterable[str]) -> Rows:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in zip(names, tensors, strict=True)}
 
 
 def dense_bytes(task: Opened, layout: str, base: BaseSize | None) -> int | None:

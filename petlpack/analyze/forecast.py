@@ -16,6 +16,9 @@ from petlpack.errors import UsageError, printable
 GB = 1e9
 """Bytes of a gigabyte, as disks and clouds are sold."""
 
+LEAST_NUMBER, MOST_NUMBER = 1e-9, 1e12
+"""Prices and growth beyond these are slips of a finger, and would make figures that nobody can print."""
+
 DECADES = 3
 """A range of more powers of ten than this is told at powers of ten, a shorter one at 1, 2 and 5 times them, too."""
 
@@ -76,8 +79,8 @@ def forecast(
             f"pack '{printable(found.pack)}' has no task to make a forecast from", hint="encode some first"
         )
     for name, value in (("price", price_per_gb_month), ("egress price", egress_per_gb), ("growth", growth_per_day)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"a {name} of {value:g}", hint="it is a number of 0 or more")
+        if value is not None and value != 0 and not LEAST_NUMBER <= value <= MOST_NUMBER:
+            raise UsageError(f"{name} {value:g}", hint=f"it is 0, or a number from {LEAST_NUMBER:g} to {MOST_NUMBER:g}")
     if not counts or not all(1 <= count <= MOST_TASKS for count in counts):
         raise UsageError(
             f"a forecast for {min(counts, default=0):,} to {max(counts, default=0):,} tasks",

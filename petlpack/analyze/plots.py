@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from petlpack.analyze.forecast import Cost, Forecast
 from petlpack.analyze.growth import MOST_TASKS, Growth
+from petlpack.analyze.output import new_file, refuse_suffix
 from petlpack.analyze.rows import TaskRow
 from petlpack.analyze.stats import FIRST_COUNTS, Stats
 from petlpack.errors import PetlpackError, UsageError, printable
@@ -37,6 +37,8 @@ MOST_DRAWN = 1000
 """Points beyond which an SVG holds them as an image: 10,000 take 40 kB so, and 1 MB as shapes."""
 MOST_SCORE = 1e12
 """Scores beyond are none that a linear axis could show."""
+MOST_BYTES = 1e36
+"""Bytes beyond are not drawn: a rank, or what a run states of its base, can make them as large as numbers get."""
 LEAST_SHARE = 0.01
 """Where the band of a forecast ends below: zero has no place on a logarithmic axis."""
 LONGEST = 24
@@ -87,14 +89,11 @@ Panel = tuple[float, "Callable[[Axes], Entries]"]
 def write_plot(path: Path, found: Stats, forecast: Forecast | None = None) -> None:
     """Write a figure of what a pack costs, and will cost, to a new or replaced file: `.svg` or `.png`.
 
-    Raises UsageError for another suffix and for a pack without a task that can be read, PetlpackError without
-    matplotlib, and OSError where the file cannot be written; then nothing is left behind.
+    Raises UsageError for another suffix, for what `new_file` refuses and for a pack without a task that can be read,
+    PetlpackError without matplotlib, and OSError where the file cannot be written; then nothing is left behind.
     """
+    refuse_suffix(path, SUFFIXES, "a plot")
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UsageError(
-            f"a plot cannot be written to '{printable(path.name)}'", hint="give a file name that ends in .svg or .png"
-        )
     if not found.tasks or found.growth is None:
         raise UsageError(f"pack '{printable(found.pack)}' has no task to plot", hint="encode some first")
     try:
@@ -108,12 +107,8 @@ def write_plot(path: Path, found: Stats, forecast: Forecast | None = None) -> No
         figure = _figure(title, list(_panels(found, found.growth, forecast)))
         said = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": "petlpack", "Title": title}
         figure.savefig(image, format=suffix[1:], metadata=said)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
+    with new_file(path, found.pack) as temporary:
         temporary.write_bytes(image.getvalue())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _title(found: Stats) -> str:
@@ -155,11 +150,11 @@ def _draw_amortized(axes: Axes, found: Stats, growth: Growth) -> Entries:
     crossings = found.break_even
     marks = [count for count in (growth.tasks, crossings.lora, crossings.dense) if count is not None]
     last = min(max(FIRST_COUNTS, 10 * max(marks)), MOST_TASKS)
-    entries, seen = _draw_growth(axes, growth, last, found.base_bytes if found.dense_bytes else None)
+    entries, seen = _draw_growth(axes, growth, last, _drawn(found.base_bytes) if found.dense_bytes else None)
     dense = "dense models,\nthe base counted with the pack"
     for nbytes, crossing, colour, style, label, other in (
-        (found.lora_bytes, crossings.lora, LORA, "--", f"one LoRA of rank {found.lora_rank} a task", "LoRA"),
-        (found.dense_bytes, crossings.dense, DENSE, "-.", "one dense model a task", dense),
+        (_drawn(found.lora_bytes), crossings.lora, LORA, "--", f"one LoRA of rank {found.lora_rank} a task", "LoRA"),
+        (_drawn(found.dense_bytes), crossings.dense, DENSE, "-.", "one dense model a task", dense),
     ):
         if nbytes:
             seen.append(nbytes)
@@ -174,7 +169,7 @@ def _draw_amortized(axes: Axes, found: Stats, growth: Growth) -> Entries:
     return entries
 
 
-def _draw_growth(axes: Axes, growth: Growth, last: int, base: int | None) -> tuple[Entries, list[float]]:
+def _draw_growth(axes: Axes, growth: Growth, last: int, base: float | None) -> tuple[Entries, list[float]]:
     """Draw bytes a task of a pack up to `last` tasks, without and with a base; returns them, too."""
     powers = range(STEPS * (len(str(last)) - 1) + 1)
     counts = sorted({growth.tasks, last, *(round(10 ** (power / STEPS)) for power in powers)})
@@ -195,17 +190,17 @@ def _draw_growth(axes: Axes, growth: Growth, last: int, base: int | None) -> tup
 
 def _draw_tasks(axes: Axes, tasks: Sequence[TaskRow]) -> Entries:
     """Draw a bar for each of the biggest tasks, stacked by what its bytes are for; the other tasks as their mean."""
-    rows = sorted(tasks, key=lambda row: (-_cost(row), row.name))
+    rows = sorted(tasks, key=lambda row: (-row.bytes.takes, row.name))
     most = MOST_BARS if len(rows) > MOST_BARS + 1 else len(rows)
     bars, others = [_parts([row]) for row in rows[:most]], rows[most:]
     names = [_shown(row.name) for row in rows[:most]]
     if others:
         bars.append({part: nbytes / len(others) for part, nbytes in _parts(others).items()})
-        names.append(f"mean of {len(others):,} others,\n{_bytes(sum(map(_cost, others)))} in all")
+        names.append(f"mean of {len(others):,} others,\n{_bytes(sum(row.bytes.takes for row in others))} in all")
     ends = [0.0] * len(bars)
     entries: Entries = []
     for label, colour, members in _layers(_parts(rows)):
-        widths = [sum(parts[member] for member in members if member in parts) for parts in bars]
+        widths = [float(sum(parts[member] for member in members if member in parts)) for parts in bars]
         entries.append((axes.barh(range(len(bars)), widths, 0.75, ends, color=colour).patches[0], label))
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     for place, end in enumerate(ends):
@@ -227,7 +222,9 @@ def _draw_scores(axes: Axes, scored: Sequence[TaskRow]) -> Entries:
     methods = Counter(row.method for row in rows)
     entries: Entries = []
     for label, colour, members in _coloured(methods, "methods"):
-        drawn = [(_cost(row), row.score.value) for row in rows if row.score is not None and row.method in members]
+        drawn = [
+            (float(row.bytes.takes), row.score.value) for row in rows if row.score is not None and row.method in members
+        ]
         places, values = zip(*drawn, strict=True)
         many = len(rows) > MOST_DRAWN
         points = axes.scatter(places, values, 6 if many else 24, color=colour, alpha=0.75, linewidth=0)
@@ -236,7 +233,7 @@ def _draw_scores(axes: Axes, scored: Sequence[TaskRow]) -> Entries:
     note = f" ({_count(left, 'task')} of other metrics left out)" if left else ""
     axes.set(title=f"Score against bytes{note}", xlabel="bytes of the task, with its share of shared parts")
     axes.set_ylabel(_shown(metric))
-    _log_axis(axes, "x", [_cost(row) for row in rows], _bytes)
+    _log_axis(axes, "x", [row.bytes.takes for row in rows], _bytes)
     return entries
 
 
@@ -251,13 +248,15 @@ def _draw_forecast(axes: Axes, forecast: Forecast, found: Stats) -> Entries:
         (LORA, "--", f"one LoRA of rank {found.lora_rank} a task", [row.lora for row in rows]),
         (DENSE, "-.", "one dense model a task", [row.dense for row in rows]),
     ):
-        totals = [cost.bytes for cost in costs if cost is not None]
+        totals = [float(cost.bytes) for cost in costs if cost is not None and _drawn(cost.bytes) is not None]
         if costs[-1] is not None and len(totals) == len(counts):
             (line,) = axes.plot(counts, totals, color=colour, linestyle=style, marker="o", markersize=3.5)
             entries.append((line, f"{label}: {_total(costs[-1])}"))
             seen += totals
     if forecast.error is not None:
-        lows, highs = ([row.pack.bytes * (1 + sign * forecast.error) for row in rows] for sign in (-1, 1))
+        lows, highs = (
+            [min(row.pack.bytes * (1 + sign * forecast.error), MOST_BYTES) for row in rows] for sign in (-1, 1)
+        )
         lows = [max(low, row.pack.bytes * LEAST_SHARE) for low, row in zip(lows, rows, strict=True)]
         band = axes.fill_between(counts, lows, highs, color=PACK, alpha=0.2, linewidth=1)
         entries.insert(1, (band, f"its 95 % band: ± {100 * forecast.error:.3g} %"))
@@ -269,15 +268,17 @@ def _draw_forecast(axes: Axes, forecast: Forecast, found: Stats) -> Entries:
 
 
 def _total(cost: Cost) -> str:
-    return _bytes(cost.bytes) if cost.monthly is None else f"{_bytes(cost.bytes)}, {_money(cost.monthly)} a month"
+    if cost.monthly is None or not math.isfinite(cost.monthly):
+        return _bytes(cost.bytes)
+    return f"{_bytes(cost.bytes)}, {_money(cost.monthly)} a month"
 
 
 # What is drawn
 
 
-def _cost(row: TaskRow) -> int:
-    """Return the bytes of a task with its share of the parts that others use, too."""
-    return row.bytes.total + row.bytes.share
+def _drawn(nbytes: float | None) -> float | None:
+    """Return bytes, or None where they are not known or are more than an axis could show."""
+    return nbytes if nbytes is not None and nbytes <= MOST_BYTES else None
 
 
 def _parts(rows: Iterable[TaskRow]) -> dict[str, float]:
@@ -319,7 +320,7 @@ def _log_axis(axes: Axes, name: Literal["x", "y"], values: Iterable[float], labe
     margin = (steps[-1] / steps[0]) ** MARGIN
     axes.set(**{f"{name}lim": (steps[0] / margin, steps[-1] * margin), f"{name}scale": "log"})
     axis = axes.xaxis if name == "x" else axes.yaxis
-    axis.set_ticks(ticks, [label(tick) for tick in ticks])
+    axis.set_ticks([*map(float, ticks)], [label(tick) for tick in ticks])
     axis.minorticks_off()
 
 
@@ -329,7 +330,7 @@ def _linear_axis(axes: Axes, most: float) -> None:
     step = next(step for step in _steps(1, end) if step * MOST_TICKS > end)
     ticks = range(0, math.ceil(end), step)
     axes.set_xlim(0, end)
-    axes.set_xticks(ticks, [_bytes(tick) for tick in ticks])
+    axes.set_xticks([*map(float, ticks)], [_bytes(tick) for tick in ticks])
 
 
 def _ends(values: Iterable[float]) -> tuple[float, float]:

@@ -19,11 +19,14 @@ from petlpack.decoding import with_kinds
 from petlpack.errors import DamageError, PetlpackError, printable
 from petlpack.facts import text_of
 from petlpack.parallel import Progress
-from petlpack.parts import Part, Templates
+from petlpack.parts import Part, Templates, find_shared
 from petlpack.plans import Plan, parse_plan
 from petlpack.store import Store, shared_file, task_file
 from petlpack.template import BaseTable, Slot, Template, texts_of
 from petlpack.tensors.base import Base
+
+LEAST_FILE = 256
+"""Bytes of the smallest file: a header and a manifest take more."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,14 @@ class Reader:
         self._templates = Templates(store)
         self._kinds: dict[tuple[str, ...], Kind] = {}
         self._parts: dict[str, PartBytes] = {}
-        self._present = frozenset(store.shared_names())
+        self._sizes: dict[str, int] = {}
 
     def open(self, name: str) -> Opened:
         """Read a task; raises PetlpackError where it, its template or a shared part is not as it was written."""
-        file = container.read(self.store.task_path(name))
+        path = self.store.task_path(name)
+        if path.is_symlink():
+            raise DamageError(f"'{printable(str(path))}' is a link", hint="a task is a file of its own: copy it there")
+        file = container.read(path)
         manifest = file.manifest
         if manifest.kind != "task" or not manifest.shared:
             raise DamageError(f"'{printable(str(file.path))}' is not a task")
@@ -165,14 +171,20 @@ class Reader:
                 f"its template {len(kind.template.parts)}"
             )
         task = Opened(name, file.nbytes, manifest.codec, manifest.facts, kind, manifest.shared, _sections(file))
-        missing = next((sha256 for sha256 in task.parts if sha256 not in self._present), None)
-        if missing is not None:
-            raise DamageError(f"shared part {missing} is missing")
+        for row in task.sections:
+            if row.name not in kind.units or row.count > kind.units[row.name].size:
+                raise DamageError(f"task '{name}' has a section '{row.name}' that its tensors do not need")
+        for sha256 in task.parts:
+            if sha256 not in self._sizes:
+                self._sizes[sha256] = find_shared(self.store, sha256).stat().st_size
+            if self._sizes[sha256] < LEAST_FILE:
+                raise DamageError(f"shared part {sha256} has {self._sizes[sha256]} bytes, at least {LEAST_FILE} it had")
         return task
 
     def read_all(self, progress: Progress | None = None) -> Inventory:
         """Read every task; damaged ones are named with the reason, and the rest is read."""
-        tasks, damaged = [], {}
+        tasks: list[Opened] = []
+        damaged: dict[str, Exception] = {}
         names = self.store.task_names()
         with without_collection():
             for done, name in enumerate(names):
@@ -184,15 +196,15 @@ class Reader:
                         self.part(sha256)
                     tasks.append(task)
                 except (PetlpackError, OSError) as error:
-                    if self.store.task_path(name).exists():  # else it was removed meanwhile
-                        damaged[name] = str(error)
+                    if self.store.task_path(name).is_symlink() or self.store.task_path(name).exists():
+                        damaged[name] = error  # else it was removed meanwhile
         files = dict(self.store.files())
         tasks = [task for task in tasks if task_file(task.name) in files]  # some may have been removed meanwhile
         users, roles = users_of(tasks)
         return Inventory(
             tasks=tuple(tasks),
             damaged=damaged,
-            parts={sha256: files.get(shared_file(sha256), 0) for sha256 in {*self._present, *users}},
+            parts={sha256: files.get(shared_file(sha256), 0) for sha256 in {*self.store.shared_names(), *users}},
             users=users,
             roles=roles,
             tensors={sha256: self._parts[sha256] for sha256 in users if sha256 in self._parts},
@@ -222,10 +234,10 @@ class Reader:
 
 @dataclass(frozen=True)
 class Inventory:
-    """A pack as it was read: its tasks, the reason by name of those that are damaged, and the bytes of every file."""
+    """A pack as it was read: its tasks, the error by name of those that are damaged, and the bytes of every file."""
 
     tasks: tuple[Opened, ...]
-    damaged: Mapping[str, str]
+    damaged: Mapping[str, Exception]
     parts: Mapping[str, int]
     """Bytes of each shared part by sha256."""
     users: Mapping[str, tuple[str, ...]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from petlpack.analyze.bases import BaseSize, dense_bytes
+from petlpack.analyze.bases import BaseSize, Source, dense_bytes
 from petlpack.analyze.figures import Figures, figures_of
 from petlpack.analyze.reading import Opened, Reader, SectionBytes
 from petlpack.facts import Score, error_of, score_of, text_of
@@ -28,6 +28,11 @@ class TaskBytes:
     total: int
     share: int
 
+    @property
+    def takes(self) -> int:
+        """What the task takes with its share: over all tasks, what they take on the disk."""
+        return self.total + self.share
+
 
 @dataclass(frozen=True)
 class TaskRow:
@@ -46,6 +51,8 @@ class TaskRow:
     dense_bytes: int | None
     """Bytes of a whole model of this task: of a full fine-tune its run, else the base's and the head's; None where
     the base is not known."""
+    base: Source | None
+    """How the base of that whole model is known; None where it is not."""
     score: Score | None
     shared: tuple[str, ...]
     figures: Figures
@@ -55,11 +62,19 @@ class TaskRow:
         """Return the row as JSON has it; sections are told by `--by section`."""
         row = {name: value for name, value in vars(self).items() if name != "sections"}
         score = None if self.score is None else vars(self.score)
-        return {**row, "bytes": vars(self.bytes), "score": score, "figures": vars(self.figures)}
+        return {
+            **row,
+            "bytes": {**vars(self.bytes), "takes": self.bytes.takes},
+            "score": score,
+            "figures": vars(self.figures),
+        }
 
 
-def task_row(task: Opened, reader: Reader, base: BaseSize | None, *, alone: Mapping[str, int], share: int) -> TaskRow:
+def task_row(
+    task: Opened, reader: Reader, base: tuple[BaseSize | None, Source | None], *, alone: Mapping[str, int], share: int
+) -> TaskRow:
     """Count one task; `alone` holds the bytes of the shared parts that no other task uses, by sha256."""
+    size, source = base
     head = sum(row.nbytes for row in task.sections if row.kind == "head")
     payload = sum(row.nbytes for row in task.sections) - head
     files, own = sum(alone.values()), task.nbytes
@@ -73,7 +88,8 @@ def task_row(task: Opened, reader: Reader, base: BaseSize | None, *, alone: Mapp
         error=error_of(task.facts),
         bytes=TaskBytes(payload, head, files, own - payload - head, own + files, share),
         run_bytes=task.kind.run_bytes,
-        dense_bytes=dense_bytes(task, layout, base),
+        dense_bytes=dense_bytes(task, layout, size),
+        base=source,
         score=score_of(task.facts),
         shared=tuple(sha256 for sha256 in task.parts if sha256 not in alone),
         figures=figures_of(task, [reader.part(sha256) for sha256 in task.tensors]),

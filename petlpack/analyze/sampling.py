@@ -169,8 +169,9 @@ def refuse_many(work: Work, jobs: int) -> None:
     changed = list(ordered_map(count, units, jobs))
     if any(number > MOST * unit.size for number, unit in zip(changed, units, strict=True)):
         weights = sum(piece.size for piece in base_pieces(work.template.slots))
+        percent = 100 * sum(changed) / weights
         raise RunError(
-            f"{100 * sum(changed) / weights:.1f} % of the weights differ from the base, and `sparse` is for few",
+            f"{percent:.{1 if percent >= 0.05 else 4}f} % of the weights differ from the base, and `sparse` is for few",
             hint="--density keeps the largest changes only",
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petlpack.analyze.bases import LORA_RANK, Bases
+from petlpack.analyze.bases import LORA_RANK, MOST_RANK, Bases
 from petlpack.analyze.growth import Growth, Role, break_even, counts_up_to, linear
 from petlpack.analyze.reading import Inventory, Opened, Reader, users_of, without_collection
 from petlpack.analyze.rows import TaskRow, task_row
@@ -141,8 +141,11 @@ def stats(
     `at` adds numbers of tasks to the amortised bytes. `base` is the pretrained model, for packs whose tasks do not
     say how large it is. Raises UsageError where there is no pack, or a number makes no sense.
     """
-    if not all(count >= 1 for count in at) or lora_rank < 1:
-        raise UsageError("a number of tasks, and a rank, is at least 1", hint="leave out what is less")
+    if not all(count >= 1 for count in at) or not 1 <= lora_rank <= MOST_RANK:
+        raise UsageError(
+            f"numbers of tasks {list(at)} and a LoRA of rank {lora_rank:,}",
+            hint=f"a number of tasks is at least 1, a rank from 1 to {MOST_RANK:,}",
+        )
     store = Store(pack) if isinstance(pack, str | Path) else pack.store
     reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))
     with without_collection():
@@ -172,20 +175,21 @@ def _account(reader: Reader, at: Sequence[int], lora_rank: int, progress: Progre
     )
     growth = growth_of(read.tasks, read.parts) if read.tasks else None
     run, dense = _mean([row.run_bytes for row in rows]), _mean([row.dense_bytes for row in rows])
-    lora = _mean([None if base is None else base.lora for base in found])
-    once = None if None in found else sum(base.nbytes for base in {*found} if base)
+    known = {base.key: base for base, _ in found if base is not None}
+    lora = _mean([None if base is None else base.lora for base, _ in found])
+    once = None if any(base is None for base, _ in found) else sum(base.nbytes for base in known.values())
     return Stats(
         pack=str(reader.store.path),
         disk_bytes=read.disk_bytes,
         other_bytes=read.other_bytes,
         damaged_bytes=read.damaged_bytes,
-        tasks=tuple(sorted(rows, key=lambda row: (-row.bytes.total, row.name))),
+        tasks=tuple(sorted(rows, key=lambda row: (-row.bytes.takes, row.name))),
         shared=shared,
         amortized=() if growth is None else _amortized(growth, at, run, lora, dense),
         marginal_bytes=None if growth is None else round(growth.marginal),
         least_marginal_bytes=None if growth is None else round(growth.least_marginal),
         break_even=_break_even(growth, run, lora, dense, once, _methods(read)),
-        damaged=dict(read.damaged),
+        damaged={name: str(error) for name, error in read.damaged.items()},
         growth=growth,
         inventory=read,
         base_bytes=once,

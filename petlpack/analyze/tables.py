@@ -17,7 +17,8 @@ from petlpack.analyze.bounds import counted_bounds, measured_bounds
 from petlpack.analyze.reading import Inventory, Kind, SectionBytes
 from petlpack.analyze.rows import TaskRow
 from petlpack.analyze.stats import Stats
-from petlpack.errors import UsageError, printable
+from petlpack.decoding import DecodedSection
+from petlpack.errors import PetlpackError, UsageError, printable
 from petlpack.loading import Task
 from petlpack.parallel import Progress
 from petlpack.parts import Part
@@ -77,17 +78,23 @@ _TASK_COLUMNS: dict[str, Unit] = {
     "head": "bytes",
     "files": "bytes",
     "header": "bytes",
-    "share": "bytes",
     "total": "bytes",
+    "share": "bytes",
+    "takes": "bytes",
     "run": "bytes",
     "dense": "bytes",
     "trained": "count",
     "stored": "count",
     "own": "count",
+    "head_parameters": "count",
+    "base_parameters": "number",
     "of_base": "percent",
+    "paper_bytes": "bytes",
+    "mask_entries": "count",
     "density": "number",
     "mask_bits": "bits",
     "entropy": "bits",
+    "metric": "text",
     "score": "number",
 }
 
@@ -104,16 +111,22 @@ def _task_row(row: TaskRow) -> dict[str, Value]:
         "method": row.method,
         "codec": row.codec,
         "exact": exact,
-        **{name: value for name, value in vars(row.bytes).items() if name in _TASK_COLUMNS},
+        **vars(row.bytes),
+        "takes": row.bytes.takes,
         "run": row.run_bytes,
         "dense": row.dense_bytes,
         "trained": row.figures.trained_parameters,
         "stored": row.figures.stored_parameters,
         "own": row.figures.own_parameters,
+        "head_parameters": row.figures.head_parameters,
+        "base_parameters": row.figures.base_parameters,
         "of_base": row.figures.percent_of_base,
+        "paper_bytes": row.figures.paper_bytes,
+        "mask_entries": row.figures.mask_entries,
         "density": row.figures.density,
         "mask_bits": row.figures.bits_per_entry,
         "entropy": row.figures.entropy_bits,
+        "metric": None if row.score is None else row.score.metric,
         "score": None if row.score is None else row.score.value,
     }
 
@@ -132,7 +145,7 @@ def _by_group(key: str, found: Stats) -> Table:
     for name, tasks in groups.items():
         sums = Table(key, columns, tuple({**_task_row(row), "tasks": 1} for row in tasks)).total()
         rows.append({**sums, key: name})
-    rows.sort(key=lambda row: (-_whole(row["total"]), str(row[key])))
+    rows.sort(key=lambda row: (-_whole(row["takes"]), str(row[key])))
     return Table(key, columns, (*rows, *_rest(found, columns, key)))
 
 
@@ -141,13 +154,13 @@ def _rest(found: Stats, columns: Mapping[str, Unit], key: str) -> Iterator[dict[
     rest = {
         "parts that no readable task needs": sum(row.bytes for row in found.shared if not row.tasks),
         "damaged tasks": found.damaged_bytes,
-        "pack.json and leftovers": found.other_bytes,
+        "pack.json and other files": found.other_bytes,
     }
-    total = "bytes" if "bytes" in columns else "total"
+    total = ("bytes",) if "bytes" in columns else ("total", "takes")
     for name, nbytes in rest.items():
         if nbytes:
             empty: dict[str, Value] = {n: 0 if unit == "bytes" else None for n, unit in columns.items()}
-            yield {**empty, key: name, total: nbytes}
+            yield {**empty, key: name, **dict.fromkeys(total, nbytes)}
 
 
 _SECTION_COLUMNS: dict[str, Unit] = {
@@ -220,7 +233,7 @@ def _outside_sections(read: Inventory) -> dict[tuple[str, str], int]:
 
 _TENSOR_COLUMNS: dict[str, Unit] = {
     "tensor": "text",
-    "tasks": "count",
+    "tasks": "number",
     "elements": "count",
     "bytes": "bytes",
     "bits": "bits",
@@ -246,7 +259,7 @@ def _by_tensor(found: Stats) -> Table:
             dense[slot.name] += count * slot.nbytes
     rows: list[dict[str, Value]] = [
         {
-            **{"tensor": printable(name), "tasks": tasks[name], "elements": elements[name], "bytes": sums[name]},
+            **{"tensor": name, "tasks": tasks[name], "elements": elements[name], "bytes": sums[name]},
             **{"bits": 8 * sums[name] / elements[name] if elements[name] else None, "dense": dense[name]},
         }
         for name in {**tasks, **sums}
@@ -294,21 +307,28 @@ def _whole(value: Value) -> int:
     return value if isinstance(value, int) else 0
 
 
-def measure(found: Stats, store: Store, base: Base | None, progress: Progress | None = None) -> Bounds:
-    """Decode every section of a pack's tasks and parts, and return the bits that each needs at least.
+def measure(
+    found: Stats, store: Store, base: Base | None, progress: Progress | None = None
+) -> tuple[Bounds, dict[str, Exception]]:
+    """Decode every section of a pack's tasks and parts; return the bits that each needs at least, and what failed.
 
-    Raises BaseError where a task needs a base that is not given, DamageError where bytes are not as they were written.
+    What cannot be decoded (damage, another base) is named with its error, and the rest is measured.
     """
     bounds: dict[tuple[str, str], float] = {}
-    for done, task in enumerate(found.inventory.tasks):
+    failed: dict[str, Exception] = {}
+    tasks, parts = found.inventory.tasks, found.inventory.tensors
+    readers: list[tuple[str, Callable[[], Iterator[DecodedSection]]]] = [
+        *((task.name, lambda name=task.name: Task(store, name).load(base).sections()) for task in tasks),
+        *((part, lambda part=part: Part(store.shared_path(part), part).sections()) for part in parts),
+    ]
+    for done, (name, read) in enumerate(readers):
         if progress is not None:
-            progress(done, len(found.inventory.tasks))
-        sections = Task(store, task.name).load(base).sections()
-        bounds |= {(task.name, name): bits for name, bits in measured_bounds(sections).items()}
-    for sha256 in found.inventory.tensors:
-        sections = Part(store.shared_path(sha256), sha256).sections()
-        bounds |= {(sha256, name): bits for name, bits in measured_bounds(sections).items()}
-    return bounds
+            progress(done, len(readers))
+        try:
+            bounds |= {(name, section): bits for section, bits in measured_bounds(read()).items()}
+        except (PetlpackError, OSError) as error:
+            failed[name] = error
+    return bounds, failed
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -320,7 +340,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
 }
 
-_FILTER = re.compile(r"\s*([a-z_]+)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*")
+_FILTER = re.compile(r"\s*([a-z_]+)\s*(>=|<=|!=|=|>|<)\s*((?![=<>!]).*?)\s*")
 
 _NUMBER = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(B|kB|MB|GB|TB|%)?", re.IGNORECASE)
 

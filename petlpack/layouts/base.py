@@ -104,7 +104,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object; raises RunError that names the file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise RunError(
+            f"'{printable(str(path))}' cannot be read: {error.strerror}",
+            hint="look at its permissions, and at the disk",
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise RunError(f"'{printable(str(path))}' is not JSON: {printable(str(error))}", hint=_JSON_HINT) from error
     if not isinstance(table, dict):
         raise RunError(f"'{printable(str(path))}' is not a JSON object", hint=_JSON_HINT)

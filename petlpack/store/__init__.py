@@ -138,7 +138,10 @@ class Store:
         return path
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Yield every file below the pack with its bytes, leftovers included, as `tasks/NAME` with slashes."""
+        """Yield every file below the pack with its bytes, leftovers included, as `tasks/NAME` with slashes.
+
+        A link has the bytes of the link: what it leads to is not the pack's.
+        """
         folders = [""]
         while folders:
             folder = folders.pop(0)
@@ -148,8 +151,8 @@ class Store:
                     with contextlib.suppress(FileNotFoundError):  # gone since the directory was listed
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(f"{name}/")
-                        elif entry.is_file():
-                            yield name, entry.stat().st_size
+                        elif entry.is_symlink() or entry.is_file():
+                            yield name, entry.stat(follow_symlinks=False).st_size
 
     # Writing
 
@@ -239,6 +242,16 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def is_pack(path: Path) -> bool:
+    """Tell whether a directory is meant as a pack: its mark says so, or is spoilt and tasks and parts stand beside."""
+    try:
+        if json.loads((path / "pack.json").read_bytes())["format"] == "petlpack":
+            return True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return all((path / name).exists() for name in ("pack.json", "tasks", "shared"))
 
 
 _OWN = {"pack.json", "tasks", "shared", ".lock"}

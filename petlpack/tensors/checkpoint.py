@@ -57,13 +57,24 @@ def _open_one(path: Path) -> Checkpoint:
         if path.suffix in (".bin", ".pt", ".pth"):
             return _open_pickled(path)
         header = read_header(path)
-    except (MalformedError, OSError) as error:
+    except OSError as error:
+        raise _unread(path, error) from error
+    except MalformedError as error:
         raise RunError(
-            str(error) if isinstance(error, OSError) else error.message,
-            hint="the file is damaged or only half written: copy it again or use another checkpoint",
+            error.message, hint="the file is damaged or only half written: copy it again or use another checkpoint"
         ) from error
     tensors = {name: file_tensor(path, header, name) for name in header.entries}
     return Checkpoint({path.name: header}, tensors, (path,))
+
+
+def _unread(path: Path, error: OSError) -> RunError:
+    """Return what to say of a file that the operating system does not read: nothing is known of its bytes."""
+    return RunError(
+        f"'{printable(str(path))}' cannot be read: {error.strerror or error}",
+        hint="you may not read it: look at its permissions"
+        if isinstance(error, PermissionError)
+        else "look at the path, and at the disk that the file is on",
+    )
 
 
 _INDEX_HINT = "an index maps every tensor to a shard beside it: copy it again, or save the model again"
@@ -197,6 +208,8 @@ def _load_pickled(path: Path) -> object:
         ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except PermissionError as error:
+        raise _unread(path, error) from error
     except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
         cut = is_cut(path)
         what = "cut short" if cut else "not a plain state dict"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from petlpack.errors import printable
 from petlpack_cli.output import WIDEST_TEXT, Output
+from petlpack_cli.output.errors import describe
 from petlpack_cli.output.rows import MOST, cell, print_csv, print_markdown, print_rows
 from petlpack_cli.output.sizes import bar, count, ratio, size
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from petlpack.analyze.tables import Table
 
 COLUMNS = {
-    "task": ("task", "payload", "head", "files", "header", "share", "total"),
-    "method": ("method", "tasks", "payload", "head", "files", "header", "share", "total"),
-    "codec": ("codec", "tasks", "payload", "head", "files", "header", "share", "total"),
+    "task": ("task", "payload", "head", "files", "header", "share", "takes"),
+    "method": ("method", "tasks", "payload", "head", "files", "header", "share", "takes"),
+    "codec": ("codec", "tasks", "payload", "head", "files", "header", "share", "takes"),
     "section": ("section", "elements", "bytes", "bits", "bound", "over_bound"),
     "tensor": ("tensor", "tasks", "elements", "bytes", "bits"),
 }
@@ -43,7 +44,7 @@ def print_pack(out: Output, found: petlpack.Stats, everything: bool, at: Sequenc
     if found.tasks:
         out.line()
         _print_amortized(out, found, at)
-        _print_methods(out, found)
+        _print_methods(out, found, everything)
     if not out.quiet:
         out.line()
         out.line(conclusion(found))
@@ -51,10 +52,14 @@ def print_pack(out: Output, found: petlpack.Stats, everything: bool, at: Sequenc
 
 def conclusion(found: petlpack.Stats) -> str:
     """Return what a pack costs in one sentence: its bytes, the next task's, those of dense models."""
+    broken, number = len(found.damaged), len(found.tasks)
+    readable = found.disk_bytes - found.damaged_bytes
+    more = (
+        f" ({broken:,} damaged {'one' if broken == 1 else 'ones'} {size(found.damaged_bytes)} more)" if broken else ""
+    )
     if not found.tasks or found.marginal_bytes is None or found.least_marginal_bytes is None:
         return f"No task that can be read; the files take {size(found.disk_bytes)}."
-    number = len(found.tasks)
-    told = f"{count(number, 'task')} {'takes' if number == 1 else 'take'} {size(found.disk_bytes)}; "
+    told = f"{count(number, 'task')} {'takes' if number == 1 else 'take'} {size(readable)}{more}; "
     least, most = size(found.least_marginal_bytes), size(found.marginal_bytes)
     if number == 1 and least != most:
         told += f"another will take {least} to {most}, as it shares the parts of this one or not; "
@@ -62,27 +67,37 @@ def conclusion(found: petlpack.Stats) -> str:
         told += f"the next will take about {most}; "
     if found.dense_bytes is None:
         run = sum(row.run_bytes for row in found.tasks)
-        return f"{told}as runs they took {size(run)} ({ratio(run, found.disk_bytes)})."
+        return f"{told}as runs they took {size(run)} ({ratio(run, readable)})."
     dense = round(found.dense_bytes * number)
-    return f"{told}as dense models they would take {size(dense)} ({ratio(dense, found.disk_bytes)})."
+    return f"{told}as dense models they would take {size(dense)} ({ratio(dense, readable)})."
 
 
-def print_table(out: Output, table: Table, everything: bool, *, csv: bool, md: bool) -> None:
-    """Print one table: as CSV or Markdown, else the columns that fit."""
+def print_table(out: Output, table: Table, everything: bool, also: Sequence[str], *, csv: bool, md: bool) -> None:
+    """Print one table: as CSV or Markdown, else the columns that fit, and `also` those that are asked about."""
     if csv:
         print_csv(out, table)
     elif md:
         print_markdown(out, table)
     else:
-        print_rows(out, table, COLUMNS[table.key], None if everything else MOST)
+        shown = COLUMNS[table.key]
+        more = [name for name in dict.fromkeys(also) if name in table.columns and name not in shown]
+        print_rows(out, table, (shown[0], *more, *shown[1:]), None if everything else MOST)
+        if table.key == "tensor" and not out.quiet:
+            out.line("A section's bytes are divided over the tensors in it by their elements.")
 
 
-def print_damaged(found: petlpack.Stats) -> None:
-    """Name the damaged tasks on stderr."""
-    for name, why in found.damaged.items():
-        click.echo(f"Error: {printable(name)}: {printable(why)}", err=True)
-    if found.damaged:
-        click.echo("Hint: `petlpack verify` checks every byte; damaged tasks count on disk only", err=True)
+def print_damaged(damaged: Mapping[str, Exception]) -> None:
+    """Name what could not be read on stderr, tasks with one reason together, with what to do about it."""
+    reasons: dict[tuple[str, str | None], list[str]] = {}
+    for name, error in damaged.items():
+        problem = describe(error)
+        reasons.setdefault((problem.message, problem.hint), []).append(name)
+    for (message, hint), names in reasons.items():
+        told = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+        click.echo(f"Error: {printable(told)}: {printable(message)}", err=True)
+        click.echo(
+            f"Hint: {printable(hint or 'damaged tasks count on the disk only; `petlpack verify` tells more')}", err=True
+        )
 
 
 def print_one(out: Output, found: Audit) -> None:
@@ -127,7 +142,7 @@ def print_one(out: Output, found: Audit) -> None:
     out.table(
         {
             **{"Section": "name", "Coder": "text", "Elements": "number", "Bytes": "number"},
-            **{"Bits each": "number", "At least": "number", "Over": "number", "": "bar"},
+            **{"Bits each": "number", "Bound": "number", "Of bound": "number", "": "bar"},
         },
         rows,
         ("own file", "", "", size(own), "", "", "", ""),
@@ -151,14 +166,17 @@ def print_forecast(out: Output, found: petlpack.Stats, seen: Forecast) -> None:
     if out.quiet:
         return
     out.line()
-    error = "more than one task can tell" if seen.error is None else f"{100 * seen.error:.1f} %, 19 times of 20"
-    out.line(f"Foretold from {count(seen.tasks_now, 'task')} of this mix; the pack's figures may be off by {error}.")
+    told = f"Foretold from {count(seen.tasks_now, 'task')} of this mix"
+    if seen.error is None:
+        out.line(f"{told}, which says nothing of how much tasks differ.")
+    else:
+        out.line(f"{told}; the pack's figures may be off by {100 * seen.error:.2g} %, 19 times of 20.")
     last = seen.rows[-1]
-    told = f"{last.tasks:,} tasks like these take {size(last.pack.bytes)}"
+    told = f"{count(last.tasks, 'task')} like these {'takes' if last.tasks == 1 else 'take'} {size(last.pack.bytes)}"
     if last.dense is not None:
         told += f", as dense models {size(last.dense.bytes)} ({ratio(last.dense.bytes, last.pack.bytes)})"
     if last.days:
-        told += f", in {last.days:,.0f} days"
+        told += f", in {_days(last.days)} days"
     out.line(f"{told}; the base is not counted.")
 
 
@@ -180,8 +198,8 @@ def _print_costs(out: Output, seen: Forecast, title: str, field: str) -> None:
         },
         [
             (
-                f"{row.tasks:,} tasks",
-                *(["now" if not row.days else f"{row.days:,.0f}"] if days else []),
+                count(row.tasks, "task"),
+                *([_days(row.days)] if days else []),
                 *(told(row.pack), told(row.lora), told(row.dense)),
                 *([_on_scale(row, min(every), max(every))] if field == "bytes" else []),
             )
@@ -196,7 +214,7 @@ SCALE = 20
 
 def _on_scale(row: ForecastRow, least: int, most: int) -> str:
     """Return a line with P, L and D where pack, LoRA and dense models lie between `least` and `most`, by powers."""
-    line = ["·"] * SCALE
+    line = ["."] * SCALE
     for letter, cost in (("D", row.dense), ("L", row.lora), ("P", row.pack)):
         if cost is not None and cost.bytes:
             span = math.log(most / least) or 1
@@ -204,14 +222,18 @@ def _on_scale(row: ForecastRow, least: int, most: int) -> str:
     return "".join(line)
 
 
+def _days(days: float | None) -> str:
+    return "now" if not days else "<1" if days < 1 else f"{math.ceil(days):,}"
+
+
 def _money(value: float) -> str:
-    return f"{value:,.2f}" if value >= 1 or not value else f"{value:.2g}"
+    return "<0.01" if 0 < value < 0.01 else f"{value:,.2f}"
 
 
 def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
     """Print the biggest tasks: what they are, what they take, and as whole models would."""
     shown, rest = (found.tasks, ()) if most is None else (found.tasks[:most], found.tasks[most:])
-    largest = max(max(row.bytes.total for row in found.tasks), _total(rest))
+    largest = max(*(row.bytes.takes for row in found.tasks), _total(rest))
     rows = [
         (
             row.name,
@@ -248,7 +270,7 @@ def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
 
 def _total(rows: tuple[TaskRow, ...] | list[TaskRow]) -> int:
     """Return the bytes of tasks with their share of what is shared."""
-    return sum(row.bytes.total + row.bytes.share for row in rows)
+    return sum(row.bytes.takes for row in rows)
 
 
 def _dense(rows: tuple[TaskRow, ...]) -> int | None:
@@ -273,7 +295,7 @@ def _print_bytes(out: Output, found: petlpack.Stats, most: int | None) -> None:
     rows = [(row.name, *_parts_of([row])) for row in shown]
     if rest:
         rows.append((f"{len(rest):,} more (--all)", *_parts_of(rest)))
-    titles = ("Payload", "Head", "Files", "Header", "Share", "Total")
+    titles = ("Payload", "Head", "Files", "Header", "Share", "Takes")
     out.table(
         {"Task": "name", **dict.fromkeys(titles, "number")},
         rows,
@@ -285,19 +307,20 @@ def _parts_of(rows: Sequence[TaskRow]) -> tuple[str, ...]:
     """Return the sums of tasks' bytes by purpose."""
     return tuple(
         size(sum(getattr(row.bytes, part) for row in rows))
-        for part in ("payload", "head", "files", "header", "share", "total")
+        for part in ("payload", "head", "files", "header", "share", "takes")
     )
 
 
 def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None:
     """Print what papers count, of the tasks that have anything to count beside their bytes."""
-    counted = [row for row in found.tasks if row.figures.density is not None or row.figures.trained_parameters]
+    counted = [row for row in found.tasks if row.codec == "sparse" or row.layout not in WHOLE]
     if not counted:
         return
+    shown = counted if most is None else counted[:most]
     out.table(
         {
             **{"In papers' terms": "name", "Trained": "number", "Stored": "number", "Own": "number"},
-            **{"Of base": "number", "Density": "number", "Bits": "number", "H": "number"},
+            **{"Of base": "number", "Density": "number", "Bits": "number", "H, bits": "number"},
         },
         [
             (
@@ -310,8 +333,9 @@ def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None
                 cell(row.figures.bits_per_entry, "bits"),
                 cell(row.figures.entropy_bits, "bits"),
             )
-            for row in (counted if most is None else counted[:most])
-        ],
+            for row in shown
+        ]
+        + [(f"{len(counted) - len(shown):,} more (--all)", *[""] * 7)] * (len(shown) < len(counted)),
     )
     out.line()
 
@@ -336,15 +360,18 @@ def _print_disk(out: Output, found: petlpack.Stats, most: int | None) -> None:
         more = used[len(listed) :]
         rows.append((f"{count(len(more), 'more shared part')} (--all)", "", sum(row.bytes for row in more)))
     if unused:
-        nobody = "no readable task" if found.damaged else "no task (gc)"
-        rows.append((f"{count(len(unused), 'part')} that {nobody} needs", "", sum(row.bytes for row in unused)))
-    rows.append(("pack.json and leftovers", "", found.other_bytes))
+        nobody = "that no readable task needs" if found.damaged else "that no task needs (gc)"
+        rows.append((f"{count(len(unused), 'part')} {nobody}", "", sum(row.bytes for row in unused)))
+    rows.append(("pack.json and other files", "", found.other_bytes))
     out.table(
         {"On disk": "name", "Used by": "text", " ": "number", "Bytes": "number"},
         [(name, users, size(nbytes), f"{nbytes:,}") for name, users, nbytes in rows],
         ("all files of the pack", "", size(found.disk_bytes), f"{found.disk_bytes:,}"),
     )
 
+
+WHOLE = ("transformers", "safetensors", "diff-pruning")
+"""Layouts of whole models, of which papers count nothing that bytes do not say."""
 
 PARTS = 5
 """Shared parts that people get by name without --all."""
@@ -387,7 +414,17 @@ def _print_amortized(out: Output, found: petlpack.Stats, at: Sequence[int]) -> N
     )
     if out.quiet:
         return
-    told = []
+    told = (
+        [f"From {count(found.break_even.runs, 'task')} on smaller than the runs' tensors."]
+        if found.break_even.runs
+        else []
+    )
+    lent = [row for row in found.tasks if row.base == "pack" and row.layout not in WHOLE]
+    unknown = [row for row in found.tasks if row.dense_bytes is None]
+    if unknown:
+        told.append(f"{_tasks(unknown)} not say which base; --base DIR tells how large dense models are.")
+    elif lent:
+        told.append(f"{_tasks(lent)} not say which base; that of the others is taken.")
     if found.dense_bytes is not None and found.base_bytes is not None:
         told.append(_from(found.break_even.dense, "than dense models, the base counted once"))
     if lora:
@@ -396,17 +433,23 @@ def _print_amortized(out: Output, found: petlpack.Stats, at: Sequence[int]) -> N
         out.line(line)
 
 
+def _tasks(rows: Sequence[TaskRow]) -> str:
+    return f"{count(len(rows), 'task')} {'does' if len(rows) == 1 else 'do'}"
+
+
 def _from(tasks: int | None, what: str) -> str:
     return f"Never smaller {what}." if tasks is None else f"From {count(tasks, 'task')} on smaller {what}."
 
 
-def _print_methods(out: Output, found: petlpack.Stats) -> None:
+def _print_methods(out: Output, found: petlpack.Stats, everything: bool) -> None:
     """Print from how many tasks on each method of the pack takes less than another, where there are several."""
     pairs = [row for row in found.break_even.methods if row.tasks is not None]
-    if not found.break_even.methods or not pairs:
+    if not pairs:
         return
+    shown = pairs if everything else pairs[:MOST]
     out.line()
     out.table(
         {"Method alone": "text", "takes less than": "text", "from": "number"},
-        [(row.method, row.against, count(row.tasks or 0, "task")) for row in pairs[:MOST]],
+        [(row.method, row.against, count(row.tasks or 0, "task")) for row in shown]
+        + [(f"{len(pairs) - len(shown):,} more (--all)", "", "")] * (len(shown) < len(pairs)),
     )

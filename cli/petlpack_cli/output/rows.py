@@ -62,7 +62,7 @@ def cell(value: Value, unit: Unit) -> str:
         return "-"
     if unit == "bytes":
         return size(_number(value))
-    if unit == "count":
+    if unit == "count" or isinstance(value, int):
         return f"{value:,}"
     if unit == "percent":
         return f"{value:.3g} %"
@@ -77,7 +77,7 @@ def _number(value: Value) -> float:
 
 def _title(name: str) -> str:
     """Return the heading of a column; bits are a unit, so they say of what."""
-    titles = {"bits": "Bits each", "bound": "At least", "over_bound": "Over", "mask_bits": "Mask bits"}
+    titles = {"bits": "Bits each", "bound": "Bound", "over_bound": "Of bound", "mask_bits": "Mask bits"}
     return titles.get(name, name.replace("_", " ").capitalize())
 
 

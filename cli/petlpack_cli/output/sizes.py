@@ -26,7 +26,7 @@ def ratio(before: int, after: int) -> str:
     if not before or not after:
         return "-"
     times = before / after
-    return f"{times:.0f}x" if times >= 100 else f"{times:.1f}x" if times >= 10 else f"{times:.2f}x"
+    return f"{times:,.0f}x" if times >= 100 else f"{times:.1f}x" if times >= 10 else f"{times:.2f}x"
 
 
 def count(number: int, noun: str) -> str:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from petlpack.errors import printable
 from petlpack_cli.output.sizes import bar, count, size
 
 if TYPE_CHECKING:
-    from petlpack.analyze.survey import RunRow, Survey
+    from petlpack.analyze.survey import EqualTensor, RunRow, Survey
     from petlpack_cli.output import Kind, Output
 
 BAR = 16
 """Columns of a full bar."""
 
 MOST_TEXT = 8
-"""Tensors, or groups of equal files, that people get without --all."""
+"""Tensors, groups of equal files, or problems that people get without --all."""
+
+SHORT = {
+    "accuracy": "acc",
+    "combined_score": "combined",
+    "exact_match": "em",
+    "matthews_correlation": "mcc",
+    "spearmanr": "spearman",
+}
+"""What metrics are called beside their values, where runs state different ones: names need the columns."""
 
 
 def print_survey(out: Output, found: Survey, most: int | None) -> None:
@@ -26,27 +40,30 @@ def print_survey(out: Output, found: Survey, most: int | None) -> None:
     if found.runs:
         out.line()
         _print_runs(out, found, most)
-    if found.tensors.largest_equal:
+    if found.tensors.equal:
         out.line()
         _print_equal(out, found, few)
     if found.duplicates:
         out.line()
         _print_duplicates(out, found, few)
-    if found.savings.total:
+    if found.savings.total or found.savings.other_checkpoints:
         out.line()
         _print_savings(out, found)
-    _print_closed(out, found)
+    if not out.quiet:
+        _print_closed(out, found)
     if not out.quiet:
         out.line()
         out.line(conclusion(found))
+    _print_problems(found, few)
 
 
 def conclusion(found: Survey) -> str:
-    """Return in a sentence what a tree takes and what of it could go."""
+    """Return in a sentence what a tree takes, what of it could go, and what could not be read."""
+    broken = _broken(found)
     what = f"{count(len(found.runs), 'run')} {'takes' if len(found.runs) == 1 else 'take'}"
     runs = sum(row.total_bytes for row in found.runs)
     if not found.runs:
-        return f"No run here: {count(found.files, 'file')} of {size(found.disk_bytes)}."
+        return f"No run here: {count(found.files, 'file')} of {size(found.disk_bytes)}{broken}."
     saved = found.savings
     twice = saved.duplicate_files + saved.duplicate_tensors
     parts = [
@@ -61,7 +78,16 @@ def conclusion(found: Survey) -> str:
     told = f", of which {_listed(parts)}" if parts else ""
     total = size(found.disk_bytes)
     beside = "" if size(runs) == total else f" of the {total} here"
-    return f"{what} {size(runs)}{beside}{told}; `petlpack plan` measures what packing would take."
+    return f"{what} {size(runs)}{beside}{told}{broken}; `petlpack plan` measures what packing would take."
+
+
+def _broken(found: Survey) -> str:
+    """Return how many runs and other paths cannot be read, if any."""
+    outside = len(found.unreadable_outside)
+    runs = found.problems - outside
+    others = f"{outside:,} other{'s' * (outside != 1)}" if runs else count(outside, "path")
+    parts = [*([count(runs, "run")] if runs else []), *([others] if outside else [])]
+    return f"; {_listed(parts)} cannot be read in full" if parts else ""
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -107,8 +133,10 @@ def _print_runs(out: Output, found: Survey, most: int | None) -> None:
     columns |= dict.fromkeys(("Total", "Weights", "Training", "Redundant", *(["Score"] if metrics else [])), "number")
     if not out.quiet:
         where = f"Runs in {parent}. " if parent else ""
-        scores = f" Scores: {', '.join(metrics[:4])}{', ...' if len(metrics) > 4 else '.'}" if metrics else ""
+        scores = f" Scores: {', '.join(_metric(metric, metrics) for metric in metrics)}." if metrics else ""
         out.line(f"{where}Redundant: tensors that the base or another file has bit for bit.{scores}")
+    for metric in _of_two_scales(shown):
+        out.line(f"Some runs state {metric} as a share of 1, others seem to as one of 100.")
     out.table(columns, rows, total)
 
 
@@ -142,14 +170,38 @@ def _sums(rows: Sequence[RunRow]) -> tuple[str, ...]:
 
 
 def _score(row: RunRow, metrics: Sequence[str]) -> tuple[str, ...]:
-    """Return what a run says it reached, if any run says so."""
-    return (() if not metrics else ("-",)) if row.score is None else (f"{row.score.value:.4g}",)
+    """Return what a run says it reached, if any run says so; with the metric where there are several."""
+    if row.score is None:
+        return ("-",) if metrics else ()
+    metric = f"{SHORT.get(row.score.metric, row.score.metric)} " if len(metrics) > 1 else ""
+    return (f"{metric}{row.score.value:.4g}",)
+
+
+def _metric(metric: str, metrics: Sequence[str]) -> str:
+    """Return a metric's name, with what it is called in the table."""
+    return f"{metric} ({SHORT[metric]})" if len(metrics) > 1 and metric in SHORT else metric
+
+
+def _of_two_scales(rows: Sequence[RunRow]) -> list[str]:
+    """Return the metrics of which some runs state 0.9 and others 88: one column cannot be compared."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.score is not None:
+            values[row.score.metric].append(abs(row.score.value))
+    return [metric for metric, told in values.items() if max(told) > 1 and any(0 < value <= 1 for value in told)]
 
 
 def _print_equal(out: Output, found: Survey, most: int | None) -> None:
     """Name the biggest tensors that equal the base's: an adapter that carries them is as large as its model."""
-    rows = found.tensors.largest_equal[:most]
-    adapters = any(row.in_adapters for row in rows)
+    every = found.tensors.equal
+    shown = every[:most]
+    rest = every[len(shown) :]
+    adapters = any(row.in_adapters for row in every)
+
+    def sums(rows: Sequence[EqualTensor]) -> tuple[str, ...]:
+        counts = [sum(row.copies for row in rows), *([sum(row.in_adapters for row in rows)] if adapters else [])]
+        return (*(f"{number:,}" for number in counts), size(sum(row.bytes for row in rows)))
+
     out.table(
         {
             "Tensor equal to the base's": "name",
@@ -158,10 +210,10 @@ def _print_equal(out: Output, found: Survey, most: int | None) -> None:
             "Size": "number",
         },
         [
-            (row.name, f"{row.copies:,}", *([f"{row.in_adapters:,}"] if adapters else []), size(row.bytes))
-            for row in rows
+            *((row.name, *sums([row])) for row in shown),
+            *([(f"{len(rest):,} more (--all)", *sums(rest))] if rest else []),
         ],
-        ("all of them", "", *([""] if adapters else []), size(found.tensors.equal_to_base_bytes)),
+        ("all of them", *sums(every)),
     )
 
 
@@ -185,30 +237,34 @@ def _print_duplicates(out: Output, found: Survey, most: int | None) -> None:
 
 
 def _print_savings(out: Output, found: Survey) -> None:
-    """Print what could go without packing; no row counts a byte of another."""
+    """Print what could go without packing; no row counts a byte of another, nor do the checkpoints below."""
     saved, whole = found.savings, found.disk_bytes
     rows = sorted(
         (
             (saved.training_state, "training state, not needed for inference"),
-            (saved.duplicate_files, "files that are there twice"),
+            (saved.duplicate_files, "files there twice (hard links would do)"),
             (saved.equal_to_base, "tensors equal to the base's"),
-            (saved.duplicate_tensors, "tensors that are there twice"),
+            (saved.duplicate_tensors, "tensors there twice"),
         ),
         reverse=True,
     )
-    out.table(
-        {"Could go without packing": "name", "Size": "number", "Bytes": "number", "Share": "number", "": "bar"},
-        [
-            (what, size(nbytes), f"{nbytes:,}", _share(nbytes, whole), bar(nbytes, whole, BAR))
-            for nbytes, what in rows
-            if nbytes
-        ],
-        ("together, no byte twice", size(saved.total), f"{saved.total:,}", _share(saved.total, whole), ""),
-    )
+    if saved.total:
+        out.table(
+            {"Could go without packing": "name", "Size": "number", "Bytes": "number", "Share": "number", "": "bar"},
+            [
+                (what, size(nbytes), f"{nbytes:,}", _share(nbytes, whole), bar(nbytes, whole, BAR))
+                for nbytes, what in rows
+                if nbytes
+            ],
+            ("together, no byte twice", size(saved.total), f"{saved.total:,}", _share(saved.total, whole), ""),
+        )
+    if saved.other_checkpoints:
+        besides = " besides" if saved.total else ""
+        out.line(f"other checkpoints{besides}: {size(saved.other_checkpoints)}, if only the best is wanted")
 
 
 def _print_closed(out: Output, found: Survey) -> None:
-    """Say what was not looked into, and warn of what could not be read."""
+    """Say what was not looked into."""
     lines = [
         f"{size(nbytes)} {what}."
         for nbytes, what in (
@@ -219,12 +275,40 @@ def _print_closed(out: Output, found: Survey) -> None:
         )
         if nbytes
     ]
-    if lines and not out.quiet:
+    if lines:
         out.line()
         for line in lines:
             out.line(line)
-    for row in found.runs:
-        if row.problem is not None:
-            out.warn(f"{row.path}: {row.problem}")
+
+
+def _print_problems(found: Survey, most: int | None) -> None:
+    """Name on stderr what cannot be read, also where no talk is wanted; those with one reason stand together."""
+    problems = {row.path: row.problem for row in found.runs if row.problem is not None}
+    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for path, why in problems.items():
+        groups[why.replace(printable(path) + os.sep, "")].append((path, why))
     for path, why in found.unreadable.items():
-        out.warn(f"{path}: {why}")
+        if not _is_told(path, problems):
+            groups[why].append((path, why))
+    shown = list(groups.items())[:most]
+    for reason, rows in shown:
+        (path, why), names = rows[0], [path for path, _ in rows]
+        told = f"{path}: {why}" if len(rows) == 1 else f"{_some(names, most)}: {reason}"
+        click.echo(f"Error: {printable(told)}", err=True)
+    if len(shown) < len(groups):
+        rest = sum(len(rows) for rows in groups.values()) - sum(len(rows) for _, rows in shown)
+        click.echo(f"Error: {rest:,} more cannot be read (--all)", err=True)
+    if groups:
+        click.echo("Hint: its bytes are counted all the same; `petlpack plan` says what to do with a run", err=True)
+
+
+def _is_told(path: str, problems: Mapping[str, str]) -> bool:
+    """Tell whether the problem of a run is this path."""
+    runs = map(str, (Path(path), *Path(path).parents))
+    return any(f"'{printable(path)}'" in problems.get(run, "") for run in runs)
+
+
+def _some(names: Sequence[str], most: int | None) -> str:
+    """Name a few of several paths, and say how many more there are."""
+    rest = 0 if most is None else len(names) - most
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:most])} and {rest:,} more"

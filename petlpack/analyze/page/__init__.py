@@ -9,8 +9,7 @@ import base64
 import hashlib
 import html
 import json
-import math
-import uuid
+import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -19,10 +18,12 @@ from typing import Any
 
 import petlpack
 from petlpack.analyze.forecast import Cost, Forecast
+from petlpack.analyze.output import new_file, refuse_suffix
 from petlpack.analyze.rows import TaskRow
 from petlpack.analyze.stats import Stats
 from petlpack.errors import printable
 
+SUFFIXES = (".html", ".htm")
 UNSAFE = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&"}
 """What could end the element that the data stands in; the rest of JSON's text is ASCII."""
 
@@ -31,16 +32,15 @@ Named = Callable[[str], int]
 
 
 def write_page(path: Path, found: Stats, forecast: Forecast | None = None) -> None:
-    """Write the page to `path`, whole or not at all; the same figures give the same bytes. Raises OSError."""
+    """Write the page to a new or replaced file, `.html` or `.htm`; the same figures give the same bytes.
+
+    Raises UsageError for another suffix and for what `new_file` refuses, and OSError where the file cannot be written;
+    then nothing is left behind.
+    """
+    refuse_suffix(path, SUFFIXES, "a page")
     content = page(found, forecast).encode()
-    temporary = path.with_name(f".petlpack-{uuid.uuid4().hex}")
-    try:
+    with new_file(path, found.pack) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # not the temporary file's name
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def page(found: Stats, forecast: Forecast | None = None) -> str:
@@ -49,7 +49,7 @@ def page(found: Stats, forecast: Forecast | None = None) -> str:
     return Template(_source("page.html")).substitute(
         policy=f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; img-src data:; "
         "base-uri 'none'; form-action 'none'",
-        title=html.escape(printable(found.pack)),
+        title=html.escape(_name(found)),
         css=css,
         js=js,
         data=json.dumps(_data(found, forecast), separators=(",", ":"), allow_nan=False).translate(UNSAFE),
@@ -58,6 +58,12 @@ def page(found: Stats, forecast: Forecast | None = None) -> str:
 
 def _source(name: str) -> str:
     return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _name(found: Stats) -> str:
+    """Return the path of the pack; of one like `.`, which names nothing, the directory's name."""
+    path = Path(found.pack)
+    return printable((path.name not in ("", "..") and found.pack) or path.resolve().name or found.pack)
 
 
 def _hash(source: str) -> str:
@@ -73,15 +79,15 @@ def _data(found: Stats, forecast: Forecast | None) -> dict[str, Any]:
 
     return {
         "version": petlpack.__version__,
-        "pack": printable(found.pack),
+        "pack": _name(found),
         "disk": found.disk_bytes,
         "other": found.other_bytes,
         "lost": found.damaged_bytes,
         "runs": sum(row.run_bytes for row in found.tasks),
         "next": found.marginal_bytes,
         "least": found.least_marginal_bytes,
-        "dense": found.dense_bytes,
-        "base": found.base_bytes,
+        "dense": _finite(found.dense_bytes),
+        "base": _finite(found.base_bytes),
         "rank": found.lora_rank,
         "even": {"dense": found.break_even.dense, "lora": found.break_even.lora, "runs": found.break_even.runs},
         "tasks": [_task(row, named) for row in found.tasks],
@@ -91,8 +97,8 @@ def _data(found: Stats, forecast: Forecast | None) -> dict[str, Any]:
                 row.tasks,
                 row.bytes_per_task,
                 row.run_bytes_per_task,
-                row.lora_bytes_per_task,
-                row.dense_bytes_per_task,
+                _finite(row.lora_bytes_per_task),
+                _finite(row.dense_bytes_per_task),
             ]
             for row in found.amortized
         ],
@@ -109,13 +115,13 @@ def _task(row: TaskRow, named: Named) -> list[Any]:
         named(row.method),
         named(row.codec),
         row.exact,
-        row.error,
+        _finite(row.error),
         nbytes.payload,
         nbytes.head,
         nbytes.files,
         nbytes.header,
         nbytes.share,
-        row.dense_bytes,
+        _finite(row.dense_bytes),
         None if row.score is None else [row.score.value, named(row.score.metric)],
         [number for section in row.sections for number in (named(section.name), section.nbytes)],
     ]
@@ -123,7 +129,7 @@ def _task(row: TaskRow, named: Named) -> list[Any]:
 
 def _forecast(forecast: Forecast) -> dict[str, Any]:
     return {
-        "error": forecast.error,
+        "error": _finite(forecast.error),
         "price": forecast.price_per_gb_month,
         "egress": forecast.egress_per_gb,
         "daily": forecast.growth_per_day,
@@ -134,9 +140,9 @@ def _forecast(forecast: Forecast) -> dict[str, Any]:
 
 
 def _cost(cost: Cost | None) -> list[float | None] | None:
-    return None if cost is None else [cost.bytes, _finite(cost.monthly), _finite(cost.transfer)]
+    return None if cost is None else [_finite(cost.bytes), _finite(cost.monthly), _finite(cost.transfer)]
 
 
 def _finite(value: float | None) -> float | None:
-    """Return the value; None for an infinite one, which JSON cannot say."""
-    return value if value is not None and math.isfinite(value) else None
+    """Return the value; None for one that is infinite, or would be in the page: JSON cannot say it."""
+    return value if value is not None and abs(value) <= sys.float_info.max else None

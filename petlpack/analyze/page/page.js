@@ -19,7 +19,7 @@ function size(bytes) {
 function ratio(before, after) {
   if (!before || !after) return "-";
   const times = before / after;
-  return `${fixed(times, times >= 100 ? 0 : times >= 10 ? 1 : 2)}x`;
+  return times >= 100 ? `${whole(Number(fixed(times, 0)))}x` : `${fixed(times, times >= 10 ? 1 : 2)}x`;
 }
 
 const whole = (number) => number.toLocaleString("en-US");
@@ -54,50 +54,54 @@ const tasks = data.tasks.map((row) => {
   const total = payload + head + files + header;
   const [value, metric] = score ?? [null, null];
   return {
-    name, exact, error, payload, head, files, header, share, total, dense, sections,
+    name, exact, error, payload, head, files, header, share, total, takes: total + share, dense, sections,
     method: data.texts[method], codec: data.texts[codec],
     score: value, metric: metric === null ? "" : data.texts[metric],
   };
 });
 const bytesOf = ({ bytes }) => bytes;
 const shared = data.shared.map(([sha, role, bytes, users]) => ({ sha, role, bytes, users }));
+const readable = data.disk - data.lost; // bytes on disk without the files of damaged tasks
 const denseBytes = data.dense === null ? null : data.dense * tasks.length;
 
 // ---- the conclusion and the key figures ----
 
-/** One sentence, as the command line has it, and another one where tasks are damaged. */
+/** One sentence, as the command line has it. */
 function conclusion() {
-  const damaged = data.damaged.length ? ` ${count(data.damaged.length, "damaged task")} cannot be read.` : "";
-  if (!tasks.length) return `No task that can be read; the files take ${size(data.disk)}.${damaged}`;
+  if (!tasks.length) return `No task that can be read; the files take ${size(data.disk)}.`;
+  const broken = data.damaged.length;
+  const more = broken ? ` (${whole(broken)} damaged ${broken === 1 ? "one" : "ones"} ${size(data.lost)} more)` : "";
   const [least, most] = [size(data.least), size(data.next)];
   const next = tasks.length === 1 && least !== most
     ? `another will take ${least} to ${most}, as it shares the parts of this one or not`
     : `the next will take about ${most}`;
   const before = denseBytes === null
-    ? `as runs they took ${size(data.runs)} (${ratio(data.runs, data.disk)})`
-    : `as dense models they would take ${size(denseBytes)} (${ratio(denseBytes, data.disk)})`;
+    ? `as runs they took ${size(data.runs)} (${ratio(data.runs, readable)})`
+    : `as dense models they would take ${size(denseBytes)} (${ratio(denseBytes, readable)})`;
   const take = tasks.length === 1 ? "takes" : "take";
-  return `${count(tasks.length, "task")} ${take} ${size(data.disk)}; ${next}; ${before}.${damaged}`;
+  return `${count(tasks.length, "task")} ${take} ${size(readable)}${more}; ${next}; ${before}.`;
 }
 
 function fromTasks(number) {
   return number === null ? "never" : `from ${count(number, "task")}`;
 }
 
-/** Name, value and note of each; what is not known is left out. */
+/** Name, value and note of each; what is not known is left out. Damaged tasks have one of their own. */
 function figures() {
   const rows = [
     ["On disk", size(data.disk), `${whole(data.disk)} bytes`],
-    ["Tasks", whole(tasks.length), data.damaged.length ? `and ${whole(data.damaged.length)} damaged` : "all readable"],
+    ["Tasks", whole(tasks.length), data.damaged.length ? "readable" : "all readable"],
   ];
+  if (data.damaged.length) rows.push(["Damaged tasks", whole(data.damaged.length), `${size(data.lost)} on disk`]);
+  const apart = data.damaged.length ? ", damaged tasks apart" : "";
   if (!tasks.length) return rows;
   const headers = sum(tasks, (task) => task.header);
   rows.push(
-    ["Each task", size(data.disk / tasks.length), "bytes on disk / tasks"],
+    ["Each task", size(readable / tasks.length), `bytes on disk / tasks${apart}`],
     ["The next task", size(data.next), `${size(data.least)} if it brings no new shared part`],
-    ["Manifests and headers", size(headers), `${percent(headers, data.disk)} of the bytes on disk`],
+    ["Manifests and headers", size(headers), `${percent(headers, readable)} of the bytes on disk${apart}`],
   );
-  const asBig = (bytes) => `${ratio(bytes, data.disk)} as big`;
+  const asBig = (bytes) => `${ratio(bytes, readable)} as big`;
   if (denseBytes === null) rows.push(["Runs as they were", asBig(data.runs), `${size(data.runs)} of tensors`]);
   else rows.push(["Dense models", asBig(denseBytes), `${size(denseBytes)}, the base not counted`]);
   const base = known(data.base, (bytes) => `the base, ${size(bytes)}, counted once`);
@@ -107,6 +111,19 @@ function figures() {
   const each = known(lora(), (bytes) => `of rank ${data.rank}, ${size(bytes)} each`);
   if (lora() !== null) rows.push(["Smaller than LoRAs", fromTasks(data.even.lora), each]);
   return rows;
+}
+
+/** What cannot be compared, and what tells it; empty where all is known. */
+function missing() {
+  const lacking = tasks.filter((task) => task.dense === null).length;
+  const some = lacking < tasks.length ? ` for ${count(lacking, "task")} of ${whole(tasks.length)}` : "";
+  const unknown = [
+    ...(denseBytes === null ? [`dense models: not known${some}`] : []),
+    ...(data.base === null ? ["bytes of the base: not known"] : []),
+    ...(lora() === null ? ["LoRAs: not known"] : []),
+  ];
+  const told = unknown.join("; ");
+  return tasks.length && told ? `${told[0].toUpperCase()}${told.slice(1)}; give --base DIR.` : "";
 }
 
 function card([name, value, note]) {
@@ -335,16 +352,22 @@ function compare(a, b) {
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
-/** Sort rows by a column; what is not known comes last both ways, and equals stay in the order they came in. */
-function sorted(rows, { value }, down) {
-  const keyed = rows.map((row) => [value(row), row]);
-  keyed.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : compare(a, b) * (down ? -1 : 1)));
-  return keyed.map(([, row]) => row);
+/**
+ * Sort rows by a column, within the groups of values that can be compared; what is not known comes last both ways, and
+ * equals stay in the order they came in.
+ */
+function sorted(rows, { value, group = () => "" }, down) {
+  const keyed = rows.map((row) => [value(row), group(row), row]);
+  keyed.sort(([a, first], [b, second]) => {
+    if (a === null || b === null) return (a === null) - (b === null);
+    return compare(first, second) || compare(a, b) * (down ? -1 : 1);
+  });
+  return keyed.map(([, , row]) => row);
 }
 
 /**
  * Add a table to a section, and return what shows some of its rows only. A column has a name and a value, and may have
- * a text and a sum of rows; rows with a noun are counted.
+ * a text, a sum of rows, and a group: values of different groups are not compared. Rows with a noun are counted.
  */
 function addTable(section, columns, rows, { noun, by = 0, down = false }) {
   const state = { rows, by, down, most: FIRST_ROWS };
@@ -417,14 +440,13 @@ function bytesColumn(name, value, about) {
 
 // ---- the tables of this page ----
 
-const stored = (task) => task.total + task.share;
-
 const TASK_COLUMNS = [
   { name: "Task", value: (task) => task.name },
   { name: "Method", value: (task) => task.method },
   { name: "Codec", value: (task) => task.codec, kind: "word" },
   { name: "Exact, or error", about: "the largest absolute error that the encoder states", kind: "word",
     value: (task) => (task.exact ? -1 : task.error), text: exactness },
+  bytesColumn("Takes", (task) => task.takes, "total and share"),
   bytesColumn("Payload", (task) => task.payload, "bytes of what the method trained"),
   bytesColumn("Head", (task) => task.head, "bytes of the task's head"),
   bytesColumn("Files", (task) => task.files, "kept files and parts that no other task has"),
@@ -432,11 +454,12 @@ const TASK_COLUMNS = [
   bytesColumn("Total", (task) => task.total, "payload, head, files and header"),
   bytesColumn("Share", (task) => task.share, "the task's share of the parts that others use, too"),
   bytesColumn("Dense", (task) => task.dense, "bytes of a whole dense model of this task"),
-  { name: "Ratio", about: "dense / (total and share)", number: "times",
-    value: (task) => (task.dense === null ? null : task.dense / stored(task)),
-    text: (task) => ratio(task.dense, stored(task)),
-    sum: (rows) => ratio(knownSum(rows, (task) => task.dense), sum(rows, stored)) },
-  { name: "Score", about: "what the run states of itself", number: "score", value: (task) => task.score,
+  { name: "Ratio", about: "dense / takes", number: "times",
+    value: (task) => (task.dense === null ? null : task.dense / task.takes),
+    text: (task) => ratio(task.dense, task.takes),
+    sum: (rows) => ratio(knownSum(rows, (task) => task.dense), sum(rows, (task) => task.takes)) },
+  { name: "Score", about: "what the run states of itself; sorted within each metric", number: "score",
+    value: (task) => task.score, group: (task) => task.metric,
     text: (task) => known(task.score, (score) => `${Number(score.toPrecision(4))} ${task.metric}`) },
 ];
 
@@ -447,16 +470,19 @@ function exactness(task) {
 
 function showTasks() {
   const columns = TASK_COLUMNS.filter((column) => column.name !== "Score" || tasks.some((task) => task.score !== null));
-  const show = addTable($("tasks"), columns, tasks, { noun: "task", by: 8, down: true });
+  const show = addTable($("tasks"), columns, tasks, { noun: "task", by: 4, down: true });
+  const metrics = new Set(tasks.filter((task) => task.score !== null).map((task) => task.metric)).size;
+  const apart = `Scores are of ${count(metrics, "metric")}: only those of the same metric compare, and sort.`;
+  if (metrics > 1) $("tasks").append(make("p", { id: "metrics" }, apart));
   const methods = [...new Set(tasks.map((task) => task.method))].sort(compare);
   $("method").append(...methods.map((name) => make("option", { value: `=${name}` }, name)));
-  const sizes = [0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9].filter((bytes) => tasks.some((task) => task.total >= bytes));
+  const sizes = [0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9].filter((bytes) => tasks.some((task) => task.takes >= bytes));
   $("least").append(...sizes.map((bytes) => make("option", { value: bytes }, bytes ? size(bytes) : "any size")));
   const texts = new Map(tasks.map((task) => [task, `${task.name}\n${task.method}\n${task.codec}`.toLowerCase()]));
   const filter = () => {
     const [find, method, least] = [$("find").value.trim().toLowerCase(), $("method").value, Number($("least").value)];
     const isMethod = (task) => !method || method === `=${task.method}`;
-    show(tasks.filter((task) => texts.get(task).includes(find) && isMethod(task) && task.total >= least));
+    show(tasks.filter((task) => texts.get(task).includes(find) && isMethod(task) && task.takes >= least));
   };
   $("filter").addEventListener("input", filter);
   $("filter").addEventListener("submit", (event) => event.preventDefault());
@@ -489,14 +515,14 @@ function showAmortized() {
 }
 
 function money(value) {
-  if (value > 0 && value < 1) return String(Number(value.toPrecision(2)));
+  if (value > 0 && value < 0.01) return "<0.01";
   return value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 }
 
 function showForecast() {
   const { rows, error, price, egress, daily } = data.forecast;
   const columns = [tasksColumn];
-  const when = (days) => (days ? count(Math.ceil(days), "day") : "now");
+  const when = (days) => (!days ? "now" : days < 1 ? "<1 day" : count(Math.ceil(days), "day"));
   const reached = { name: "Reached in", number: "days", value: (row) => row[1], text: (row) => known(row[1], when) };
   if (daily !== null) columns.push(reached);
   [["This pack", 2], ["LoRAs", 3], ["Dense", 4]].forEach(([name, at]) => {
@@ -629,6 +655,8 @@ function show() {
   $("pack").textContent = data.pack;
   $("version").textContent = data.version;
   $("conclusion").textContent = glued(conclusion());
+  $("missing").textContent = missing();
+  $("missing").hidden = !missing();
   $("figures").append(...figures().map(card));
   for (const [id, draw, wanted] of [
     ["tasks", showTasks, tasks.length],

@@ -26,9 +26,6 @@ from petlpack.layouts.results import stated_score
 from petlpack.parallel import Progress, count_jobs
 from petlpack.tensors.base import Base
 
-NAMED = 20
-"""Tensors equal to the base's that are named, the biggest: the list is for reading."""
-
 
 @dataclass(frozen=True)
 class KindRow:
@@ -41,7 +38,10 @@ class KindRow:
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run: what it is, what it takes by kind, what of its weights stands elsewhere, what it says it reached."""
+    """One run: what it is, what it takes by kind, what of its weights stands elsewhere, what it says it reached.
+
+    Its names are as they are, as all of a survey's: who shows them escapes them.
+    """
 
     path: str
     layout: str | None
@@ -93,7 +93,8 @@ class TensorRow:
     """Bytes of pickled weight files, which are not opened."""
     other_format_bytes: int
     """Bytes of weight files in formats that are not read: ONNX, HDF5, msgpack, GGUF."""
-    largest_equal: tuple[EqualTensor, ...]
+    equal: tuple[EqualTensor, ...]
+    """Those equal to the base's by name, the biggest first: they add up to `equal_to_base_bytes`."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,13 @@ class Savings:
     duplicate_files: int
     equal_to_base: int
     duplicate_tensors: int
+    other_checkpoints: int
+    """What is left of the weights of checkpoints that are not the run's: no part of `total`, for only those who want
+    nothing but the best can do without."""
 
     @property
     def total(self) -> int:
-        """All of them: none counts a byte of another."""
+        """All of them but the checkpoints: none counts a byte of another."""
         return self.training_state + self.duplicate_files + self.equal_to_base + self.duplicate_tensors
 
 
@@ -141,6 +145,21 @@ class Survey:
     unreadable: dict[str, str]
     """Files and directories that could not be read, or bases not compared with, each with the reason."""
 
+    @property
+    def unreadable_outside(self) -> dict[str, str]:
+        """Those of `unreadable` that are in no run."""
+        runs = {row.path for row in self.runs}
+        return {
+            path: why
+            for path, why in self.unreadable.items()
+            if runs.isdisjoint(map(str, (Path(path), *Path(path).parents)))
+        }
+
+    @property
+    def problems(self) -> int:
+        """Runs that cannot be read, or not in full, and what cannot be read besides: 0 where all was looked into."""
+        return sum(row.problem is not None for row in self.runs) + len(self.unreadable_outside)
+
     def bytes_of(self, kind: str) -> int:
         """Return what the files of a kind take."""
         return next(row.bytes for row in self.kinds if row.kind == kind)
@@ -149,6 +168,7 @@ class Survey:
         """Return the object that `petlpack stats --json` prints for runs."""
         table = asdict(self)
         table["savings"]["total"] = self.savings.total
+        table["problems"] = self.problems
         return table
 
 
@@ -166,7 +186,7 @@ def survey(
     kind that the link's name says if its own says nothing (the hub's `snapshots` and `blobs`); else it counts that
     file's size, once. `base` is what tensors are compared with, by default the directory that each run's config names.
     Files in packs and caches are not compared. `progress` starts anew for each step of comparing. Raises UsageError
-    where a path is missing, or nothing is there, and BaseError where `base` is none or is pickled.
+    where a path is missing or in a pack, or nothing is there, and BaseError where `base` is none or is pickled.
     """
     roots = given_roots(paths)
     given = None if base is None else open_base(base.path if isinstance(base, Base) else Path(base))
@@ -181,7 +201,7 @@ def survey(
     copies = equal_files(files.values(), equal, bases)
     headers, broken = read_headers(files.values(), tree)
     looked = look_into(files, headers, copies, equal, bases)
-    loose = {printable(str(files[key].path)): why for key, why in broken.items() if files[key].run is None}
+    loose = {str(files[key].path): why for key, why in broken.items() if files[key].run is None}
     by_run: dict[Path | None, list[File]] = defaultdict(list)
     for file in files.values():
         by_run[file.run].append(file)
@@ -203,6 +223,11 @@ def survey(
             duplicate_files=_total(files[key] for key in twice if files[key].kind != "training state"),
             equal_to_base=sum(row.equal_bytes for key, row in looked.items() if key not in twice),
             duplicate_tensors=sum(row.duplicated for key, row in looked.items() if key not in twice),
+            other_checkpoints=sum(
+                file.nbytes - (looked[key].equal_bytes + looked[key].duplicated if key in looked else 0)
+                for key, file in files.items()
+                if file.kind == "other checkpoints" and key not in twice
+            ),
         ),
         unreadable={**tree.unreadable, **loose, **bases.unreadable},
     )
@@ -231,16 +256,16 @@ def _run_row(
     """Add up a run; its problem is what keeps `encode` from it, else a broken file, else a closed directory."""
     inside = [file for file in files if file.key in looked]
     base = next(filter(None, map(bases.of, inside)), None)
-    closed = (f"'{path}': {why}" for path, why in unreadable.items() if Path(path).is_relative_to(run.path))
+    closed = (f"'{printable(path)}': {why}" for path, why in unreadable.items() if Path(path).is_relative_to(run.path))
     problems = (run.problem, *(broken.get(file.key) for file in files), *closed)
     return RunRow(
-        path=printable(str(run.path)),
+        path=str(run.path),
         layout=run.layout,
         method=run.method,
         total_bytes=_total(files),
         bytes={row.kind: row.bytes for row in _kind_rows(files)},
         checkpoints=run.checkpoints,
-        base=None if base is None else printable(str(base.path)),
+        base=None if base is None else str(base.path),
         is_base=any(file.key in bases.keys for file in files),
         equal_to_base_bytes=sum(looked[file.key].equal_bytes for file in inside),
         duplicated_bytes=sum(looked[file.key].duplicated for file in inside),
@@ -250,7 +275,7 @@ def _run_row(
 
 
 def _pack_row(path: Path, files: Iterable[File]) -> PackRow:
-    return PackRow(printable(str(path)), _total(file for file in files if file.path.is_relative_to(path)))
+    return PackRow(str(path), _total(file for file in files if file.path.is_relative_to(path)))
 
 
 def _tensor_row(files: Mapping[Key, File], looked: Mapping[Key, Looked]) -> TensorRow:
@@ -267,13 +292,13 @@ def _tensor_row(files: Mapping[Key, File], looked: Mapping[Key, Looked]) -> Tens
         duplicated_bytes=sum(row.duplicated for row in looked.values()),
         pickled_bytes=_total(file for file in closed if file.path.suffix in PICKLED),
         other_format_bytes=_total(file for file in closed if file.path.suffix not in PICKLED),
-        largest_equal=tuple(
-            EqualTensor(printable(name), nbytes[name], copies[name], adapters[name])
-            for name in sorted(nbytes, key=lambda name: (-nbytes[name], name))[:NAMED]
+        equal=tuple(
+            EqualTensor(name, nbytes[name], copies[name], adapters[name])
+            for name in sorted(nbytes, key=lambda name: (-nbytes[name], name))
         ),
     )
 
 
 def _duplicate_row(group: Sequence[File]) -> DuplicateRow:
     size = group[0].nbytes
-    return DuplicateRow(size, size * (len(group) - 1), tuple(printable(str(file.path)) for file in group))
+    return DuplicateRow(size, size * (len(group) - 1), tuple(str(file.path) for file in group))

@@ -53,7 +53,7 @@ def open_bases(given: BaseFiles | None, runs: Iterable[FoundRun]) -> Bases:
             if is_directory(name):
                 opened[name] = open_base(Path(name))
         except BaseError as error:
-            unreadable[printable(name)] = error.message
+            unreadable[name] = error.message
     bases = opened.values() if given is None else [given]
     keys = frozenset(key for base in bases for key in base.keys)
     return Bases(given, {path: opened[name] for path, name in names.items() if name in opened}, unreadable, keys)

@@ -153,7 +153,7 @@ def _method(place: Path, layout_id: str) -> str:
         config = about.get("config") if layout_id == "adapterhub" else {"architecture": about.get("peft_type")}
         said = config.get("architecture") if isinstance(config, dict) else None
         if isinstance(said, str):
-            return printable(said.lower())
+            return said.lower()
     return _METHODS[layout_id]
 
 

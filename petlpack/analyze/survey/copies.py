@@ -64,8 +64,8 @@ def equal_files(files: Iterable[File], equal: Equal, bases: Bases) -> Copies:
 
 
 def _rank(kind: str) -> int:
-    """Order kinds by how much a file of them is worth keeping: training state goes first."""
-    return len(KINDS) if kind == "training state" else KINDS.index(kind)
+    """Order kinds by how much a file of them is worth keeping: training state goes first, then other checkpoints."""
+    return {"training state": len(KINDS) + 1, "other checkpoints": len(KINDS)}.get(kind, KINDS.index(kind))
 
 
 def read_headers(files: Iterable[File], tree: Tree) -> tuple[dict[Key, Header], dict[Key, str]]:
@@ -86,11 +86,13 @@ def look_into(
 ) -> dict[Key, Looked]:
     """Compare the tensors of safetensors files with each other and with their bases.
 
-    What equals a tensor that is in a base is a duplicate of that; of others one is kept. A file that is a copy of
-    another is not read again: what of it does not equal the base is duplicated.
+    What equals a tensor that is in a base is a duplicate of that; of others one is kept, if it can be one outside of
+    other checkpoints. A file that is a copy of another is not read again: what of it does not equal the base is
+    duplicated.
     """
     again = {key: kept for key, kept in copies.kept.items() if key in headers and kept in headers}
-    members = _members([files[key] for key in headers if key not in again], headers, bases)
+    compared = sorted((files[key] for key in headers if key not in again), key=lambda file: _rank(file.kind))
+    members = _members(compared, headers, bases)
     same, duplicated = _verdicts(members, equal, bases)
     by_file: dict[Key, list[int]] = {key: [] for key in headers}
     for i, member in enumerate(members):

@@ -10,7 +10,6 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from petlpack.errors import printable
 from petlpack.parallel import Progress, ordered_map
 
 PAGE = 4096
@@ -95,7 +94,7 @@ def _digests(
             for i in batch:
                 digests[i] = _digest(file, spans[i], pages, buffer)
     except OSError as error:
-        unreadable[printable(str(path))] = error.strerror or str(error)
+        unreadable[str(path)] = error.strerror or str(error)
     return batch, digests
 
 

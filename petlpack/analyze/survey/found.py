@@ -62,7 +62,14 @@ def _look_at(path: Path, tree: Tree) -> FoundRun | None:
     except (PetlpackError, OSError) as error:
         names = tree.folders[path].folders if path in tree.folders else ()
         steps = tuple(path / name for name in names if _CHECKPOINT.fullmatch(name))
-        return FoundRun(path, layout_id, inside=steps, checkpoints=len(steps), problem=printable(str(error)))
+        return FoundRun(path, layout_id, inside=steps, checkpoints=len(steps), problem=_told(error))
+
+
+def _told(error: PetlpackError | OSError) -> str:
+    """Return what is wrong, without the number that an error of the operating system has."""
+    if isinstance(error, PetlpackError) or error.filename is None:
+        return printable(str(error))
+    return f"'{printable(str(error.filename))}' cannot be read: {error.strerror}"
 
 
 def sort_files(tree: Tree, owners: Mapping[Path, FoundRun]) -> dict[Key, File]:

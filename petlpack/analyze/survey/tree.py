@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from petlpack.analyze.survey.kinds import CACHES, kind_by_name
 from petlpack.errors import UsageError, printable
 from petlpack.layouts.files import LOADING, WEIGHTS, is_pack
+from petlpack.store import SUFFIX
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 
 PATH_HINT = "give the directory that a training wrote, or one with many of them"
@@ -71,17 +73,34 @@ def key_of(status: os.stat_result) -> Key:
 
 
 def given_roots(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the given paths without those that are in others; raises UsageError for one that is missing."""
+    """Return the given paths without those that are in others; raises UsageError for one missing or in a pack."""
     resolved: dict[Path, Path] = {}
     for path in map(Path, paths):
         try:
             path.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise UsageError(f"no run at '{printable(str(path))}'", hint=PATH_HINT) from error
-        resolved.setdefault(path.resolve(), path)
+        real = path.resolve()
+        _refuse_part_of_pack(path, real)
+        resolved.setdefault(real, path)
     if not resolved:
         raise UsageError("no path given", hint=PATH_HINT)
     return [path for real, path in resolved.items() if resolved.keys().isdisjoint(real.parents)]
+
+
+def _refuse_part_of_pack(path: Path, real: Path) -> None:
+    """Raise UsageError for a task's file, a shared part, or a directory of them: what they take is the pack's."""
+    inside = (place for place in (real, *real.parents) if place.name in ("tasks", "shared"))
+    pack = next((place.parent for place in inside if is_pack(place.parent / "pack.json")), None)
+    if pack is None and not (path.is_file() and path.name.endswith(SUFFIX)):
+        return
+    shown = next((place for place in path.parents if place.resolve() == pack), pack or "PACK")
+    what = "a file" if path.is_file() else "a directory"
+    name = f" {path.name.removesuffix(SUFFIX)}" if real.parent.name == "tasks" and path.is_file() else " NAME"
+    raise UsageError(
+        f"'{printable(str(path))}' is {what} of a pack",
+        hint=f"`petlpack stats {printable(shlex.quote(str(shown)))}` tells of the pack, with --task{name} of one task",
+    )
 
 
 def walk(roots: Iterable[Path]) -> Tree:
@@ -115,7 +134,7 @@ def _walk_below(tree: Tree, links: list[File], root: Path) -> None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            tree.unreadable[printable(str(folder))] = str(error.strerror)
+            tree.unreadable[str(folder)] = str(error.strerror)
             continue
         if "pack.json" in names and not skipped and is_pack(folder / "pack.json"):
             tree.packs.append(folder)
@@ -140,9 +159,9 @@ def _note(tree: Tree, links: list[File], path: Path, parts: tuple[str, ...]) -> 
         status = path.stat() if linked else status
     except OSError as error:
         if linked and (path.name in LOADING or path.suffix in WEIGHTS):
-            tree.unreadable[printable(str(path))] = f"a link to nothing ({error.strerror})"
+            tree.unreadable[str(path)] = f"a link to nothing ({error.strerror})"
         elif not linked and not isinstance(error, FileNotFoundError):
-            tree.unreadable[printable(str(path))] = str(error.strerror)
+            tree.unreadable[str(path)] = str(error.strerror)
         return 0
     if not stat.S_ISREG(status.st_mode):
         return 0 if linked else status.st_mode

@@ -1,0 +1,79 @@
+"""Files that accounting writes for people: whole or not at all, and never over something else than a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from petlpack.errors import UsageError, printable
+
+
+def refuse_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:
+    """Raise UsageError where the name of a file does not end in one of these suffixes, in any case."""
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"{what} cannot be written to '{printable(str(path))}'",
+            hint=f"give a file name that ends in {' or '.join(suffixes)}",
+        )
+
+
+@contextlib.contextmanager
+def new_file(path: Path, pack: str) -> Iterator[Path]:
+    """Lend a temporary path beside what `path` is; when the block ends well, it becomes that file, in one step.
+
+    Links are followed and stay links; a file that was there is replaced and gives its permissions. Raises UsageError
+    for what is there and no regular file, and for a place inside the pack; OSErrors name `path`, whoever raises them.
+    Unless all goes well, everything is left as it was.
+    """
+    try:
+        target, mode = _target(path, pack)
+        temporary = target.with_name(f".petlpack-{uuid.uuid4().hex}")
+        try:
+            temporary.touch(0o666 if mode is None else 0o600, exist_ok=False)
+            yield temporary
+            if mode is not None:
+                temporary.chmod(mode)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error  # not the temporary file's name
+
+
+def _target(path: Path, pack: str) -> tuple[Path, int | None]:
+    """Return the file that a path means, and its permissions if it exists."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        found = None
+    target = path.resolve()
+    named = printable(str(path))
+    if found is not None and stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"'{named}' is a directory", hint="give the name of a file in it")
+    if found is not None and not (stat.S_ISREG(found.st_mode) and _is_same(target, found)):
+        raise UsageError(f"'{named}' is no regular file", hint="give the name of a file, new or to be replaced")
+    if _is_inside(target, Path(pack)):
+        raise UsageError(
+            f"'{named}' is inside the pack '{printable(pack)}'", hint="give a place outside; only tasks live in a pack"
+        )
+    return target, None if found is None else stat.S_IMODE(found.st_mode)
+
+
+def _is_inside(target: Path, pack: Path) -> bool:
+    """Say whether a directory above the target is the pack, by whatever name it is called."""
+    try:
+        place = pack.stat()
+    except OSError:
+        return False
+    return any(_is_same(parent, place) for parent in target.parents)
+
+
+def _is_same(path: Path, found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), found)
+    except OSError:
+        return False
