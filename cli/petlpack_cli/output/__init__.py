@@ -5,34 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
 
 import click
 
 from petlpack.errors import printable
 from petlpack_cli.output.errors import SCHEMA_VERSION, STDOUT, naming
 from petlpack_cli.output.progress import NoProgress, Progress
+from petlpack_cli.output.text import GAP, WIDEST_TEXT, Kind, table_lines, wrapped
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-Kind = Literal["bar", "name", "text", "number"]
-"""A column of names is folded where it is too wide, text and bars are cut off, and numbers stand to the right, whole.
-
-Bars give way first, then names, then text.
-"""
-
-BLOCK = 100
-"""Lines that share one row of rich's table: 10,000 rows take 0.5 s instead of 2.1 s."""
-GAP = 2
-"""Columns of the terminal between two columns of a table."""
-NARROWEST = 8
-"""Columns that names keep on the narrowest terminal; a table that needs more than the terminal has is wider than it."""
-WIDEST_TEXT = 24
+__all__ = ["WIDEST_TEXT", "Kind", "Output"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +36,7 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """Print a line of the answer; a terminal gets it wrapped between words."""
-        _print(printable(text))
+        _print(wrapped(printable(text), _width()))
 
     def raw(self, text: str) -> None:
         """Print a text as it is: CSV or Markdown for a file, lines not wrapped."""
@@ -77,39 +63,20 @@ class Output:
         self, columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None
     ) -> None:
         """Print a table; `total` is its last row, under a line."""
-        from rich import box
-        from rich.table import Table
-
         cells = [[printable(cell) for cell in row] for row in rows]
-        footers = [printable(cell) for cell in total or [""] * len(columns)]
-        widths = _widths(columns, [*cells, footers])
-        table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
-        table.show_footer = total is not None
-        for (header, kind), footer, width in zip(columns.items(), footers, widths, strict=True):
-            if kind == "name":
-                table.add_column(header, footer, overflow="fold", width=width)
-            elif kind == "bar":
-                table.add_column(header, footer, overflow="crop", no_wrap=True, width=width)
-            else:
-                side: Literal["right", "left"] = "right" if kind == "number" else "left"
-                table.add_column(header, footer, justify=side, no_wrap=True, width=width)
-        names = {
-            i: width for i, (kind, width) in enumerate(zip(columns.values(), widths, strict=True)) if kind == "name"
-        }
-        for block in _blocks(cells, names):
-            table.add_row(*("\n".join(column) for column in zip(*block, strict=True)))
-        _print(table, sum(widths) + GAP * (len(widths) - 1))
+        footer = None if total is None else [printable(cell) for cell in total]
+        head, *lines = table_lines(columns, cells, footer, _width())
+        _print([_bold(head), *lines])
 
     def fields(self, rows: Sequence[tuple[str, str]]) -> None:
         """Print what is known of one thing, a line for each fact."""
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True, style="bold")
-        table.add_column(overflow="fold")
+        names = max(len(name) for name, _ in rows)
+        lines = []
         for name, value in rows:
-            table.add_row(name, printable(value))
-        _print(table)
+            first, *others = wrapped(printable(value), max(1, _width() - names - GAP))
+            lines.append(f"{_bold(name)}{'':{names - len(name) + GAP}}{first}".rstrip())
+            lines += [f"{'':{names + GAP}}{other}" for other in others]
+        _print(lines)
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[NoProgress]:
@@ -121,66 +88,20 @@ class Output:
             yield progress
 
 
-def _widths(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]]) -> list[int]:
-    """Return the widths of a table's columns: what the cells need, less where the terminal is narrower.
-
-    Then bars give way, after them names, and after them text; numbers never do.
-    """
-    from rich.cells import cell_len
-
-    kinds = list(columns.values())
-    needed = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
-    widths = [min(width, WIDEST_TEXT) if kind == "text" else width for kind, width in zip(kinds, needed, strict=True)]
-    least = {
-        "bar": [1] * len(widths),
-        "name": [min(width, NARROWEST) for width in widths],
-        "text": [min(width, cell_len(header)) for header, width in zip(columns, widths, strict=True)],
-        "number": widths,
-    }
-    excess = sum(widths) + GAP * (len(widths) - 1) - _console().width
-    for kind in get_args(Kind):
-        for i, width in enumerate(widths):
-            if kinds[i] == kind and excess > 0:
-                widths[i] = max(width - excess, least[kind][i])
-                excess -= width - widths[i]
-    return widths
+def _width() -> int:
+    """Return the columns of stdout: of the terminal, or as COLUMNS says; a pipe takes any line whole."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return int(columns)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1_000_000
 
 
-def _blocks(rows: Sequence[Sequence[str]], names: Mapping[int, int]) -> Iterator[Sequence[Sequence[str]]]:
-    """Cut rows into blocks for one row of rich's table each; a row with a name that is folded is a block of its own.
-
-    `names` are the columns of names, with their widths.
-    """
-    from rich.cells import cell_len
-
-    start = 0
-    for i, row in enumerate(rows):
-        if any(cell_len(row[column]) > width for column, width in names.items()):
-            if start < i:
-                yield rows[start:i]
-            yield rows[i : i + 1]
-            start = i + 1
-        elif i + 1 - start == BLOCK:
-            yield rows[start : i + 1]
-            start = i + 1
-    if start < len(rows):
-        yield rows[start:]
+def _bold(text: str) -> str:
+    """Return a text that stands out on a terminal; click takes the style off elsewhere."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    return text if plain else click.style(text, bold=True)
 
 
-def _console() -> Console:
-    """Return stdout: as wide as the terminal or COLUMNS says, as wide as the content in a pipe.
-
-    Nothing in a name is taken for markup.
-    """
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else 1_000_000
-    return Console(markup=False, emoji=False, highlight=False, width=width)
-
-
-def _print(content: Table | str, least: int = 1) -> None:
-    """Print to stdout, on lines of `least` columns or more."""
-    console = _console()
-    console.width = max(console.width, least)
+def _print(lines: Iterable[str]) -> None:
     with naming(STDOUT):
-        console.print(content)
+        click.echo("\n".join(lines))
