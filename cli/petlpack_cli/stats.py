@@ -269,10 +269,10 @@ def _refuse_together(out: Output, **formats: bool) -> None:
 
 def _one_task(out: Output, pack: Path, base: Path | None, task: str, *, bounds: bool) -> None:
     from petlpack.analyze.one import audit
-    from petlpack_cli.output import pack_stats
+    from petlpack_cli.output.one_task import print_one
 
     found = audit(pack, task, base, bounds=bounds)
     if out.as_json:
         out.json(found.to_json())
     else:
-        pack_stats.print_one(out, found)
+        print_one(out, found)

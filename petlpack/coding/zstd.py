@@ -13,7 +13,7 @@ def compress(data: bytes | memoryview, level: int) -> bytes:
 def decompress(data: bytes, size: int) -> bytes:
     """Decompress one frame of exactly `size` bytes; raises ValueError before allocating where it states another."""
     try:
-        stated = zstandard.get_frame_parameters(data).content_size
+        stated = zstandard.frame_content_size(data)
         if stated != size:
             raise ValueError(f"a zstd frame of {stated} bytes where {size} are expected")
         if not size:  # zstandard returns before it looks at the rest

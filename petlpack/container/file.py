@@ -8,8 +8,8 @@ stream. formats/container.md is the law.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from typing import BinaryIO
 from petlpack.coding.zstd import compress, decompress
 from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
 from petlpack.errors import DamageError, PetlpackError, UnknownFormatError, printable
-from petlpack.tensors.safetensors_file import Header, MalformedError, read_header_of
+from petlpack.tensors.safetensors_file import Entry, Header, MalformedError, read_header_of
 
 MAX_MANIFEST = 1 << 26
 """Bytes of a manifest's JSON: 64 MB describe a million sections, and a bomb stays small."""
@@ -133,11 +133,13 @@ def read(path: Path) -> Container:
     """Open a file and check all of it but the sections' bytes; raises DamageError, UnknownFormatError."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a tenth of the time of reading 10,000 small files
-            header = read_header_of(file, path)
+            canonical = _read_canonical(file)
+            header = canonical or read_header_of(file, path)
             _check_format(header)
             packed = _read_manifest(file, header)
         manifest = parse_manifest(decompress_manifest(packed))
-        _check_header(header, manifest, packed)
+        if canonical is None or [*header.entries] != [*(row.name for row in manifest.sections), "manifest"]:
+            _check_header(header, manifest, packed)
     except (MalformedError, ValueError) as error:
         message = error.message if isinstance(error, PetlpackError) else str(error)
         raise DamageError(f"{_quoted(path)} is damaged: {message}", hint=_DAMAGE_HINT) from error
@@ -145,6 +147,35 @@ def read(path: Path) -> Container:
         raise type(error)(f"{_quoted(path)}: {error.message}", hint=error.hint or _DAMAGE_HINT) from error
     return Container(path, manifest, header)
 
+
+def _read_canonical(file: BinaryIO) -> Header | None:
+    """Read a header that is, to the byte, one that the writer makes; None for any other, with the file at its start.
+
+    Text that equals what is made from its own sizes needs no other check, which halves the time of a small file.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    text = file.read(length).decode("ascii", "replace") if length <= min(MAX_SMALL_HEADER, size) else ""
+    file.seek(0)
+    digest = _DIGEST.search(text)
+    sizes = [(name, int(nbytes)) for name, nbytes in _SIZES.findall(text)]
+    if digest is None or not sizes or sizes[-1][0] != "manifest" or len(dict(sizes)) != len(sizes) or length % 8:
+        return None
+    entries, start = {}, 0
+    for name, nbytes in sizes:
+        entries[name] = Entry("U8", (nbytes,), start, start + nbytes)
+        start += nbytes
+    if 8 + length + start != size or _header_text(sizes[:-1], sizes[-1][1], digest[1]).ljust(length) != text:
+        return None
+    return Header(text, entries, {"format": "petlpack", "version": str(VERSION), "manifest_sha256": digest[1]})
+
+
+_DIGEST = re.compile(r'"manifest_sha256":"([0-9a-f]{64})"')
+
+_SIZES = re.compile(r'"([A-Za-z0-9._-]+)":\{"dtype":"U8","shape":\[([0-9]{1,15})\]')
+
+MAX_SMALL_HEADER = 1 << 20
+"""Bytes of a header that is looked at as a whole before it is parsed: ten thousand sections have less."""
 
 _DAMAGE_HINT = "restore the file from a copy, or encode the run again"
 
@@ -162,18 +193,16 @@ def _pack_manifest(text: bytes) -> bytes:
 
 
 def _header_text(sizes: Sequence[tuple[str, int]], manifest: int, digest: str, start: int = 0) -> str:
-    """Return the canonical header of sections and a manifest that follow each other from offset `start` on."""
-    table: dict[str, object] = {
-        "__metadata__": {"format": "petlpack", "version": str(VERSION), "manifest_sha256": digest}
-    }
+    """Return the canonical header of sections and a manifest that follow each other from offset `start` on.
+
+    Names of sections need no escapes.
+    """
+    rows = [f'"__metadata__":{{"format":"petlpack","version":"{VERSION}","manifest_sha256":"{digest}"}}']
     offset = start
     for name, size in [*sizes, ("manifest", manifest)]:
-        table[name] = {"dtype": "U8", "shape": [size], "data_offsets": [offset, offset + size]}
+        rows.append(f'"{name}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{offset},{offset + size}]}}')
         offset += 0 if start else size
-    return _COMPACT(table)
-
-
-_COMPACT = json.JSONEncoder(separators=(",", ":")).encode
+    return f"{{{','.join(rows)}}}"
 
 
 def _check_format(header: Header) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from petlpack.errors import BaseError, RunError, printable
 from petlpack.tensors.casting import cast_bits
-from petlpack.tensors.checkpoint import find_weights, open_checkpoint
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.tensor import Tensor
 
@@ -29,6 +28,8 @@ class Base:
     def __init__(self, path: str | Path) -> None:
         """Open a model directory or a weights file; raises BaseError where there is none."""
         self.path = Path(path)
+        from petlpack.tensors.checkpoint import find_weights, open_checkpoint  # here, for tables need no files
+
         try:
             weights = find_weights(self.path) if self.path.is_dir() else self.path
             if weights is None or not weights.exists():

@@ -12,7 +12,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -61,12 +60,12 @@ class Header:
     entries: dict[str, Entry]
     metadata: dict[str, str]
 
-    @cached_property
+    @property
     def data_start(self) -> int:
         """Offset of the first tensor byte in the file."""
         return 8 + len(self.text.encode())
 
-    @cached_property
+    @property
     def file_size(self) -> int:
         """Bytes of the whole file."""
         return self.data_start + max((entry.stop for entry in self.entries.values()), default=0)

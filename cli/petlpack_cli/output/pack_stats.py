@@ -11,13 +11,13 @@ import click
 from petlpack.errors import printable
 from petlpack_cli.output import WIDEST_TEXT, Output
 from petlpack_cli.output.errors import describe
+from petlpack_cli.output.one_task import exactness
 from petlpack_cli.output.rows import MOST, cell, print_csv, print_markdown, print_rows
 from petlpack_cli.output.sizes import bar, count, ratio, size
 
 if TYPE_CHECKING:
     import petlpack
     from petlpack.analyze.forecast import Cost, Forecast, ForecastRow
-    from petlpack.analyze.one import Audit
     from petlpack.analyze.rows import TaskRow
     from petlpack.analyze.tables import Table
 
@@ -98,60 +98,6 @@ def print_damaged(damaged: Mapping[str, Exception]) -> None:
         click.echo(
             f"Hint: {printable(hint or 'damaged tasks count on the disk only; `petlpack verify` tells more')}", err=True
         )
-
-
-def print_one(out: Output, found: Audit) -> None:
-    """Print one task: facts, sections, the parts that it needs."""
-    row = found.row
-    own = row.bytes.total
-    needed = sum(part.bytes for part in found.parts)
-    facts = [
-        ("Task", row.name),
-        ("Method", f"{row.method} ({row.layout})"),
-        ("Codec", f"{row.codec}, {'exact to the bit' if row.exact else 'inexact: ' + _exactness(row)}"),
-        ("Own file", f"{size(own)} ({own:,} bytes)"),
-        ("Parts", f"{size(needed)} in {count(len(found.parts), 'shared part')}"),
-        ("Run", f"{size(row.run_bytes)} of tensors, {ratio(row.run_bytes, own)} the file"),
-        (
-            "Dense",
-            "-" if row.dense_bytes is None else f"{size(row.dense_bytes)}, {ratio(row.dense_bytes, own)} the file",
-        ),
-        ("Score", "-" if row.score is None else f"{row.score.value:g} {row.score.metric}"),
-        ("Of base", "-" if row.figures.percent_of_base is None else f"{row.figures.percent_of_base:.3g} %"),
-    ]
-    out.fields([(name, value) for name, value in facts if value != "-"])
-    out.line()
-    largest = max((section.nbytes for section in row.sections), default=0)
-    rows = []
-    for section in row.sections:
-        bound = found.bounds.get(section.name)
-        bits = 8 * section.nbytes / section.count if section.count else None
-        least = None if bound is None or not section.count else bound / section.count
-        rows.append(
-            (
-                *(section.name, section.coder, f"{section.count:,}", size(section.nbytes)),
-                *(
-                    cell(bits, "bits"),
-                    cell(least, "bits"),
-                    _times(section.nbytes, bound),
-                    bar(section.nbytes, largest, 6),
-                ),
-            )
-        )
-    rows.append(("manifest", "", "", size(row.bytes.header), "", "", "", bar(row.bytes.header, largest, 6)))
-    out.table(
-        {
-            **{"Section": "name", "Coder": "text", "Elements": "number", "Bytes": "number"},
-            **{"Bits each": "number", "Bound": "number", "Of bound": "number", "": "bar"},
-        },
-        rows,
-        ("own file", "", "", size(own), "", "", "", ""),
-    )
-    out.line()
-    out.table(
-        {"Shared part": "name", "sha256": "text", "Bytes": "number"},
-        [(part.role, part.sha256[:16], size(part.bytes)) for part in found.parts],
-    )
 
 
 def print_forecast(out: Output, found: petlpack.Stats, seen: Forecast) -> None:
@@ -239,7 +185,7 @@ def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
             row.name,
             row.method,
             row.codec,
-            _exactness(row),
+            exactness(row),
             *_against(_total([row]), row.dense_bytes),
             bar(_total([row]), largest, 6),
         )
@@ -280,13 +226,6 @@ def _dense(rows: tuple[TaskRow, ...]) -> int | None:
 
 def _against(nbytes: int, dense: int | None) -> tuple[str, str, str]:
     return size(nbytes), "-" if dense is None else size(dense), ratio(dense or 0, nbytes)
-
-
-def _exactness(row: TaskRow) -> str:
-    """Say whether a task is what was trained to the bit, else the error that is stated of it."""
-    if row.exact:
-        return "yes"
-    return "no" if row.error is None else f"+-{row.error:.1e}"
 
 
 def _print_bytes(out: Output, found: petlpack.Stats, most: int | None) -> None:
@@ -342,10 +281,6 @@ def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _times(nbytes: int, bound_bits: float | None) -> str:
-    return "-" if not bound_bits else f"{8 * nbytes / bound_bits:.3f}x"
 
 
 def _print_disk(out: Output, found: petlpack.Stats, most: int | None) -> None:
