@@ -695,6 +695,7 @@ def test_an_output_without_unicode_gets_escapes(pack: Path) -> None:
         done = subprocess.run(command, capture_output=True, env=environment)
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout.isascii()
+        assert b"\x1b" not in done.stdout
 
 
 def test_a_pack_among_runs_is_refused(pack: Path, tmp_path: Path) -> None:

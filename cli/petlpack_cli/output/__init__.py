@@ -97,11 +97,21 @@ def _width() -> int:
 
 
 def _bold(text: str) -> str:
-    """Return a text that stands out on a terminal; click takes the style off elsewhere."""
+    """Return a text that stands out on a terminal."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
-    return text if plain else click.style(text, bold=True)
+    return text if plain or not sys.stdout.isatty() else click.style(text, bold=True)
+
+
+PLAIN = str.maketrans({"─": "-", "…": "."})
+"""What stands for the lines of a table where stdout has no such characters; what else it lacks is escaped."""
 
 
 def _print(lines: Iterable[str]) -> None:
+    text = "\n".join(lines)
     with naming(STDOUT):
-        click.echo("\n".join(lines))
+        try:
+            "─…".encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:  # click would write UTF-8 all the same
+            sys.stdout.write(f"{text.translate(PLAIN)}\n")
+        else:
+            click.echo(text)
