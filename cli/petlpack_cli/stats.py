@@ -161,14 +161,15 @@ def _pack(
     else:
         _refuse(("by", "sort", "filters", "csv", "md", "at", "bounds"), given, "does not go with --forecast")
     _refuse_together(out, csv=options["csv"], md=options["md"])
+    key = _key(by, **options)
+    if key is not None:
+        _refuse(("at",), given, "does not go with one table")
     opened = None if base is None else petlpack.Base(base)
     with out.progress() as progress:
         counts = [] if at is None else parse_counts(at)
         rank = LORA_RANK if lora_rank is None else lora_rank
         found = petlpack.stats(pack, opened, at=counts, lora_rank=rank, progress=progress.bytes(str(pack)))
-        table, failed = _table(found, by, opened, progress.bytes(str(pack)), **options)
-    if table is not None and at is not None:
-        raise click.UsageError("--at does not go with one table", click.get_current_context())
+        table, failed = _table(found, key, opened, progress.bytes(str(pack)), **options)
     damaged = {**found.inventory.damaged, **failed}
     if not found.tasks and damaged and (forecast is not None or plot is not None):
         pack_stats.print_damaged(damaged)
@@ -195,28 +196,35 @@ def _columns(options: Mapping[str, Any]) -> list[str]:
     return [match[0] for word in words if (match := re.match("[a-z_]+", word.strip()))]
 
 
+def _key(
+    by: str | None, *, bounds: bool, sort: str | None, filters: tuple[str, ...], csv: bool, md: bool, **_: object
+) -> str | None:
+    """Return what the one table that is asked for is by; None where the whole account is."""
+    if by is None and not (bounds or sort or filters or csv or md):
+        return None
+    key = by or ("section" if bounds else "task")
+    if bounds and key != "section":
+        raise click.UsageError("--bounds is for --by section", click.get_current_context())
+    return key
+
+
 def _table(
     found: petlpack.Stats,
-    by: str | None,
+    key: str | None,
     base: petlpack.Base | None,
     progress: Any,
     *,
     bounds: bool,
     sort: str | None,
     filters: tuple[str, ...],
-    csv: bool,
-    md: bool,
     **_: object,
 ) -> tuple[Table | None, Mapping[str, Exception]]:
     """Return the one table that is asked for, None where the whole account is, and what could not be decoded for it."""
     from petlpack.analyze import tables
     from petlpack.store import Store
 
-    if by is None and not (bounds or sort or filters or csv or md):
+    if key is None:
         return None, {}
-    key = by or ("section" if bounds else "task")
-    if bounds and key != "section":
-        raise click.UsageError("--bounds is for --by section", click.get_current_context())
     measured, failed = tables.measure(found, Store(found.pack), base, progress) if bounds else (None, {})
     table = tables.selected(tables.table_by(key, found, measured), filters)
     return table if sort is None else tables.ordered(table, sort), failed

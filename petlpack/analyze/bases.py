@@ -54,12 +54,12 @@ class Bases:
         """Look at every base's table, once; LoRAs have this rank."""
         self._rank = rank
         self._tables: dict[str, BaseSize] = {}
-        given = None if reader.base is None else _rows_of(reader.base.tensors.values(), reader.base.tensors)
+        given = None if reader.base is None else _rows_of(reader.base.tensors)
         self._given = None if given is None else self._size("given", given)
         for kind in {id(task.kind): task.kind for task in opened}.values():
             sha256, table = kind.template.base_table, reader.table(kind)
             if sha256 is not None and table is not None and sha256 not in self._tables:
-                rows = _rows_of(table.values(), table)
+                rows = _rows_of(table)
                 self._tables[sha256] = self._size(sha256, rows)
                 if rows == given:  # by names, dtypes and shapes; their digests would have to be computed
                     self._given = self._tables[sha256]
@@ -87,8 +87,8 @@ Rows = Mapping[str, tuple[DType, tuple[int, ...]]]
 """Dtype and shape of each tensor of a base, by name."""
 
 
-def _rows_of(tensors: Iterable[BaseRef | Tensor], names: Iterable[str]) -> Rows:
-    return {name: (tensor.dtype, tensor.shape) for name, tensor in zip(names, tensors, strict=True)}
+def _rows_of(tensors: Mapping[str, BaseRef] | Mapping[str, Tensor]) -> Rows:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 def dense_bytes(task: Opened, layout: str, base: BaseSize | None) -> int | None:

@@ -53,8 +53,7 @@ def audit(pack: str | Path, name: str, base: str | Path | Base | None = None, *,
         from petlpack.loading import Task  # here, for without bounds nothing is decoded
 
         known = measured_bounds(Task(store, name).load(reader.base).sections())
-    roles = task.roles
-    parts = [PartRow(roles[sha256], sha256, store.shared_path(sha256).stat().st_size) for sha256 in task.parts]
+    parts = [PartRow(role, sha256, reader.part_bytes(sha256)) for sha256, role in task.roles.items()]
     return Audit(
         row=task_row(task, reader, Bases(reader, [task], LORA_RANK).of(task), alone={}, share=0),
         parts=tuple(sorted(parts, key=lambda part: (-part.bytes, part.role))),

@@ -132,7 +132,6 @@ class Opened:
     shared: tuple[str, ...]
     """The template and the shared parts of tensors, as the manifest names them."""
     sections: tuple[SectionBytes, ...]
-
     roles: Mapping[str, str]
     """What each of its parts is to it: the template (which is first), the base table, a file, tensors; by sha256."""
 
@@ -183,9 +182,7 @@ class Reader:
             if row.name not in kind.units or row.count > kind.units[row.name].size:
                 raise DamageError(f"task '{name}' has a section '{row.name}' that its tensors do not need")
         for sha256 in task.parts:
-            if sha256 not in self._sizes:
-                self._sizes[sha256] = find_shared(self.store, sha256).stat().st_size
-            if self._sizes[sha256] < LEAST_FILE:
+            if self.part_bytes(sha256) < LEAST_FILE:
                 raise DamageError(f"shared part {sha256} has {self._sizes[sha256]} bytes, at least {LEAST_FILE} it had")
         return task
 
@@ -194,18 +191,17 @@ class Reader:
         tasks: list[Opened] = []
         damaged: dict[str, Exception] = {}
         names = self.store.task_names()
-        with without_collection():
-            for done, name in enumerate(names):
-                if progress is not None:
-                    progress(done, len(names))
-                try:
-                    task = self.open(name)
-                    for sha256 in task.tensors:
-                        self.part(sha256)
-                    tasks.append(task)
-                except (PetlpackError, OSError) as error:
-                    if self.store.task_path(name).is_symlink() or self.store.task_path(name).exists():
-                        damaged[name] = error  # else it was removed meanwhile
+        for done, name in enumerate(names):
+            if progress is not None:
+                progress(done, len(names))
+            try:
+                task = self.open(name)
+                for sha256 in task.tensors:
+                    self.part(sha256)
+                tasks.append(task)
+            except (PetlpackError, OSError) as error:
+                if os.path.lexists(self.store.task_path(name)):  # else it was removed meanwhile
+                    damaged[name] = error
         files = dict(self.store.files())
         tasks = [task for task in tasks if task_file(task.name) in files]  # some may have been removed meanwhile
         users, roles = users_of(tasks)
@@ -219,6 +215,12 @@ class Reader:
             disk_bytes=sum(files.values()),
             damaged_bytes=sum(files.get(task_file(name), 0) for name in damaged),
         )
+
+    def part_bytes(self, sha256: str) -> int:
+        """Return the bytes of a shared part's file; raises DamageError where it is missing."""
+        if sha256 not in self._sizes:
+            self._sizes[sha256] = find_shared(self.store, sha256).stat().st_size
+        return self._sizes[sha256]
 
     def part(self, sha256: str) -> PartBytes:
         """Read what is in a shared part of tensors; raises PetlpackError where its file is not as it was written."""

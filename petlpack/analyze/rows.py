@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from petlpack.analyze.bases import BaseSize, Source, dense_bytes
+from petlpack.analyze.bases import WHOLE, BaseSize, Source, dense_bytes
 from petlpack.analyze.figures import Figures, figures_of
 from petlpack.analyze.reading import Opened, Reader, SectionBytes
 from petlpack.facts import Score, error_of, score_of, text_of
@@ -57,6 +57,11 @@ class TaskRow:
     shared: tuple[str, ...]
     figures: Figures
     sections: tuple[SectionBytes, ...] = field(repr=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether its run is a whole model."""
+        return self.layout in WHOLE
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON has it; sections are told by `--by section`."""

@@ -252,7 +252,7 @@ def _parts_of(rows: Sequence[TaskRow]) -> tuple[str, ...]:
 
 def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None:
     """Print what papers count, of the tasks that have anything to count beside their bytes."""
-    counted = [row for row in found.tasks if row.codec == "sparse" or row.layout not in WHOLE]
+    counted = [row for row in found.tasks if row.codec == "sparse" or not row.whole]
     if not counted:
         return
     shown = counted if most is None else counted[:most]
@@ -305,9 +305,6 @@ def _print_disk(out: Output, found: petlpack.Stats, most: int | None) -> None:
     )
 
 
-WHOLE = ("transformers", "safetensors", "diff-pruning")
-"""Layouts of whole models, of which papers count nothing that bytes do not say."""
-
 PARTS = 5
 """Shared parts that people get by name without --all."""
 
@@ -354,7 +351,7 @@ def _print_amortized(out: Output, found: petlpack.Stats, at: Sequence[int]) -> N
         if found.break_even.runs
         else []
     )
-    lent = [row for row in found.tasks if row.base == "pack" and row.layout not in WHOLE]
+    lent = [row for row in found.tasks if row.base == "pack" and not row.whole]
     unknown = [row for row in found.tasks if row.dense_bytes is None]
     if unknown:
         told.append(f"{_tasks(unknown)} not say which base; --base DIR tells how large dense models are.")
