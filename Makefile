@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 TORCH := torch==2.13.0# always in the same install command: plain torch pulls gigabytes of CUDA
 
-.PHONY: demo test check bench clean
+.PHONY: demo demo-train test check bench experiment clean
 
 demo: $(VENV)/.core  ## encode the small runs in benchmarks/demo, show what they cost, decode one, compare every bit
 	@$(BIN)/python benchmarks/demo/demo.py
+
+demo-train: $(VENV)/.test  ## train the four methods on the tiny base, pack, decode, compare the scores
+	@$(BIN)/python benchmarks/demo/methods.py
 
 test: $(VENV)/.test $(VENV)/.adapters  ## all tests
 	$(BIN)/python -m pytest
@@ -23,6 +26,9 @@ check: $(VENV)/.check $(VENV)/.adapters  ## lint, types, layers, package, tests
 
 bench: $(VENV)/.bench  ## train (once, cached), measure, print the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py
+
+experiment: $(VENV)/.test  ## train every row of docs/experiment.md (hours; goes on where it stopped), write its tables and figures
+	$(BIN)/python benchmarks/methods
 
 clean:
 	rm -rf $(VENV) build

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from audit import audit
-from methods import methods
 from numpy.typing import NDArray
+from papers import methods
 from peers import coded_bytes, peers, run_zipnn
 from runs import cast_checkpoint, largest_changes, sparse_checkpoint, write_big_pair
 from train import base_dir

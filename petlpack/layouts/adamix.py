@@ -6,6 +6,7 @@ AdaMix (Wang et al. 2022); microsoft/AdaMix: run_glue.py's directories, and the 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,14 +25,17 @@ from petlpack.modules import Average, Mixture, Plain, Use
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
 from petlpack.tensors.tensor import Tensor
 
-SOUP = "pytorch_model_expert_soup.bin"
-"""The file of experts and classifier alone, which run_glue.py writes beside the full model."""
+SOUPS = ("pytorch_model_expert_soup.safetensors", "pytorch_model_expert_soup.bin")
+"""The file of experts and classifier alone, which run_glue.py pickles and petlpack.methods does not."""
 
 _EXPERT = re.compile(
     r"(?P<side>(?P<place>.+)\.ExpertSoup\.MoA_(?P<letter>[AB]))\.deepspeed_experts\.(?P<number>\d+)\.(?P<part>weight|bias)"
     r"|(?P<module>.+)\.experts_lora_(?P<lora>[AB])\.(?P<index>\d+)"
 )
 _SIDES = {"A": "down", "B": "up"}
+
+_HEADS = ("classifier", "score", "classification_head")
+"""What BERT, RoBERTa, GPT-2 and T5 call the head of a classifier."""
 
 _AVERAGED = 3
 """The inference level that averages the experts; 0 and 1 route at random (expert_soup.py:59-79)."""
@@ -57,7 +61,7 @@ class Adamix:
         _check_counts(experts, config, file)
         lora = any(key[1].startswith("lora") for key in experts)
         averaged = _is_averaged(config, file, options)
-        head = frozenset(name for name in weights.tensors if name.split(".")[0] in ("classifier", "score"))
+        head = frozenset(name for name in weights.tensors if name.split(".")[0] in _HEADS)
         tensors = dict(weights.tensors)
         collapse = averaged and not options.wants("keep_experts")
         rows, names = _rows(tensors, experts, collapse=collapse, lora=lora)
@@ -93,8 +97,9 @@ def _weights(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".pt" and _has_experts(path) else None
     for place in places(path):
-        if (place / SOUP).is_file():
-            return place / SOUP
+        for name in SOUPS:
+            if (place / name).is_file():
+                return place / name
         for file in (find_weights(place), *sorted(place.glob("model.*.pt"), key=_step)[-1:]):
             if file is not None and _has_experts(file):
                 return file
@@ -257,7 +262,7 @@ def _use(
     config: Mapping[str, Any], lora: bool, experts: Experts, weights: Checkpoint, file: Path, options: Options
 ) -> Use:
     if lora:
-        settings: dict[str, Any] = {"scaling": options.needed_number("scaling", file)}
+        settings: dict[str, Any] = {"scaling": options.needed_number("scaling", file, _scaling(config, file))}
         a, b = (
             next(weights.tensors[n[0]] for k, n in experts.items() if k[1] == side) for side in ("lora_A", "lora_B")
         )
@@ -265,10 +270,28 @@ def _use(
             groups = a.shape[0] // b.shape[1] if b.shape[1] else 0
             settings["enable"] = _enabled(groups, file)
         return Use("lora", settings)
-    said = config.get("hidden_act")
+    said = config.get("adapter_activation", config.get("hidden_act"))
     found = said if isinstance(said, str) else None
     activation = options.text("activation", found) or options.needed("activation", file)
     return Use("adapter", {"activation": activation, "scaling": 1.0, "form": "output"})
+
+
+def _scaling(config: Mapping[str, Any], file: Path) -> float | None:
+    """Return alpha / r, where the config says both, as runs of `petlpack.methods` do."""
+    alpha, rank = config.get("lora_alpha"), config.get("lora_r")
+    if alpha is None or rank is None:
+        return None
+    try:
+        scaling = float(alpha / rank)
+    except (TypeError, ZeroDivisionError, OverflowError):
+        scaling = math.nan
+    if not math.isfinite(scaling):
+        raise RunError(
+            f"'{printable(str(file.parent))}' has lora_alpha {printable(str(alpha))} and lora_r {printable(str(rank))} "
+            "in its config.json, which make no alpha / r",
+            hint="both are numbers, and lora_r is not 0",
+        )
+    return scaling
 
 
 def _enabled(groups: int, file: Path) -> list[bool]:

@@ -15,8 +15,8 @@ from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
 
-MASKS = "adapter_mask.bin"
-"""The file of masks that only PROPETL's fork writes."""
+MASKS = ("adapter_mask.bin", "adapter_mask.safetensors")
+"""The file of masks that only PROPETL has: pickled by its own fork, not so by petlpack.methods."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class AdapterFiles:
     def root(self, path: Path) -> Path:
         """Return what the files of this adapter of a run are named from."""
         return _root(path, self.folder)
+
+    @property
+    def masks(self) -> str:
+        """What the file of its masks is called, or would be."""
+        return next((source.name for source in self.sources if source.name in MASKS), MASKS[0])
 
     @property
     def weight_bytes(self) -> int:
@@ -79,7 +84,7 @@ def open_adapter(path: Path, folder: Path) -> AdapterFiles:
             f"'{printable(str(folder))}' has adapter_config.json, but no weights: pytorch_adapter.bin is missing",
             hint="the adapter was saved only in part: save it again",
         )
-    found += [_weights(folder, MASKS), _weights(folder, "pytorch_model_head.bin", "model_head.safetensors")]
+    found += [_weights(folder, *MASKS), _weights(folder, "pytorch_model_head.bin", "model_head.safetensors")]
     tensors: dict[str, Tensor] = {}
     headers: dict[str, Header] = {}
     root = _root(path, folder)

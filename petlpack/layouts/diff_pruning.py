@@ -1,7 +1,8 @@
 """`diff-pruning`: what the three stages of diff pruning leave behind; the difference is taken against the base.
 
 Guo, Rush and Kim 2021; dguo98/DiffPruning. Only `model` counts: the masks are sampled and not saved, and `w` in
-`bert_params` is a step ahead of the model (run_glue_diffpruning.py:356-393, 457, 551).
+`bert_params` is a step ahead of the model (run_glue_diffpruning.py:356-393, 457, 551). Without such files, as
+petlpack.methods saves it, the last stage's model is known by a config.json that states its density.
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ _STAGES = ("checkpoint-best-info.pt", "checkpoint-last-info.pt")
 
 @dataclass(frozen=True)
 class DiffPruning:
-    """The final model, else the best epoch's, else the last's, or a pruned `mag*.pt`."""
+    """The final model, else the best epoch's, else the last's, or a pruned `mag*.pt`; or what a config says is one."""
 
     id = "diff-pruning"
 
     def detect(self, path: Path) -> bool:
-        """Tell whether this is such a stage file, or a directory with one."""
-        return any(_is_stage(file) for file in _stage_files(path))
+        """Tell whether this is such a stage file, or a directory with one, or with a model that says it is pruned."""
+        return any(_is_stage(file) for file in _stage_files(path)) or _stated(path) is not None
 
     def read(self, path: Path, options: Options) -> list[Run]:
         """Read the model."""
         stages = [file for file in _stage_files(path) if _is_stage(file)]
         final = path / _FINAL
-        file = final if path.is_dir() and final.is_file() else stages[0]
+        stated = None if stages else _stated(path)
+        file = stated or (final if path.is_dir() and final.is_file() else stages[0])
         weights = open_saved(file, "model", name=_FINAL)
         tensors = {name.removeprefix("module."): tensor for name, tensor in weights.tensors.items()}
         if len(tensors) != len(weights.tensors):
@@ -48,7 +50,7 @@ class DiffPruning:
                 layout=self.id,
                 method="diff pruning",
                 module=Dense(tensors),
-                headers=headers_of({_FINAL: list(tensors)}, tensors),
+                headers=headers_of({_FINAL: list(tensors)}, tensors) if stated is None else weights.headers,
                 weight_bytes=file.stat().st_size,
                 kept=kept,
                 left_out=left_out,
@@ -65,6 +67,16 @@ def _stage_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     return [*(path / name for name in _STAGES if (path / name).is_file()), *sorted(path.glob("mag*.pt"))]
+
+
+def _stated(path: Path) -> Path | None:
+    """Return the weights of a directory whose config says that they are diff pruning's."""
+    file = next((path / name for name in ("model.safetensors", _FINAL) if (path / name).is_file()), None)
+    try:
+        stated = file is not None and "diff_pruning" in read_json(path / "config.json")
+    except RunError:  # no config, or a damaged one: for the layout to say that it is of
+        return None
+    return file if stated else None
 
 
 def _is_stage(file: Path) -> bool:

@@ -1,6 +1,7 @@
-"""`pha`: multi-task T5 runs whose decoder adapters a network generates from a prototype of each task.
+"""`pha`: multi-task runs whose adapters a network generates from a prototype of each task.
 
-"Prototype-based HyperAdapter" (Zhao, Fu, Zhang and Hou 2023); Bumble666/PHA: a full pytorch_model.bin and config.json.
+"Prototype-based HyperAdapter" (Zhao, Fu, Zhang and Hou 2023); Bumble666/PHA: a full pytorch_model.bin of T5 and
+config.json. petlpack.methods.pha: of T5, BERT or RoBERTa, without the base, and a head for each task.
 """
 
 from __future__ import annotations
@@ -21,22 +22,54 @@ from petlpack.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
 
-PROTOTYPES = "decoder.adapter_task_embedding.weight"
-LAYERS = "decoder.param_gen.layer_embed.weight"
-NET = "decoder.param_gen.decoder"
+_PROTOTYPES = "adapter_task_embedding.weight"
+_NET = "param_gen.decoder"
+_PLACE = "decoder.block.{layer}.layer.2"
+"""Where the released code's generated adapters stand."""
 
-_TRUNK = Trunk(
-    first=(f"{NET}.linear1.weight", f"{NET}.linear1.bias"),
-    second=(f"{NET}.linear2.weight", f"{NET}.linear2.bias"),
-    norm=(f"{NET}.LayerNorm.weight", f"{NET}.LayerNorm.bias"),
-    eps=1e-6,
-)
 _MANUAL = re.compile(
-    r"(?P<place>(?:en|de)coder\.block\.\d+\.layer\.\d+)\.adapter_layer\.adapter_(?P<side>down|up)_manual\.(?P<part>weight|bias)"
+    r"(?P<place>(?:\w+\.)*(?:en|de)coder\.block\.\d+\.layer\.\d+)\.adapter_layer\.adapter_(?P<side>down|up)_manual\.(?P<part>weight|bias)"
 )
-_RETRIEVER = re.compile(r"decoder\.mlp\.\d+\.(weight|bias)")
+_HEAD = re.compile(r"heads\.(?P<task>[^.]+)\.(?P<name>.+)")
 _DEAD = "never used: the generated adapters stand in their place"
 _TRAINING = "the retriever, which only training and new tasks use (--keep-retriever keeps it)"
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What the method's tensors are called; `stack` is the model's stack with the generated adapters."""
+
+    stack: str
+
+    @property
+    def prototypes(self) -> str:
+        return f"{self.stack}.{_PROTOTYPES}"
+
+    @property
+    def layers(self) -> str:
+        return f"{self.stack}.param_gen.layer_embed.weight"
+
+    @property
+    def net(self) -> str:
+        return f"{self.stack}.{_NET}"
+
+    @property
+    def trunk(self) -> Trunk:
+        linear1, linear2, norm = (
+            (f"{self.net}.{layer}.weight", f"{self.net}.{layer}.bias") for layer in ("linear1", "linear2", "LayerNorm")
+        )
+        return Trunk(first=linear1, second=linear2, norm=norm, eps=1e-6)
+
+    def is_retriever(self, name: str) -> bool:
+        return re.fullmatch(rf"{re.escape(self.stack)}\.mlp\.\d+\.(weight|bias)", name) is not None
+
+    def is_method(self, name: str) -> bool:
+        return (
+            name == self.prototypes
+            or name.startswith(f"{self.stack}.param_gen.")
+            or self.is_retriever(name)
+            or _MANUAL.fullmatch(name) is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -56,35 +89,42 @@ class Pha:
         weights = open_saved(file)
         config = _config(file)
         tensors = dict(weights.tensors)
-        _check(tensors, config, file)
-        tasks = _tasks(config, tensors[PROTOTYPES], file, options)
+        names = _names(tensors)
+        _check(tensors, names, config, file)
+        tasks = _tasks(config, tensors[names.prototypes], file, options)
+        heads = _heads(tensors, tasks, file)
         kept, left_out = sort_files(path, file.parent, weights.sources)
-        left_out = (*left_out, *_drop(tensors, file, options))
-        rows = _rows(tensors, config)
+        left_out = (*left_out, *_drop(tensors, names, file, options))
+        rows = _rows(tensors, names, _place(config, file))
         norm = config.get("adapter_norm_input")
         use = Use("adapter", {"activation": "relu", "scaling": 1.0, "form": "parallel", "norm_input": norm is True})
-        shared = tuple(name for name in tensors if name != PROTOTYPES)
-        trained = sum(tensor.size for name, tensor in weights.tensors.items() if _is_method(name))
+        every = frozenset(name for own in heads.values() for name in own)
+        shared = tuple(name for name in tensors if name != names.prototypes and name not in every)
+        trained = sum(tensor.size for name, tensor in weights.tensors.items() if names.is_method(name))
+        on_base = not all(names.is_method(name) for name in shared)
+        base_name = config.get("_name_or_path")
         header = next(iter(weights.headers))
         runs = []
         for number, task in enumerate(tasks):
-            own = {**tensors, PROTOTYPES: row_of(weights.tensors[PROTOTYPES], number)}
+            others = every - heads[task]
+            own = {name: tensor for name, tensor in tensors.items() if name not in others}
+            own[names.prototypes] = row_of(weights.tensors[names.prototypes], number)
             runs.append(
                 Run(
                     path=path,
                     layout=self.id,
                     method="PHA",
-                    module=Generator(own, frozenset(), use, (_TRUNK,), rows),
+                    module=Generator(own, heads[task], use, (names.trunk,), rows),
                     headers=headers_of({header: list(own)}, own),
                     weight_bytes=weights.nbytes // len(tasks),
                     kept={**kept, "config.json": _config_of(config, task)},
                     left_out=left_out,
                     warnings=(*skipped(path, file.parent), *other_weights(left_out)),
-                    base_name=None,
+                    base_name=base_name if not on_base and isinstance(base_name, str) else None,
                     task=task,
                     name=task,
                     parts=(shared,),
-                    on_base=True,
+                    on_base=on_base,
                     figures={"trained": trained},
                 )
             )
@@ -92,7 +132,13 @@ class Pha:
 
 
 def _weights(path: Path) -> Path | None:
-    return next((file for place in places(path) if (file := model_with(place, NET, PROTOTYPES))), None)
+    return next((file for place in places(path) if (file := model_with(place, f".{_NET}.", f".{_PROTOTYPES}"))), None)
+
+
+def _names(tensors: Mapping[str, Tensor]) -> _Names:
+    """Return the names of the stack whose adapters are generated: the decoder's, where there are several."""
+    stacks = [name.removesuffix(f".{_PROTOTYPES}") for name in tensors if name.endswith(f".{_PROTOTYPES}")]
+    return _Names("decoder" if "decoder" in stacks else stacks[0])
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -105,40 +151,43 @@ def _config(file: Path) -> dict[str, Any]:
     return read_json(config)
 
 
-def _check(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> None:
+def _check(tensors: Mapping[str, Tensor], names: _Names, config: Mapping[str, Any], file: Path) -> None:
     """Raise RunError where a tensor is missing, or the config contradicts the tensors."""
-    kind = config.get("decoder_adapter")
+    end, net, trunk = names.stack.rpartition(".")[2], names.net, names.trunk
+    kind = config.get(f"{end}_adapter")
     if kind != "pro-hyper":
         raise RunError(
-            f"'{printable(str(file.parent / 'config.json'))}' has decoder_adapter {printable(repr(kind))}, "
+            f"'{printable(str(file.parent / 'config.json'))}' has {end}_adapter {printable(repr(kind))}, "
             "and only 'pro-hyper' makes one adapter for each task",
             hint="adapters that depend on each input cannot be packed by task",
         )
-    names = [*_TRUNK.first, *_TRUNK.second, *(_TRUNK.norm or ()), LAYERS]
-    names += [
-        f"{NET}.{what}_{side}.{part}"
+    wanted = [*trunk.first, *trunk.second, *(trunk.norm or ()), names.layers]
+    wanted += [
+        f"{net}.{what}_{side}.{part}"
         for what in ("weight", "bias")
         for side in ("up", "down")
         for part in ("weight", "bias")
     ]
-    for name in names:
+    for name in wanted:
         if name not in tensors:
             raise RunError(f"'{printable(str(file))}' has prototypes, and no '{name}'")
-    narrow, width = tensors[f"{NET}.bias_down.weight"].shape[0], tensors[f"{NET}.bias_up.weight"].shape[0]
-    for name in (f"{NET}.weight_up.weight", f"{NET}.weight_down.weight"):
+    narrow, width = tensors[f"{net}.bias_down.weight"].shape[0], tensors[f"{net}.bias_up.weight"].shape[0]
+    for name in (f"{net}.weight_up.weight", f"{net}.weight_down.weight"):
         if tensors[name].shape[0] != narrow * width:
             raise RunError(f"'{name}' is {list(tensors[name].shape)}, the biases say {narrow} x {width}")
-    said = {"d_model": width, "decoder_adapter_dim": narrow, "num_decoder_layers": tensors[LAYERS].shape[0]}
+    layers = tensors[names.layers].shape[0]
+    said = {"d_model": width, "hidden_size": width, f"{end}_adapter_dim": narrow}
+    said |= {"num_decoder_layers": layers} if end == "decoder" else {"num_layers": layers, "num_hidden_layers": layers}
     for key, found in said.items():
         if config.get(key, found) != found:
             raise RunError(
                 f"'{printable(str(file.parent / 'config.json'))}' says {key} {config[key]}, the tensors say {found}",
                 hint="the config belongs to another run",
             )
-    codes = tensors[PROTOTYPES].shape[-1] + tensors[LAYERS].shape[-1]
-    if tensors[_TRUNK.first[0]].shape[1] != codes:
+    codes = tensors[names.prototypes].shape[-1] + tensors[names.layers].shape[-1]
+    if tensors[trunk.first[0]].shape[1] != codes:
         raise RunError(
-            f"'{_TRUNK.first[0]}' is {list(tensors[_TRUNK.first[0]].shape)}, "
+            f"'{trunk.first[0]}' is {list(tensors[trunk.first[0]].shape)}, "
             f"prototype and layer code have {codes} numbers"
         )
 
@@ -167,32 +216,64 @@ def _tasks(config: Mapping[str, Any], prototypes: Tensor, file: Path, options: O
     return tasks
 
 
-def _drop(tensors: dict[str, Tensor], file: Path, options: Options) -> list[LeftOut]:
+def _heads(tensors: Mapping[str, Tensor], tasks: list[str], file: Path) -> dict[str, frozenset[str]]:
+    """Return the names of each task's head, none in a run without heads; raises RunError where only some have one."""
+    of: dict[str, set[str]] = {task: set() for task in tasks}
+    for name in tensors:
+        if match := _HEAD.fullmatch(name):
+            if match["task"] not in of:
+                raise RunError(
+                    f"'{printable(str(file))}' has the head '{printable(name)}', "
+                    f"and its tasks are {printable(', '.join(tasks))}",
+                    hint="the tasks stand in the config.json that the run saved, in the order of the rows",
+                )
+            of[match["task"]].add(name)
+    without = next((task for task, head in of.items() if not head), None)
+    if without is not None and any(of.values()):
+        raise RunError(
+            f"'{printable(str(file))}' has heads, and none of task '{printable(without)}'", hint="save the run again"
+        )
+    return {task: frozenset(head) for task, head in of.items()}
+
+
+def _place(config: Mapping[str, Any], file: Path) -> str:
+    """Return where the generated adapters stand, with `{layer}` in the place of the layer's number."""
+    place = config.get("adapter_place", _PLACE)
+    if not isinstance(place, str) or place.count("{layer}") != 1:
+        raise RunError(
+            f"'{printable(str(file.parent / 'config.json'))}' has adapter_place {printable(repr(place))}",
+            hint=f"it names the feed-forwards with the adapters, as '{_PLACE}'",
+        )
+    return place
+
+
+def _drop(tensors: dict[str, Tensor], names: _Names, file: Path, options: Options) -> list[LeftOut]:
     """Take out what inference never uses; return what was taken out, and why."""
-    dead = [name for name in tensors if (match := _MANUAL.fullmatch(name)) and match["place"].startswith("decoder.")]
-    retriever = [name for name in tensors if _RETRIEVER.fullmatch(name)]
+    stack = f"{names.stack}."
+    dead = [name for name in tensors if (match := _MANUAL.fullmatch(name)) and match["place"].startswith(stack)]
+    retriever = [name for name in tensors if names.is_retriever(name)]
     retriever = [] if retriever and options.wants("keep_retriever") else retriever
     dropped = []
-    for what, names, why in (("decoder...manual", dead, _DEAD), ("decoder.mlp", retriever, _TRAINING)):
-        if names:
-            sizes = [tensors.pop(name).nbytes for name in names]
+    for what, held, why in ((f"{stack}..manual", dead, _DEAD), (f"{stack}mlp", retriever, _TRAINING)):
+        if held:
+            sizes = [tensors.pop(name).nbytes for name in held]
             dropped.append(left_out_tensors(file.name, what, sizes, why))
     return dropped
 
 
-def _rows(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Generated, ...]:
-    rows = []
+def _rows(tensors: Mapping[str, Tensor], names: _Names, place: str) -> tuple[Generated, ...]:
+    rows, net = [], names.net
     for name in tensors:
         if match := _MANUAL.fullmatch(name):
             rows.append(Generated(f"{match['place']}.{match['side']}.{match['part']}", name))
-    narrow, width = tensors[f"{NET}.bias_down.weight"].shape[0], tensors[f"{NET}.bias_up.weight"].shape[0]
+    narrow, width = tensors[f"{net}.bias_down.weight"].shape[0], tensors[f"{net}.bias_up.weight"].shape[0]
     shapes = {"up": ((narrow, width), width), "down": ((width, narrow), narrow)}
-    for layer in range(tensors[LAYERS].shape[0]):
-        codes = ((PROTOTYPES, 0), (LAYERS, layer))
+    for layer in range(tensors[names.layers].shape[0]):
+        codes = ((names.prototypes, 0), (names.layers, layer))
         for side, (matrix, vector) in shapes.items():
-            output = f"decoder.block.{layer}.layer.2.{side}"
+            output = f"{place.replace('{layer}', str(layer))}.{side}"
             for what, part, shape in (("weight", "weight", matrix), ("bias", "bias", (vector,))):
-                source = f"{NET}.{what}_{side}"
+                source = f"{net}.{what}_{side}"
                 rows.append(
                     Generated(
                         f"{output}.{part}",
@@ -207,14 +288,10 @@ def _rows(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Gen
     return tuple(rows)
 
 
-def _is_method(name: str) -> bool:
-    return (
-        name == PROTOTYPES
-        or name.startswith("decoder.param_gen.")
-        or bool(_MANUAL.fullmatch(name) or _RETRIEVER.fullmatch(name))
-    )
-
-
 def _config_of(config: Mapping[str, Any], task: str) -> bytes:
     """Return the run's config for one of its tasks, which has one row of prototypes."""
-    return (json.dumps({**config, "tasks": [task]}, indent=2, sort_keys=True) + "\n").encode()
+    own = {**config, "tasks": [task]}
+    labels = config.get("task_labels")
+    if isinstance(labels, dict):
+        own["task_labels"] = {task: labels.get(task, 0)}
+    return (json.dumps(own, indent=2, sort_keys=True) + "\n").encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from petlpack.arithmetic import produce
 from petlpack.errors import RunError, printable
@@ -24,6 +24,8 @@ from petlpack.tensors.tensor import Tensor
 _MASK = re.compile(r"(?P<place>.+)\.adapters_mask\.(?P<name>[^.]+)\.(?P<side>down|up|lora_A|lora_B)_mask")
 _SCORES = re.compile(r"(?P<module>.+\.prefix_tunings\.[^.]+\.[^.]+)\.adapters_mask\.adapters_mask")
 _LAYER = re.compile(r"(?P<place>.+\.layer\.\d+\.attention\.self)\.prefix_tuning\.")
+
+_HEADS = ("pytorch_model_head", "model_head")
 
 _SIDES = {
     "down": ("adapters", {"down.weight": "adapter_down.0.weight", "down.bias": "adapter_down.0.bias"}),
@@ -43,7 +45,7 @@ class Propetl:
     def detect(self, path: Path) -> bool:
         """Tell whether an adapter of the run has masks, or shares its prefix over layers."""
         return any(
-            (folder / MASKS).is_file() or _config(folder).get("share_adapter") is True
+            any((folder / name).is_file() for name in MASKS) or _config(folder).get("share_adapter") is True
             for folder in adapter_folders(path)
         )
 
@@ -114,13 +116,20 @@ def _gone(adapter: AdapterFiles, tensors: Mapping[str, Tensor]) -> list[LeftOut]
     return gone
 
 
+def _head(adapter: AdapterFiles) -> frozenset[str]:
+    """Return the tensors of the head: those of AdapterHub's name, and all of the head's file (`classifier.weight`)."""
+    files = [header for file, header in adapter.headers.items() if PurePosixPath(file).stem in _HEADS]
+    return adapter.head.union(*(header.entries for header in files))
+
+
 def _matrices(adapter: AdapterFiles, options: Options) -> Masked:
     """Read an adapter or LoRA: each side of each layer's module is a prototype times its mask."""
     tensors = dict(adapter.tensors)
     found = {name: match for name in tensors if (match := _MASK.fullmatch(name))}
     if not found:
         raise RunError(
-            f"'{printable(str(adapter.folder / MASKS))}' holds no masks, and the adapter's layers share their weights",
+            f"'{printable(str(adapter.folder / adapter.masks))}' holds no masks, "
+            "and the adapter's layers share their weights",
             hint="save the adapter again: without its masks it cannot be rebuilt",
         )
     _refuse_missing(adapter, {(match["place"], match["side"]) for match in found.values()})
@@ -153,7 +162,7 @@ def _matrices(adapter: AdapterFiles, options: Options) -> Masked:
                 _check_mask(mask, tensors[mask], name, shape)
         tensors[mask] = _as_mask(tensors[mask], mask, adapter, options)
     kind = "lora" if any(match["side"].startswith("lora") for match in found.values()) else "adapter"
-    return Masked(tensors, adapter.head, _use(adapter, kind, options), tuple(rows))
+    return Masked(tensors, _head(adapter), _use(adapter, kind, options), tuple(rows))
 
 
 def _refuse_missing(adapter: AdapterFiles, masked: set[tuple[str, str]]) -> None:
@@ -163,7 +172,7 @@ def _refuse_missing(adapter: AdapterFiles, masked: set[tuple[str, str]]) -> None
             place, key, part = name.partition(f".{word}.{adapter.name}.")
             if key and part in parts.values() and (place, side) not in masked:
                 raise RunError(
-                    f"'{printable(str(adapter.folder / MASKS))}' has no {side}_mask of '{printable(place)}', "
+                    f"'{printable(str(adapter.folder / adapter.masks))}' has no {side}_mask of '{printable(place)}', "
                     f"whose '{printable(part)}' is in the adapter",
                     hint="save the adapter again: without its masks it cannot be rebuilt",
                 )
@@ -225,7 +234,8 @@ def _prefix(adapter: AdapterFiles, scores: list[str], options: Options) -> Maske
         MaskedMatrix(f"{place}.prefix", prototype, (mask,), index=i)
         for i, place in enumerate(sorted(places, key=_number))
     ]
-    return Masked(tensors, adapter.head, Use("prefix", {"baked": bake}), tuple(rows), () if bake else (produced,))
+    head = _head(adapter)
+    return Masked(tensors, head, Use("prefix", {"baked": bake}), tuple(rows), () if bake else (produced,))
 
 
 def _check_prefix(names: list[str], tensors: Mapping[str, Tensor], mask: str, layers: int) -> None:

@@ -1,16 +1,21 @@
 """`propetl-t5`: multi-task runs of PROPETL on T5: one prototype, a mask for each task and one for each layer.
 
-"One Network, Many Masks" (Zeng, Zhang and Lu 2023), section 3.3; ChaosCodes/ProPETL, propetl-t5.
+"One Network, Many Masks" (Zeng, Zhang and Lu 2023), section 3.3; ChaosCodes/ProPETL, propetl-t5. A run with
+propetl_config.json, which petlpack.methods.propetl writes, may be an encoder's, of LoRA or prefixes, and hold heads.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, headers_of, left_out_tensors
+from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.options import Options
@@ -19,10 +24,24 @@ from petlpack.modules import Masked, MaskedMatrix, Use
 from petlpack.tensors.checkpoint import Checkpoint, open_saved
 from petlpack.tensors.tensor import Tensor
 
-FILE = "propetl_weight.bin"
+FILES = ("propetl_weight.safetensors", "propetl_weight.bin")
+"""What holds prototypes and masks alone; the original code pickles it, petlpack.methods does not."""
+ABOUT = "propetl_config.json"
 
-_MASK = re.compile(r"(?P<place>.+)\.adapter_controller\.mask_scores\.(?P<owner>.+)_(?P<side>down|up)_mask\.param")
-_PROTOTYPE = re.compile(r".+\.adapter_controller\.adapters\.[^.]+\.(?P<side>down|up)_sampler\.(?P<part>weight|bias)")
+_SIDES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "adapter": {"down": ("weight", "bias"), "up": ("weight", "bias")},
+    "lora": {"lora_A": ("weight",), "lora_B": ("weight",)},
+    "prefix": {"prefix": ("weight",)},
+}
+"""For each kind of module its matrices, and which parts a prototype has of each; a bias has no mask."""
+
+_MASK = re.compile(
+    r"(?P<place>.+)\.adapter_controller\.mask_scores\.(?P<owner>.+)_(?P<side>down|up|lora_A|lora_B|prefix)_mask\.param"
+)
+_PROTOTYPE = re.compile(
+    r"(?P<place>.+)\.adapter_controller\.adapters\.[^.]+\."
+    r"(?:(?P<sampled>down|up)_sampler\.(?P<part>weight|bias)|(?P<side>lora_A|lora_B|prefix))"
+)
 
 LAYER = "layer"
 """Whose masks `layer_down_mask` and `layer_up_mask` are."""
@@ -37,39 +56,71 @@ COMBINE = ("or", "and", "add")
 
 @dataclass(frozen=True)
 class PropetlT5:
-    """propetl_weight.bin, or the raw scores in a full pytorch_model.bin."""
+    """propetl_weight.bin or .safetensors, or the raw scores in a full pytorch_model.bin."""
 
     id = "propetl-t5"
 
     def detect(self, path: Path) -> bool:
-        """Tell whether the run, or a checkpoint of it, has propetl_weight.bin, or a model with mask scores."""
+        """Tell whether the run, or a checkpoint of it, has such a file, or a model with mask scores."""
         return _weights(path) is not None
 
     def read(self, path: Path, options: Options) -> list[Run]:
         """Read the run, a task for each of its task masks."""
         file = _weights(path)
         assert file is not None
-        masks = _Masks(file, open_saved(file, name=FILE), options)
-        return [_read(path, file, masks, task, options) for task in masks.tasks]
+        about = _about(file.parent / ABOUT)
+        masks = _Masks(file, open_saved(file, name=FILES[-1]), options, about)
+        return [_read(path, file, masks, task, options, about) for task in masks.tasks]
 
 
 def _weights(path: Path) -> Path | None:
     """Return the file that holds the masks."""
     for place in places(path):
-        if (place / FILE).is_file():
-            return place / FILE
+        for name in FILES:
+            if (place / name).is_file():
+                return place / name
         whole = model_with(place, ".adapter_controller.mask_scores.")
         if whole is not None:
             return whole
     return None
 
 
-class _Masks:
-    """The prototype and the masks of a run by what they are of."""
+_KNOWN: Mapping[str, Callable[[Any], bool]] = {
+    "kind": lambda value: value in tuple(_SIDES),
+    "combine": lambda value: value in ("none", *COMBINE),
+    "keep_ratio": lambda value: type(value) in (int, float) and 0 < value <= 1,
+    "tasks": lambda value: isinstance(value, dict),
+    "activation": lambda value: isinstance(value, str),
+    "form": lambda value: value in ("t5-output", "pfeiffer"),
+    "scaling": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "alpha": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "rank": lambda value: type(value) is int and value > 0,
+}
+_NEEDED = {"adapter": ("activation", "form", "scaling"), "lora": ("alpha", "rank"), "prefix": ()}
 
-    def __init__(self, file: Path, weights: Checkpoint, options: Options) -> None:
-        self.weights, self.whole = weights, file.name != FILE
-        self.prototype: dict[tuple[str, str], str] = {}
+
+def _about(file: Path) -> dict[str, Any]:
+    """Return what propetl_config.json says, where it is there; raises RunError where it makes no sense."""
+    if not file.is_file():
+        return {}
+    about = read_json(file)
+    needed = ("kind", "combine", "keep_ratio", "tasks", *_NEEDED.get(str(about.get("kind")), ()))
+    for name in needed:
+        if name not in about or not _KNOWN[name](about[name]):
+            raise RunError(
+                f"'{printable(str(file))}' has {name} {printable(repr(about.get(name)))}, which makes no sense",
+                hint="save the run again",
+            )
+    return about
+
+
+class _Masks:
+    """The prototypes and the masks of a run by what they are of."""
+
+    def __init__(self, file: Path, weights: Checkpoint, options: Options, about: Mapping[str, Any]) -> None:
+        self.weights, self.whole = weights, file.name not in FILES
+        self.sides = _SIDES[about.get("kind", "adapter")]
+        self.prototype: dict[tuple[str, str, str], str] = {}
         self.others: dict[str, Tensor] = {}
         self.scores: dict[str, Tensor] = {}
         self._of: dict[str, dict[tuple[str, str], str]] = {}
@@ -79,31 +130,47 @@ class _Masks:
                 self._of.setdefault(match["owner"], {})[match["place"], match["side"]] = name
                 self.tensors[name] = tensor
             elif match := _PROTOTYPE.fullmatch(name):
-                first = self.prototype.setdefault((match["side"], match["part"]), name)
+                side, part = match["side"] or match["sampled"], match["part"] or "weight"
+                first = self.prototype.setdefault((_owner(match["place"], side), side, part), name)
                 self.tensors[first] = weights.tensors[first]
                 _refuse_other(first, weights.tensors[first], name, tensor)
             else:
                 self.others[name] = tensor
-        missing = {(side, part) for side in ("down", "up") for part in ("weight", "bias")} - self.prototype.keys()
-        if missing or not self._of:
-            what = f"no {'/'.join(min(missing))} of the prototype" if missing else "no masks"
-            raise RunError(f"'{printable(str(file))}' holds {what}", hint="save the run again: it cannot be rebuilt")
         self.layers = list(dict.fromkeys(place for masks in self._of.values() for place, _ in masks))
+        owners = {(_owner(place, side), side) for place in self.layers or [""] for side in self.sides}
+        missing = {(*owner, part) for owner in owners for part in self.sides[owner[1]]} - self.prototype.keys()
+        if missing or not self._of:
+            what = f"no {'/'.join(filter(None, min(missing)))} of the prototype" if missing else "no masks"
+            raise RunError(f"'{printable(str(file))}' holds {what}", hint="save the run again: it cannot be rebuilt")
         self.tasks = _ordered([owner for owner in self._of if owner != LAYER], options, file)
         self._make_bits(file, options)
-        self._restore_alias(file)
+        if not about:
+            self._restore_alias(file)
+        elif sorted(about["tasks"]) != sorted(self.tasks):
+            raise RunError(
+                f"'{printable(str(file.parent / ABOUT))}' has tasks {printable(', '.join(about['tasks']))}, "
+                f"{file.name} masks of {printable(', '.join(self.tasks))}",
+                hint="the files belong to different runs",
+            )
+        else:  # a safetensors file has no order of its own
+            self.tasks = list(about["tasks"])
         self.common = self._common()
 
     def _common(self) -> dict[str, Tensor]:
         """Return what the tasks' masks have in common, by a mask of the layers over the same entries."""
         common = {}
-        for side in ("down", "up"):
-            own = [self.mask(task, self.layers[0], side) for task in self.tasks]
-            like = self.mask(LAYER, self.layers[0], side)
+        first = {(_owner(place, side), side): place for place in reversed(self.layers) for side in self.sides}
+        for (_, side), place in first.items():
+            own = [self.mask(task, place, side) for task in self.tasks]
+            like = self.mask(LAYER, place, side)
             made = consensus([self.tensors[name] for name in own if name]) if like and len(own) > 2 else None
             if like and made is not None:
                 common[like] = made
         return common
+
+    def prototype_of(self, place: str, side: str, part: str = "weight") -> str:
+        """Return the name of the prototype of a layer's matrix, or of its bias."""
+        return self.prototype[_owner(place, side), side, part]
 
     def _make_bits(self, file: Path, options: Options) -> None:
         keep: float | None = None
@@ -111,7 +178,12 @@ class _Masks:
             match = _MASK.fullmatch(name)
             if match is None:
                 continue
-            prototype = self.weights.tensors[self.prototype[match["side"], "weight"]]
+            if match["side"] not in self.sides:
+                raise RunError(
+                    f"'{printable(str(file))}' has mask '{printable(name)}', its matrices are {', '.join(self.sides)}",
+                    hint=f"{ABOUT} beside it says of what kind they are",
+                )
+            prototype = self.weights.tensors[self.prototype_of(match["place"], match["side"])]
             if tensor.shape != prototype.shape:
                 raise RunError(
                     f"mask '{printable(name)}' is {list(tensor.shape)}, its prototype {list(prototype.shape)}"
@@ -150,12 +222,20 @@ class _Masks:
         masks = self._of.get(owner, {})
         name = masks.get((place, side))
         if name is None and LAYER in self._of and owner != LAYER:
-            name = next((other for (_, at), other in masks.items() if at == side), None)
+            name = next(
+                (other for (at, of), other in masks.items() if of == side and _owner(at, side) == _owner(place, side)),
+                None,
+            )
         return name
 
     def of(self, owner: str) -> list[str]:
         """Return the names of the masks of a task or of the layers."""
         return list(self._of.get(owner, {}).values())
+
+
+def _owner(place: str, side: str) -> str:
+    """Return what has a prototype of its own: of a LoRA the matrix that it changes, else nothing."""
+    return place.rpartition(".")[2] if side.startswith("lora") else ""
 
 
 def _refuse_other(first: str, prototype: Tensor, name: str, tensor: Tensor) -> None:
@@ -180,20 +260,19 @@ def _ordered(tasks: list[str], options: Options, file: Path) -> list[str]:
     return order
 
 
-def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options) -> Run:
+def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, about: Mapping[str, Any]) -> Run:
     extreme = bool(masks.of(LAYER))
-    combine = options.needed("combine", path, COMBINE) if extreme else "none"
-    use = Use(
-        "adapter",
-        {
-            "activation": options.needed("activation", path),
-            "scaling": 1.0,
-            "form": "t5-output",
-        },
-    )
+    if about and extreme == (about["combine"] == "none"):
+        raise RunError(
+            f"'{printable(str(file.parent / ABOUT))}' has combine '{about['combine']}', "
+            f"and {file.name} {'has' if extreme else 'has no'} masks of layers",
+            hint="the files belong to different runs",
+        )
+    combine = _combine(path, options, about) if extreme else "none"
+    use = _use(path, options, about)
     rows, own, shared = [], [], [masks.prototype[key] for key in sorted(masks.prototype)]
     for place in masks.layers:
-        for side in ("down", "up"):
+        for side, parts in masks.sides.items():
             mine, layer = masks.mask(task, place, side), masks.mask(LAYER, place, side) if extreme else None
             if mine is None or (extreme and layer is None):
                 raise RunError(
@@ -202,12 +281,16 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options) ->
             own.append(mine)
             shared += [layer] if layer else []
             both = (mine, layer) if layer else (mine,)
-            rows.append(MaskedMatrix(f"{place}.{side}.weight", masks.prototype[side, "weight"], both, combine))
-            rows.append(MaskedMatrix(f"{place}.{side}.bias", masks.prototype[side, "bias"]))
+            output = f"{place}.{side}.weight" if "bias" in parts else f"{place}.{side}"
+            rows.append(MaskedMatrix(output, masks.prototype_of(place, side), both, combine))
+            if "bias" in parts:
+                rows.append(MaskedMatrix(f"{place}.{side}.bias", masks.prototype_of(place, side, "bias")))
+    head = [name for name in masks.others if about and name.startswith(f"heads.{task}.")]
     names = list(dict.fromkeys([*shared, *own]))
-    tensors = {name: masks.tensors[name] for name in names} | (masks.others if masks.whole else {})
+    others = masks.others if masks.whole else {name: masks.others[name] for name in head}
+    tensors = {name: masks.tensors[name] for name in names} | others
     chosen = file.parent
-    kept, left_out = sort_files(path, chosen, masks.weights.sources)
+    kept, left_out = sort_files(path, chosen, masks.weights.sources, [ABOUT] if about else [])
     scores = [tensor.nbytes for tensor in masks.scores.values()]
     if scores:
         why = "made masks once; only further training needs scores"
@@ -217,22 +300,60 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options) ->
     return Run(
         path=path,
         layout="propetl-t5",
-        method="PROPETL adapter",
-        module=Masked(tensors, frozenset(), use, tuple(rows)),
-        headers=headers_of({FILE: list(tensors)}, tensors),
+        method=f"PROPETL {use.kind}",
+        module=Masked(tensors, frozenset(head), use, tuple(rows)),
+        headers=headers_of({file.name if file.name in FILES else FILES[-1]: list(tensors)}, tensors),
         weight_bytes=masks.weights.nbytes // len(masks.tasks),
-        kept=kept,
+        kept={**kept, **_about_task(about, task)},
         left_out=left_out,
         warnings=(*skipped(path, file.parent), *other_weights(left_out)),
-        base_name=None,
+        base_name=_base_name(file.parent) if about else None,
         task=task,
         name=task,
         parts=(tuple(shared),),
         hints=masks.common,
-        note=_LAST.format(printable(", ".join(masks.tasks))) if extreme and len(masks.tasks) > 1 else "",
+        note=_LAST.format(printable(", ".join(masks.tasks))) if extreme and len(masks.tasks) > 1 and not about else "",
         on_base=masks.whole,
         omits_base=masks.whole,
         figures={
             "trained": prototype + sum({(mask.shape, mask.sha256()): mask.size for mask in trained}.values()),
         },
     )
+
+
+def _combine(path: Path, options: Options, about: Mapping[str, Any]) -> str:
+    return options.text("combine", about.get("combine"), COMBINE) or options.needed("combine", path, COMBINE)
+
+
+def _use(path: Path, options: Options, about: Mapping[str, Any]) -> Use:
+    """Return how the modules act: as propetl_config.json says, else as the released adapters of T5 do."""
+    kind = about.get("kind", "adapter")
+    if kind == "lora":
+        scaling = options.needed_number("scaling", path, about["alpha"] / about["rank"])
+        return Use(kind, {"scaling": scaling})
+    if kind == "prefix":
+        return Use(kind, {"baked": True})
+    activation = options.text("activation", about.get("activation")) or options.needed("activation", path)
+    return Use(
+        kind,
+        {
+            "activation": activation,
+            "scaling": float(about.get("scaling", 1.0)),
+            "form": about.get("form", "t5-output"),
+        },
+    )
+
+
+def _about_task(about: Mapping[str, Any], task: str) -> dict[str, bytes]:
+    """Return propetl_config.json as a decoded task has it, which names that task alone."""
+    if not about:
+        return {}
+    own = {**about, "tasks": {name: labels for name, labels in about["tasks"].items() if name == task}}
+    return {ABOUT: (json.dumps(own, indent=2, sort_keys=True) + "\n").encode()}
+
+
+def _base_name(directory: Path) -> str | None:
+    """Return the base that config.json names."""
+    config = directory / "config.json"
+    named = read_json(config).get("_name_or_path") if config.is_file() else None
+    return named if isinstance(named, str) and named else None

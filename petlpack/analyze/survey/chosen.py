@@ -39,7 +39,7 @@ _AFTER = {"adamix": ("model.final.pt", "model.*.pt"), "safetensors": ("*.safeten
 
 _IN_ADAPTERS = (
     ("pytorch_adapter.bin", "adapter.safetensors"),
-    (MASKS,),
+    MASKS,
     ("pytorch_model_head.bin", "model_head.safetensors"),
 )
 """The weight files of an AdapterHub adapter, of each the first name that is there."""

@@ -1,0 +1,107 @@
+"""Train the four methods and what they are compared with, pack every run, and set score against bytes.
+
+    python benchmarks/methods [--only ROW ...] [--seeds 2] [--report]
+
+Each job (a learning rate tried; a row trained on a task) is noted in results.json beside this file as soon as it is
+done, and a later call goes on from there; packs are kept in benchmarks/.cache/methods. When all is done, or with
+--report, the tables of docs/experiment.md and the figures beside it are written anew. A GPU is used where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE)]
+
+import job  # noqa: E402
+from plan import next_jobs, note_bytes  # noqa: E402
+from rows import all_rows  # noqa: E402
+
+CACHE = Path(os.environ.get("PETLPACK_BENCH_CACHE", HERE.parent / ".cache")) / "methods"
+RESULTS = HERE / "results.json"
+
+
+def read() -> dict[str, Any]:
+    """Return what was measured so far."""
+    if not RESULTS.exists():
+        return {"searches": [], "runs": [], "bytes": []}
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
+def write(results: dict[str, Any]) -> None:
+    """Replace results.json."""
+    results["command"] = "python benchmarks/methods"
+    results["versions"] = {name: version(name) for name in ("petlpack", "torch", "transformers", "peft", "numpy")}
+    results["machine"] = {"python": platform.python_version(), "cores": os.cpu_count(), "device": job.DEVICE}
+    results["seconds"] = round(sum(one["seconds"] for part in ("searches", "runs") for one in results[part]), 1)
+    lines = json.dumps(results, indent=1, sort_keys=True)
+    half_written = RESULTS.with_suffix(".tmp")
+    half_written.write_text(lines + "\n", encoding="utf-8")
+    half_written.replace(RESULTS)
+
+
+def main() -> None:
+    """Run what is missing, then report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="rows to run, by id; all by default")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="run nothing; write tables and figures")
+    args = parser.parse_args()
+    if not args.report:
+        work(args.only, args.seeds)
+    from report import report
+
+    report(read())
+
+
+def work(only: list[str] | None, seeds: int) -> None:
+    """Run jobs, two at a time on a CPU, until none is left."""
+    results, started = read(), time.monotonic()
+    chosen = [row for row in all_rows() if only is None or row.id in only]
+    under_way: dict[Future[dict[str, Any]], job.Job] = {}
+    with ProcessPoolExecutor(job.WORKERS, mp_context=get_context("spawn")) as pool:
+        while True:
+            note_bytes(results, chosen, seeds, CACHE)
+            for one in next_jobs(results, chosen, seeds, set(under_way.values())):
+                if len(under_way) < job.WORKERS:
+                    under_way[pool.submit(job.run, one, CACHE)] = one
+            if not under_way:
+                break
+            finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in finished:
+                one, record = under_way.pop(future), future.result()
+                results["searches" if one.task == "search" else "runs"].append(record)
+                write(results)
+                told = (
+                    f"{record['dev']:.4f} on held-out rows"
+                    if one.task == "search"
+                    else ", ".join(
+                        f"{score['variant']} {score['task']} {score['accuracy']:.4f}" for score in record["scores"]
+                    )
+                )
+                minutes = (time.monotonic() - started) / 60
+                print(
+                    f"{minutes:6.1f} min  {one.row} {one.task} rate {one.rate:g}: {told}", file=sys.stderr, flush=True
+                )
+    write(results)
+    shutil.rmtree(CACHE / "scratch", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

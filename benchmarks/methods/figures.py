@@ -1,0 +1,109 @@
+"""The experiment's two figures, as SVG: the same bytes for the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data import TASKS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from report import Line
+
+from petlpack.analyze.plots import STYLE
+
+GROUPS = (
+    ("compared with", "#666666", "o", ("full", "last-layer", "bitfit", "adapter", "lora")),
+    ("PROPETL", "#0072B2", "s", ("propetl",)),
+    ("AdaMix", "#E69F00", "^", ("adamix",)),
+    ("diff pruning", "#009E73", "D", ("diff",)),
+    ("PHA", "#CC79A7", "P", ("pha",)),
+)
+"""Families of rows: name, colour (Okabe and Ito 2008), mark, how their ids begin."""
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def _group(line: Line) -> tuple[str, str, str]:
+    return next(
+        (name, colour, mark) for name, colour, mark, ids in GROUPS if any(line.id.startswith(start) for start in ids)
+    )
+
+
+def _save(path: Path, draw: Any) -> None:
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(9.0, 5.2), layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "petlpack", "Title": path.stem})
+
+
+def _bytes(value: float, _: object = None) -> str:
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} B"
+
+
+def draw_scores(path: Path, found: Sequence[Line]) -> None:
+    """Draw accuracy against bytes a task, a point for each row trained on all examples, with the seeds' spread."""
+    lines = [line for line in found if line.row.examples is None]
+
+    def draw(axes: Axes) -> None:
+        named = set()
+        for line in lines:
+            name, colour, mark = _group(line)
+            axes.errorbar(
+                line.takes,
+                line.mean,
+                yerr=line.spread,
+                fmt=mark,
+                color=colour,
+                capsize=2,
+                markersize=6,
+                label=None if name in named else name,
+            )
+            named.add(name)
+            axes.annotate(
+                line.title, (line.takes, line.mean), xytext=(6, 4), textcoords="offset points", fontsize=7, color=colour
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(_bytes)
+        axes.set_xlabel("bytes a task in a pack of five, head and share of shared parts with it")
+        axes.set_ylabel("test accuracy, mean of five tasks, %")
+        axes.set_title("Score against bytes a task (bars: the seeds)")
+        axes.legend(loc="lower right")
+        axes.margins(x=0.12)
+
+    _save(path, draw)
+
+
+def draw_amortised(path: Path, found: Sequence[Line]) -> None:
+    """Draw bytes a task, the shared parts divided by the number of tasks, against that number."""
+    lines = [line for line in found if line.row.examples is None]
+
+    def draw(axes: Axes) -> None:
+        styles = ("-", "--", ":", "-.")
+        seen: dict[str, int] = {}
+        for line in lines:
+            name, colour, _ = _group(line)
+            style = styles[seen.get(name, 0) % len(styles)]
+            seen[name] = seen.get(name, 0) + 1
+            own = line.takes - line.part("share")
+            axes.plot(COUNTS, [own + line.shared / count for count in COUNTS], style, color=colour, label=line.title)
+        dense = lines[0].bytes[0]["dense"]
+        axes.plot(COUNTS, [dense for _ in COUNTS], color="#000000", linewidth=1, label="a whole model each")
+        axes.axvline(len(TASKS), color="#BBBBBB", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(_bytes)
+        axes.set_xlabel("tasks (measured: 5)")
+        axes.set_ylabel("bytes a task, the base not counted")
+        axes.set_title("Bytes a task as tasks grow, shared parts spread over them")
+        axes.figure.legend(loc="outside right center", fontsize=7)
+
+    _save(path, draw)

@@ -1,0 +1,202 @@
+"""One job of the experiment: train a row at one seed or rate, score it, pack it, decode it, score it again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from data import BATCH, TASKS, Data, Example, batches, collate, load
+from rows import Row, all_rows
+from train import base_dir
+
+import petlpack
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises; it falls to zero over the others."""
+CLIP = 1.0
+SEARCH_TASKS = ("use", "interface")
+SEARCH_SEED = 100
+SEARCH_SHARE = 1 / 3
+"""Rates are chosen by runs of so many of a row's steps, on two tasks."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Train row `row`: with `rate` alone to try that rate, with `seed` to measure it on `task` (or all tasks)."""
+
+    row: str
+    rate: float
+    seed: int
+    task: str
+    """A task, or "all" for a row that trains them together, or "search"."""
+
+
+def run(job: Job, cache: Path) -> dict[str, Any]:
+    """Do one job in a process of its own; returns what results.json keeps of it."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
+    row = next(row for row in all_rows() if row.id == job.row)
+    started = time.perf_counter()
+    done: dict[str, Any] = {"row": row.id, "rate": job.rate}
+    if job.task == "search":
+        done["dev"] = _search(row, job.rate)
+    else:
+        tasks = TASKS if row.multi else (job.task,)
+        done |= {"seed": job.seed, "task": job.task, "scores": _measure(row, job, tasks, cache)}
+    return {**done, "seconds": round(time.perf_counter() - started, 1)}
+
+
+WORKERS = 1 if DEVICE == "cuda" else 2
+
+
+def _search(row: Row, rate: float) -> float:
+    """Return the mean accuracy on the held-out train rows of two tasks."""
+    sets = [load(task) for task in SEARCH_TASKS]
+    groups = [sets] if row.multi else [[data] for data in sets]
+    hits: list[float] = []
+    for group in groups:
+        train = {d.name: d.search if row.examples is None else d.few(row.examples, SEARCH_SEED) for d in group}
+        for _, model, method in _trained(row, rate, SEARCH_SEED, group, train, SEARCH_SHARE, row.densities[:1]):
+            hits += [_score(model, method, data, data.dev)[0] for data in group]
+    return sum(hits) / len(hits)
+
+
+def _measure(row: Row, job: Job, tasks: Sequence[str], cache: Path) -> list[dict[str, Any]]:
+    """Train, score, encode, decode, score again; one record for each variant and task."""
+    group = [load(task) for task in tasks]
+    train = {d.name: d.train if row.examples is None else d.few(row.examples, job.seed) for d in group}
+    records = []
+    for variant, model, method in _trained(row, job.rate, job.seed, group, train, 1.0, row.densities):
+        before = {data.name: _score(model, method, data, data.test) for data in group}
+        trained = sum(parameter.numel() for parameter in method.parameters())
+        pack = pack_of(cache, variant, job.seed)
+        with tempfile.TemporaryDirectory(prefix="run-") as scratch:
+            method.save(Path(scratch) / "run")
+            name = "all" if row.multi else job.task
+            encoded = petlpack.encode(Path(scratch) / "run", pack, base_dir(), task=name, replace=True, jobs=1)
+        opened = petlpack.open(pack)
+        for data, one in zip(group, encoded, strict=True):
+            with tempfile.TemporaryDirectory(prefix="decoded-") as scratch:
+                run_dir = Path(scratch) / "run"
+                opened[one.name].decode(run_dir, base_dir(), jobs=1)
+                after = _score(*_loaded(row, run_dir, data), data, data.test)
+            records.append(
+                {
+                    "variant": variant,
+                    "task": data.name,
+                    "accuracy": before[data.name][0],
+                    "decoded": after[0],
+                    "same_logits": before[data.name][1] == after[1],
+                    "trained": trained,
+                    "rows": len(data.test),
+                    "codec": one.codec,
+                    "exact": one.exact,
+                }
+            )
+        shutil.rmtree(pack / "tmp", ignore_errors=True)
+    return records
+
+
+def pack_of(cache: Path, variant: str, seed: int) -> Path:
+    """Return the pack of all tasks of one row of the table at one seed."""
+    return cache / "packs" / f"{variant}-{seed}.pack"
+
+
+def fresh(labels: int) -> Any:
+    """Return the base with a new head; without dropout, which costs a fifth of the time and which no row needs."""
+    return transformers.AutoModelForSequenceClassification.from_pretrained(
+        base_dir(), num_labels=labels, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    ).to(DEVICE)
+
+
+def _loaded(row: Row, run_dir: Path, data: Data) -> tuple[Any, Any]:
+    """Return a model that a decoded run was loaded into, and its method, if it has one."""
+    if row.load is None:
+        return transformers.AutoModelForSequenceClassification.from_pretrained(run_dir).to(DEVICE), None
+    model = fresh(data.labels)
+    return model, row.load(model, run_dir)
+
+
+def _trained(
+    row: Row,
+    rate: float,
+    seed: int,
+    group: Sequence[Data],
+    train: Mapping[str, Sequence[Example]],
+    share: float,
+    densities: Sequence[float],
+) -> Iterator[tuple[str, Any, Any]]:
+    """Train a row; gives (variant, model, method) when it is trained, of diff pruning once for each density."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    model = fresh(group[0].labels)
+    method = row.attach(model, {data.name: data.labels for data in group})
+    streams = {name: batches(examples, rng) for name, examples in train.items()}
+    turns = _turns(list(streams), rng)
+    feed = ((task if row.multi else None, batch) for task, batch in ((task, next(streams[task])) for task in turns))
+    steps = round(row.steps * share) * len(group)
+    if not densities:
+        _train(model, method, rate, steps, feed)
+        yield row.id, model, method
+        return
+    finish = round(row.finish * share)
+    _train(model, method, rate, steps - finish, feed)
+    differences = method.differences()
+    for (variant, _), density in zip(row.variants, densities, strict=False):
+        method.prune(density, differences=differences)
+        _train(model, method, rate, finish, feed)
+        yield variant, model, method
+
+
+def _turns(tasks: list[str], rng: random.Random) -> Iterator[str]:
+    """Give tasks for ever: each once in every round, in random order."""
+    return itertools.chain.from_iterable(rng.sample(tasks, len(tasks)) for _ in itertools.count())
+
+
+def _train(model: Any, method: Any, rate: float, steps: int, feed: Iterator[tuple[str | None, list[Example]]]) -> None:
+    groups = method.groups(rate)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    rise = max(1, round(WARM_UP * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rise, (steps - step) / max(1, steps - rise))
+    )
+    trained = [parameter for group in groups for parameter in group["params"]]
+    model.train()
+    for task, batch in itertools.islice(feed, steps):
+        if task is not None:
+            method.switch(task)
+        model(**collate(batch, DEVICE)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.eval()
+
+
+def _score(model: Any, method: Any, data: Data, examples: Sequence[Example]) -> tuple[float, str]:
+    """Return the accuracy, and the sha256 of all logits: equal digests are equal bits."""
+    if method is not None and data.name in getattr(method, "tasks", {}):
+        method.switch(data.name)
+    model.eval()
+    order = sorted(examples, key=lambda example: len(example[0]))
+    hits, digest = 0, hashlib.sha256()
+    with torch.inference_mode():
+        for start in range(0, len(order), 4 * BATCH):
+            inputs = collate(order[start : start + 4 * BATCH], DEVICE)
+            labels = inputs.pop("labels")
+            logits = model(**inputs).logits
+            hits += int((logits.argmax(-1) == labels).sum())
+            digest.update(logits.float().cpu().numpy().tobytes())
+    return hits / len(order), digest.hexdigest()

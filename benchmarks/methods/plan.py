@@ -1,0 +1,99 @@
+"""What is left to do, from results.json alone: rates to try, runs to train, packs to weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from data import TASKS
+from job import SEARCH_SEED, Job, pack_of
+from rows import Row
+
+import petlpack
+
+STEP = 10**0.5
+"""From one rate to the next: 1e-3, 3.16e-3, 1e-2."""
+MOST_RATES = 5
+
+Results = dict[str, Any]
+
+
+def tried(results: Results, row: Row) -> dict[float, float]:
+    """Return the held-out accuracy of each rate that was tried for a row."""
+    return {one["rate"]: one["dev"] for one in results["searches"] if one["row"] == row.id}
+
+
+def rates(row: Row, dev: dict[float, float]) -> tuple[list[float], float | None]:
+    """Return the rates to try next, or none and the best.
+
+    Three are tried first; while the best is at an end, one beyond it, up to MOST_RATES; of equal ones the smaller wins.
+    """
+    first = [_rounded(row.rate * STEP**k) for k in (-1, 0, 1)]
+    missing = [rate for rate in first if rate not in dev]
+    if missing:
+        return missing, None
+    best = max(sorted(dev), key=lambda rate: dev[rate])
+    if len(dev) < MOST_RATES and best in (min(dev), max(dev)):
+        return [_rounded(best / STEP if best == min(dev) else best * STEP)], None
+    return [], best
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+def next_jobs(results: Results, rows: Iterable[Row], seeds: int, under_way: Collection[Job]) -> list[Job]:
+    """Return what can be done now, the first seed of all rows before the second."""
+    done = {(one["row"], one["seed"], one["task"]) for one in results["runs"]}
+    jobs: list[Job] = []
+    chosen: list[tuple[Row, float]] = []
+    for row in rows:
+        missing, best = rates(row, tried(results, row))
+        jobs += [Job(row.id, rate, SEARCH_SEED, "search") for rate in missing]
+        if best is not None:
+            chosen.append((row, best))
+    for seed in range(seeds):
+        for row, best in chosen:
+            tasks = ("all",) if row.multi else TASKS
+            jobs += [Job(row.id, best, seed, task) for task in tasks if (row.id, seed, task) not in done]
+    return [one for one in jobs if one not in under_way]
+
+
+def note_bytes(results: Results, rows: Iterable[Row], seeds: int, cache: Path) -> None:
+    """Weigh the packs whose tasks are all there; runs whose pack is gone before that are to be done again."""
+    weighed = {(one["variant"], one["seed"]) for one in results["bytes"]}
+    for row in rows:
+        for seed in range(seeds):
+            runs = [one for one in results["runs"] if (one["row"], one["seed"]) == (row.id, seed)]
+            for variant, _ in row.variants:
+                if (variant, seed) in weighed or len(runs) < (1 if row.multi else len(TASKS)):
+                    continue
+                pack = pack_of(cache, variant, seed)
+                names = {f"all.{task}" if row.multi else task for task in TASKS}
+                if not (pack.is_dir() and names <= set(petlpack.open(pack))):
+                    results["runs"] = [one for one in results["runs"] if one not in runs]
+                    break
+                results["bytes"].append({"variant": variant, "seed": seed, **weigh(pack)})
+
+
+def weigh(pack: Path) -> dict[str, Any]:
+    """Return the bytes of a pack: each task's own and its share of what tasks share; they add up to the disk's."""
+    stats = petlpack.stats(pack)
+    tasks = {
+        row.name.removeprefix("all."): {
+            "method": row.bytes.payload,
+            "head": row.bytes.head,
+            "rest": row.bytes.files + row.bytes.header,
+            "share": row.bytes.share,
+        }
+        for row in stats.tasks
+    }
+    shared = sum(row.bytes for row in stats.shared)
+    return {
+        "disk": stats.disk_bytes,
+        "other": stats.other_bytes,
+        "shared": shared,
+        "dense": stats.dense_bytes,
+        "tasks": tasks,
+    }

@@ -1,0 +1,227 @@
+"""Tables and figures of docs/experiment.md, from results.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import TASKS
+from rows import Row, all_rows
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "experiment.md"
+SCORES, AMORTISED = DOCS / "experiment-scores.svg", DOCS / "experiment-amortised.svg"
+BEGIN, END = "<!-- {} -->", "<!-- end -->"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a row of the experiment, or a density of one."""
+
+    id: str
+    title: str
+    row: Row
+    seeds: dict[int, dict[str, dict[str, Any]]]
+    """Records by seed and task."""
+    bytes: list[dict[str, Any]]
+    """What the pack of each seed weighs."""
+    rate: float
+
+    def accuracy(self, task: str | None = None) -> list[float]:
+        """Return the accuracy of each seed: of a task, or the mean of all, in percent."""
+        names = TASKS if task is None else (task,)
+        return [100 * statistics.fmean(records[name]["accuracy"] for name in names) for records in self.seeds.values()]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over tasks and seeds, in percent."""
+        return statistics.fmean(self.accuracy())
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the best and the worst seed."""
+        return (max(self.accuracy()) - min(self.accuracy())) / 2
+
+    @property
+    def trained(self) -> float:
+        """Mean numbers that train for a task, its head with them; of a run of all tasks a fifth."""
+        records = [record for tasks in self.seeds.values() for record in tasks.values()]
+        return statistics.fmean(record["trained"] for record in records) / (len(TASKS) if self.row.multi else 1)
+
+    def part(self, name: str) -> float:
+        """Mean bytes of one part of a task in the pack: method, head, rest or share."""
+        return statistics.fmean(task[name] for pack in self.bytes for task in pack["tasks"].values())
+
+    @property
+    def takes(self) -> float:
+        """Mean bytes that a task takes in the pack of five, with its share of what they share."""
+        return sum(self.part(name) for name in ("method", "head", "rest", "share"))
+
+    @property
+    def shared(self) -> float:
+        """Mean bytes of the parts that several tasks of a pack use."""
+        return self.part("share") * len(TASKS)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Every record."""
+        return [record for tasks in self.seeds.values() for record in tasks.values()]
+
+
+def lines(results: dict[str, Any]) -> list[Line]:
+    """Return the lines whose runs and packs are all there, in the order of the rows."""
+    found = []
+    for row in all_rows():
+        for variant, title in row.variants:
+            runs = [one for one in results["runs"] if one["row"] == row.id]
+            packs = [one for one in results["bytes"] if one["variant"] == variant]
+            seeds: dict[int, dict[str, dict[str, Any]]] = {}
+            for run in runs:
+                own = {record["task"]: record for record in run["scores"] if record["variant"] == variant}
+                seeds.setdefault(run["seed"], {}).update(own)
+            seeds = {seed: tasks for seed, tasks in sorted(seeds.items()) if len(tasks) == len(TASKS)}
+            packs = [one for one in packs if one["seed"] in seeds]
+            if seeds and len(packs) == len(seeds):
+                found.append(Line(variant, title, row, seeds, packs, runs[0]["rate"]))
+    return found
+
+
+def report(results: dict[str, Any]) -> None:
+    """Write the tables into the page, between its marks, and draw the figures."""
+    from figures import draw_amortised, draw_scores
+
+    found = lines(results)
+    text = PAGE.read_text(encoding="utf-8")
+    for name, content in sections(results, found).items():
+        head, begin, rest = text.partition(BEGIN.format(name))
+        if not begin:
+            raise SystemExit(f"{PAGE} has no mark '{BEGIN.format(name)}'")
+        text = f"{head}{begin}\n\n{content}\n{END}{rest.partition(END)[2]}"
+    PAGE.write_text(text, encoding="utf-8")
+    draw_scores(SCORES, found)
+    draw_amortised(AMORTISED, found)
+
+
+def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
+    """Return what the command writes into the page, by the name of its mark."""
+    by_id = {line.id: line for line in found}
+    whole = [line for line in found if line.row.examples is None]
+    few = [line for line in found if line.row.examples is not None]
+    return {
+        "versions": _versions(results),
+        "scores": _scores(whole, by_id),
+        "bytes": _bytes(whole, by_id),
+        "few": _scores(few, by_id) + "\n" + _bytes(few, by_id),
+        "exact": _exact(found),
+        "claims": _claims(by_id),
+        "rates": _rates(results, found),
+    }
+
+
+def _versions(results: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    machine = results["machine"]
+    seeds = sorted({run["seed"] for run in results["runs"]})
+    jobs = len(results["runs"]) + len(results["searches"])
+    return (
+        f"`{results['command']}`, seeds {', '.join(map(str, seeds))}; {versions}, Python {machine['python']}; "
+        f"{machine['device']}, {machine['cores']} cores; {jobs} jobs, "
+        f"together {results['seconds'] / 3600:.1f} hours of one core.\n"
+    )
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    cells = [head, ["---"] * len(head), *map(list, rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def _scores(found: Sequence[Line], by_id: dict[str, Line]) -> str:
+    full = by_id.get("full")
+    rows = []
+    for line in found:
+        tasks = [f"{statistics.fmean(line.accuracy(task)):.1f}" for task in TASKS]
+        against = "" if full is None else f"{line.mean - full.mean:+.1f}"
+        rows.append([line.title, *tasks, f"**{line.mean:.1f}** ± {line.spread:.1f}", against])
+    return _table(["row", *TASKS, "mean", "against full"], rows)
+
+
+def _bytes(found: Sequence[Line], by_id: dict[str, Line]) -> str:
+    full = by_id.get("full")
+    rows = []
+    for line in found:
+        parts = [f"{line.part(name):,.0f}" for name in ("method", "head", "rest", "share")]
+        ratio = "" if full is None else f"{100 * line.takes / full.takes:.2f} %"
+        whole = f"{100 * line.takes / line.bytes[0]['dense']:.3f} %"
+        rows.append([line.title, f"{line.trained:,.0f}", *parts, f"**{line.takes:,.0f}**", ratio, whole])
+    head = ["row", "trained numbers", "method", "head", "rest", "share of shared", "bytes a task"]
+    return _table([*head, "of a packed full fine-tune", "of a whole model"], rows)
+
+
+def _exact(found: Sequence[Line]) -> str:
+    records = [record for line in found for record in line.records]
+    scores = sum(record["accuracy"] == record["decoded"] for record in records)
+    logits = sum(record["same_logits"] for record in records)
+    return (
+        f"{len(records)} tasks were trained, scored, encoded, decoded, loaded into a fresh model and scored again: "
+        f"{scores} have the same score to the last digit, {logits} the same bits in every logit of every test row.\n"
+    )
+
+
+def _rates(results: dict[str, Any], found: Sequence[Line]) -> str:
+    rows = []
+    for line in found:
+        if line.id != line.row.variants[0][0]:
+            continue
+        tried = sorted((one["rate"], one["dev"]) for one in results["searches"] if one["row"] == line.row.id)
+        shown = ", ".join(
+            f"{'**' if rate == line.rate else ''}{rate:g}{'**' if rate == line.rate else ''} {100 * dev:.1f}"
+            for rate, dev in tried
+        )
+        rows.append([line.title if not line.row.densities else line.row.title, shown])
+    return _table(["row", "rate and mean accuracy on held-out train rows"], rows)
+
+
+CLAIMS = (
+    ("PROPETL: a tenth of the adapters' storage, without loss", "propetl-adapter", "adapter"),
+    ("the same, all tasks in one run", "propetl-adapter-all", "adapter"),
+    ("PROPETL LoRA", "propetl-lora", "lora"),
+    ("the same, all tasks in one run", "propetl-lora-all", "lora"),
+    ("AdaMix: better than one adapter of its size", "adamix-adapter", "adamix-adapter-one"),
+    ("AdaMix: better than one LoRA of its size", "adamix-lora", "adamix-lora-one"),
+    ("diff pruning: 0.5 % of the weights are as good as all", "diff-structured-0.5", "full"),
+    ("the same without groups", "diff-0.5", "full"),
+    ("0.1 %, structured", "diff-structured-0.1", "full"),
+    ("0.1 % without groups", "diff-0.1", "full"),
+    ("PHA: better than adapters at 100 examples a task", "pha-100", "adapter-100"),
+    ("the same at 500", "pha-500", "adapter-500"),
+    ("PHA, all examples", "pha", "adapter"),
+)
+"""What the papers claim: the claim, the row it is of, the row it is against."""
+
+
+def _claims(by_id: dict[str, Line]) -> str:
+    rows = []
+    for claim, one, other in CLAIMS:
+        if one in by_id and other in by_id:
+            ours, theirs = by_id[one], by_id[other]
+            pairs = [a - b for a, b in zip(ours.accuracy(), theirs.accuracy(), strict=False)]
+            wins = sum(
+                statistics.fmean(ours.accuracy(task)) > statistics.fmean(theirs.accuracy(task)) for task in TASKS
+            )
+            seeds = ", ".join(f"{pair:+.1f}" for pair in pairs)
+            ratio = (ours.takes - ours.part("head")) / (theirs.takes - theirs.part("head"))
+            against = f"{ours.title} / {theirs.title}"
+            rows.append(
+                [
+                    claim,
+                    against,
+                    f"**{statistics.fmean(pairs):+.1f}** ({seeds})",
+                    f"{wins} of 5",
+                    f"{100 * ratio:.1f} %",
+                ]
+            )
+    return _table(["claim", "rows", "difference in points (by seed)", "tasks ahead", "bytes without heads"], rows)

@@ -1,0 +1,161 @@
+"""The rows of the experiment's table: what is trained, how it is put on a model, how a decoded run is loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ADAPTER = 32
+"""The bottleneck of every adapter: width 384 / 12, the reduction factor of PROPETL's settings."""
+
+FEW = (100, 500)
+"""Train rows a task, where examples are few."""
+FEW_STEPS = 100
+
+Labels = Mapping[str, int]
+"""How many labels each task has, in the order of the tasks."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. `attach` puts it on a fresh model, `load` puts a saved or decoded run on a fresh model."""
+
+    id: str
+    title: str
+    rate: float
+    """Where the search for a learning rate starts."""
+    attach: Callable[[Any, Labels], Any]
+    load: Callable[[Any, Path], Any] | None = None
+    """None: the run is a whole model, which Transformers loads."""
+    multi: bool = False
+    """One run of all tasks, or a run for each."""
+    examples: int | None = None
+    """Train rows of a task; None for all."""
+    steps: int = 300
+    """Steps of a task."""
+    densities: tuple[float, ...] = ()
+    """Diff pruning: the densities that one first stage is pruned to; a row of the table each."""
+    finish: int = 0
+    """Diff pruning: how many of the steps train on with a fixed mask."""
+
+    @property
+    def variants(self) -> tuple[tuple[str, str], ...]:
+        """Return (id, title) of the table's rows that it gives."""
+        if not self.densities:
+            return ((self.id, self.title),)
+        return tuple((f"{self.id}-{100 * d:g}", f"{self.title}, {100 * d:g} %") for d in self.densities)
+
+
+def _baselines() -> list[Row]:
+    import baselines as b
+
+    def attach_adapter(model: Any, labels: Labels) -> Any:
+        return b.Adapter(model, ADAPTER)
+
+    def load_adapter(model: Any, run: Path) -> Any:
+        return b.load_adapter(model, run, ADAPTER)
+
+    def attach_lora(model: Any, labels: Labels) -> Any:
+        return b.Lora(model)
+
+    rows = [
+        Row("full", "full fine-tuning", 1e-4, lambda model, labels: b.full(model)),
+        Row("last-layer", "last layer only", 1e-2, lambda model, labels: b.last_layer(model)),
+        Row("bitfit", "BitFit", 3e-3, lambda model, labels: b.bitfit(model)),
+        Row("adapter", f"bottleneck adapter, {ADAPTER}", 1e-3, attach_adapter, load_adapter),
+        Row("lora", "LoRA, rank 8", 3e-3, attach_lora, b.load_lora),
+    ]
+    for examples in FEW:
+        rows += [
+            Row(
+                f"{kind}-{examples}",
+                f"{title}, {examples} examples",
+                rate,
+                attach,
+                load,
+                examples=examples,
+                steps=FEW_STEPS,
+            )
+            for kind, title, rate, attach, load in (
+                ("adapter", "bottleneck adapter", 1e-3, attach_adapter, load_adapter),
+                ("lora", "LoRA", 3e-3, attach_lora, b.load_lora),
+            )
+        ]
+    return rows
+
+
+def _propetl() -> list[Row]:
+    from petlpack.methods import propetl
+
+    kinds: dict[str, tuple[str, float, dict[str, Any]]] = {
+        "adapter": ("adapter", 1e-3, {"bottleneck": ADAPTER, "keep": 0.5}),
+        "lora": ("LoRA, rank 32", 3e-3, {"rank": 32, "alpha": 48, "keep": 0.1}),
+        "prefix": ("prefix, 32", 3e-3, {"length": 32, "hidden": 128, "keep": 0.1}),
+    }
+    rows = []
+    for kind, (title, rate, settings) in kinds.items():
+        single, multi = propetl.Config(kind=kind, **settings), propetl.Config(kind=kind, **settings | {"keep": 0.3})
+
+        def attach(model: Any, labels: Labels, config: Any = single) -> Any:
+            return propetl.attach(model, config, task="task")
+
+        def attach_all(model: Any, labels: Labels, config: Any = multi) -> Any:
+            return propetl.attach(model, config, tasks=labels)
+
+        rows += [
+            Row(f"propetl-{kind}", f"PROPETL {title}, keep {settings['keep']}", rate, attach, propetl.load),
+            Row(f"propetl-{kind}-all", f"PROPETL {title}, all tasks", 1e-2, attach_all, propetl.load, multi=True),
+        ]
+    return sorted(rows, key=lambda row: row.multi)
+
+
+def _adamix() -> list[Row]:
+    from petlpack.methods import adamix
+
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "adapter": (f"adapter, {ADAPTER}", {"bottleneck": ADAPTER}),
+        "lora": ("LoRA, rank 8", {"rank": 8, "alpha": 16}),
+    }
+    rows = []
+    for kind, (title, settings) in kinds.items():
+        for experts, suffix, said in ((4, "", "4 experts, merged"), (1, "-one", "1 expert")):
+            attach = _attaching(adamix, adamix.Config(kind=kind, experts=experts, **settings))
+            rows.append(Row(f"adamix-{kind}{suffix}", f"AdaMix {title}: {said}", 1e-2, attach, adamix.load))
+    return rows
+
+
+def _diff_pruning() -> list[Row]:
+    from petlpack.methods import diff_pruning
+
+    rows = []
+    for structured, title in ((False, "diff pruning"), (True, "diff pruning, structured")):
+        attach = _attaching(diff_pruning, diff_pruning.Config(structured=structured))
+        name = "diff-structured" if structured else "diff"
+        rows.append(Row(name, title, 1e-3, attach, diff_pruning.load, densities=(0.005, 0.001), finish=100))
+    return rows
+
+
+def _attaching(method: Any, config: Any) -> Callable[[Any, Labels], Any]:
+    return lambda model, labels: method.attach(model, config)
+
+
+def _pha() -> list[Row]:
+    from petlpack.methods import pha
+
+    def attach(model: Any, labels: Labels) -> Any:
+        return pha.attach(model, pha.Config(bottleneck=ADAPTER), tasks=labels)
+
+    rows = [Row("pha", "PHA, all tasks", 3e-3, attach, pha.load, multi=True)]
+    for examples in FEW:
+        title = f"PHA, {examples} examples"
+        rows.append(
+            Row(f"pha-{examples}", title, 3e-3, attach, pha.load, multi=True, examples=examples, steps=FEW_STEPS)
+        )
+    return rows
+
+
+def all_rows() -> list[Row]:
+    """Return every row, in the order of the table."""
+    return [*_baselines(), *_propetl(), *_adamix(), *_diff_pruning(), *_pha()]

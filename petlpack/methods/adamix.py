@@ -1,0 +1,353 @@
+"""AdaMix: in each block a mixture of adapters or LoRAs, one drawn at random for each pass, averaged for inference.
+
+Wang et al. 2022, "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning", and microsoft/AdaMix d361e9d,
+whose names the parameters have. What is drawn and what is shared (section 3.1): each pass draws, uniformly, an expert
+for each block and side (project down and up drawn apart); all inputs of the batch, and all their tokens, take it. A
+training forward with labels makes two passes, A and B, of routes drawn independently (section 3.2), and of dropouts
+drawn independently, as two forward passes have them. A side that its experts share (section 3.4) has one route.
+Without labels, and in eval mode, the average of the experts is used (section 3.3).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from petlpack.errors import RunError, UsageError, printable
+from petlpack.layouts.adamix import SOUPS
+from petlpack.layouts.base import read_json
+from petlpack.methods.method import Method, read_tensors, write_json, write_tensors, writing
+from petlpack.methods.places import Block, blocks
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+"""An adapter's non-linearity, as Transformers calls it."""
+
+_STD = 0.02
+"""BERT's and RoBERTa's `initializer_range`, of which the reference draws adapters (modeling_bert.py _init_weights)."""
+
+_SCORES = "lora_expert_score_weight"
+
+_IGNORED = -100
+"""The label of what has no loss, as Transformers and torch say it."""
+
+_MERGED = 3
+"""The inference level that averages the experts (expert_soup.py:59-79)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; the defaults are the paper's for BERT-base (appendix D; bottleneck 16 for RoBERTa-large).
+
+    kind: "adapter" or "lora". experts: how many are mixed; 1 is a plain adapter or LoRA, trained by one pass.
+    bottleneck, activation: an adapter's. rank, alpha: a LoRA's, alpha / rank scales it. share_up, share_down: whether
+    all experts have one up (LoRA: B), or down (LoRA: A) projection. consistency: whether a second pass regularizes.
+    """
+
+    kind: str = "adapter"
+    experts: int = 4
+    bottleneck: int = 48
+    rank: int = 4
+    alpha: float = 32.0
+    share_up: bool = True
+    share_down: bool = False
+    consistency: bool = True
+    activation: str = "gelu"
+
+    def __post_init__(self) -> None:
+        """Refuse what no mixture can have."""
+        if self.kind not in ("adapter", "lora"):
+            raise UsageError(f"kind is '{printable(str(self.kind))}'", hint="kind is 'adapter' or 'lora'")
+        for name in ("experts", "bottleneck", "rank"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} is {value!r}", hint=f"{name} is an integer of at least 1")
+        if not (isinstance(self.alpha, (int, float)) and math.isfinite(self.alpha) and self.alpha > 0):
+            raise UsageError(f"alpha is {self.alpha!r}", hint="alpha is a number above 0: alpha / rank scales the LoRA")
+        if self.activation not in ACTIVATIONS:
+            raise UsageError(
+                f"activation is '{printable(str(self.activation))}'",
+                hint=f"activations are {', '.join(ACTIVATIONS)}",
+            )
+        if self.experts > 1 and self.share_up and self.share_down:
+            raise UsageError(
+                f"share_up and share_down leave nothing of {self.experts} experts to mix",
+                hint="share one side only, or say experts=1",
+            )
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many experts project down (LoRA: A) and up (LoRA: B)."""
+        return 1 if self.share_down else self.experts, 1 if self.share_up else self.experts
+
+
+def merge(experts: list[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
+    """Return the sum of softmax(scores)[e] times expert e, in the experts' order and precision, from 0 on.
+
+    Experts of one shape and dtype, scores (experts,). Section 3.3; expert_soup.py:34-45, to the bit, and petlpack's.
+    """
+    shares = torch.softmax(scores.double(), 0).to(experts[0].dtype)
+    total = torch.zeros_like(experts[0])
+    for share, expert in zip(shares, experts, strict=True):
+        total = total + share * expert
+    return total
+
+
+def symmetric_kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return 1/2 (KL(A || B) + KL(B || A)) of two passes' logits (inputs, classes), the mean of the inputs.
+
+    Section 3.2. Computed in float32, or float64 where the logits are; both passes have a gradient.
+    """
+    wide = torch.promote_types(a.dtype, torch.float32)
+    log_a, log_b = F.log_softmax(a.to(wide), -1), F.log_softmax(b.to(wide), -1)
+    return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(-1).mean()
+
+
+class MixtureSoup(nn.Module):  # type: ignore[misc]  # torch is Any here
+    """One side's experts, linear layers: weights drawn of N(0, 0.02), each its own, biases 0, as the reference's."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.deepspeed_experts = nn.ModuleList(nn.Linear(inputs, outputs) for _ in range(experts))
+        for expert in self.deepspeed_experts:
+            nn.init.normal_(expert.weight, std=_STD)
+            nn.init.zeros_(expert.bias)
+        self.expert_score_weight = nn.Parameter(torch.zeros(experts), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, routed: bool) -> torch.Tensor:
+        """Return (..., outputs) of (..., inputs), by an expert drawn for all of x, or by the average of all."""
+        if routed:
+            expert: torch.Tensor = self.deepspeed_experts[_draw(len(self.deepspeed_experts))](x)
+            return expert
+        parts = ([getattr(expert, part) for expert in self.deepspeed_experts] for part in ("weight", "bias"))
+        return F.linear(x, *(merge(part, self.expert_score_weight) for part in parts))
+
+
+class ExpertSoup(nn.Module):  # type: ignore[misc]  # torch is Any here
+    """A mixture of adapters in one block: MoA_A projects down, MoA_B up."""
+
+    def __init__(self, width: int, config: Config) -> None:
+        super().__init__()
+        down, up = config.counts
+        self.MoA_A = MixtureSoup(down, width, config.bottleneck)
+        self.MoA_B = MixtureSoup(up, config.bottleneck, width)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: torch.Tensor, routed: bool) -> torch.Tensor:
+        """Return Wu gelu(Wd x + bd) + bu + x, shaped and typed as x (section 2.2; modeling_bert.py:440-455)."""
+        inner = x.to(self.MoA_A.expert_score_weight.dtype)  # of a base in half precision the experts are not
+        return x + self.MoA_B(self.activation(self.MoA_A(inner, routed)), routed).to(x.dtype)
+
+
+class AdaMix(Method):
+    """AdaMix on a model; made by `attach` or `load`."""
+
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        if "labels" not in inspect.signature(model.forward).parameters:
+            raise UsageError(
+                f"{type(model).__name__} takes no labels, of which AdaMix makes its loss",
+                hint="take a model for classification, or a T5 that generates",
+            )
+        found = blocks(model)
+        super().__init__(model)
+        self.config = config
+        self._signature = inspect.signature(model.forward)
+        self._routed = False
+        self._names: list[str] = []
+        for block in found:
+            if config.kind == "adapter":
+                self._add_adapter(block)
+            else:
+                for name, linear in block.query_and_value.items():
+                    self._add_lora(f"{block.attention_name}.{name}", linear)
+        self.wrap_forward(self._forward)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write every expert and the head (pytorch_model_expert_soup.safetensors) and what they mean (config.json)."""
+        config = self.config
+        about: dict[str, Any] = {"num_experts": config.experts, "inference_level": _MERGED}
+        about |= {"consistency": config.consistency}
+        if config.kind == "adapter":
+            about |= {"apply_expert_soup": True, "adapter_size": config.bottleneck}
+            about |= {"adapter_activation": config.activation}
+            about |= {"sharing_down": int(config.share_down), "sharing_up": int(config.share_up)}
+        else:
+            about |= {"lora_r": config.rank, "lora_alpha": config.alpha}
+            about |= {"share_A": int(config.share_down), "share_B": int(config.share_up)}
+        with writing(directory) as made:
+            write_tensors(made / SOUPS[0], {**self.tensors(), **self.head_tensors()})
+            write_json(made / "config.json", self.config_json(**about))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the experts and their scores, as the model names them."""
+        state = self.model.state_dict()
+        return {name: state[name] for name in self._names}
+
+    def copy_in(self, tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+        """Copy a run's tensors into the experts and the head; raises RunError where names or shapes differ."""
+        wanted = {**self.tensors(), **self.head_tensors()}
+        for name in sorted(wanted.keys() ^ tensors.keys()):
+            here, other = ("model", "run") if name in wanted else ("run", "model")
+            raise RunError(
+                f"'{printable(str(file))}': the {here} has '{printable(name)}', the {other} has not",
+                hint="load it on the model that it was trained on, with as many labels",
+            )
+        for name, tensor in wanted.items():
+            if tensors[name].shape != tensor.shape:
+                raise RunError(
+                    f"'{printable(str(file))}': '{printable(name)}' is {list(tensors[name].shape)}, the model's is "
+                    f"{list(tensor.shape)}",
+                    hint="load it on the model that it was trained on, with as many labels",
+                )
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for name in self._names:
+                state[name].copy_(tensors[name])
+        self.load_head({name: tensors[name] for name in self.head_tensors()})
+
+    @property
+    def routed(self) -> bool:
+        """Whether the pass that is running takes drawn experts, and not their average."""
+        return self._routed and self.model.training
+
+    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        labels = self._signature.bind(*args, **kwargs).arguments.get("labels")
+        self._routed = labels is not None
+        try:
+            output = forward(*args, **kwargs)
+            if not self.routed or not self.config.consistency or self.config.experts == 1:
+                return output
+            return _with_consistency(output, forward(*args, **kwargs), labels)
+        finally:
+            # Checkpointed blocks run again in the backward pass; torch restores the generator, so they draw the same
+            again = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+            self._routed = self._routed and again
+
+    def _add_adapter(self, block: Block) -> None:
+        soup = ExpertSoup(self.model.config.hidden_size, self.config)
+        self.add(block.output, "ExpertSoup", soup)
+        self.hook(block.feed_forward.register_forward_hook(lambda _module, _args, out: soup(out, self.routed)))
+        self._names += [f"{block.output_name}.ExpertSoup.{name}" for name in soup.state_dict()]
+
+    def _add_lora(self, place: str, linear: nn.Linear) -> None:
+        """Add experts of a LoRA: A one Kaiming draw, the same for all of them, B zeros (loralib/layers.py:263-290)."""
+        config = self.config
+        a = torch.empty(config.rank, linear.in_features)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        b = torch.zeros(linear.out_features, config.rank)
+        sides = {"A": (config.counts[0], a), "B": (config.counts[1], b)}
+        for side, (count, first) in sides.items():
+            experts = nn.ParameterList(nn.Parameter(first.clone()) for _ in range(count))
+            self.add(linear, f"experts_lora_{side}", experts)
+            self._names += [f"{place}.experts_lora_{side}.{e}" for e in range(count)]
+        scores = nn.Parameter(torch.zeros(config.experts, device=self.device), requires_grad=False)
+        linear.register_parameter(_SCORES, scores)
+        self._undo.append(lambda: delattr(linear, _SCORES))
+        self._names.append(f"{place}.{_SCORES}")
+        self.hook(linear.register_forward_hook(lambda module, args, out: out + self._delta(module, args[0])))
+
+    def _delta(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return alpha / rank * B A x, shaped (..., outputs) and typed as x."""
+        scores = linear.lora_expert_score_weight
+        a, b = (self._factor([*side], scores) for side in (linear.experts_lora_A, linear.experts_lora_B))
+        return (F.linear(F.linear(x.to(a.dtype), a), b) * (self.config.alpha / self.config.rank)).to(x.dtype)
+
+    def _factor(self, experts: list[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
+        if len(experts) == 1:
+            return experts[0]  # never weighted, as in the reference (loralib/layers.py:304-337)
+        return experts[_draw(len(experts))] if self.routed else merge(experts, scores)
+
+
+def attach(model: nn.Module, config: Config) -> AdaMix:
+    """Put AdaMix on a model with a head, or a T5 that generates; raises UsageError for models of other families.
+
+    The adapters' output is tiny at first, as both projections are drawn of N(0, 0.02): the model begins near the base.
+    A LoRA's is zero, as B is: it begins at the base.
+    """
+    return AdaMix(model, config)
+
+
+def load(model: nn.Module, directory: str | os.PathLike[str]) -> AdaMix:
+    """Put a saved or decoded run on a model of its base; raises RunError where they do not fit."""
+    about = Path(directory) / "config.json"
+    file = next((file for name in SOUPS if (file := Path(directory) / name).is_file()), None)
+    if file is None:
+        raise RunError(f"'{printable(str(directory))}' has no {SOUPS[0]}", hint="give the directory that save() wrote")
+    tensors = read_tensors(file)
+    method = attach(model, _config(read_json(about), about, lora=any(".experts_lora_" in name for name in tensors)))
+    try:
+        method.copy_in(tensors, file)
+    except RunError:
+        method.detach()
+        raise
+    return method
+
+
+def _with_consistency(output: Any, other: Any, labels: torch.Tensor) -> Any:
+    """Return pass A's output, its loss with the consistency added: section 3.2's whole objective.
+
+    Loss and logits stand first in an output, which may be a tuple. Of labels for each token those that are ignored
+    do not count.
+    """
+    loss, logits = output[0], output[1]
+    if labels.shape != logits.shape[:-1] or logits.shape[-1] == 1:
+        raise UsageError(
+            f"labels {list(labels.shape)} are not one class for each of the logits {list(logits.shape)}, and AdaMix's "
+            "consistency compares the probabilities of classes",
+            hint="attach with consistency=False",
+        )
+    counted = labels != _IGNORED
+    loss = loss + symmetric_kl(logits[counted], other[1][counted])
+    if isinstance(output, tuple):
+        return (loss, *output[1:])
+    output.loss = loss
+    return output
+
+
+def _config(about: Mapping[str, Any], file: Path, *, lora: bool) -> Config:
+    """Return the settings that a run's config.json says, saved or decoded, or left by the reference code."""
+
+    def said(*names: str) -> Any:
+        for name in names:
+            if about.get(name) is not None:
+                return about[name]
+        raise RunError(f"'{printable(str(file))}' has no {names[0]}", hint="the config belongs to another run")
+
+    if said("inference_level") != _MERGED:
+        raise RunError(
+            f"'{printable(str(file))}' has inference_level {printable(str(about['inference_level']))}, which routes at "
+            f"random; {_MERGED} averages the experts",
+            hint="only averaged experts can be loaded",
+        )
+    down, up = ("share_A", "share_B") if lora else ("sharing_down", "sharing_up")
+    settings: dict[str, Any] = {"kind": "lora" if lora else "adapter", "experts": said("num_experts")}
+    settings |= {"share_down": bool(about.get(down)), "share_up": bool(about.get(up))}
+    settings |= {"consistency": bool(about.get("consistency", True))}
+    if lora:
+        settings |= {"rank": said("lora_r"), "alpha": said("lora_alpha")}
+    else:
+        settings |= {"bottleneck": said("adapter_size"), "activation": said("adapter_activation", "hidden_act")}
+    try:
+        return Config(**settings)
+    except UsageError as error:
+        raise RunError(f"'{printable(str(file))}': {error}", hint=error.hint) from error
+
+
+def _draw(experts: int) -> int:
+    """Draw the expert of one pass from torch's global generator, each as likely (section 3.1)."""
+    return int(torch.randint(experts, (1,))) if experts > 1 else 0

@@ -1,0 +1,531 @@
+"""PHA: one network generates every task's adapters from the task's prototype, a row of numbers.
+
+"Prototype-based HyperAdapter for Sample-Efficient Multi-task Tuning" (Zhao, Fu, Zhang and Hou 2023); names of tensors
+and what the paper leaves open as in Bumble666/PHA (modeling/adapter_t5.py, third_party/trainers/t5_trainer.py).
+
+    method = pha.attach(model, pha.Config(), {"sst2": 2, "rte": 2})
+    for task, batch in batches:
+        method.switch(task)
+        model(**batch).loss.backward()
+    method.save("runs/glue")
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from petlpack.errors import RunError, UsageError, printable
+from petlpack.methods.method import Method, _with_outputs, read_tensors, write_json, write_tensors, writing
+from petlpack.methods.places import Block, blocks, head_of
+from petlpack.tensors.checkpoint import find_weights
+
+FILE = "model.safetensors"
+
+TARGETS = ("labels", "start_positions", "end_positions")
+"""What a batch may have that makes the model compute a loss."""
+
+_PROTOTYPES = "adapter_task_embedding.weight"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and the retriever's losses; the defaults are the released code's, whose batches need no memory."""
+
+    bottleneck: int = 64
+    """Width of an adapter."""
+    code: int = 64
+    """Length of a prototype, of a layer's code, and of what the trunk and the retriever make."""
+    trunk: int = 128
+    """Width of the trunk's and the retriever's hidden layer."""
+    temperature: float = 0.1
+    weight: float = 0.1
+    """Share of the retriever's losses in the loss; with 0 there is no retriever."""
+    memory: int = 64
+    """Retriever vectors of each task that are remembered as the other tasks' negatives."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        for name in ("bottleneck", "code", "trunk", "memory"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} is {value!r}", hint=f"{name} is a whole number from 1")
+        if not self.temperature > 0:
+            raise UsageError(f"temperature is {self.temperature!r}", hint="it divides cosines, and is above 0")
+        if not self.weight >= 0:
+            raise UsageError(f"weight is {self.weight!r}", hint="it is 0, without a retriever, or above")
+
+
+class Adapter(tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]):
+    """The weights of one adapter, as nn.Linear has them: down (r, d), its bias (r), up (d, r), its bias (d)."""
+
+    __slots__ = ()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return relu(x Wdown + bdown) Wup + bup of x (..., d), in the dtype of x: Houlsby et al. 2019, Figure 2."""
+        down, down_bias, up, up_bias = (part.to(x.dtype) for part in self)
+        return F.linear(F.relu(F.linear(x, down, down_bias)), up, up_bias)
+
+
+class _Manual(nn.Module):  # type: ignore[misc]
+    """An adapter of the encoder, which all tasks share; starts at 0."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.adapter_down_manual = nn.Linear(width, bottleneck)
+        self.adapter_up_manual = nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.adapter_up_manual.weight)
+        nn.init.zeros_(self.adapter_up_manual.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        down, up = self.adapter_down_manual, self.adapter_up_manual
+        return Adapter((down.weight, down.bias, up.weight, up.bias))(x)
+
+
+class _Net(nn.Module):  # type: ignore[misc]
+    """From codes (n, 2 code) to the numbers of n adapters."""
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(2 * config.code, config.trunk)
+        self.linear2 = nn.Linear(config.trunk, config.code)
+        self.LayerNorm = nn.LayerNorm(config.code, eps=1e-6)
+        self.weight_up = nn.Linear(config.code, width * config.bottleneck)
+        self.weight_down = nn.Linear(config.code, width * config.bottleneck)
+        self.bias_up = nn.Linear(config.code, width)
+        self.bias_down = nn.Linear(config.code, config.bottleneck)
+        for linear in (self.weight_up, self.bias_up, self.bias_down):
+            nn.init.zeros_(linear.weight)
+        # Hyperfan-in (Chang, Flokas and Lipson 2020): behind the norm, a generated entry has variance 1 / width
+        nn.init.normal_(self.weight_down.weight, std=(config.code * width) ** -0.5)
+        for linear in (self.weight_up, self.weight_down, self.bias_up, self.bias_down):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden = self.LayerNorm(self.linear2(F.relu(self.linear1(codes))))
+        return self.weight_up(hidden), self.weight_down(hidden), self.bias_up(hidden), self.bias_down(hidden)
+
+
+class Generator(nn.Module):  # type: ignore[misc]
+    """The hypernetwork: from a prototype to an adapter for each layer; section 3.3.
+
+    e = [K ; L_i], h = LayerNorm(W2 relu(W1 e + b1) + b2), and each part of the adapter is linear in h. What makes the
+    up-projection starts at 0, so that training starts at the base's function, as LoRA's does; what makes the
+    down-projection does not. (The released code starts both near 0, at a saddle.)
+    """
+
+    def __init__(self, config: Config, layers: int, width: int) -> None:
+        """Make the network for so many layers of this width."""
+        super().__init__()
+        self.layer_embed = nn.Embedding(layers, config.code)
+        self.decoder = _Net(config, width)
+        self._shape = config.bottleneck, width
+
+    def forward(self, prototype: torch.Tensor) -> list[Adapter]:
+        """Return the adapters of a prototype of shape (code,), one for each layer."""
+        layers, (bottleneck, width) = self.layer_embed.weight, self._shape
+        codes = torch.cat([prototype.expand(len(layers), -1), layers], 1)
+        up, down, up_bias, down_bias = self.decoder(codes)
+        ups = up.view(-1, bottleneck, width).transpose(1, 2)
+        downs = down.view(-1, width, bottleneck).transpose(1, 2)
+        return [Adapter(parts) for parts in zip(downs, down_bias, ups, up_bias, strict=True)]
+
+
+def instance_loss(vectors: torch.Tensor, others: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return InfoNCE between instances (n, code) of one task and `others` (m, code) of other tasks; section 3.2.
+
+    -log softmax of the cosine over the temperature, over the other n - 1 and the m, in the mean over the n - 1
+    positives and the n instances: `_ins_ins_loss` of the released code. Without a positive or a negative nothing is to
+    be told apart, and it is 0.
+    """
+    n = len(vectors)
+    if n < 2 or not len(others):
+        return vectors.sum() * 0
+    vectors, others = F.normalize(vectors, dim=1), F.normalize(others, dim=1)
+    scores = vectors @ torch.cat([vectors, others]).T / temperature
+    itself = torch.eye(n, n + len(others), dtype=torch.bool, device=vectors.device)
+    logs = F.log_softmax(scores.masked_fill(itself, -torch.inf), 1)[:, :n]
+    return -logs.masked_fill(itself[:, :n], 0).sum() / (n * (n - 1))
+
+
+def prototype_loss(vectors: torch.Tensor, prototypes: torch.Tensor, row: int, temperature: float) -> torch.Tensor:
+    """Return InfoNCE between instances (n, code) and prototypes (tasks, code), of which `row` is theirs; section 3.2.
+
+    The mean of -log softmax of the cosine over the temperature; with one task it is 0. (`_pro_ins_loss` of the released
+    code leaves the positive out of the sum, which has no lower bound.)
+    """
+    scores = F.normalize(vectors, dim=1) @ F.normalize(prototypes, dim=1).T / temperature
+    return -F.log_softmax(scores, 1)[:, row].mean()
+
+
+class Pha(Method):
+    """PHA on a model.
+
+    A T5 with a decoder has its decoder's adapters generated, and in the encoder adapters that all tasks share; an
+    encoder alone has all its adapters generated. Adapters stand parallel to the feed-forward.
+    """
+
+    def __init__(self, model: nn.Module, config: Config, tasks: Mapping[str, int]) -> None:
+        """Install what `attach` says."""
+        self.config = config
+        _check_tasks(model, tasks)
+        self._manual, self._generated = _stacks(model)
+        super().__init__(model, tasks)
+        first = self._generated[0].output_name
+        self.place = first.replace(".0.", ".{layer}.", 1)
+        """Where the generated adapters stand, with `{layer}` for the number of the layer."""
+        self.stack = _stack_of(self._generated[0])
+        """`decoder`, `bert.encoder`: what the names of the method's tensors begin with."""
+        self._adapters: list[Adapter] = []
+        self._states: torch.Tensor | None = None
+        self._memory: dict[str, torch.Tensor] = {}
+        width = model.config.hidden_size
+        stack = model.get_submodule(self.stack)
+        self.generator = Generator(config, len(self._generated), width)
+        self.add(stack, "param_gen", self.generator)
+        self.prototypes = nn.ParameterList(torch.randn(config.code) for _ in tasks)
+        """A parameter for each task, so that no optimizer moves the rows of tasks that do not train."""
+        self.add(stack, "adapter_task_embedding", self.prototypes)
+        self.retriever: nn.Sequential | None = None
+        if config.weight:
+            self.retriever = nn.Sequential(
+                nn.Linear(width, config.trunk), nn.ReLU(), nn.Linear(config.trunk, config.code)
+            )
+            self.add(stack, "mlp", self.retriever)
+        self.hook(stack.register_forward_pre_hook(self._generate))
+        for layer, block in enumerate(self._generated):
+            self._put(block, functools.partial(self._adapt, layer))
+        for block in self._manual:
+            adapter = _Manual(width, config.bottleneck)
+            self.add(block.output, "adapter_layer", adapter)
+            self._put(block, adapter)
+        if self._manual:
+            self.hook(model.get_encoder().register_forward_hook(self._watch))
+        self._signature = inspect.signature(model.forward)
+        self.wrap_forward(self._forward)
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return what trains as an optimizer's parameter groups, so that `lr` is about an adapter's rate, and a head's.
+
+        A generated number is the sum of `code` numbers behind the norm: what makes it gets lr / code, and the trunk
+        before the norm lr / 10. With one rate for all, either the generator diverges or the head stands still.
+        """
+        net = self.generator.decoder
+        outputs = [net.LayerNorm, net.weight_up, net.weight_down, net.bias_up, net.bias_down]
+        rates = {id(p): lr / self.config.code for module in outputs for p in module.parameters()}
+        rates |= {id(p): lr / 10 for p in self.generator.parameters() if id(p) not in rates}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            groups.setdefault(rates.get(id(parameter), lr), []).append(parameter)
+        return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+    # The forward pass
+
+    def _put(self, block: Block, adapter: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Add an adapter to a block's feed-forward: x + dropout(FF(n)) + adapter(n), n what the feed-forward reads."""
+        if block.is_t5:
+
+            def behind(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+                return output + adapter(module.layer_norm(args[0]))
+
+            self.hook(block.output.register_forward_hook(behind))
+        else:
+
+            def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+                return args[0], args[1] + adapter(args[1])  # args[1] is the residual, whose sum with FF(x) is normed
+
+            self.hook(block.output.register_forward_pre_hook(before))
+
+    def _generate(self, *_: object) -> None:
+        self._adapters = self.generator(self.prototypes[self._row(self.task)])
+
+    def _adapt(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        if layer == 0 and not self._manual:
+            self._states = x  # before any generated adapter: of the instance alone, whatever the task
+        return self._adapters[layer](x)
+
+    def _watch(self, _module: nn.Module, _args: object, output: Any) -> None:
+        self._states = output[0]
+
+    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._states = None
+        output = forward(*args, **kwargs)
+        if self.retriever is None or not self.model.training:
+            return output
+        states, self._states = self._states, None
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        if states is None or all(given.get(name) is None for name in TARGETS):
+            return output
+        more = self.config.weight * self._losses(self._vectors(states, given.get("attention_mask")))
+        if isinstance(output, tuple):
+            return (output[0] + more, *output[1:])
+        output["loss"] = output["loss"] + more
+        return output
+
+    # The retriever
+
+    def _vectors(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the retriever's vectors (batch, code) of hidden states (batch, length, d), meaned over the mask."""
+        assert self.retriever is not None
+        if mask is None or mask.dim() != 2:
+            pooled = states.mean(1)
+        else:
+            kept = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * kept).sum(1) / kept.sum(1).clamp(min=1)
+        return self.retriever(pooled.to(self.retriever[0].weight.dtype))
+
+    def _losses(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return both losses of a batch, and remember its vectors; section 3.2.
+
+        The released code mixes tasks in a batch; here a batch holds one, and the negatives of the instance-instance
+        loss are the last vectors of the other tasks, without a gradient.
+        """
+        none = vectors.new_empty(0, vectors.shape[1])
+        others = torch.cat([none, *(past for task, past in self._memory.items() if task != self.task)])
+        past = self._memory.get(self.task, none)
+        self._memory[self.task] = torch.cat([past, vectors.detach()])[-self.config.memory :]
+        temperature = self.config.temperature
+        table = torch.stack(list(self.prototypes))
+        return instance_loss(vectors, others, temperature) + prototype_loss(
+            vectors, table, self._row(self.task), temperature
+        )
+
+    def nearest(self, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Return the tasks, nearest first, with the mean cosine of the examples' vectors and their prototypes.
+
+        `batches` are what the model takes; labels are not looked at. Raises UsageError where there is no retriever.
+        """
+        if self.retriever is None:
+            raise UsageError(
+                "no retriever to find the nearest prototype with: a pack leaves it out, and weight 0 has none",
+                hint="say which task's prototype to start from: like='...'; encode with --keep-retriever",
+            )
+        training = self.model.training
+        self.model.eval()
+        reader = self.model.get_encoder() if self._manual else self.model.base_model
+        cosines = []
+        try:
+            with torch.no_grad():
+                table = F.normalize(torch.stack(list(self.prototypes)), dim=1)
+                for batch in batches:
+                    reader(**{name: value for name, value in batch.items() if _is_input(name)})
+                    assert self._states is not None
+                    vectors = self._vectors(self._states, batch.get("attention_mask"))
+                    cosines.append(F.normalize(vectors, dim=1) @ table.T)
+        finally:
+            self._states = None
+            self.model.train(training)
+        if not cosines:
+            raise UsageError("no examples to find the nearest prototype with", hint="give a batch of the new task")
+        means = dict(zip(self.tasks, torch.cat(cosines).mean(0).tolist(), strict=True))
+        return dict(sorted(means.items(), key=lambda found: -found[1]))
+
+    # New tasks
+
+    def add_task(
+        self,
+        task: str,
+        labels: int = 0,
+        batches: Iterable[Mapping[str, Any]] = (),
+        *,
+        like: str | None = None,
+        freeze_generator: bool = False,
+    ) -> str:
+        """Add a task, which starts from a known task's prototype, and switch to it; return that known task.
+
+        It is the one whose prototype is nearest to the examples (the paper's few-shot transfer), or `like`. Training
+        goes on with everything, or with the new prototype and the new head alone where `freeze_generator`: all other
+        tasks then stay as they are, to the bit, and the new one takes a row and a head of a pack. Make a new optimizer,
+        for other parameters train.
+        """
+        if task in self.tasks:
+            raise UsageError(f"task '{task}' is there already", hint="give the new task a name of its own")
+        if like is not None and like not in self.tasks:
+            raise UsageError(f"no task '{like}' to start from", hint=f"choose one of {', '.join(self.tasks)}")
+        _check_tasks(self.model, {**self.tasks, task: labels})
+        like = next(iter(self.nearest(batches))) if like is None else like
+        if freeze_generator:
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(False)
+        row = self.prototypes[self._row(like)].detach().clone()
+        self.prototypes.append(nn.Parameter(row))
+        self.tasks[task] = labels
+        if self.heads is not None:
+            head = _with_outputs(self.heads[like], labels).to(self.device)
+            self.heads[task] = head.train(self.model.training).requires_grad_(True)
+        self.switch(task)
+        return like
+
+    def _row(self, task: str) -> int:
+        return list(self.tasks).index(task)
+
+    # Files
+
+    def save(self, directory: str | os.PathLike[str], tasks: Sequence[str] | None = None) -> None:
+        """Write pytorch_model.bin, without the base, and config.json; `tasks` leaves the others' rows and heads out."""
+        tasks = list(self.tasks) if tasks is None else list(tasks)
+        unknown = [task for task in tasks if task not in self.tasks]
+        if unknown or not tasks:
+            raise UsageError(
+                f"no task '{unknown[0]}' to save" if unknown else "no task to save",
+                hint=f"choose from {', '.join(self.tasks)}",
+            )
+        tensors = self._shared()
+        tensors[f"{self.stack}.{_PROTOTYPES}"] = torch.stack([self.prototypes[self._row(task)] for task in tasks])
+        if self.heads is not None:
+            for task in tasks:
+                tensors |= {f"heads.{task}.{name}": tensor for name, tensor in self.head_tensors(task).items()}
+        end = self.stack.rpartition(".")[2]
+        settings = {"encoder_adapter": "manual", "encoder_adapter_dim": self.config.bottleneck} if self._manual else {}
+        settings |= {f"{end}_adapter": "pro-hyper", f"{end}_adapter_dim": self.config.bottleneck}
+        config = self.config_json(
+            **settings,
+            adapter_norm_input=self._generated[0].is_t5,
+            adapter_place=self.place,
+            process_encoder_output=self.retriever is not None,
+            hypernetwork_bottleneck=self.config.trunk,
+            retriever={name: getattr(self.config, name) for name in ("temperature", "weight", "memory")},
+            tasks=tasks,
+            task_labels={task: self.tasks[task] for task in tasks},
+        )
+        for name in ("id2label", "label2id"):  # of the current task's head alone
+            config.pop(name, None)
+        with writing(directory) as made:
+            write_tensors(made / FILE, tensors)
+            write_json(made / "config.json", config)
+
+    def _shared(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that all tasks share, as the file names them."""
+        modules = {f"{block.output_name}.adapter_layer": block.output.adapter_layer for block in self._manual}
+        modules[f"{self.stack}.param_gen"] = self.generator
+        if self.retriever is not None:
+            modules[f"{self.stack}.mlp"] = self.retriever
+        return {
+            f"{place}.{name}": tensor.detach()
+            for place, module in modules.items()
+            for name, tensor in module.state_dict().items()
+        }
+
+    def _fill(self, tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+        """Copy a file's tensors in; raises RunError where it lacks one, or has another shape."""
+
+        def put(name: str, found: torch.Tensor | None, to: torch.Tensor) -> None:
+            if found is None or found.shape != to.shape:
+                what = "is missing" if found is None else f"is {list(found.shape)}"
+                raise RunError(
+                    f"'{printable(str(file))}': '{name}' {what}, "
+                    f"{type(self.model).__name__} with this config needs {list(to.shape)}",
+                    hint="load the run on the model that it was trained on",
+                )
+            with torch.no_grad():
+                to.copy_(found)
+
+        for name, to in self._shared().items():
+            put(name, tensors.get(name), to)
+        table = tensors[f"{self.stack}.{_PROTOTYPES}"]
+        for row, prototype in enumerate(self.prototypes):
+            put(_PROTOTYPES, table[row] if row < len(table) else None, prototype)
+        for task in self.tasks if self.heads is not None else ():
+            wanted = self.head_tensors(task)
+            for name, to in wanted.items():
+                put(f"heads.{task}.{name}", tensors.get(f"heads.{task}.{name}"), to)
+            self.load_head(wanted, task)
+
+
+def attach(model: nn.Module, config: Config, tasks: Mapping[str, int]) -> Pha:
+    """Put PHA on a model for tasks with so many labels each, 0 for a T5 that generates; the first task comes first.
+
+    Raises UsageError for a model that is not built as BERT, RoBERTa or T5 is, and for tasks that it cannot have.
+    """
+    return Pha(model, config, tasks)
+
+
+def load(model: nn.Module, directory: str | os.PathLike[str]) -> Pha:
+    """Put a saved run, or a decoded one, on the model of its base.
+
+    A decoded run has one task, and the retriever only where the pack kept it; without it, training goes on without its
+    losses. Raises RunError.
+    """
+    file = find_weights(Path(directory)) or Path(directory) / FILE
+    said = file.parent / "config.json"
+    for path in (file, said):
+        if not path.is_file():
+            raise RunError(f"'{printable(str(path))}' is missing", hint="a run of PHA is what its `save` writes")
+    tensors = read_tensors(file)
+    try:
+        table = json.loads(said.read_text(encoding="utf-8"))
+        tasks = {task: int(table.get("task_labels", {}).get(task, 0)) for task in table["tasks"]}
+        losses = {name: value for name, value in table.get("retriever", {}).items() if name in asdict(Config())}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"'{printable(str(said))}' does not say the tasks of the run: {printable(repr(error))}",
+            hint="the config.json of a PHA run has `tasks` in the order of the prototypes",
+        ) from error
+    stack = next((name.removesuffix(f".{_PROTOTYPES}") for name in tensors if name.endswith(f".{_PROTOTYPES}")), None)
+    net = f"{stack}.param_gen.decoder"
+    sizes = {"code": f"{net}.linear2.bias", "trunk": f"{net}.linear1.bias", "bottleneck": f"{net}.bias_down.bias"}
+    missing = next((name for name in sizes.values() if name not in tensors), None)
+    if stack is None or missing:
+        raise RunError(
+            f"'{printable(str(file))}' has no '{missing if stack else _PROTOTYPES}'",
+            hint="a run of PHA is what its `save` writes",
+        )
+    if not any(name.startswith(f"{stack}.mlp.") for name in tensors):
+        losses["weight"] = 0.0
+    config = Config(**{size: len(tensors[name]) for size, name in sizes.items()}, **losses)
+    method = attach(model, config, tasks)
+    try:
+        if method.stack != stack:
+            raise RunError(
+                f"'{printable(str(file))}' has its generator at '{stack}', {type(model).__name__} at '{method.stack}'",
+                hint="load the run on the model that it was trained on",
+            )
+        method._fill(tensors, file)
+    except RunError:
+        method.detach()
+        raise
+    return method
+
+
+def _is_input(name: str) -> bool:
+    return name not in TARGETS and not name.startswith("decoder_")
+
+
+def _check_tasks(model: nn.Module, tasks: Mapping[str, int]) -> None:
+    if not tasks:
+        raise UsageError("PHA has a prototype for each task, and no task was named", hint='say tasks={"sst2": 2}')
+    for task, labels in tasks.items():
+        if not task or "." in task:
+            raise UsageError(f"'{task}' is no name for a task: it stands between dots in tensor names")
+        has_head = head_of(model) is not None
+        if not isinstance(labels, int) or labels < 0 or bool(labels) != has_head:
+            wanted = "has a head, which needs 1 label or more" if has_head else "has no head, which is 0 labels"
+            raise UsageError(f"task '{task}' has {labels!r} labels", hint=f"{type(model).__name__} {wanted}")
+
+
+def _stacks(model: nn.Module) -> tuple[list[Block], list[Block]]:
+    """Return the blocks whose adapters all tasks share, and those whose adapters are generated."""
+    stacks: dict[str, list[Block]] = {}
+    for block in blocks(model):
+        stacks.setdefault(_stack_of(block), []).append(block)
+    found = list(stacks.values())
+    if len(found) > 2 or (len(found) == 2 and not found[0][0].is_t5):
+        raise UsageError(
+            f"{type(model).__name__} has {len(found)} stacks: {', '.join(stacks)}",
+            hint="PHA stands on an encoder of the BERT or RoBERTa family, or on a T5",
+        )
+    return (found[0], found[1]) if len(found) == 2 else ([], found[0])
+
+
+def _stack_of(block: Block) -> str:
+    return block.output_name.partition(".block." if block.is_t5 else ".layer.")[0]

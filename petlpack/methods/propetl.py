@@ -1,0 +1,667 @@
+"""PROPETL: one prototype for all layers (and tasks), and a binary mask that says which of its entries a layer uses.
+
+"One Network, Many Masks" (Zeng, Zhang and Lu 2023), section 3; ChaosCodes/ProPETL. `kind` is what the prototype is:
+an adapter behind the feed-forward, a LoRA on query and value, or a prefix of the attention's keys and values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from petlpack.errors import RunError, UsageError, printable
+from petlpack.methods.method import Method, read_tensors, write_json, write_tensors, writing
+from petlpack.methods.places import Block, blocks
+
+KINDS = ("adapter", "lora", "prefix")
+
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+"""An adapter's non-linearity, as Transformers calls it."""
+
+COMBINE: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "or": lambda task, layer: 1 - (1 - task) * (1 - layer),
+    "and": lambda task, layer: task * layer,
+    "add": lambda task, layer: task + layer,
+}
+"""How a task's and a layer's mask become one, section 3.3; written so that the gradient reaches both."""
+
+MULTI_TASK = "propetl_weight.safetensors"
+ABOUT = "propetl_config.json"
+LAYER = "layer"
+"""Whose masks the layers' are in a file of several tasks, and so no task's name."""
+
+_FIELDS: Mapping[str, Mapping[str, type]] = {
+    "adapter": {"bottleneck": int, "activation": str, "scaling": float},
+    "lora": {"rank": int, "alpha": float},
+    "prefix": {"length": int},
+}
+"""What propetl_config.json says of each kind, as `Config` calls it."""
+
+_KEEP = {"adapter": 0.5, "lora": 0.1, "prefix": 0.1}
+_KEEP_OF_TASKS = 0.3
+_REDUCTION = 12
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a PROPETL; the defaults are the paper's (section 4.1 and appendix, scripts/run_*.sh).
+
+    `keep` is the share of the prototype's entries that a mask keeps (by default adapter 0.5, LoRA and prefix 0.1, of
+    several tasks 0.3). An adapter has `bottleneck` (default: width / 12), `scaling` and `activation` (default: relu, T5
+    gelu_new); a LoRA `rank` and `alpha`; a prefix `length`, and `hidden` units in the network that makes it, or 0 where
+    the prefix itself trains. `combine` is for several tasks.
+    """
+
+    kind: str = "adapter"
+    keep: float | None = None
+    bottleneck: int | None = None
+    rank: int = 32
+    alpha: float = 48.0
+    length: int = 64
+    hidden: int = 512
+    scaling: float = 1.0
+    combine: str = "or"
+    activation: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        for name, known in (("kind", KINDS), ("combine", tuple(COMBINE)), ("activation", (None, *ACTIVATIONS))):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"{name} is {value!r}", hint=f"choose one of {', '.join(filter(None, known))}")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise UsageError(f"keep is {self.keep:g}, which is no share", hint="a number above 0 and at most 1")
+        for name, least in (("bottleneck", 1), ("rank", 1), ("length", 1), ("hidden", 0)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                raise UsageError(f"{name} is {value!r}", hint=f"a whole number from {least}")
+        for name in ("alpha", "scaling"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="a finite number")
+
+
+def attach(model: nn.Module, config: Config, *, task: str = "task", tasks: Mapping[str, int] | None = None) -> Propetl:
+    """Put PROPETL on a BERT, RoBERTa or T5 model: for one task, called `task`, or for `tasks` (labels by task).
+
+    One task has a mask for each layer. Several have hybrid masks (section 3.3): a mask for each task, tied over the
+    layers, combined with a mask for each layer, shared by the tasks; `switch` says whose batch comes next.
+    Raises UsageError.
+    """
+    found = blocks(model)
+    for name in [task] if tasks is None else tasks:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", name) or name == LAYER:
+            raise UsageError(
+                f"'{printable(name)}' is no name for a task: it is part of tensor names",
+                hint=f"use letters, digits, _ and -, and not '{LAYER}'",
+            )
+    if tasks is not None and not tasks:
+        raise UsageError("tasks is empty", hint="give labels by task, or leave it out for one task")
+    first = found[0]
+    if config.kind == "adapter" and not first.is_t5 and not hasattr(first.output, "LayerNorm"):
+        raise UsageError(
+            f"{type(model).__name__} has no norm behind its feed-forward, where the adapter stands", hint="choose lora"
+        )
+    if config.kind == "prefix" and (first.is_t5 or getattr(first.attention, "is_decoder", False)):
+        raise UsageError(
+            f"{type(model).__name__} takes no prefix: its attention counts on the positions of its keys",
+            hint="prefixes stand on encoders of the BERT and RoBERTa families; choose adapter or lora",
+        )
+    if config.kind == "prefix" and tasks is None and config.hidden == 0:
+        raise UsageError("a prefix of one task is saved with the network that makes it", hint="give hidden above 0")
+    return Propetl(model, _resolved(config, first, tasks is not None), found, task, tasks)
+
+
+def _resolved(config: Config, block: Block, several: bool) -> Config:
+    """Return a config in which every default that depends on kind, model or tasks is a value."""
+    width = _width(block)
+    return dataclasses.replace(
+        config,
+        keep=config.keep or (_KEEP_OF_TASKS if several else _KEEP[config.kind]),
+        bottleneck=config.bottleneck or max(1, width // _REDUCTION),
+        activation=config.activation or ("gelu_new" if block.is_t5 else "relu"),
+    )
+
+
+def _width(block: Block) -> int:
+    return int(next(iter(block.query_and_value.values())).in_features)
+
+
+# Masks
+
+
+def kept_count(entries: int, keep: float) -> int:
+    """Return how many of a matrix's entries a mask keeps: n - int((1 - keep) n)."""
+    return entries - int((1 - keep) * entries)
+
+
+def top_mask(scores: torch.Tensor, keep: float) -> torch.Tensor:
+    """Return 1 at the largest |scores| and 0 elsewhere, in their shape and dtype; of equal ones the later stay.
+
+    Section 3.2; ProPETL adapters/modeling.py:815-833, whose sort has no rule for ties.
+    """
+    sizes = scores.detach().abs().flatten()
+    kept = kept_count(len(sizes), keep)
+    dropped = len(sizes) - kept
+    mask = sizes > sizes.kthvalue(dropped).values if dropped else torch.ones_like(sizes, dtype=torch.bool)
+    if int(mask.sum()) != kept:  # ties at the threshold; a sort takes six times as long, and they are rare
+        mask = torch.ones_like(mask)
+        mask[sizes.argsort(stable=True)[:dropped]] = False
+    return mask.view_as(scores).to(scores.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):  # type: ignore[misc] # torch is Any here
+    """The mask of scores, whose gradient the scores take as theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor, keep: float) -> torch.Tensor:
+        return top_mask(scores, keep)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
+def _bound(shape: Sequence[int]) -> float:
+    """Return the bound of kaiming_uniform(a=sqrt 5): 1 / sqrt(fan in)."""
+    return float(shape[-1] ** -0.5)
+
+
+def _new_scores(shapes: Mapping[str, tuple[int, int]]) -> nn.ParameterDict:
+    """Return scores by side, kaiming_uniform(a=sqrt 5): section 3.2."""
+    return nn.ParameterDict(
+        {side: torch.empty(shape).uniform_(-1, 1) * _bound(shape) for side, shape in shapes.items()}
+    )
+
+
+# What trains
+
+
+class PrefixNetwork(nn.Module):  # type: ignore[misc] # torch is Any here
+    """Prefix tuning's reparametrisation, P = W2 tanh(W1 wte + b1) + b2: ProPETL adapters/prefix_tuning.py:93-126."""
+
+    def __init__(self, length: int, hidden: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(length, width)
+        self.control_trans = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+
+    def forward(self) -> torch.Tensor:
+        """Return P, (length, keys and values of all heads)."""
+        made: torch.Tensor = self.control_trans(self.wte.weight)
+        return made
+
+
+class Network(nn.Module):  # type: ignore[misc] # torch is Any here
+    """The prototypes, once, and the scores of every mask, all in the orientation of the weights (out, in)."""
+
+    def __init__(self, config: Config, block: Block, layers: int, tasks: Mapping[str, int]) -> None:
+        super().__init__()
+        shapes = _shapes(config, block)
+        self.prototype = nn.ParameterDict()
+        self.prefix: PrefixNetwork | None = None
+        if config.kind == "prefix" and config.hidden:
+            self.prefix = PrefixNetwork(config.length, config.hidden, _width(block), shapes["prefix"][1])
+        else:
+            for side, shape in shapes.items():
+                # N(0, 0.02), also for LoRA's B: of a zero matrix no mask learns (dL/dM = W dL/dW')
+                self.prototype[side] = torch.empty(shape).normal_(std=0.02)
+                if side.endswith("lora_A"):
+                    nn.init.kaiming_uniform_(self.prototype[side], a=math.sqrt(5))
+            if config.kind == "adapter":
+                for side, shape in shapes.items():
+                    self.prototype[f"{side}_bias"] = torch.zeros(shape[0])
+        self.layers = nn.ModuleList(_new_scores(shapes) for _ in range(layers))
+        self.tasks = nn.ModuleDict({task: _new_scores(shapes) for task in tasks})
+
+    def weight(self, side: str) -> torch.Tensor:
+        """Return a prototype, or one of its biases."""
+        weight: torch.Tensor = self.prototype[side] if self.prefix is None else self.prefix()
+        return weight
+
+
+def _shapes(config: Config, block: Block) -> dict[str, tuple[int, int]]:
+    """Return the shape of each masked matrix by its side: down, up; query_lora_A, ...; prefix."""
+    width = _width(block)
+    if config.kind == "adapter":
+        assert config.bottleneck is not None
+        return {"down": (config.bottleneck, width), "up": (width, config.bottleneck)}
+    if config.kind == "lora":
+        return {
+            f"{name}_lora_{part}": shape
+            for name, linear in block.query_and_value.items()
+            for part, shape in (("A", (config.rank, linear.in_features)), ("B", (linear.out_features, config.rank)))
+        }
+    return {"prefix": (config.length, 2 * block.attention.query.out_features)}
+
+
+class _Prefix:
+    """Stands where attention takes a cache: returns a layer's prefix in front of the keys and values."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self._states = states
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values, (batch, heads, length + positions, width of a head)."""
+        first, second = (own.expand(len(keys), -1, -1, -1).to(keys.dtype) for own in self._states)
+        return torch.cat([first, keys], dim=2), torch.cat([second, values], dim=2)
+
+
+class Propetl(Method):
+    """PROPETL on a model. `model.propetl` holds all that trains, but the head."""
+
+    def __init__(
+        self, model: nn.Module, config: Config, found: list[Block], task: str, tasks: Mapping[str, int] | None
+    ) -> None:
+        super().__init__(model, tasks)
+        self.config, self.blocks, self.name = config, found, task
+        assert config.keep is not None
+        self.keep: float = config.keep
+        self.network = Network(config, found[0], len(found), self.tasks).to(next(model.parameters()).dtype)
+        self.add(model, "propetl", self.network)
+        for number, block in enumerate(found):
+            {"adapter": self._add_adapter, "lora": self._add_lora, "prefix": self._add_prefix}[config.kind](
+                number, block
+            )
+
+    def mask(self, side: str, layer: int) -> torch.Tensor:
+        """Return the mask of a layer's matrix as the current task has it, 0 and 1 (`add`: and 2), with its gradient."""
+        mask: torch.Tensor = _StraightThrough.apply(self.network.layers[layer][side], self.keep)
+        if not self.tasks:
+            return mask
+        own: torch.Tensor = _StraightThrough.apply(self.network.tasks[self.task][side], self.keep)
+        return COMBINE[self.config.combine](own, mask)
+
+    def weight(self, side: str, layer: int) -> torch.Tensor:
+        """Return a layer's matrix: prototype * mask, equation 2."""
+        return self.network.weight(side) * self.mask(side, layer)
+
+    # Where it stands
+
+    def _adapter(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """Return scaling (W'u act(W'd x + bd) + bu)."""
+        bias = self.network.prototype
+        hidden = ACTIVATIONS[str(self.config.activation)](F.linear(x, self.weight("down", layer), bias["down_bias"]))
+        return F.linear(hidden, self.weight("up", layer), bias["up_bias"]) * self.config.scaling
+
+    def _add_adapter(self, layer: int, block: Block) -> None:
+        if not block.is_t5:  # Pfeiffer et al. 2021: LN(in + adapter(LN(in))), with the base's own LN
+
+            def behind(norm: Any, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+                normed: torch.Tensor = norm.forward(args[0] + self._adapter(layer, out))
+                return normed
+
+            self.hook(block.output.LayerNorm.register_forward_hook(behind))
+            return
+        before: list[torch.Tensor] = []  # the block's input, on its way to the hook behind the feed-forward
+
+        def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            before[:] = args[:1]
+
+        def add(_module: nn.Module, _args: object, out: torch.Tensor) -> torch.Tensor:
+            return out + self._adapter(layer, out + before.pop())  # propetl-t5 adapter_controller.py:185-188
+
+        self.hook(block.output.register_forward_pre_hook(note))
+        self.hook(block.feed_forward.register_forward_hook(add))
+
+    def _add_lora(self, layer: int, block: Block) -> None:
+        for name, linear in block.query_and_value.items():
+
+            def add(
+                _module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor, name: str = name
+            ) -> torch.Tensor:
+                low = F.linear(args[0], self.weight(f"{name}_lora_A", layer))
+                return out + F.linear(low, self.weight(f"{name}_lora_B", layer)) * (
+                    self.config.alpha / self.config.rank
+                )
+
+            self.hook(linear.register_forward_hook(add))
+
+    def _add_prefix(self, layer: int, block: Block) -> None:
+        heads = block.attention.num_attention_heads
+
+        def put(
+            _module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+            states = self.weight("prefix", layer).view(self.config.length, 2, heads, -1).permute(1, 2, 0, 3)
+            mask = kwargs.get("attention_mask")
+            if mask is not None:  # visible: True, 1 of a two-dimensional one, 0 of one that is added
+                visible = True if mask.dtype == torch.bool else float(mask.dim() == 2)
+                mask = F.pad(mask, (self.config.length, 0), value=visible)
+            return args, {**kwargs, "attention_mask": mask, "past_key_values": _Prefix(states)}
+
+        self.hook(block.attention.register_forward_pre_hook(put, with_kwargs=True))
+
+    # Files
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the run: of one task on an encoder as the RoBERTa code does, else as the T5 code does."""
+        with writing(directory) as made:
+            write_json(made / "config.json", self.config_json())
+            if self.tasks or self.blocks[0].is_t5:
+                self._save_tasks(made)
+            else:
+                self._save_adapter(made / self.name)
+
+    def _save_tasks(self, made: Path) -> None:
+        weights, masks = self._names_of_tasks()
+        tensors = {**weights, **{name: self._bits(scores) for name, scores in masks.items()}}
+        for task in self.tasks or [self.name]:
+            own = self.head_tensors(task if self.tasks else "")
+            tensors |= {f"heads.{task}.{name}": tensor for name, tensor in own.items()}
+        write_tensors(made / MULTI_TASK, tensors)
+        write_json(made / ABOUT, self._about_tasks())
+
+    def _names_of_tasks(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return prototypes, and scores, by their names in a file of several tasks, or of one on T5."""
+        weights: dict[str, torch.Tensor] = {}
+        masks: dict[str, torch.Tensor] = {}
+        for i, block in enumerate(self.blocks):
+            for side, scores in self.network.layers[i].items():
+                place, part = self._place(block, side)
+                name = f"{place}.adapter_controller"
+                if i == 0:
+                    prototype = f"{name}.adapters.common_adapter.{part}"
+                    if self.config.kind == "adapter":
+                        weights[f"{prototype}_sampler.weight"] = self.network.weight(side)
+                        weights[f"{prototype}_sampler.bias"] = self.network.weight(f"{side}_bias")
+                    else:
+                        weights[prototype] = self.network.weight(side)
+                    for task in self.tasks:
+                        masks[f"{name}.mask_scores.{task}_{part}_mask.param"] = self.network.tasks[task][side]
+                masks[f"{name}.mask_scores.{LAYER if self.tasks else self.name}_{part}_mask.param"] = scores
+        return weights, masks
+
+    def _place(self, block: Block, side: str) -> tuple[str, str]:
+        """Return the name of the module that a matrix acts in, and what the matrix is called there."""
+        if self.config.kind == "adapter":
+            return block.output_name, side
+        if self.config.kind == "prefix":
+            return block.attention_name, side
+        name, _, part = side.partition("_")
+        return f"{block.attention_name}.{name}", part
+
+    def _about_tasks(self) -> dict[str, Any]:
+        """Return what propetl_config.json says, so that nothing has to be said when the run is packed."""
+        form = {"form": "t5-output" if self.blocks[0].is_t5 else "pfeiffer"} if self.config.kind == "adapter" else {}
+        return {
+            "kind": self.config.kind,
+            "keep_ratio": self.keep,
+            "combine": self.config.combine if self.tasks else "none",
+            "tasks": self.tasks or {self.name: self.model.config.num_labels if self.head_tensors() else 0},
+            **{name: getattr(self.config, name) for name in _FIELDS[self.config.kind]},
+            **form,
+        }
+
+    def _bits(self, scores: torch.Tensor) -> torch.Tensor:
+        return top_mask(scores, self.keep).bool()
+
+    def _save_adapter(self, made: Path) -> None:
+        weights, masks = self._names_of_adapter()
+        if self.config.kind == "prefix":  # raw: the reader makes masks of them; the file of masks has no key
+            raw = torch.stack([scores["prefix"].detach() for scores in self.network.layers])
+            weights |= {name: raw for name in masks}
+            masks = {}
+        about = {
+            "hidden_size": _width(self.blocks[0]),
+            "model_class": type(self.model).__name__,
+            "model_name": getattr(self.model.config, "_name_or_path", ""),
+            "model_type": self.model.config.model_type,
+            "name": self.name,
+            "version": "3.1.0",
+        }
+        write_json(made / "adapter_config.json", {**about, "config": self._adapter_config()})
+        write_tensors(made / "adapter.safetensors", weights)
+        transposed = self.config.kind == "adapter"
+        bits = {name: self._bits(scores) for name, (scores, *_) in masks.items()}
+        write_tensors(made / "adapter_mask.safetensors", {name: m.T if transposed else m for name, m in bits.items()})
+        if head := self.head_tensors():
+            labels = {"num_labels": self.model.config.num_labels, "label2id": self.model.config.label2id}
+            write_json(made / "head_config.json", {**about, **labels})
+            write_tensors(made / "model_head.safetensors", head)
+
+    def _names_of_adapter(self) -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, ...]]]:
+        """Return weights, each under its name in every layer, and scores, by their names in an adapter's files.
+
+        A prefix's scores stand in one tensor, layer by layer, that has a name in every layer, too.
+        """
+        weights: dict[str, torch.Tensor] = {}
+        masks: dict[str, tuple[torch.Tensor, ...]] = {}
+        if self.network.prefix is not None:
+            end = f"prefix_tunings.{self.name}.self_prefix"
+            stem = self.blocks[0].attention_name.partition("encoder.layer.")[0]
+            at = [f"{block.attention_name}.prefix_tuning.pool.{end}" for block in self.blocks]
+            for module in [*at, f"{stem}prefix_tuning.{end}"]:
+                own = self.network.prefix.state_dict(keep_vars=True)
+                weights |= {f"{module}.{name}": tensor for name, tensor in own.items()}
+                masks[f"{module}.adapters_mask.adapters_mask"] = tuple(s["prefix"] for s in self.network.layers)
+            return weights, masks
+        parts = {"down": "adapter_down.0", "up": "adapter_up"}
+        for i, block in enumerate(self.blocks):
+            for side, scores in self.network.layers[i].items():
+                place, part = self._place(block, side)
+                masks[f"{place}.adapters_mask.{self.name}.{part}_mask"] = (scores,)
+                if self.config.kind == "lora":
+                    weights[f"{place}.loras.{self.name}.{part}"] = self.network.weight(side)
+                else:
+                    name = f"{place}.adapters.{self.name}.{parts[part]}"
+                    weights[f"{name}.weight"] = self.network.weight(side)
+                    weights[f"{name}.bias"] = self.network.weight(f"{side}_bias")
+        return weights, masks
+
+    def _adapter_config(self) -> dict[str, Any]:
+        """Return what adapter_config.json says of the adapter; `sparsity` is the share that is kept."""
+        config = self.config
+        shared = {"leave_out": [], "use_gating": False, "share_adapter": True, "sparsity": self.keep}
+        if config.kind == "adapter":
+            assert config.bottleneck is not None
+            yes = ("original_ln_before", "original_ln_after", "output_adapter", "residual_before_ln")
+            no = ("adapter_residual_before_ln", "cross_adapter", "is_parallel", "ln_after", "ln_before", "mh_adapter")
+            return {
+                **shared,
+                **dict.fromkeys(yes, True),
+                **dict.fromkeys((*no, "phm_layer"), False),
+                "inv_adapter": None,
+                "init_weights": "bert",
+                "non_linearity": config.activation,
+                "reduction_factor": _width(self.blocks[0]) / config.bottleneck,
+                "scaling": config.scaling,
+            }
+        if config.kind == "lora":
+            return {
+                **shared,
+                **{"architecture": "lora", "composition_mode": "add", "dropout": 0.0},
+                **{"selfattn_lora": True, "intermediate_lora": False, "output_lora": False},
+                **{"attn_matrices": ["q", "v"], "r": config.rank, "alpha": config.alpha},
+            }
+        return {
+            **shared,
+            **{"architecture": "prefix_tuning", "encoder_prefix": True, "cross_prefix": False, "flat": False},
+            **{"non_linearity": "tanh", "dropout": 0.0, "shared_gating": True},
+            **{"prefix_length": config.length, "bottleneck_size": config.hidden},
+        }
+
+
+# Loading
+
+
+def load(model: nn.Module, directory: str | os.PathLike[str]) -> Propetl:
+    """Attach what a run directory, as saved or as decoded from a pack, says, and copy its weights in.
+
+    In eval mode the model then computes, to the bit, what the saved one did. Most runs hold masks and no
+    scores: kept entries then get the largest size that scores start with, the others 0, and training can go on.
+    Raises RunError where a file is missing or does not fit the model.
+    """
+    path = Path(directory)
+    if (path / MULTI_TASK).is_file():
+        return _load_tasks(model, path)
+    folders = [folder for folder in (path, *sorted(path.glob("*/"))) if (folder / "adapter_config.json").is_file()]
+    if len(folders) != 1:
+        raise RunError(
+            f"'{printable(str(path))}' has {len(folders)} adapters, and no {MULTI_TASK}",
+            hint="give the directory that `save` wrote, or that of one adapter",
+        )
+    return _load_adapter(model, folders[0])
+
+
+def _load_tasks(model: nn.Module, path: Path) -> Propetl:
+    about = _Json(path / ABOUT)
+    kind, combine, tasks = about.get("kind", str), about.get("combine", str), about.get("tasks", dict)
+    if kind not in _FIELDS:
+        raise about.error(f"has kind '{printable(kind)}', known are {', '.join(_FIELDS)}")
+    if not tasks or not all(type(labels) is int and labels >= 0 for labels in tasks.values()):
+        raise about.error(f"has tasks {tasks!r:.100}, which are no labels by task")
+    own = {name: about.get(name, wanted) for name, wanted in _FIELDS[kind].items()}
+    several = combine != "none"
+    config = about.config(
+        kind=kind, keep=about.get("keep_ratio", float), hidden=0, **own, **({"combine": combine} if several else {})
+    )
+    method = attach(model, config, tasks=tasks) if several else attach(model, config, task=next(iter(tasks)))
+    with _or_detached(method):
+        file = _Tensors(path / MULTI_TASK)
+        weights, masks = method._names_of_tasks()
+        file.copy(weights)
+        for name, scores in masks.items():
+            file.copy_masks(name, (scores,), method.keep)
+        for task in tasks:
+            file.copy_head(method, f"heads.{task}.", task if several else "")
+    return method
+
+
+def _load_adapter(model: nn.Module, folder: Path) -> Propetl:
+    about = _Json(folder / "adapter_config.json")
+    own = _Json(about.path, about.get("config", dict))
+    kind = {"lora": "lora", "prefix_tuning": "prefix"}.get(str(own.table.get("architecture")), "adapter")
+    settings: dict[str, Any]
+    if kind == "adapter":
+        width, factor = about.get("hidden_size", int), own.get("reduction_factor", float)
+        settings = {"activation": own.get("non_linearity", str), "scaling": own.get("scaling", float)}
+        settings["bottleneck"] = round(width / factor) if factor > 0 else 0
+    elif kind == "lora":
+        settings = {"rank": own.get("r", int), "alpha": own.get("alpha", float)}
+    else:
+        settings = {"length": own.get("prefix_length", int), "hidden": own.get("bottleneck_size", int)}
+    config = about.config(kind=kind, keep=own.get("sparsity", float), **settings)
+    method = attach(model, config, task=about.get("name", str))
+    with _or_detached(method):
+        file = _Tensors(folder / "adapter.safetensors")
+        weights, masks = method._names_of_adapter()
+        file.copy(weights)
+        bits = file if kind == "prefix" else _Tensors(folder / "adapter_mask.safetensors")
+        for name, scores in masks.items():
+            bits.copy_masks(name, scores, method.keep, transposed=kind == "adapter")
+        head = folder / "model_head.safetensors"
+        if head.is_file():
+            _Tensors(head).copy_head(method)
+    return method
+
+
+@contextmanager
+def _or_detached(method: Propetl) -> Iterator[None]:
+    """Take the method off again where its weights cannot be loaded."""
+    try:
+        yield
+    except BaseException:
+        method.detach()
+        raise
+
+
+class _Json:
+    """A JSON file's table, of which every value that is asked for is checked."""
+
+    def __init__(self, path: Path, table: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        try:
+            self.table = json.loads(path.read_text(encoding="utf-8")) if table is None else table
+        except (OSError, ValueError) as error:
+            raise RunError(f"'{printable(str(path))}' cannot be read: {printable(str(error))}", hint=_AGAIN) from error
+        if not isinstance(self.table, Mapping):
+            raise self.error("is not a JSON object")
+
+    def get(self, name: str, wanted: type) -> Any:
+        """Return a value of this type; a whole number is a float, too."""
+        value = self.table.get(name)
+        fits = type(value) in (int, float) if wanted is float else type(value) is wanted
+        if not fits:
+            raise self.error(f"has {name} {value!r:.100}, which has to be of type {wanted.__name__}")
+        return value
+
+    def config(self, **settings: Any) -> Config:
+        """Return a config of values that the file gives."""
+        try:
+            return Config(**settings)
+        except UsageError as error:
+            raise self.error(f"says what cannot be: {error.message}") from error
+
+    def error(self, what: str) -> RunError:
+        return RunError(f"'{printable(str(self.path))}' {printable(what)}", hint=_AGAIN)
+
+
+class _Tensors:
+    """A file's tensors, and where they are copied to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._tensors = path, read_tensors(path)
+
+    def copy(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Copy into each weight what stands under its name; one with several names has to be one tensor."""
+        seen: dict[int, str] = {}
+        for name, weight in weights.items():
+            tensor = self._get(name, weight.shape)
+            first = seen.setdefault(id(weight), name)
+            if first == name:
+                weight.data.copy_(tensor)
+            elif not torch.equal(weight.data, tensor.to(weight)):
+                raise self._error(f"has '{name}', which differs from '{first}', and all layers have one prototype")
+
+    def copy_masks(self, name: str, scores: Sequence[torch.Tensor], keep: float, *, transposed: bool = False) -> None:
+        """Copy a mask into its scores, or a tensor of several, row by row; raw scores are copied as they are."""
+        shape = tuple(reversed(scores[0].shape)) if transposed else tuple(scores[0].shape)
+        stacked = name.endswith(".adapters_mask")
+        tensor = self._get(name, (len(scores), *shape) if stacked else shape)
+        for own, row in zip(scores, tensor if stacked else [tensor], strict=True):
+            kept, wanted = int((row != 0).sum()), kept_count(row.numel(), keep)
+            if row.dtype == torch.bool and kept != wanted:
+                raise self._error(f"has '{name}' that keeps {kept:,} entries, a keep ratio of {keep:g} {wanted:,}")
+            values = row * _bound(own.shape) if row.dtype == torch.bool else row
+            own.data.copy_(values.T if transposed else values)
+
+    def copy_head(self, method: Method, prefix: str = "", task: str = "") -> None:
+        """Copy the head, or a task's head."""
+        own = method.head_tensors(task)
+        method.load_head({name: self._get(f"{prefix}{name}", tensor.shape) for name, tensor in own.items()}, task)
+
+    def _get(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        if name not in self._tensors:
+            raise self._error(f"has no '{name}', which the model needs")
+        tensor = self._tensors[name]
+        if tuple(tensor.shape) != tuple(shape):
+            raise self._error(f"has '{name}' of {list(tensor.shape)}, in the model it is {list(shape)}")
+        return tensor
+
+    def _error(self, what: str) -> RunError:
+        return RunError(
+            f"'{printable(str(self._path))}' {printable(what)}",
+            hint="load the run on the model that it was trained on",
+        )
+
+
+_AGAIN = "save the run again, or copy it again"
