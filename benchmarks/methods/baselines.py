@@ -75,7 +75,7 @@ class Adapter(Method):
             self.keys.append(f"{block.output_name}.adapters.{NAME}.")
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write adapter_config.json, pytorch_adapter.bin and the head."""
+        """Write adapter_config.json, adapter.safetensors and the head."""
         config = {
             **{"mh_adapter": False, "output_adapter": True, "non_linearity": "relu", "scaling": 1.0},
             **{"original_ln_before": True, "original_ln_after": True, "residual_before_ln": True},
@@ -90,8 +90,8 @@ class Adapter(Method):
             write_json(made / "adapter_config.json", {"config": config, **about})
             write_json(made / "head_config.json", {"config": None, "num_labels": self.model.config.num_labels, **about})
             tensors = {name: t for name, t in state.items() if name.startswith(tuple(self.keys))}
-            write_tensors(made / "pytorch_adapter.bin", tensors)
-            write_tensors(made / "pytorch_model_head.bin", self.head_tensors())
+            write_tensors(made / "adapter.safetensors", tensors)
+            write_tensors(made / "model_head.safetensors", self.head_tensors())
 
 
 def _behind_norm(adapter: Bottleneck) -> Any:
@@ -103,7 +103,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], narrow: in
     method = Adapter(model, narrow)
     tensors = {
         name: tensor
-        for file in ("pytorch_adapter.bin", "pytorch_model_head.bin")
+        for file in ("adapter.safetensors", "model_head.safetensors")
         for name, tensor in read_tensors(Path(directory) / file).items()
     }
     left = model.load_state_dict(tensors, strict=False)

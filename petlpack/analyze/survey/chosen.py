@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from petlpack.analyze.survey.tree import Tree
 from petlpack.errors import RunError, printable
+from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.adapter_files import MASKS, adapter_folders
 from petlpack.layouts.base import read_json
 from petlpack.layouts.checkpoints import checkpoints, places
 from petlpack.layouts.files import module_types
+from petlpack.layouts.propetl_t5 import FILES
 from petlpack.tensors.checkpoint import find_weights, is_cut, shards_of
 
 _METHODS = {
@@ -27,9 +29,9 @@ _METHODS = {
     "safetensors": "full fine-tune",
 }
 
-_BEFORE = {
-    "propetl-t5": ("propetl_weight.bin",),
-    "adamix": ("pytorch_model_expert_soup.bin",),
+_BEFORE: Mapping[str, tuple[str, ...]] = {
+    "propetl-t5": FILES,
+    "adamix": SOUPS,
     "diff-pruning": ("pytorch_model.bin", "checkpoint-best-info.pt", "checkpoint-last-info.pt", "mag*.pt"),
 }
 """Weight files that a layout takes before those that Transformers would."""
