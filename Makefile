@@ -10,7 +10,7 @@ demo: $(VENV)/.core  ## encode the small runs in benchmarks/demo, show what they
 	@$(BIN)/python benchmarks/demo/demo.py
 
 demo-train: $(VENV)/.test  ## train the four methods on the tiny base, pack, decode, compare the scores
-	@$(BIN)/python benchmarks/demo/methods.py
+	@$(BIN)/python benchmarks/demo/train_methods.py
 
 test: $(VENV)/.test $(VENV)/.adapters  ## all tests
 	$(BIN)/python -m pytest

@@ -29,7 +29,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import job  # noqa: E402
-from plan import next_jobs, note_bytes  # noqa: E402
+from plan import drop_stale, next_jobs, note_bytes  # noqa: E402
 from rows import all_rows  # noqa: E402
 
 CACHE = Path(os.environ.get("PETLPACK_BENCH_CACHE", HERE.parent / ".cache")) / "methods"
@@ -74,6 +74,7 @@ def work(only: list[str] | None, seeds: int) -> None:
     """Run jobs, two at a time on a CPU, until none is left."""
     results, started = read(), time.monotonic()
     chosen = [row for row in all_rows() if only is None or row.id in only]
+    drop_stale(results, chosen)
     under_way: dict[Future[dict[str, Any]], job.Job] = {}
     with ProcessPoolExecutor(job.WORKERS, mp_context=get_context("spawn")) as pool:
         while True:

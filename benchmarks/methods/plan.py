@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,24 @@ def tried(results: Results, row: Row) -> dict[float, float]:
 
 
 def rates(row: Row, dev: dict[float, float]) -> tuple[list[float], float | None]:
-    """Return the rates to try next, or none and the best.
+    """Return the rates to try next, or none and the one to use.
 
-    Three are tried first; while the best is at an end, one beyond it, up to MOST_RATES; of equal ones the smaller wins.
+    Used is the rate that is good together with the next larger one (their worse accuracy is the best, of equal ones the
+    rate's own): half a power of ten beyond, training may collapse, and the search is shorter than the runs. Three are
+    tried first; more while the largest is the best, or the smallest would be used, MOST_RATES at most.
     """
     first = [_rounded(row.rate * STEP**k) for k in (-1, 0, 1)]
     missing = [rate for rate in first if rate not in dev]
     if missing:
         return missing, None
-    best = max(sorted(dev), key=lambda rate: dev[rate])
-    if len(dev) < MOST_RATES and best in (min(dev), max(dev)):
-        return [_rounded(best / STEP if best == min(dev) else best * STEP)], None
-    return [], best
+    tried = sorted(dev)
+    worse = {rate: min(dev[rate], dev[larger]) for rate, larger in itertools.pairwise(tried)}
+    chosen = max(worse, key=lambda rate: (worse[rate], dev[rate]))
+    if len(tried) < MOST_RATES and max(tried, key=lambda rate: dev[rate]) == tried[-1]:
+        return [_rounded(tried[-1] * STEP)], None
+    if len(tried) < MOST_RATES and chosen == tried[0]:
+        return [_rounded(tried[0] / STEP)], None
+    return [], chosen
 
 
 def _rounded(rate: float) -> float:
@@ -58,6 +65,15 @@ def next_jobs(results: Results, rows: Iterable[Row], seeds: int, under_way: Coll
             tasks = ("all",) if row.multi else TASKS
             jobs += [Job(row.id, best, seed, task) for task in tasks if (row.id, seed, task) not in done]
     return [one for one in jobs if one not in under_way]
+
+
+def drop_stale(results: Results, rows: Iterable[Row]) -> None:
+    """Take out runs that used another rate than the search chose, and what their packs weighed."""
+    chosen = {row.id: rates(row, tried(results, row))[1] for row in rows}
+    stale = [one for one in results["runs"] if one["row"] in chosen and one["rate"] != chosen[one["row"]]]
+    packs = {(score["variant"], one["seed"]) for one in stale for score in one["scores"]}
+    results["runs"] = [one for one in results["runs"] if one not in stale]
+    results["bytes"] = [one for one in results["bytes"] if (one["variant"], one["seed"]) not in packs]
 
 
 def note_bytes(results: Results, rows: Iterable[Row], seeds: int, cache: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from petlpack.errors import UsageError
@@ -214,7 +214,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file of tensors, moved to the CPU; it has no aliases, so each name has its own bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(own, path, metadata={"format": "pt"})
+    path.write_bytes(save(own, metadata={"format": "pt"}))  # save_file's are for their owner's eyes only
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""Rebuild the small trained runs of this folder: a tiny base, two fine-tunes, two LoRA adapters, one sparse diff.
+"""Rebuild the small trained runs of this folder: a tiny base, two fine-tunes, two LoRAs, a run of each method.
 
-    python benchmarks/demo/train.py
+    python benchmarks/demo/rebuild.py
 
 Writes `benchmarks/demo/base/` and `benchmarks/demo/runs/` anew from `benchmarks/data/debian-tasks.jsonl.gz`. On one
 machine with one set of versions a rebuild gives the same bytes. The README beside this file lists what comes out.
@@ -59,9 +59,6 @@ SHAPE = {
 }
 MAX_TOKENS = SHAPE["max_position_embeddings"]
 PRETRAIN_STEPS = 800
-KEEP_RATIO = 0.01
-MASKED_STEPS = 1500
-MASKED_LR = 1e-2
 
 Tokens = dict[str, Any]
 
@@ -77,14 +74,13 @@ class Run:
     lr: float
 
 
-# The interface, devel and use settings were chosen on a held-out fifth of the train rows, interface and devel after a
-# look at weak test scores; section and role are first guesses. These runs are there to be packed, not to be compared.
+# The interface and use settings were chosen on a held-out fifth of the train rows, interface after a look at weak test
+# scores; section and role are first guesses. These runs are there to be packed, not to be compared.
 TO_TRAIN = (
     Run("section", "section", "full", 1000, 1e-3),
     Run("role", "role", "full", 600, 1e-3),
     Run("use-lora", "use", "lora", 1200, 4e-3),
     Run("interface-lora", "interface", "lora", 1200, 1e-2),
-    Run("devel-diff", "devel", "sparse", 1000, 1e-3),
 )
 
 
@@ -185,18 +181,6 @@ def load_base(labels: list[str]) -> PreTrainedModel:
     return model
 
 
-def keep_largest(model: PreTrainedModel, base: dict[str, torch.Tensor]) -> None:
-    """Set all but the KEEP_RATIO largest changes of the base's weights back, and freeze these by gradient masks."""
-    encoder = model.base_model
-    change = {name: (weight.detach() - base[name]).abs() for name, weight in encoder.named_parameters()}
-    size = sum(weight.numel() for weight in change.values())
-    threshold = torch.cat([weight.flatten() for weight in change.values()]).topk(int(size * KEEP_RATIO)).values[-1]
-    for name, weight in encoder.named_parameters():
-        mask = change[name] >= threshold
-        weight.data = torch.where(mask, weight.data, base[name])
-        weight.register_hook(lambda grad, mask=mask: grad * mask)
-
-
 def measure(model: Any, tokens: list[Tokens], collator: Any, majority: int) -> dict[str, float]:
     """Return accuracy and mean recall over the labels on the test tokens, and both for the constant `majority`."""
     hits: defaultdict[int, list[bool]] = defaultdict(list)
@@ -236,11 +220,7 @@ def finetune(run: Run, tokenizer: BertTokenizer, rows: list[dict[str, str]]) -> 
         # PEFT makes a set of it, which it would save in the order of PYTHONHASHSEED.
         config.target_modules = ["query", "value"]
         model = get_peft_model(model, config)
-    start = {name: weight.detach().clone() for name, weight in model.base_model.named_parameters()}
     trainer = fit(model, tokens["train"], collator, out, steps=run.steps, lr=run.lr, batch=32)
-    if run.kind == "sparse":
-        keep_largest(model, start)
-        trainer = fit(model, tokens["train"], collator, out, steps=MASKED_STEPS, lr=MASKED_LR, batch=32)
 
     if run.kind != "lora":
         model.to(torch.bfloat16)
@@ -256,19 +236,9 @@ def finetune(run: Run, tokenizer: BertTokenizer, rows: list[dict[str, str]]) -> 
     else:
         saved = AutoModelForSequenceClassification.from_pretrained(out.as_posix(), dtype=torch.float32)
     result: dict[str, Any] = {"task": run.task, "kind": run.kind, "seed": SEED, "steps": run.steps}
-    if run.kind == "sparse":
-        result |= {"masked_steps": MASKED_STEPS, "changed_ratio": round(changed_ratio(saved, start), 6)}
     result |= measure(saved, tokens["test"], collator, majority)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     log(f"{run.name}: {json.dumps(result)}")
-
-
-def changed_ratio(model: PreTrainedModel, base: dict[str, torch.Tensor]) -> float:
-    """Return the part of the base's weights that the saved model holds with another value."""
-    weights = dict(model.base_model.named_parameters())
-    changed: int = sum(int((weights[name] != weight).sum()) for name, weight in base.items())
-    size: int = sum(weight.numel() for weight in base.values())
-    return changed / size
 
 
 def main() -> None:
@@ -284,6 +254,9 @@ def main() -> None:
     log("base: done")
     for run in TO_TRAIN:
         finetune(run, tokenizer, rows)
+    from train_methods import train_all
+
+    train_all(RUNS)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Train the four methods on the tiny base of this folder, pack them, decode them, and compare the scores.
 
-    python benchmarks/demo/methods.py [OUT]        (OUT: build/demo-train)
+    python benchmarks/demo/train_methods.py [OUT]        (OUT: build/demo-train)
 
 Trains PROPETL and PHA on three tasks at once, AdaMix and diff pruning on one each, writes OUT/runs, encodes them into
 OUT/debian.pack, decodes every task, loads it into a fresh model and scores it again. Exits 1 where a score, or a bit of
-any logit, differs. The runs in `runs/` beside this file came out of it.
+any logit, differs. rebuild.py trains the same runs into `runs/` beside this
+file.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -18,11 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
 import transformers
-from demo.train import BASE, ROOT, SEED, Tokens, load_rows, log, tokenize
+from rebuild import BASE, ROOT, SEED, Tokens, load_rows, log, tokenize
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 import petlpack
@@ -59,7 +59,7 @@ RUNS = (
             model, propetl.Config(kind="adapter", keep=0.3, bottleneck=16), tasks=labels
         ),
         propetl.load,
-        lr=1e-2,
+        lr=2e-2,
         steps=500,
     ),
     Run(
@@ -67,7 +67,7 @@ RUNS = (
         ("use",),
         lambda model, _: adamix.attach(model, adamix.Config(bottleneck=16)),
         adamix.load,
-        lr=1e-2,
+        lr=2e-2,
         steps=500,
     ),
     Run(
@@ -75,16 +75,16 @@ RUNS = (
         ("devel",),
         lambda model, _: diff_pruning.attach(model, diff_pruning.Config(density=0.01)),
         diff_pruning.load,
-        lr=3e-3,
-        steps=500,
-        finish=500,
+        lr=1e-2,
+        steps=800,
+        finish=800,
     ),
     Run(
         "pha",
         TOGETHER,
         lambda model, labels: pha.attach(model, pha.Config(bottleneck=8, code=16, trunk=32), tasks=labels),
         pha.load,
-        lr=3e-3,
+        lr=1e-2,
         steps=500,
     ),
 )
@@ -164,7 +164,7 @@ def score(model: Model, method: Any, names: Sequence[str], tasks: dict[str, Task
 
 
 def train(run: Run, out: Path, tasks: dict[str, Task], collate: Any) -> Scores:
-    """Train a run, save it, and return its scores."""
+    """Train a run, save it with its scores, and return them."""
     torch.manual_seed(SEED)
     model = fresh(tasks[run.tasks[0]].labels)
     method = run.attach(model, {name: tasks[name].labels for name in run.tasks})
@@ -173,7 +173,20 @@ def train(run: Run, out: Path, tasks: dict[str, Task], collate: Any) -> Scores:
         method.prune()
         fit(model, method, run, tasks, collate, run.finish)
     method.save(out)
-    return score(model, method, run.tasks, tasks, collate)
+    scores = score(model, method, run.tasks, tasks, collate)
+    accuracy = {name: round(found, 4) for name, (found, _) in scores.items()}
+    said = {"test_accuracy": accuracy[run.tasks[0]]} if len(accuracy) == 1 else {"test_accuracies": accuracy}
+    result = {"tasks": run.tasks, "seed": SEED, "steps": run.steps, **said}
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+def train_all(out: Path) -> None:
+    """Train every run into `out`."""
+    tasks, collate = read_tasks(), DataCollatorWithPadding(AutoTokenizer.from_pretrained(BASE))
+    for run in RUNS:
+        scores = train(run, out / run.name, tasks, collate)
+        log(f"{run.name}: {', '.join(f'{name} {accuracy:.4f}' for name, (accuracy, _) in scores.items())}")
 
 
 def main() -> None:
@@ -184,8 +197,7 @@ def main() -> None:
     torch.set_num_threads(1)
     out, started = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT, time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
-    tasks = read_tasks()
-    collate = DataCollatorWithPadding(AutoTokenizer.from_pretrained(BASE))
+    tasks, collate = read_tasks(), DataCollatorWithPadding(AutoTokenizer.from_pretrained(BASE))
     different = 0
     print(f"{'run':<12} {'task':<10} {'score':>7} {'decoded':>8}  {'same logits':<11} {'bytes of the task':>17}")
     for run in RUNS:
