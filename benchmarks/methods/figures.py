@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data import TASKS
 
@@ -25,19 +25,26 @@ GROUPS = (
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def _group(line: Line) -> tuple[str, str, str]:
-    return next(
-        (name, colour, mark) for name, colour, mark, ids in GROUPS if any(line.id.startswith(start) for start in ids)
-    )
+def _group(line: Line) -> tuple[str, str]:
+    """Return the colour and the mark of a row's family."""
+    return next((colour, mark) for _, colour, mark, ids in GROUPS if any(line.id.startswith(start) for start in ids))
 
 
-def _save(path: Path, draw: Any) -> None:
+def _numbered(found: Sequence[Line]) -> list[tuple[int, Line]]:
+    """Return the rows trained on all examples with their numbers, which both figures have in common."""
+    return list(enumerate((line for line in found if line.row.examples is None), 1))
+
+
+def _save(path: Path, draw: Callable[[Axes], None]) -> None:
     import matplotlib.style
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(9.0, 5.2), layout="constrained")
-        draw(figure.subplots())
+        figure = Figure(figsize=(10.0, 5.2), layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        axes.xaxis.label.set_fontsize(9)
+        figure.legend(loc="outside right center", fontsize=7)
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "petlpack", "Title": path.stem})
 
 
@@ -50,60 +57,56 @@ def _bytes(value: float, _: object = None) -> str:
 
 def draw_scores(path: Path, found: Sequence[Line]) -> None:
     """Draw accuracy against bytes a task, a point for each row trained on all examples, with the seeds' spread."""
-    lines = [line for line in found if line.row.examples is None]
 
     def draw(axes: Axes) -> None:
-        named = set()
-        for line in lines:
-            name, colour, mark = _group(line)
+        for number, line in _numbered(found):
+            colour, mark = _group(line)
+            label = f"{number}  {line.title}"
             axes.errorbar(
-                line.takes,
-                line.mean,
-                yerr=line.spread,
-                fmt=mark,
-                color=colour,
-                capsize=2,
-                markersize=6,
-                label=None if name in named else name,
+                line.takes, line.mean, yerr=line.spread, fmt=mark, color=colour, capsize=2, markersize=5, label=label
             )
-            named.add(name)
             axes.annotate(
-                line.title, (line.takes, line.mean), xytext=(6, 4), textcoords="offset points", fontsize=7, color=colour
+                str(number),
+                (line.takes, line.mean),
+                xytext=(5, 3),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
             )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(_bytes)
         axes.set_xlabel("bytes a task in a pack of five, head and share of shared parts with it")
         axes.set_ylabel("test accuracy, mean of five tasks, %")
         axes.set_title("Score against bytes a task (bars: the seeds)")
-        axes.legend(loc="lower right")
-        axes.margins(x=0.12)
 
     _save(path, draw)
 
 
 def draw_amortised(path: Path, found: Sequence[Line]) -> None:
     """Draw bytes a task, the shared parts divided by the number of tasks, against that number."""
-    lines = [line for line in found if line.row.examples is None]
 
     def draw(axes: Axes) -> None:
         styles = ("-", "--", ":", "-.")
         seen: dict[str, int] = {}
-        for line in lines:
-            name, colour, _ = _group(line)
-            style = styles[seen.get(name, 0) % len(styles)]
-            seen[name] = seen.get(name, 0) + 1
+        for number, line in _numbered(found):
+            colour, _ = _group(line)
+            style = styles[seen.get(colour, 0) % len(styles)]
+            seen[colour] = seen.get(colour, 0) + 1
             own = line.takes - line.part("share")
-            axes.plot(COUNTS, [own + line.shared / count for count in COUNTS], style, color=colour, label=line.title)
-        dense = lines[0].bytes[0]["dense"]
+            takes = [own + line.shared / count for count in COUNTS]
+            axes.plot(COUNTS, takes, style, color=colour, linewidth=1.3, label=f"{number}  {line.title}")
+            at = (1.15 + 0.25 * (number % 6)) * COUNTS[-1]  # side by side: many lines end at nearly one height
+            axes.annotate(str(number), (at, takes[-1]), fontsize=7, color=colour, va="center", ha="center")
+        dense = found[0].bytes[0]["dense"]
         axes.plot(COUNTS, [dense for _ in COUNTS], color="#000000", linewidth=1, label="a whole model each")
         axes.axvline(len(TASKS), color="#BBBBBB", linewidth=1)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlim(0.85, 3 * COUNTS[-1])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.yaxis.set_major_formatter(_bytes)
         axes.set_xlabel("tasks (measured: 5)")
         axes.set_ylabel("bytes a task, the base not counted")
         axes.set_title("Bytes a task as tasks grow, shared parts spread over them")
-        axes.figure.legend(loc="outside right center", fontsize=7)
 
     _save(path, draw)

@@ -43,7 +43,11 @@ class Method(ABC):
         self._freeze()
         object.__setattr__(model, "_petl_method", self)  # not a submodule, and no parameter of the model
         self._undo.append(lambda: object.__delattr__(model, "_petl_method"))
-        self.heads = self._add_heads() if self.tasks else None
+        try:
+            self.heads = self._add_heads() if self.tasks else None
+        except UsageError:
+            self.detach()
+            raise
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains: the method's parameters and the head's."""
@@ -151,7 +155,7 @@ class Method(ABC):
         if found is None or not any(self.tasks.values()):
             return None
         own = found[1]
-        heads = nn.ModuleDict({task: _with_outputs(own, labels) for task, labels in self.tasks.items()})
+        heads = nn.ModuleDict({task: with_outputs(own, labels) for task, labels in self.tasks.items()})
         self.add(self.model, "task_heads", heads)
         own.requires_grad_(False)
         self.hook(own.register_forward_hook(lambda _module, args, _out: heads[self.task](*args)))
@@ -175,7 +179,7 @@ class Method(ABC):
             self.model.num_labels = labels
 
 
-def _with_outputs(head: nn.Module, labels: int) -> nn.Module:
+def with_outputs(head: nn.Module, labels: int) -> nn.Module:
     """Return a copy of a head with so many outputs, the last linear layer new: weights N(0, 0.02), bias 0."""
     head = copy.deepcopy(head)
     holder = nn.Sequential(head)

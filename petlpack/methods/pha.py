@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
-from petlpack.methods.method import Method, _with_outputs, read_tensors, write_json, write_tensors, writing
+from petlpack.methods.method import Method, read_tensors, with_outputs, write_json, write_tensors, writing
 from petlpack.methods.places import Block, blocks, head_of
 from petlpack.tensors.checkpoint import find_weights
 
@@ -361,7 +361,7 @@ class Pha(Method):
         self.prototypes.append(nn.Parameter(row))
         self.tasks[task] = labels
         if self.heads is not None:
-            head = _with_outputs(self.heads[like], labels).to(self.device)
+            head = with_outputs(self.heads[like], labels).to(self.device)
             self.heads[task] = head.train(self.model.training).requires_grad_(True)
         self.switch(task)
         return like
@@ -372,7 +372,7 @@ class Pha(Method):
     # Files
 
     def save(self, directory: str | os.PathLike[str], tasks: Sequence[str] | None = None) -> None:
-        """Write pytorch_model.bin, without the base, and config.json; `tasks` leaves the others' rows and heads out."""
+        """Write model.safetensors, without the base, and config.json; `tasks` leaves the others' rows and heads out."""
         tasks = list(self.tasks) if tasks is None else list(tasks)
         unknown = [task for task in tasks if task not in self.tasks]
         if unknown or not tasks:
