@@ -19,7 +19,7 @@ if EXPERIMENT.is_dir():
     import rows
     from data import TASKS
 
-ROW = "lora"
+ROW = "propetl-lora"
 
 
 def _row() -> Any:

@@ -62,10 +62,10 @@ def _baselines() -> list[Row]:
 
     rows = [
         Row("full", "full fine-tuning", 1e-4, lambda model, labels: b.full(model)),
-        Row("last-layer", "last layer only", 1e-2, lambda model, labels: b.last_layer(model)),
-        Row("bitfit", "BitFit", 3e-3, lambda model, labels: b.bitfit(model)),
+        Row("last-layer", "last layer only", 1e-1, lambda model, labels: b.last_layer(model)),
+        Row("bitfit", "BitFit", 1e-3, lambda model, labels: b.bitfit(model)),
         Row("adapter", f"bottleneck adapter, {ADAPTER}", 1e-3, attach_adapter, load_adapter),
-        Row("lora", "LoRA, rank 8", 3e-3, attach_lora, b.load_lora),
+        Row("lora", "LoRA, rank 8", 1e-3, attach_lora, b.load_lora),
     ]
     for examples in FEW:
         rows += [
@@ -80,7 +80,7 @@ def _baselines() -> list[Row]:
             )
             for kind, title, rate, attach, load in (
                 ("adapter", "bottleneck adapter", 1e-3, attach_adapter, load_adapter),
-                ("lora", "LoRA", 3e-3, attach_lora, b.load_lora),
+                ("lora", "LoRA", 1e-3, attach_lora, b.load_lora),
             )
         ]
     return rows
@@ -90,7 +90,7 @@ def _propetl() -> list[Row]:
     from petlpack.methods import propetl
 
     kinds: dict[str, tuple[str, float, dict[str, Any]]] = {
-        "adapter": ("adapter", 1e-3, {"bottleneck": ADAPTER, "keep": 0.5}),
+        "adapter": ("adapter", 3e-3, {"bottleneck": ADAPTER, "keep": 0.5}),
         "lora": ("LoRA, rank 32", 3e-3, {"rank": 32, "alpha": 48, "keep": 0.1}),
         "prefix": ("prefix, 32", 3e-3, {"length": 32, "hidden": 128, "keep": 0.1}),
     }
@@ -106,7 +106,7 @@ def _propetl() -> list[Row]:
 
         rows += [
             Row(f"propetl-{kind}", f"PROPETL {title}, keep {settings['keep']}", rate, attach, propetl.load),
-            Row(f"propetl-{kind}-all", f"PROPETL {title}, all tasks", 1e-2, attach_all, propetl.load, multi=True),
+            Row(f"propetl-{kind}-all", f"PROPETL {title}, all tasks", 3e-3, attach_all, propetl.load, multi=True),
         ]
     return sorted(rows, key=lambda row: row.multi)
 
@@ -122,7 +122,7 @@ def _adamix() -> list[Row]:
     for kind, (title, settings) in kinds.items():
         for experts, suffix, said in ((4, "", "4 experts, merged"), (1, "-one", "1 expert")):
             attach = _attaching(adamix, adamix.Config(kind=kind, experts=experts, **settings))
-            rows.append(Row(f"adamix-{kind}{suffix}", f"AdaMix {title}: {said}", 1e-2, attach, adamix.load))
+            rows.append(Row(f"adamix-{kind}{suffix}", f"AdaMix {title}: {said}", 1e-3, attach, adamix.load))
     return rows
 
 

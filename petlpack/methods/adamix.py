@@ -15,7 +15,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,8 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
-from petlpack.methods.method import Method, read_tensors, write_json, write_tensors, writing
-from petlpack.methods.places import Block, blocks
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
-"""An adapter's non-linearity, as Transformers calls it."""
+from petlpack.methods.method import Method, loading, read_tensors, write_json, write_tensors
+from petlpack.methods.places import ACTIVATIONS, Block, blocks
 
 _STD = 0.02
 """BERT's and RoBERTa's `initializer_range`, of which the reference draws adapters (modeling_bert.py _init_weights)."""
@@ -189,7 +179,7 @@ class AdaMix(Method):
         else:
             about |= {"lora_r": config.rank, "lora_alpha": config.alpha}
             about |= {"share_A": int(config.share_down), "share_B": int(config.share_up)}
-        with writing(directory) as made:
+        with self.writing(directory) as made:
             write_tensors(made / SOUPS[0], {**self.tensors(), **self.head_tensors()})
             write_json(made / "config.json", self.config_json(**about))
 
@@ -201,33 +191,24 @@ class AdaMix(Method):
     def copy_in(self, tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         """Copy a run's tensors into the experts and the head; raises RunError where names or shapes differ."""
         wanted = {**self.tensors(), **self.head_tensors()}
-        for name in sorted(wanted.keys() ^ tensors.keys()):
-            here, other = ("model", "run") if name in wanted else ("run", "model")
+        if odd := sorted(tensors.keys() - wanted.keys()):
             raise RunError(
-                f"'{printable(str(file))}': the {here} has '{printable(name)}', the {other} has not",
+                f"'{printable(str(file))}': the run has '{printable(odd[0])}', the model has not",
                 hint="load it on the model that it was trained on, with as many labels",
             )
-        for name, tensor in wanted.items():
-            if tensors[name].shape != tensor.shape:
-                raise RunError(
-                    f"'{printable(str(file))}': '{printable(name)}' is {list(tensors[name].shape)}, the model's is "
-                    f"{list(tensor.shape)}",
-                    hint="load it on the model that it was trained on, with as many labels",
-                )
-        state = self.model.state_dict()
-        with torch.no_grad():
-            for name in self._names:
-                state[name].copy_(tensors[name])
+        self.fill(wanted, tensors, file)
         self.load_head({name: tensors[name] for name in self.head_tensors()})
 
     @property
     def routed(self) -> bool:
-        """Whether the pass that is running takes drawn experts, and not their average."""
+        """Whether the pass under way takes one expert each, and not their average."""
         return self._routed and self.model.training
 
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         labels = self._signature.bind(*args, **kwargs).arguments.get("labels")
         self._routed = labels is not None
+        if labels is None and self.config.experts > 1:
+            self.tell_without_labels()
         try:
             output = forward(*args, **kwargs)
             if not self.routed or not self.config.consistency or self.config.experts == 1:
@@ -290,11 +271,8 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> AdaMix:
         raise RunError(f"'{printable(str(directory))}' has no {SOUPS[0]}", hint="give the directory that save() wrote")
     tensors = read_tensors(file)
     method = attach(model, _config(read_json(about), about, lora=any(".experts_lora_" in name for name in tensors)))
-    try:
+    with loading(method):
         method.copy_in(tensors, file)
-    except RunError:
-        method.detach()
-        raise
     return method
 
 

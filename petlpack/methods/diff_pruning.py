@@ -26,7 +26,7 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
-from petlpack.methods.method import Method, write_json, write_tensors, writing
+from petlpack.methods.method import Method, loading, write_json, write_tensors
 from petlpack.methods.places import head_of
 from petlpack.tensors.checkpoint import find_weights, open_checkpoint
 
@@ -103,11 +103,8 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> DiffPruning:
         raise RunError(f"'{shown}' has no weights", hint="give a directory that save() or petlpack decode wrote")
     tuned = {name: tensor.torch() for name, tensor in open_checkpoint(file).tensors.items()}
     method = attach(model, Config(density=said["density"], structured=bool(said.get("structured", True))))
-    try:
+    with loading(method):
         method.take(tuned, printable(str(file)))
-    except RunError:
-        method.detach()
-        raise
     return method
 
 
@@ -159,6 +156,10 @@ class DiffPruning(Method):
             for table in weight.tables:
                 self.hook(table.register_forward_pre_hook(self._look(i)))
         self.hook(model.register_state_dict_pre_hook(lambda *_args: self._write()))
+        self.hook(model.register_load_state_dict_pre_hook(_refuse_state))
+        self._inside = False
+        for part in {getattr(model, "base_model", model), *_encoder_of(model)} - {model}:  # called by themselves, too
+            self.hook(part.register_forward_pre_hook(lambda *_args: None if self._inside else self._write()))
         self.wrap_forward(self._forward)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -203,6 +204,10 @@ class DiffPruning(Method):
             flat = torch.cat([given[weight.name].reshape(-1).to(weight.start.device) for weight in self._weights])
             if not bool(torch.isfinite(flat).all()):
                 raise UsageError("not all differences are finite", hint="train with lower learning rates")
+            if not bool(flat.any()):
+                raise UsageError(
+                    "all differences are 0: nothing was trained", hint="train in train mode: model.train()"
+                )
             chosen = largest(flat.abs(), round(density * self.size))
             self._fix(chosen, flat[chosen])
         self.density = density
@@ -245,22 +250,34 @@ class DiffPruning(Method):
                 hint="call prune(), and train what it keeps",
             )
         said = {"density": self.density, "structured": self.config.structured}
-        with writing(directory) as made:
+        with self.writing(directory) as made:
             write_json(made / "config.json", self.config_json(diff_pruning=said))
             write_tensors(made / "model.safetensors", _untied(self.model))
 
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._follow()
-        if not self.model.training or not isinstance(self._stage, _Gates):
-            self._write()
-            return forward(*args, **kwargs)
+        gates = self._stage if self.model.training and isinstance(self._stage, _Gates) else None
         with torch.no_grad():
-            self._stage.draw()
+            self._stage.write() if gates is None else gates.draw()
+        self._inside = True
         try:
             output = forward(*args, **kwargs)
         finally:
-            self._stage.drawing = False
-        return _with_loss(output, lambda: self.config.l0 * self.expected_l0())
+            self._inside = False
+            if gates is not None:
+                gates.drawing = False
+        return output if gates is None else self._with_loss(output)
+
+    def _with_loss(self, output: Any) -> Any:
+        """Add lambda E[L0] to the loss of a model's output, where it has one."""
+        if isinstance(output, tuple):  # return_dict=False
+            if isinstance(output[0], torch.Tensor) and output[0].dim() == 0:
+                return (output[0] + self.config.l0 * self.expected_l0(), *output[1:])
+        elif getattr(output, "loss", None) is not None:
+            output.loss = output.loss + self.config.l0 * self.expected_l0()
+            return output
+        self.tell_without_labels()
+        return output
 
     def _write(self) -> None:
         self._follow()
@@ -380,8 +397,11 @@ class _Gates:
 
         dz / dalpha = (r - l) s (1 - s) inside (0, 1), and 0 where z is 0 or 1.
         """
-        if self.z[i] is None:  # drawn for no row: not used
-            return
+        if self.z[i] is None:
+            raise UsageError(
+                f"a gradient of '{self.weights[i].name}', whose gates were not drawn",
+                hint="train in train mode, through the model's own forward",
+            )
         rows = slice(None) if self.rows[i] is None else self.rows[i]
         stretch, group = self.config.high - self.config.low, float(self.group_z[i])
         part, w = gradient[rows], self.w[i].detach()[rows]
@@ -524,14 +544,16 @@ def _gradient_of(parameter: nn.Parameter) -> torch.Tensor:
     return parameter.grad
 
 
-def _with_loss(output: Any, penalty: Callable[[], torch.Tensor]) -> Any:
-    """Add to the loss of a model's output, where it has one."""
-    if isinstance(output, tuple):  # return_dict=False
-        has_loss = isinstance(output[0], torch.Tensor) and output[0].dim() == 0
-        return (output[0] + penalty(), *output[1:]) if has_loss else output
-    if getattr(output, "loss", None) is not None:
-        output.loss = output.loss + penalty()
-    return output
+def _encoder_of(model: nn.Module) -> list[nn.Module]:
+    """Return the encoder that `generate` calls by itself, where a model has one."""
+    return [model.get_encoder()] if getattr(model.config, "is_encoder_decoder", False) else []
+
+
+def _refuse_state(*_args: Any) -> None:
+    raise UsageError(
+        "diff pruning takes no state dict: checkpoints hold weights, and neither differences nor gates",
+        hint="leave out load_best_model_at_end and resume_from_checkpoint; save() and load() after prune()",
+    )
 
 
 def _untied(model: nn.Module) -> dict[str, torch.Tensor]:

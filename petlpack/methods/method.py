@@ -6,7 +6,9 @@ import copy
 import functools
 import json
 import os
+import re
 import tempfile
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from petlpack.errors import UsageError
+from petlpack.errors import RunError, UsageError, printable
 from petlpack.methods.places import head_of
 from petlpack.tensors.checkpoint import open_saved
 
@@ -28,9 +30,12 @@ class Method(ABC):
     The base is frozen, the method's parameters and the head's train, and `model(..., labels=...).loss` is the method's
     whole loss, so that any loop and `transformers.Trainer` train it. With `tasks` (labels by task) the model gets a
     head for each, and `switch` says whose batch comes next; a task with 0 labels has no head (a T5 that generates).
+    The model is in train mode after `attach`, and in eval mode after `load`.
     """
 
     def __init__(self, model: nn.Module, tasks: Mapping[str, int] | None = None) -> None:
+        for task, labels in (tasks or {}).items():
+            check_task(model, task, labels)
         if getattr(model, "_petl_method", None) is not None:
             raise UsageError(
                 f"{type(model).__name__} has a method already ({type(model._petl_method).__module__})",
@@ -40,14 +45,15 @@ class Method(ABC):
         self.tasks = dict(tasks or {})
         self.task = next(iter(self.tasks), "")
         self._undo: list[Callable[[], None]] = []
+        self._told = False
         self._freeze()
         object.__setattr__(model, "_petl_method", self)  # not a submodule, and no parameter of the model
         self._undo.append(lambda: object.__delattr__(model, "_petl_method"))
-        try:
-            self.heads = self._add_heads() if self.tasks else None
-        except UsageError:
-            self.detach()
-            raise
+        self.heads = self._add_heads() if self.tasks else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Method:
+        """Refuse to copy: hooks of the copied model would call this one's modules."""
+        raise UsageError("a model with a method on it cannot be copied", hint="save(), then load() on another model")
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains: the method's parameters and the head's."""
@@ -58,9 +64,15 @@ class Method(ABC):
         return [{"params": self.parameters(), "lr": lr}]
 
     def switch(self, task: str) -> None:
-        """Let `task`, one of those that the method was attached for, be the next batches'."""
+        """Let `task`, one of those that the method was attached for, be the next batches'.
+
+        With activation checkpointing, backward comes before the next switch: it computes the forward again.
+        """
         if task not in self.tasks:
-            raise UsageError(f"no task '{task}', the method was attached for {', '.join(self.tasks) or 'one task'}")
+            raise UsageError(
+                f"no task '{printable(task)}', the method was attached for {', '.join(self.tasks) or 'one task'}",
+                hint="name the tasks in attach(..., tasks={...})",
+            )
         self.task = task
         if self.tasks[task]:
             self._set_labels(self.tasks[task])
@@ -70,7 +82,7 @@ class Method(ABC):
         """Write the run that `petlpack encode` reads."""
 
     def detach(self) -> None:
-        """Take the method off: the model computes what it did before, its own weights were never touched."""
+        """Take the method off: the model computes what it did before; only its own head keeps what it learned."""
         while self._undo:
             self._undo.pop()()
 
@@ -83,6 +95,20 @@ class Method(ABC):
         if self.heads is not None and task:
             head = self.heads[task]
         return {f"{name}.{key}": tensor.detach().clone() for key, tensor in head.state_dict().items()}
+
+    def fill(self, wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+        """Copy a file's tensors into those of the same names; raises RunError where one is missing or does not fit."""
+        for name, to in wanted.items():
+            found = tensors.get(name)
+            if found is None or found.shape != to.shape:
+                what = "is missing" if found is None else f"is {list(found.shape)}"
+                raise RunError(
+                    f"'{printable(str(file))}': '{printable(name)}' {what}, "
+                    f"{type(self.model).__name__} with this method needs {list(to.shape)}",
+                    hint="load the run on the model that it was trained on, with as many labels",
+                )
+            with torch.no_grad():
+                to.copy_(found)
 
     def load_head(self, tensors: Mapping[str, torch.Tensor], task: str = "") -> None:
         """Copy tensors named as `head_tensors` names them into the model's head, or into a task's."""
@@ -105,6 +131,41 @@ class Method(ABC):
             **more,
         }
 
+    @contextmanager
+    def writing(self, directory: str | os.PathLike[str]) -> Iterator[Path]:
+        """Give a directory to write a run into; its files replace `directory`'s of the same names when all are written.
+
+        Raises UsageError where `directory` is the base's, or holds weights that the run would not replace: encoding
+        would take one of the two.
+        """
+        target = Path(directory)
+        base = getattr(self.model.config, "_name_or_path", "")
+        if base and Path(base).is_dir() and target.resolve() == Path(base).resolve():
+            raise UsageError(f"'{printable(str(target))}' is the base's own directory", hint="save the run elsewhere")
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as made:
+            yield Path(made)
+            written = [path.relative_to(made) for path in sorted(Path(made).rglob("*")) if path.is_file()]
+            there = {path.relative_to(target) for pattern in _WEIGHTS for path in target.glob(pattern)}
+            if others := sorted(path.as_posix() for path in there - set(written) if path.parts[0] != Path(made).name):
+                raise UsageError(
+                    f"'{printable(str(target))}' holds other weights: {printable(others[0])}",
+                    hint="give the run a directory of its own",
+                )
+            for file in written:
+                (target / file).parent.mkdir(parents=True, exist_ok=True)
+                (Path(made) / file).replace(target / file)
+
+    def tell_without_labels(self) -> None:
+        """Warn, once, of a training forward without labels: the loss that is made of its logits is not the method's."""
+        if self.model.training and torch.is_grad_enabled() and not self._told:
+            self._told = True
+            warnings.warn(
+                f"a training forward without labels: what {type(self).__name__} adds to the loss is left out "
+                "(Trainer takes labels away with label_smoothing_factor and compute_loss_func)",
+                stacklevel=4,
+            )
+
     # What attach is made of; everything is undone in reverse
 
     def hook(self, handle: torch.utils.hooks.RemovableHandle) -> None:
@@ -120,9 +181,15 @@ class Method(ABC):
 
     def wrap_forward(self, wrapper: Callable[..., Any]) -> None:
         """Call `wrapper(forward, *args, **kwargs)` for the model's forward, whose signature stays (Trainer asks it)."""
-        forward = self.model.forward
+        forward, own = self.model.forward, self.model.__dict__.get("forward")
         self.model.forward = functools.wraps(forward)(functools.partial(wrapper, forward))
-        self._undo.append(lambda: self.model.__dict__.pop("forward", None))
+
+        def restore() -> None:
+            del self.model.forward
+            if own is not None:  # another library's wrapper, as accelerate's
+                self.model.forward = own
+
+        self._undo.append(restore)
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +198,7 @@ class Method(ABC):
 
     def _freeze(self) -> None:
         wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        training, problem = self.model.training, getattr(self.model.config, "problem_type", None)
         head = head_of(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -140,17 +208,14 @@ class Method(ABC):
         def restore() -> None:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(wanted[name])
+            self.model.config.problem_type = problem  # Transformers notes there what it concludes of labels
+            self.model.train(training)
 
         self._undo.append(restore)
+        self.model.train()
 
     def _add_heads(self) -> nn.ModuleDict | None:
         """Give each task with labels a head: the model's, with as many outputs; its own stays as it is, unused."""
-        for task in self.tasks:
-            if not task or "." in task or hasattr(nn.ModuleDict, task):
-                raise UsageError(
-                    f"'{task}' is no name for a task: it stands between dots in names of modules",
-                    hint="choose a name without a dot that is no Python word of modules, as 'type' and 'keys' are",
-                )
         found = head_of(self.model)
         if found is None or not any(self.tasks.values()):
             return None
@@ -160,12 +225,11 @@ class Method(ABC):
         own.requires_grad_(False)
         self.hook(own.register_forward_hook(lambda _module, args, _out: heads[self.task](*args)))
         config = self.model.config
-        names, problem = (config.id2label, config.label2id), config.problem_type
+        names = config.id2label, config.label2id
 
         def restore() -> None:
             self._set_labels(len(names[0]))
             config.id2label, config.label2id = names
-            config.problem_type = problem
 
         self._undo.append(restore)
         self._set_labels(self.tasks[self.task])
@@ -192,20 +256,34 @@ def with_outputs(head: nn.Module, labels: int) -> nn.Module:
     return holder[0]
 
 
-# Files
+def check_task(model: nn.Module, task: str, labels: int) -> None:
+    """Raise UsageError for a name that cannot stand in names of tensors, or labels that the model has no use for."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", task) or hasattr(nn.ModuleDict(), task):
+        raise UsageError(
+            f"'{printable(task)}' is no name for a task: it is part of names of tensors and modules",
+            hint="use letters, digits, _ and -, and no word of torch's modules, as 'type' and 'training' are",
+        )
+    has_head = head_of(model) is not None
+    if type(labels) is not int or labels < 0 or bool(labels) != has_head:
+        wanted = "has a head, which needs 1 label or more" if has_head else "has no head, which is 0 labels"
+        raise UsageError(f"task '{task}' has {labels!r} labels", hint=f"{type(model).__name__} {wanted}")
 
 
 @contextmanager
-def writing(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a directory to write a run into; its files replace `directory`'s of the same names when all are written."""
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as made:
-        yield Path(made)
-        for file in sorted(path for path in Path(made).rglob("*") if path.is_file()):
-            place = target / file.relative_to(made)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(place)
+def loading(method: Method) -> Iterator[None]:
+    """Fill a method from a run, in eval mode when it is done; where that fails, take it off again."""
+    try:
+        yield
+    except BaseException:
+        method.detach()
+        raise
+    method.model.eval()
+
+
+# Files
+
+_WEIGHTS = ("*.safetensors", "pytorch_*.bin", "propetl_*.bin", "*/adapter*.safetensors", "*/pytorch_adapter.bin")
+"""Weights of a run, beside which no other run may be saved."""
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -215,7 +293,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file of tensors, moved to the CPU; it has no aliases, so each name has its own bytes."""
+    """Write a safetensors file of tensors, moved to the CPU; it has no aliases, so each name has its own bytes.
+
+    Raises UsageError for numbers that are not finite: the training diverged.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UsageError(f"'{name}' has numbers that are not finite", hint="train with lower learning rates")
     path.parent.mkdir(parents=True, exist_ok=True)
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.write_bytes(save(own, metadata={"format": "pt"}))  # save_file's are for their owner's eyes only

@@ -26,8 +26,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
-from petlpack.methods.method import Method, read_tensors, with_outputs, write_json, write_tensors, writing
-from petlpack.methods.places import Block, blocks, head_of
+from petlpack.methods.method import (
+    Method,
+    check_task,
+    loading,
+    read_tensors,
+    with_outputs,
+    write_json,
+    write_tensors,
+)
+from petlpack.methods.places import Block, blocks
 from petlpack.tensors.checkpoint import find_weights
 
 FILE = "model.safetensors"
@@ -178,7 +186,8 @@ class Pha(Method):
     def __init__(self, model: nn.Module, config: Config, tasks: Mapping[str, int]) -> None:
         """Install what `attach` says."""
         self.config = config
-        _check_tasks(model, tasks)
+        if not tasks:
+            raise UsageError("PHA has a prototype for each task, and no task was named", hint='say tasks={"sst2": 2}')
         self._manual, self._generated = _stacks(model)
         super().__init__(model, tasks)
         first = self._generated[0].output_name
@@ -265,6 +274,7 @@ class Pha(Method):
         states, self._states = self._states, None
         given = self._signature.bind_partial(*args, **kwargs).arguments
         if states is None or all(given.get(name) is None for name in TARGETS):
+            self.tell_without_labels()
             return output
         more = self.config.weight * self._losses(self._vectors(states, given.get("attention_mask")))
         if isinstance(output, tuple):
@@ -305,6 +315,7 @@ class Pha(Method):
 
         `batches` are what the model takes; labels are not looked at. Raises UsageError where there is no retriever.
         """
+        batches = [batches] if isinstance(batches, Mapping) else batches
         if self.retriever is None:
             raise UsageError(
                 "no retriever to find the nearest prototype with: a pack leaves it out, and weight 0 has none",
@@ -344,15 +355,15 @@ class Pha(Method):
         """Add a task, which starts from a known task's prototype, and switch to it; return that known task.
 
         It is the one whose prototype is nearest to the examples (the paper's few-shot transfer), or `like`. Training
-        goes on with everything, or with the new prototype and the new head alone where `freeze_generator`: all other
-        tasks then stay as they are, to the bit, and the new one takes a row and a head of a pack. Make a new optimizer,
-        for other parameters train.
+        goes on with what trains now, or with the new prototype and the new head alone where `freeze_generator`: all
+        other tasks then stay as they are, to the bit, and the new one takes a row and a head of a pack. Make a new
+        optimizer, for other parameters train.
         """
         if task in self.tasks:
             raise UsageError(f"task '{task}' is there already", hint="give the new task a name of its own")
         if like is not None and like not in self.tasks:
             raise UsageError(f"no task '{like}' to start from", hint=f"choose one of {', '.join(self.tasks)}")
-        _check_tasks(self.model, {**self.tasks, task: labels})
+        check_task(self.model, task, labels)
         like = next(iter(self.nearest(batches))) if like is None else like
         if freeze_generator:
             for parameter in self.model.parameters():
@@ -400,7 +411,7 @@ class Pha(Method):
         )
         for name in ("id2label", "label2id"):  # of the current task's head alone
             config.pop(name, None)
-        with writing(directory) as made:
+        with self.writing(directory) as made:
             write_tensors(made / FILE, tensors)
             write_json(made / "config.json", config)
 
@@ -418,28 +429,14 @@ class Pha(Method):
 
     def _fill(self, tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         """Copy a file's tensors in; raises RunError where it lacks one, or has another shape."""
-
-        def put(name: str, found: torch.Tensor | None, to: torch.Tensor) -> None:
-            if found is None or found.shape != to.shape:
-                what = "is missing" if found is None else f"is {list(found.shape)}"
-                raise RunError(
-                    f"'{printable(str(file))}': '{name}' {what}, "
-                    f"{type(self.model).__name__} with this config needs {list(to.shape)}",
-                    hint="load the run on the model that it was trained on",
-                )
-            with torch.no_grad():
-                to.copy_(found)
-
-        for name, to in self._shared().items():
-            put(name, tensors.get(name), to)
+        self.fill(self._shared(), tensors, file)
         table = tensors[f"{self.stack}.{_PROTOTYPES}"]
-        for row, prototype in enumerate(self.prototypes):
-            put(_PROTOTYPES, table[row] if row < len(table) else None, prototype)
+        rows = {f"row {row} of {_PROTOTYPES}": prototype for row, prototype in enumerate(self.prototypes)}
+        self.fill(rows, dict(zip(rows, table, strict=False)), file)
         for task in self.tasks if self.heads is not None else ():
-            wanted = self.head_tensors(task)
-            for name, to in wanted.items():
-                put(f"heads.{task}.{name}", tensors.get(f"heads.{task}.{name}"), to)
-            self.load_head(wanted, task)
+            wanted = {f"heads.{task}.{name}": tensor for name, tensor in self.head_tensors(task).items()}
+            self.fill(wanted, tensors, file)
+            self.load_head({name.partition(f"{task}.")[2]: tensor for name, tensor in wanted.items()}, task)
 
 
 def attach(model: nn.Module, config: Config, tasks: Mapping[str, int]) -> Pha:
@@ -484,33 +481,18 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Pha:
         losses["weight"] = 0.0
     config = Config(**{size: len(tensors[name]) for size, name in sizes.items()}, **losses)
     method = attach(model, config, tasks)
-    try:
+    with loading(method):
         if method.stack != stack:
             raise RunError(
                 f"'{printable(str(file))}' has its generator at '{stack}', {type(model).__name__} at '{method.stack}'",
                 hint="load the run on the model that it was trained on",
             )
         method._fill(tensors, file)
-    except RunError:
-        method.detach()
-        raise
     return method
 
 
 def _is_input(name: str) -> bool:
     return name not in TARGETS and not name.startswith("decoder_")
-
-
-def _check_tasks(model: nn.Module, tasks: Mapping[str, int]) -> None:
-    if not tasks:
-        raise UsageError("PHA has a prototype for each task, and no task was named", hint='say tasks={"sst2": 2}')
-    for task, labels in tasks.items():
-        if not task or "." in task:
-            raise UsageError(f"'{task}' is no name for a task: it stands between dots in tensor names")
-        has_head = head_of(model) is not None
-        if not isinstance(labels, int) or labels < 0 or bool(labels) != has_head:
-            wanted = "has a head, which needs 1 label or more" if has_head else "has no head, which is 0 labels"
-            raise UsageError(f"task '{task}' has {labels!r} labels", hint=f"{type(model).__name__} {wanted}")
 
 
 def _stacks(model: nn.Module) -> tuple[list[Block], list[Block]]:

@@ -7,13 +7,10 @@ an adapter behind the feed-forward, a LoRA on query and value, or a prefix of th
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
-from petlpack.methods.method import Method, read_tensors, write_json, write_tensors, writing
-from petlpack.methods.places import Block, blocks
+from petlpack.layouts.base import read_json
+from petlpack.methods.method import Method, loading, read_tensors, write_json, write_tensors
+from petlpack.methods.places import ACTIVATIONS, Block, blocks
 
 KINDS = ("adapter", "lora", "prefix")
-
-ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
-"""An adapter's non-linearity, as Transformers calls it."""
 
 COMBINE: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "or": lambda task, layer: 1 - (1 - task) * (1 - layer),
@@ -107,7 +96,7 @@ def attach(model: nn.Module, config: Config, *, task: str = "task", tasks: Mappi
     """
     found = blocks(model)
     for name in [task] if tasks is None else tasks:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", name) or name == LAYER:
+        if name == LAYER or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", name):
             raise UsageError(
                 f"'{printable(name)}' is no name for a task: it is part of tensor names",
                 hint=f"use letters, digits, _ and -, and not '{LAYER}'",
@@ -354,7 +343,7 @@ class Propetl(Method):
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the run: of one task on an encoder as the RoBERTa code does, else as the T5 code does."""
-        with writing(directory) as made:
+        with self.writing(directory) as made:
             write_json(made / "config.json", self.config_json())
             if self.tasks or self.blocks[0].is_t5:
                 self._save_tasks(made)
@@ -535,7 +524,7 @@ def _load_tasks(model: nn.Module, path: Path) -> Propetl:
         kind=kind, keep=about.get("keep_ratio", float), hidden=0, **own, **({"combine": combine} if several else {})
     )
     method = attach(model, config, tasks=tasks) if several else attach(model, config, task=next(iter(tasks)))
-    with _or_detached(method):
+    with loading(method):
         file = _Tensors(path / MULTI_TASK)
         weights, masks = method._names_of_tasks()
         file.copy(weights)
@@ -543,6 +532,7 @@ def _load_tasks(model: nn.Module, path: Path) -> Propetl:
             file.copy_masks(name, (scores,), method.keep)
         for task in tasks:
             file.copy_head(method, f"heads.{task}.", task if several else "")
+        file.refuse_others()
     return method
 
 
@@ -561,27 +551,19 @@ def _load_adapter(model: nn.Module, folder: Path) -> Propetl:
         settings = {"length": own.get("prefix_length", int), "hidden": own.get("bottleneck_size", int)}
     config = about.config(kind=kind, keep=own.get("sparsity", float), **settings)
     method = attach(model, config, task=about.get("name", str))
-    with _or_detached(method):
+    with loading(method):
         file = _Tensors(folder / "adapter.safetensors")
         weights, masks = method._names_of_adapter()
         file.copy(weights)
         bits = file if kind == "prefix" else _Tensors(folder / "adapter_mask.safetensors")
         for name, scores in masks.items():
             bits.copy_masks(name, scores, method.keep, transposed=kind == "adapter")
+        for each in {id(file): file, id(bits): bits}.values():
+            each.refuse_others()
         head = folder / "model_head.safetensors"
         if head.is_file():
             _Tensors(head).copy_head(method)
     return method
-
-
-@contextmanager
-def _or_detached(method: Propetl) -> Iterator[None]:
-    """Take the method off again where its weights cannot be loaded."""
-    try:
-        yield
-    except BaseException:
-        method.detach()
-        raise
 
 
 class _Json:
@@ -589,12 +571,7 @@ class _Json:
 
     def __init__(self, path: Path, table: Mapping[str, Any] | None = None) -> None:
         self.path = path
-        try:
-            self.table = json.loads(path.read_text(encoding="utf-8")) if table is None else table
-        except (OSError, ValueError) as error:
-            raise RunError(f"'{printable(str(path))}' cannot be read: {printable(str(error))}", hint=_AGAIN) from error
-        if not isinstance(self.table, Mapping):
-            raise self.error("is not a JSON object")
+        self.table = read_json(path) if table is None else table
 
     def get(self, name: str, wanted: type) -> Any:
         """Return a value of this type; a whole number is a float, too."""
@@ -620,6 +597,7 @@ class _Tensors:
 
     def __init__(self, path: Path) -> None:
         self._path, self._tensors = path, read_tensors(path)
+        self._others = set(self._tensors)
 
     def copy(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Copy into each weight what stands under its name; one with several names has to be one tensor."""
@@ -649,7 +627,13 @@ class _Tensors:
         own = method.head_tensors(task)
         method.load_head({name: self._get(f"{prefix}{name}", tensor.shape) for name, tensor in own.items()}, task)
 
+    def refuse_others(self) -> None:
+        """Raise RunError for a tensor that was not asked for."""
+        if self._others:
+            raise self._error(f"has '{min(self._others)}', for which the model has no place")
+
     def _get(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        self._others.discard(name)
         if name not in self._tensors:
             raise self._error(f"has no '{name}', which the model needs")
         tensor = self._tensors[name]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +405,8 @@ def test_a_step_costs_two_passes_and_of_one_expert_one(model: Any, changes: dict
     model.train()
     model(**a_batch())
     assert len(calls) == passes
-    model(input_ids=a_batch()["input_ids"])
+    with nullcontext() if passes == 1 and "experts" in changes else pytest.warns(UserWarning, match="without labels"):
+        model(input_ids=a_batch()["input_ids"])
     assert len(calls) == passes + 1
     model.eval()
     model(**a_batch())
@@ -709,9 +711,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another activation": (lambda run: edit(run, adapter_activation="swiglu"), r"config\.json': .*swiglu"),
     "random routes": (lambda run: edit(run, inference_level=1), "inference_level 1"),
     "fewer experts": (lambda run: edit(run, num_experts=2), r"the run has '.*deepspeed_experts\.2.*', the model has"),
-    "another size": (lambda run: edit(run, adapter_size=5), r"is \[4, 16\], the model's is \[5, 16\]"),
-    "no head": (lambda run: drop(run, "classifier"), r"the model has 'classifier\.bias', the run has not"),
-    "half of it": (lambda run: drop(run, "layer.1"), "the model has 'bert.encoder.layer.1"),
+    "another size": (
+        lambda run: edit(run, adapter_size=5),
+        r"is \[4, 16\], .* needs \[5, 16\]",
+    ),
+    "no head": (lambda run: drop(run, "classifier"), r"'classifier\.weight' is missing"),
+    "half of it": (lambda run: drop(run, "layer.1"), "'bert.encoder.layer.1.* is missing"),
 }
 
 
@@ -733,7 +738,7 @@ def test_runs_that_do_not_fit(tmp_path: Path, model: Any, name: str) -> None:
 def test_a_run_does_not_fit_other_labels(tmp_path: Path, model: Any) -> None:
     adamix.attach(model, settings()).save(tmp_path / "run")
     other = open_base(write_base(tmp_path / "other", num_labels=5))
-    with pytest.raises(RunError, match=r"classifier\.\w+' is \[3.*the model's is \[5"):
+    with pytest.raises(RunError, match=r"classifier\.\w+' is \[3.*needs \[5"):
         adamix.load(other, tmp_path / "run")
 
 

@@ -142,6 +142,7 @@ def test_adapters_are_generated_by_the_formula() -> None:
 
 def test_bert_adds_the_adapter_to_the_feed_forward_before_the_norm() -> None:
     method = pha.attach(bert().eval(), CONFIG, {"sst2": 2, "rte": 2})
+    method.model.eval()
     shake(method)
     method.switch("rte")
     layer: Any = method.model.bert.encoder.layer[1]
@@ -160,6 +161,7 @@ def test_bert_adds_the_adapter_to_the_feed_forward_before_the_norm() -> None:
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
 def test_t5_adds_the_adapter_of_the_normed_input(stack: str) -> None:
     method = pha.attach(t5().eval(), CONFIG, {"sst2": 0, "rte": 0})
+    method.model.eval()
     shake(method)
     layer: Any = getattr(method.model, stack).block[1].layer[-1]
     seen: dict[str, Any] = {}
@@ -189,6 +191,7 @@ def test_training_starts_at_the_bases_function(family: str, tmp_path: Path) -> N
     with torch.no_grad():
         before = bare(**batch)[states]
         pha.attach(model, CONFIG, tasks_of(family))
+        model.eval()
         assert torch.equal(bare(**batch)[states], before)
 
 
@@ -507,6 +510,7 @@ def test_a_model_without_a_head_has_only_its_rows(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model: Any = BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **SMALL)).eval()
     method = pha.attach(model, CONFIG, {"sst2": 0, "rte": 0})
+    method.model.eval()
     shake(method)
     method.switch("rte")
     batch = {name: tensor for name, tensor in batch_of(model).items() if name != "labels"}
@@ -540,6 +544,7 @@ def test_t5_generates_with_the_adapters_of_its_task() -> None:
     torch.manual_seed(0)
     model = t5().eval()
     method = pha.attach(model, CONFIG, {"sst2": 0, "rte": 0})
+    method.model.eval()
     shake(method)
     inputs = {name: tensor for name, tensor in batch_of(model).items() if name != "labels"}
     for task in ("sst2", "rte"):

@@ -1,0 +1,235 @@
+"""What all methods promise, whichever it is: how they stand on a model, leave it, and refuse."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from petlpack.errors import RunError, UsageError
+from petlpack.methods import adamix, diff_pruning, pha, propetl
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LABELS = 2
+
+ATTACH: dict[str, Callable[[Any], Any]] = {
+    "propetl": lambda model: propetl.attach(model, propetl.Config(bottleneck=4)),
+    "propetl of tasks": lambda model: propetl.attach(model, propetl.Config(bottleneck=4), tasks={"sst2": 2, "rte": 2}),
+    "adamix": lambda model: adamix.attach(model, adamix.Config(bottleneck=4)),
+    "diff pruning": lambda model: diff_pruning.attach(model, diff_pruning.Config(density=0.05)),
+    "pha": lambda model: pha.attach(model, pha.Config(bottleneck=4, code=8, trunk=8), tasks={"sst2": 2, "rte": 2}),
+}
+LOAD = {"propetl": propetl.load, "adamix": adamix.load, "diff": diff_pruning.load, "pha": pha.load}
+every = pytest.mark.parametrize("name", ATTACH)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=40, max_position_embeddings=16, initializer_range=0.2, **SIZES)
+    BertModel(config).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def open_model(base: Path) -> Any:
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return BertForSequenceClassification.from_pretrained(base, num_labels=LABELS, **NO_DROPOUT)
+
+
+def a_batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 40, (6, 5), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": ids[:, 0] % LABELS}
+
+
+def train(method: Any, steps: int = 4) -> None:
+    """Train as the docs' examples do, which say nothing of modes."""
+    optimizer = torch.optim.AdamW(method.groups(lr=1e-2), weight_decay=0.0)
+    for step in range(steps):
+        method.model(**a_batch(step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def finished(name: str, base: Path) -> Any:
+    method = ATTACH[name](open_model(base))
+    train(method)
+    if name == "diff pruning":
+        method.prune()
+    return method
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=a_batch(9)["input_ids"]).logits
+    return logits
+
+
+@every
+def test_a_loop_that_says_nothing_of_modes_trains(name: str, base: Path, tmp_path: Path) -> None:
+    model = open_model(base)
+    assert not model.training  # as from_pretrained leaves it
+    method = ATTACH[name](model)
+    assert model.training
+    before = logits_of(model)
+    model.train()
+    train(method)
+    assert not torch.equal(logits_of(model), before)
+    method.detach()
+    assert not model.training
+
+
+@every
+def test_what_was_on_the_model_is_there_again(name: str, base: Path) -> None:
+    model = open_model(base)
+    state = {key: tensor.clone() for key, tensor in model.base_model.state_dict().items()}
+    model.config.problem_type = "single_label_classification"
+    model.forward = own = model.forward  # as accelerate wraps it
+    keys = set(model.__dict__)
+    method = ATTACH[name](model)
+    train(method)
+    method.detach()
+    assert model.forward == own
+    assert set(model.__dict__) == keys
+    assert model.config.problem_type == "single_label_classification"
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    now = model.base_model.state_dict()
+    assert now.keys() == state.keys()
+    assert all(torch.equal(now[key].view(torch.uint8), tensor.view(torch.uint8)) for key, tensor in state.items())
+
+
+@every
+def test_a_model_with_a_method_is_not_copied(name: str, base: Path) -> None:
+    model = open_model(base)
+    ATTACH[name](model)
+    with pytest.raises(UsageError, match="cannot be copied"):
+        copy.deepcopy(model)
+
+
+@every
+def test_load_leaves_eval_mode_and_the_same_logits(name: str, base: Path, tmp_path: Path) -> None:
+    method = finished(name, base)
+    expected = logits_of(method.model)
+    method.save(tmp_path / "run")
+    model = open_model(base)
+    LOAD[name.split()[0]](model, tmp_path / "run")
+    assert not model.training
+    assert torch.equal(logits_of(model), expected)
+
+
+@every
+def test_a_run_is_not_saved_over_the_base_or_beside_another(name: str, base: Path, tmp_path: Path) -> None:
+    method = finished(name, base)
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    with pytest.raises(UsageError, match="the base's own directory"):
+        method.save(base)
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    other = "adamix" if name != "adamix" else "propetl"
+    finished(other, base).save(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="holds other weights"):
+        method.save(tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    method.save(tmp_path / "own")
+    method.save(tmp_path / "own")  # over itself
+    (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint-5" / "model.safetensors").write_bytes(b"")
+    method.save(tmp_path / "out")  # a Trainer's directory
+
+
+@every
+def test_numbers_that_are_not_finite_are_not_saved(name: str, base: Path, tmp_path: Path) -> None:
+    method = finished(name, base)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(UsageError, match="not finite"):
+        method.save(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("method", [propetl, pha])
+@pytest.mark.parametrize("task", ["", "a.b", "type", "keys", "training", "forward", "a/b", "x" * 129])
+def test_a_name_that_is_none_is_refused_before_anything_is_touched(method: Any, task: str, base: Path) -> None:
+    model = open_model(base)
+    keys, modes = set(model.__dict__), [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(UsageError, match="no name for a task"):
+        method.attach(model, method.Config(bottleneck=4), tasks={"fine": 2, task: 2})
+    assert set(model.__dict__) == keys
+    assert [parameter.requires_grad for parameter in model.parameters()] == modes
+    method.attach(model, method.Config(bottleneck=4), tasks={"fine": 2})
+
+
+@pytest.mark.parametrize("labels", [0, -1, True, "2"])
+def test_labels_that_the_model_has_no_use_for_are_refused(labels: Any, base: Path) -> None:
+    with pytest.raises(UsageError, match="labels"):
+        propetl.attach(open_model(base), propetl.Config(bottleneck=4), tasks={"sst2": labels})
+
+
+@pytest.mark.parametrize("name", ["adamix", "diff pruning", "pha"])
+def test_a_training_forward_without_labels_is_told_once(name: str, base: Path) -> None:
+    model = open_model(base)
+    ATTACH[name](model)
+    with pytest.warns(UserWarning, match="without labels"):
+        model(input_ids=a_batch()["input_ids"]).logits.sum().backward()
+    model(input_ids=a_batch()["input_ids"])  # a second warning would be an error here
+
+
+@pytest.mark.parametrize("saved", ["propetl", "adamix", "pha"])
+def test_a_run_of_another_method_is_refused(saved: str, base: Path, tmp_path: Path) -> None:
+    finished(saved, base).save(tmp_path / "run")
+    for name, load in LOAD.items():
+        if name != saved:
+            model = open_model(base)
+            with pytest.raises((RunError, UsageError)) as caught:
+                load(model, tmp_path / "run")
+            assert caught.value.hint
+            ATTACH["adamix"](model)  # nothing was left on it
+
+
+def test_a_run_of_a_deeper_model_is_refused(base: Path, tmp_path: Path) -> None:
+    finished("propetl", base).save(tmp_path / "run")
+    config = BertConfig(vocab_size=40, max_position_embeddings=16, **{**SIZES, "num_hidden_layers": 1})
+    with pytest.raises(RunError, match="no place"):
+        propetl.load(BertForSequenceClassification(config), tmp_path / "run")
+
+
+# Diff pruning writes into the model's own weights
+
+
+def test_diff_pruning_takes_no_state_dict(base: Path) -> None:
+    method = ATTACH["diff pruning"](open_model(base))
+    with pytest.raises(UsageError, match="takes no state dict"):
+        method.model.load_state_dict(method.model.state_dict())
+
+
+def test_the_base_model_alone_computes_with_the_last_step_s_weights(base: Path) -> None:
+    method = finished("diff pruning", base)
+    train(method, 2)
+    model = method.model.eval()
+    with torch.no_grad():
+        first = model.bert(a_batch()["input_ids"]).last_hidden_state
+        model(input_ids=a_batch()["input_ids"])
+        assert torch.equal(first, model.bert(a_batch()["input_ids"]).last_hidden_state)
+
+
+def test_nothing_trained_is_not_pruned(base: Path) -> None:
+    method = ATTACH["diff pruning"](open_model(base))
+    with pytest.raises(UsageError, match="nothing was trained"):
+        method.prune()
+
+
+def test_a_gradient_that_did_not_come_by_the_model_s_forward_is_refused(base: Path) -> None:
+    model = open_model(base)
+    ATTACH["diff pruning"](model)
+    with pytest.raises(UsageError, match="gates were not drawn"):
+        model.bert(a_batch()["input_ids"]).last_hidden_state.sum().backward()
