@@ -63,11 +63,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="run nothing; write tables and figures")
     args = parser.parse_args()
-    if not args.report:
-        work(args.only, args.seeds)
     from report import report
 
-    report(read())
+    try:
+        if not args.report:
+            work(args.only, args.seeds)
+    finally:  # of what is done, also when interrupted
+        report(read())
 
 
 def work(only: list[str] | None, seeds: int) -> None:

@@ -101,6 +101,8 @@ def report(results: dict[str, Any]) -> None:
             raise SystemExit(f"{PAGE} has no mark '{BEGIN.format(name)}'")
         text = f"{head}{begin}\n\n{content}\n{END}{rest.partition(END)[2]}"
     PAGE.write_text(text, encoding="utf-8")
+    if not found:
+        return
     draw_scores(SCORES, found)
     draw_amortised(AMORTISED, found)
 

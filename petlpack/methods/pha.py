@@ -415,6 +415,11 @@ class Pha(Method):
             write_tensors(made / FILE, tensors)
             write_json(made / "config.json", config)
 
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the method alone, without the heads'."""
+        modules = [self.generator, self.prototypes, self.retriever, *(b.output.adapter_layer for b in self._manual)]
+        return [parameter for module in modules if module is not None for parameter in module.parameters()]
+
     def _shared(self) -> dict[str, torch.Tensor]:
         """Return the tensors that all tasks share, as the file names them."""
         modules = {f"{block.output_name}.adapter_layer": block.output.adapter_layer for block in self._manual}
@@ -487,6 +492,8 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Pha:
                 f"'{printable(str(file))}' has its generator at '{stack}', {type(model).__name__} at '{method.stack}'",
                 hint="load the run on the model that it was trained on",
             )
+        for parameter in method.own_parameters():
+            parameter.data = parameter.data.to(tensors[sizes["code"]].dtype)  # it may have been moved to another
         method._fill(tensors, file)
     return method
 

@@ -233,3 +233,13 @@ def test_a_gradient_that_did_not_come_by_the_model_s_forward_is_refused(base: Pa
     ATTACH["diff pruning"](model)
     with pytest.raises(UsageError, match="gates were not drawn"):
         model.bert(a_batch()["input_ids"]).last_hidden_state.sum().backward()
+
+
+def test_only_methods_are_in_the_package() -> None:
+    import petlpack.methods
+
+    assert {petlpack.methods.__getattr__(name).__name__ for name in petlpack.methods.__all__} == {
+        f"petlpack.methods.{name}" for name in ("adamix", "diff_pruning", "pha", "propetl")
+    }
+    with pytest.raises(AttributeError, match="no attribute 'lora'"):
+        petlpack.methods.__getattr__("lora")

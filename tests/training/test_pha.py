@@ -799,3 +799,14 @@ def test_a_run_whose_files_disagree_is_not_packed(what: str, tmp_path: Path) -> 
         petlpack.encode(tmp_path / "run", pack=tmp_path / "pack")
     assert all(part in caught.value.message for part in told), caught.value.message
     assert caught.value.hint
+
+
+def test_a_run_that_was_moved_to_half_precision_comes_back_in_it(tmp_path: Path) -> None:
+    model = based("bert", tmp_path)
+    method = pha.attach(model, CONFIG, {"sst2": 2, "rte": 2})
+    shake(method)
+    model.to(torch.bfloat16).eval()
+    expected = logits(method, "rte")
+    method.save(tmp_path / "run")
+    other = again("bert", tmp_path).to(torch.bfloat16)
+    assert torch.equal(logits(pha.load(other, tmp_path / "run"), "rte"), expected)
