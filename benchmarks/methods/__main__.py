@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import job  # noqa: E402
 from plan import drop_stale, next_jobs, note_bytes  # noqa: E402
+from report import SEEDS, report  # noqa: E402
 from rows import all_rows  # noqa: E402
 
 CACHE = Path(os.environ.get("PETLPACK_BENCH_CACHE", HERE.parent / ".cache")) / "methods"
@@ -60,11 +61,9 @@ def main() -> None:
     """Run what is missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="rows to run, by id; all by default")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--report", action="store_true", help="run nothing; write tables and figures")
     args = parser.parse_args()
-    from report import report
-
     try:
         if not args.report:
             work(args.only, args.seeds)
@@ -75,6 +74,7 @@ def main() -> None:
 def work(only: list[str] | None, seeds: int) -> None:
     """Run jobs, two at a time on a CPU, until none is left."""
     results, started = read(), time.monotonic()
+    before = results.get("wall_seconds", 0.0)
     chosen = [row for row in all_rows() if only is None or row.id in only]
     drop_stale(results, chosen)
     under_way: dict[Future[dict[str, Any]], job.Job] = {}
@@ -90,6 +90,7 @@ def work(only: list[str] | None, seeds: int) -> None:
             for future in finished:
                 one, record = under_way.pop(future), future.result()
                 results["searches" if one.task == "search" else "runs"].append(record)
+                results["wall_seconds"] = round(before + time.monotonic() - started, 1)
                 write(results)
                 told = (
                     f"{record['dev']:.4f} on held-out rows"

@@ -14,6 +14,7 @@ from rows import Row, all_rows
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "experiment.md"
 SCORES, AMORTISED = DOCS / "experiment-scores.svg", DOCS / "experiment-amortised.svg"
+SEEDS = 2
 BEGIN, END = "<!-- {} -->", "<!-- end -->"
 
 
@@ -113,7 +114,7 @@ def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
     whole = [line for line in found if line.row.examples is None]
     few = [line for line in found if line.row.examples is not None]
     return {
-        "versions": _versions(results),
+        "versions": _versions(results) + _missing(found),
         "scores": _scores(whole, by_id),
         "bytes": _bytes(whole, by_id),
         "few": _scores(few, by_id) + "\n" + _bytes(few, by_id),
@@ -131,8 +132,20 @@ def _versions(results: dict[str, Any]) -> str:
     return (
         f"`{results['command']}`, seeds {', '.join(map(str, seeds))}; {versions}, Python {machine['python']}; "
         f"{machine['device']}, {machine['cores']} cores; {jobs} jobs, "
-        f"together {results['seconds'] / 3600:.1f} hours of one core.\n"
+        f"together {results['seconds'] / 3600:.1f} hours, by the clock {results.get('wall_seconds', 0.0) / 3600:.1f}.\n"
     )
+
+
+def _missing(found: Sequence[Line]) -> str:
+    """Say what the tables lack: rows that were not trained with both seeds on all tasks."""
+    seeds = {line.id: len(line.seeds) for line in found}
+    lacking = [
+        f"{title} ({seeds.get(variant, 0)} of {SEEDS} seeds)"
+        for row in all_rows()
+        for variant, title in row.variants
+        if seeds.get(variant, 0) < SEEDS
+    ]
+    return f"\n**Not measured yet:** {'; '.join(lacking)}.\n" if lacking else ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
