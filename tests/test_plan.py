@@ -563,9 +563,7 @@ def test_a_signal_leaves_nothing(place: Path, name: str, code: int) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            getattr(signal, name), signal.SIG_DFL
-        ),  # nohup has it ignored
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),  # nohup has it ignored
     )
     wait_for(lambda: any((place / "scratch").rglob(".tmp-*")))
     process.send_signal(getattr(signal, name))
