@@ -15,6 +15,7 @@ from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
 
+HEAD_FILES = ("pytorch_model_head.bin", "model_head.safetensors")
 MASKS = ("adapter_mask.bin", "adapter_mask.safetensors")
 """The file of masks that only PROPETL has: pickled by its own fork, not so by petlpack.methods."""
 
@@ -53,8 +54,9 @@ class AdapterFiles:
 
     @property
     def head(self) -> frozenset[str]:
-        """The tensors of the head."""
-        return frozenset(name for name in self.tensors if name.startswith("heads."))
+        """The tensors of the head: all of its file, whose names may be the model's own (`classifier.weight`)."""
+        own = {name for file, header in self.headers.items() if file.endswith(HEAD_FILES) for name in header.entries}
+        return frozenset(name for name in self.tensors if name.startswith("heads.") or name in own)
 
 
 def adapter_folders(path: Path) -> list[Path]:
@@ -84,7 +86,7 @@ def open_adapter(path: Path, folder: Path) -> AdapterFiles:
             f"'{printable(str(folder))}' has adapter_config.json, but no weights: pytorch_adapter.bin is missing",
             hint="the adapter was saved only in part: save it again",
         )
-    found += [_weights(folder, *MASKS), _weights(folder, "pytorch_model_head.bin", "model_head.safetensors")]
+    found += [_weights(folder, *MASKS), _weights(folder, *HEAD_FILES)]
     tensors: dict[str, Tensor] = {}
     headers: dict[str, Header] = {}
     root = _root(path, folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from petlpack.arithmetic import produce
 from petlpack.errors import RunError, printable
@@ -25,7 +25,6 @@ _MASK = re.compile(r"(?P<place>.+)\.adapters_mask\.(?P<name>[^.]+)\.(?P<side>dow
 _SCORES = re.compile(r"(?P<module>.+\.prefix_tunings\.[^.]+\.[^.]+)\.adapters_mask\.adapters_mask")
 _LAYER = re.compile(r"(?P<place>.+\.layer\.\d+\.attention\.self)\.prefix_tuning\.")
 
-_HEADS = ("pytorch_model_head", "model_head")
 
 _SIDES = {
     "down": ("adapters", {"down.weight": "adapter_down.0.weight", "down.bias": "adapter_down.0.bias"}),
@@ -116,12 +115,6 @@ def _gone(adapter: AdapterFiles, tensors: Mapping[str, Tensor]) -> list[LeftOut]
     return gone
 
 
-def _head(adapter: AdapterFiles) -> frozenset[str]:
-    """Return the tensors of the head: those of AdapterHub's name, and all of the head's file (`classifier.weight`)."""
-    files = [header for file, header in adapter.headers.items() if PurePosixPath(file).stem in _HEADS]
-    return adapter.head.union(*(header.entries for header in files))
-
-
 def _matrices(adapter: AdapterFiles, options: Options) -> Masked:
     """Read an adapter or LoRA: each side of each layer's module is a prototype times its mask."""
     tensors = dict(adapter.tensors)
@@ -162,7 +155,7 @@ def _matrices(adapter: AdapterFiles, options: Options) -> Masked:
                 _check_mask(mask, tensors[mask], name, shape)
         tensors[mask] = _as_mask(tensors[mask], mask, adapter, options)
     kind = "lora" if any(match["side"].startswith("lora") for match in found.values()) else "adapter"
-    return Masked(tensors, _head(adapter), _use(adapter, kind, options), tuple(rows))
+    return Masked(tensors, adapter.head, _use(adapter, kind, options), tuple(rows))
 
 
 def _refuse_missing(adapter: AdapterFiles, masked: set[tuple[str, str]]) -> None:
@@ -234,8 +227,7 @@ def _prefix(adapter: AdapterFiles, scores: list[str], options: Options) -> Maske
         MaskedMatrix(f"{place}.prefix", prototype, (mask,), index=i)
         for i, place in enumerate(sorted(places, key=_number))
     ]
-    head = _head(adapter)
-    return Masked(tensors, head, Use("prefix", {"baked": bake}), tuple(rows), () if bake else (produced,))
+    return Masked(tensors, adapter.head, Use("prefix", {"baked": bake}), tuple(rows), () if bake else (produced,))
 
 
 def _check_prefix(names: list[str], tensors: Mapping[str, Tensor], mask: str, layers: int) -> None:

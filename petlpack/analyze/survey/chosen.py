@@ -9,7 +9,7 @@ from pathlib import Path
 from petlpack.analyze.survey.tree import Tree
 from petlpack.errors import RunError, printable
 from petlpack.layouts.adamix import SOUPS
-from petlpack.layouts.adapter_files import MASKS, adapter_folders
+from petlpack.layouts.adapter_files import HEAD_FILES, MASKS, adapter_folders
 from petlpack.layouts.base import read_json
 from petlpack.layouts.checkpoints import checkpoints, places
 from petlpack.layouts.files import module_types
@@ -42,7 +42,7 @@ _AFTER = {"adamix": ("model.final.pt", "model.*.pt"), "safetensors": ("*.safeten
 _IN_ADAPTERS = (
     ("pytorch_adapter.bin", "adapter.safetensors"),
     MASKS,
-    ("pytorch_model_head.bin", "model_head.safetensors"),
+    HEAD_FILES,
 )
 """The weight files of an AdapterHub adapter, of each the first name that is there."""
 
