@@ -25,6 +25,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises; it falls to zero over the others."""
 CLIP = 1.0
+FINISH = 10.0
+"""How much larger diff pruning's rate is once the mask is fixed: half a per cent of the weights have to do it all."""
 HEAD_RATE = 5e-2
 """The heads' learning rate in every row: at the rates that methods bear, the head of a task with one frequent label
 never leaves the constant answer in 300 steps, and the method learns nothing either."""
@@ -160,7 +162,7 @@ def _trained(
     differences = method.differences()
     for (variant, _), density in zip(row.variants, densities, strict=False):
         method.prune(density, differences=differences)
-        _train(model, method, rate, finish, feed)
+        _train(model, method, FINISH * rate, finish, feed)
         yield variant, model, method
 
 

@@ -139,13 +139,13 @@ def _versions(results: dict[str, Any]) -> str:
 def _missing(found: Sequence[Line]) -> str:
     """Say what the tables lack: rows that were not trained with both seeds on all tasks."""
     seeds = {line.id: len(line.seeds) for line in found}
+    titles: dict[int, list[str]] = {}
+    for variant, title in (pair for row in all_rows() for pair in row.variants):
+        titles.setdefault(seeds.get(variant, 0), []).append(title)
     lacking = [
-        f"{title} ({seeds.get(variant, 0)} of {SEEDS} seeds)"
-        for row in all_rows()
-        for variant, title in row.variants
-        if seeds.get(variant, 0) < SEEDS
+        f"{SEEDS - done} of {SEEDS} seeds of {'; '.join(titles[done])}" for done in range(SEEDS) if done in titles
     ]
-    return f"\n**Not measured yet:** {'; '.join(lacking)}.\n" if lacking else ""
+    return f"\n**Not measured yet:** {'. And '.join(lacking)}.\n" if lacking else ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -160,7 +160,8 @@ def _scores(found: Sequence[Line], by_id: dict[str, Line]) -> str:
     for line in found:
         tasks = [f"{statistics.fmean(line.accuracy(task)):.1f}" for task in TASKS]
         against = "" if full is None else f"{line.mean - full.mean:+.1f}"
-        rows.append([line.title, *tasks, f"**{line.mean:.1f}** ± {line.spread:.1f}", against])
+        spread = f" ± {line.spread:.1f}" if len(line.seeds) > 1 else ""
+        rows.append([line.title, *tasks, f"**{line.mean:.1f}**{spread}", against])
     return _table(["row", *TASKS, "mean", "against full"], rows)
 
 
