@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -104,7 +103,6 @@ def work(only: list[str] | None, seeds: int) -> None:
                     f"{minutes:6.1f} min  {one.row} {one.task} rate {one.rate:g}: {told}", file=sys.stderr, flush=True
                 )
     write(results)
-    shutil.rmtree(CACHE / "scratch", ignore_errors=True)
 
 
 if __name__ == "__main__":

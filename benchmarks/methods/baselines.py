@@ -141,8 +141,3 @@ def load_lora(model: nn.Module, directory: str | os.PathLike[str]) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, directory)
-
-
-def trained_numbers(method: Method | Lora) -> int:
-    """Return how many numbers train, the head's with them."""
-    return sum(parameter.numel() for parameter in method.parameters())

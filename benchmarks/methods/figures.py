@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 from petlpack.analyze.plots import STYLE
 
 GROUPS = (
-    ("compared with", "#666666", "o", ("full", "last-layer", "bitfit", "adapter", "lora")),
-    ("PROPETL", "#0072B2", "s", ("propetl",)),
-    ("AdaMix", "#E69F00", "^", ("adamix",)),
-    ("diff pruning", "#009E73", "D", ("diff",)),
-    ("PHA", "#CC79A7", "P", ("pha",)),
+    ("#666666", "o", ("full", "last-layer", "bitfit", "adapter", "lora")),
+    ("#0072B2", "s", ("propetl",)),
+    ("#E69F00", "^", ("adamix",)),
+    ("#009E73", "D", ("diff",)),
+    ("#CC79A7", "P", ("pha",)),
 )
-"""Families of rows: name, colour (Okabe and Ito 2008), mark, how their ids begin."""
+"""Families of rows: colour (Okabe and Ito 2008), mark, how their ids begin."""
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def _group(line: Line) -> tuple[str, str]:
     """Return the colour and the mark of a row's family."""
-    return next((colour, mark) for _, colour, mark, ids in GROUPS if any(line.id.startswith(start) for start in ids))
+    return next((colour, mark) for colour, mark, ids in GROUPS if any(line.id.startswith(start) for start in ids))
 
 
 def _numbered(found: Sequence[Line]) -> list[tuple[int, Line]]:

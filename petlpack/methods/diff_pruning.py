@@ -26,9 +26,9 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
-from petlpack.methods.method import Method, loading, write_json, write_tensors
+from petlpack.methods.method import Method, loading, read_tensors, write_json, write_tensors
 from petlpack.methods.places import head_of
-from petlpack.tensors.checkpoint import find_weights, open_checkpoint
+from petlpack.tensors.checkpoint import find_weights
 
 EDGE = 1e-4
 """How near u may come to 0 and 1 (DiffPruning run_glue_diffpruning.py:122)."""
@@ -101,7 +101,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> DiffPruning:
     file = find_weights(directory)
     if file is None:
         raise RunError(f"'{shown}' has no weights", hint="give a directory that save() or petlpack decode wrote")
-    tuned = {name: tensor.torch() for name, tensor in open_checkpoint(file).tensors.items()}
+    tuned = read_tensors(file)
     method = attach(model, Config(density=said["density"], structured=bool(said.get("structured", True))))
     with loading(method):
         method.take(tuned, printable(str(file)))
