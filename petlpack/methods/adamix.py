@@ -25,7 +25,7 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
-from petlpack.methods.method import Method, loading, read_tensors, write_json, write_tensors
+from petlpack.methods.method import Method, loading, read_tensors, with_loss, write_json, write_tensors
 from petlpack.methods.places import ACTIVATIONS, Block, blocks
 
 _STD = 0.02
@@ -282,7 +282,7 @@ def _with_consistency(output: Any, other: Any, labels: torch.Tensor) -> Any:
     Loss and logits stand first in an output, which may be a tuple. Of labels for each token those that are ignored
     do not count.
     """
-    loss, logits = output[0], output[1]
+    logits = output[1]
     if labels.shape != logits.shape[:-1] or logits.shape[-1] == 1:
         raise UsageError(
             f"labels {list(labels.shape)} are not one class for each of the logits {list(logits.shape)}, and AdaMix's "
@@ -290,11 +290,7 @@ def _with_consistency(output: Any, other: Any, labels: torch.Tensor) -> Any:
             hint="attach with consistency=False",
         )
     counted = labels != _IGNORED
-    loss = loss + symmetric_kl(logits[counted], other[1][counted])
-    if isinstance(output, tuple):
-        return (loss, *output[1:])
-    output.loss = loss
-    return output
+    return with_loss(output, symmetric_kl(logits[counted], other[1][counted]))
 
 
 def _config(about: Mapping[str, Any], file: Path, *, lora: bool) -> Config:

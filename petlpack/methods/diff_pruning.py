@@ -26,7 +26,7 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
-from petlpack.methods.method import Method, loading, read_tensors, write_json, write_tensors
+from petlpack.methods.method import Method, loading, read_tensors, with_loss, write_json, write_tensors
 from petlpack.methods.places import head_of
 from petlpack.tensors.checkpoint import find_weights
 
@@ -270,12 +270,9 @@ class DiffPruning(Method):
 
     def _with_loss(self, output: Any) -> Any:
         """Add lambda E[L0] to the loss of a model's output, where it has one."""
-        if isinstance(output, tuple):  # return_dict=False
-            if isinstance(output[0], torch.Tensor) and output[0].dim() == 0:
-                return (output[0] + self.config.l0 * self.expected_l0(), *output[1:])
-        elif getattr(output, "loss", None) is not None:
-            output.loss = output.loss + self.config.l0 * self.expected_l0()
-            return output
+        loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
+        if isinstance(loss, torch.Tensor) and loss.dim() == 0:
+            return with_loss(output, self.config.l0 * self.expected_l0())
         self.tell_without_labels()
         return output
 

@@ -256,6 +256,14 @@ def with_outputs(head: nn.Module, labels: int) -> nn.Module:
     return holder[0]
 
 
+def with_loss(output: Any, more: torch.Tensor) -> Any:
+    """Return a model's output with more added to its loss, which stands first in one that is a tuple."""
+    if isinstance(output, tuple):  # return_dict=False
+        return (output[0] + more, *output[1:])
+    output["loss"] = output["loss"] + more
+    return output
+
+
 def check_task(model: nn.Module, task: str, labels: int) -> None:
     """Raise UsageError for a name that cannot stand in names of tensors, or labels that the model has no use for."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", task) or hasattr(nn.ModuleDict(), task):

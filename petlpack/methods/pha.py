@@ -31,6 +31,7 @@ from petlpack.methods.method import (
     check_task,
     loading,
     read_tensors,
+    with_loss,
     with_outputs,
     write_json,
     write_tensors,
@@ -276,11 +277,7 @@ class Pha(Method):
         if states is None or all(given.get(name) is None for name in TARGETS):
             self.tell_without_labels()
             return output
-        more = self.config.weight * self._losses(self._vectors(states, given.get("attention_mask")))
-        if isinstance(output, tuple):
-            return (output[0] + more, *output[1:])
-        output["loss"] = output["loss"] + more
-        return output
+        return with_loss(output, self.config.weight * self._losses(self._vectors(states, given.get("attention_mask"))))
 
     # The retriever
 
