@@ -185,12 +185,15 @@ def check_shared(store: Store, sha256: str) -> None:
 
 
 def unreadable(store: Store, shared: Iterable[str]) -> set[str]:
-    """Return those of the shared parts that are in the store, but damaged, and so have to be written again."""
+    """Return those of the shared parts that are in the store, but damaged, and so have to be written again.
+
+    A part that a `gc` takes while it is checked counts as damaged: either way the caller has to write it.
+    """
     damaged = set()
     for sha256 in shared:
         try:
             if store.shared_path(sha256).exists():
                 check_shared(store, sha256)
-        except (DamageError, UnknownFormatError):
+        except (DamageError, UnknownFormatError, FileNotFoundError):
             damaged.add(sha256)
     return damaged

@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 
 import petlpack
-from petlpack import Base, LockedError, PetlpackError, TaskError, UnknownFormatError, UsageError
+from petlpack import Base, LockedError, PetlpackError, TaskError, UnknownFormatError, UsageError, container, parts
 from petlpack import store as store_module
+from petlpack.container import Sections
 from petlpack.store import PACK_JSON, STALE, SUFFIX, Store
 from tests.conftest import METHOD_SETTINGS, TINY, make_pair, write_run
 from tests.method_runs import write_propetl_t5
@@ -464,9 +465,12 @@ def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: in
     return faults.fired
 
 
+@pytest.mark.parametrize(
+    "moment", [(parts, "check_shared"), (container, "read"), (Sections, "__init__"), (Store, "put")]
+)
 @pytest.mark.parametrize("run", ["a", "m"])
 def test_parts_that_are_collected_while_a_run_is_encoded_are_written_again(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, moment: tuple[Any, str]
 ) -> None:
     pack = Store.create(tmp_path / "pack").path
     encode = made.encode if run == "a" else made.encode_several
@@ -474,13 +478,15 @@ def test_parts_that_are_collected_while_a_run_is_encoded_are_written_again(
     for task in list(petlpack.open(pack)):
         petlpack.open(pack).remove(task)
     assert Store(pack).shared_names()  # which no task needs, and the next run has
-    real = Store.put
+    owner, name = moment
+    real = getattr(owner, name)
 
-    def put(self: Store, *args: Any, **more: Any) -> Any:
+    def collect_first(*args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(owner, name, real)
         petlpack.open(pack).gc()  # as another process may, as long as the pack is not locked
-        return real(self, *args, **more)
+        return real(*args, **more)
 
-    monkeypatch.setattr(Store, "put", put)
+    monkeypatch.setattr(owner, name, collect_first)
     encode(pack, run, "new")
     made.check_clean(pack)
     for task in petlpack.open(pack):
