@@ -35,12 +35,12 @@ def _row() -> Any:
         ({0.00095: 0.4, 0.003: 0.6, 0.0095: 0.7}, [0.03], None),
         ({0.00095: 0.4, 0.003: 0.6, 0.0095: 0.7, 0.03: 0.2}, [], 0.003),  # beyond 0.0095 it collapses
         ({0.00095: 0.7, 0.003: 0.6, 0.0095: 0.5}, [0.0003], None),
-        ({0.0003: 0.3, 0.00095: 0.7, 0.003: 0.6, 0.0095: 0.5}, [], 0.00095),
+        ({0.0003: 0.6, 0.00095: 0.7, 0.003: 0.6, 0.0095: 0.5}, [], 0.00095),
         ({0.0003: 0.2, 0.00095: 0.2, 0.003: 0.6, 0.0095: 0.2}, [], 0.003),  # good nowhere but here
         ({0.00095: 0.4, 0.003: 0.5, 0.0095: 0.6, 0.03: 0.7, 0.095: 0.8}, [], 0.03),  # five at most
     ],
 )
-def test_a_rate_is_chosen_that_is_not_beside_a_cliff(
+def test_a_rate_is_chosen_whose_neighbours_are_good_too(
     tried: dict[float, float], next_rates: list[float], best: float | None
 ) -> None:
     assert plan.rates(_row(), tried) == (next_rates, best)

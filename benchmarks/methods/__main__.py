@@ -94,9 +94,7 @@ def work(only: list[str] | None, seeds: int) -> None:
                 told = (
                     f"{record['dev']:.4f} on held-out rows"
                     if one.task == "search"
-                    else ", ".join(
-                        f"{score['variant']} {score['task']} {score['accuracy']:.4f}" for score in record["scores"]
-                    )
+                    else ", ".join(f"{score['task']} {score['accuracy']:.4f}" for score in record["scores"])
                 )
                 minutes = (time.monotonic() - started) / 60
                 print(

@@ -27,7 +27,7 @@ COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 def _group(line: Line) -> tuple[str, str]:
     """Return the colour and the mark of a row's family."""
-    return next((colour, mark) for colour, mark, ids in GROUPS if any(line.id.startswith(start) for start in ids))
+    return next((colour, mark) for colour, mark, ids in GROUPS if any(line.row.id.startswith(start) for start in ids))
 
 
 def _numbered(found: Sequence[Line]) -> list[tuple[int, Line]]:
@@ -61,7 +61,7 @@ def draw_scores(path: Path, found: Sequence[Line]) -> None:
     def draw(axes: Axes) -> None:
         for number, line in _numbered(found):
             colour, mark = _group(line)
-            label = f"{number}  {line.title}"
+            label = f"{number}  {line.row.title}"
             axes.errorbar(
                 line.takes, line.mean, yerr=line.spread, fmt=mark, color=colour, capsize=2, markersize=5, label=label
             )
@@ -94,7 +94,7 @@ def draw_amortised(path: Path, found: Sequence[Line]) -> None:
             seen[colour] = seen.get(colour, 0) + 1
             own = line.takes - line.part("share")
             takes = [own + line.shared / count for count in COUNTS]
-            axes.plot(COUNTS, takes, style, color=colour, linewidth=1.3, label=f"{number}  {line.title}")
+            axes.plot(COUNTS, takes, style, color=colour, linewidth=1.3, label=f"{number}  {line.row.title}")
             at = (1.15 + 0.25 * (number % 6)) * COUNTS[-1]  # side by side: many lines end at nearly one height
             axes.annotate(str(number), (at, takes[-1]), fontsize=7, color=colour, va="center", ha="center")
         dense = found[0].bytes[0]["dense"]

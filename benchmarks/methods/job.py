@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,50 +73,48 @@ def _search(row: Row, rate: float) -> float:
     hits: list[float] = []
     for group in groups:
         train = {d.name: d.search if row.examples is None else d.few(row.examples, SEARCH_SEED) for d in group}
-        for _, model, method in _trained(row, rate, SEARCH_SEED, group, train, SEARCH_SHARE, row.densities[:1]):
-            hits += [_score(model, method, data, data.dev)[0] for data in group]
+        model, method = _trained(row, rate, SEARCH_SEED, group, train, SEARCH_SHARE)
+        hits += [_score(model, method, data, data.dev)[0] for data in group]
     return sum(hits) / len(hits)
 
 
 def _measure(row: Row, job: Job, tasks: Sequence[str], cache: Path) -> list[dict[str, Any]]:
-    """Train, score, encode, decode, score again; one record for each variant and task."""
+    """Train, score, encode, decode, score again; one record for each task."""
     group = [load(task) for task in tasks]
     train = {d.name: d.train if row.examples is None else d.few(row.examples, job.seed) for d in group}
+    model, method = _trained(row, job.rate, job.seed, group, train, 1.0)
+    before = {data.name: _score(model, method, data, data.test) for data in group}
+    trained = sum(parameter.numel() for parameter in method.parameters())
+    pack = pack_of(cache, row.id, job.seed)
+    with tempfile.TemporaryDirectory(prefix="run-") as scratch:
+        method.save(Path(scratch) / "run")
+        name = "all" if row.multi else job.task
+        encoded = petlpack.encode(Path(scratch) / "run", pack, base_dir(), task=name, replace=True, jobs=1)
+    opened = petlpack.open(pack)
     records = []
-    for variant, model, method in _trained(row, job.rate, job.seed, group, train, 1.0, row.densities):
-        before = {data.name: _score(model, method, data, data.test) for data in group}
-        trained = sum(parameter.numel() for parameter in method.parameters())
-        pack = pack_of(cache, variant, job.seed)
-        with tempfile.TemporaryDirectory(prefix="run-") as scratch:
-            method.save(Path(scratch) / "run")
-            name = "all" if row.multi else job.task
-            encoded = petlpack.encode(Path(scratch) / "run", pack, base_dir(), task=name, replace=True, jobs=1)
-        opened = petlpack.open(pack)
-        for data, one in zip(group, encoded, strict=True):
-            with tempfile.TemporaryDirectory(prefix="decoded-") as scratch:
-                run_dir = Path(scratch) / "run"
-                opened[one.name].decode(run_dir, base_dir(), jobs=1)
-                after = _score(*_loaded(row, run_dir, data), data, data.test)
-            records.append(
-                {
-                    "variant": variant,
-                    "task": data.name,
-                    "accuracy": before[data.name][0],
-                    "decoded": after[0],
-                    "same_logits": before[data.name][1] == after[1],
-                    "trained": trained,
-                    "rows": len(data.test),
-                    "codec": one.codec,
-                    "exact": one.exact,
-                }
-            )
-        shutil.rmtree(pack / "tmp", ignore_errors=True)
+    for data, one in zip(group, encoded, strict=True):
+        with tempfile.TemporaryDirectory(prefix="decoded-") as scratch:
+            run_dir = Path(scratch) / "run"
+            opened[one.name].decode(run_dir, base_dir(), jobs=1)
+            after = _score(*_loaded(row, run_dir, data), data, data.test)
+        records.append(
+            {
+                "task": data.name,
+                "accuracy": before[data.name][0],
+                "decoded": after[0],
+                "same_logits": before[data.name][1] == after[1],
+                "trained": trained,
+                "rows": len(data.test),
+                "codec": one.codec,
+                "exact": one.exact,
+            }
+        )
     return records
 
 
-def pack_of(cache: Path, variant: str, seed: int) -> Path:
-    """Return the pack of all tasks of one row of the table at one seed."""
-    return cache / "packs" / f"{variant}-{seed}.pack"
+def pack_of(cache: Path, row: str, seed: int) -> Path:
+    """Return the pack of all tasks of one row at one seed."""
+    return cache / "packs" / f"{row}-{seed}.pack"
 
 
 def fresh(labels: int) -> Any:
@@ -142,9 +139,8 @@ def _trained(
     group: Sequence[Data],
     train: Mapping[str, Sequence[Example]],
     share: float,
-    densities: Sequence[float],
-) -> Iterator[tuple[str, Any, Any]]:
-    """Train a row; gives (variant, model, method) when it is trained, of diff pruning once for each density."""
+) -> tuple[Any, Any]:
+    """Train a row for a share of its steps; returns the model and what was put on it."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model = fresh(group[0].labels)
@@ -153,17 +149,12 @@ def _trained(
     turns = _turns(list(streams), rng)
     feed = ((task if row.multi else None, batch) for task, batch in ((task, next(streams[task])) for task in turns))
     steps = round(row.steps * share) * len(group)
-    if not densities:
-        _train(model, method, rate, steps, feed)
-        yield row.id, model, method
-        return
     finish = round(row.finish * share)
     _train(model, method, rate, steps - finish, feed)
-    differences = method.differences()
-    for (variant, _), density in zip(row.variants, densities, strict=False):
-        method.prune(density, differences=differences)
+    if row.density is not None:
+        method.prune(row.density)
         _train(model, method, FINISH * rate, finish, feed)
-        yield variant, model, method
+    return model, method
 
 
 def _with_head_rate(model: Any, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,22 @@ def tried(results: Results, row: Row) -> dict[float, float]:
 def rates(row: Row, dev: dict[float, float]) -> tuple[list[float], float | None]:
     """Return the rates to try next, or none and the one to use.
 
-    Used is the rate that is good together with the next larger one (their worse accuracy is the best, of equal ones the
-    rate's own): half a power of ten beyond, training may collapse, and the search is shorter than the runs. Three are
-    tried first; more while the largest is the best, or the smallest would be used, MOST_RATES at most.
+    Used is the rate that has, with both its neighbours, the best mean (of equal ones the rate that is best alone): a
+    search is short and noisy, and half a power of ten beyond the best rate training may collapse. Three are tried
+    first; more while the best is the largest or the smallest, MOST_RATES at most.
     """
     first = [_rounded(row.rate * STEP**k) for k in (-1, 0, 1)]
     missing = [rate for rate in first if rate not in dev]
     if missing:
         return missing, None
     tried = sorted(dev)
-    worse = {rate: min(dev[rate], dev[larger]) for rate, larger in itertools.pairwise(tried)}
-    chosen = max(worse, key=lambda rate: (worse[rate], dev[rate]))
-    if len(tried) < MOST_RATES and max(tried, key=lambda rate: dev[rate]) == tried[-1]:
+    best = max(tried, key=lambda rate: dev[rate])
+    if len(tried) < MOST_RATES and best == tried[-1]:
         return [_rounded(tried[-1] * STEP)], None
-    if len(tried) < MOST_RATES and chosen == tried[0]:
+    if len(tried) < MOST_RATES and best == tried[0]:
         return [_rounded(tried[0] / STEP)], None
-    return [], chosen
+    near = {tried[i]: math.fsum(dev[rate] for rate in tried[i - 1 : i + 2]) for i in range(1, len(tried) - 1)}
+    return [], max(near, key=lambda rate: (near[rate], dev[rate]))
 
 
 def _rounded(rate: float) -> float:
@@ -71,26 +71,25 @@ def drop_stale(results: Results, rows: Iterable[Row]) -> None:
     """Take out runs that used another rate than the search chose, and what their packs weighed."""
     chosen = {row.id: rates(row, tried(results, row))[1] for row in rows}
     stale = [one for one in results["runs"] if one["row"] in chosen and one["rate"] != chosen[one["row"]]]
-    packs = {(score["variant"], one["seed"]) for one in stale for score in one["scores"]}
+    packs = {(one["row"], one["seed"]) for one in stale}
     results["runs"] = [one for one in results["runs"] if one not in stale]
-    results["bytes"] = [one for one in results["bytes"] if (one["variant"], one["seed"]) not in packs]
+    results["bytes"] = [one for one in results["bytes"] if (one["row"], one["seed"]) not in packs]
 
 
 def note_bytes(results: Results, rows: Iterable[Row], seeds: int, cache: Path) -> None:
     """Weigh the packs whose tasks are all there; runs whose pack is gone before that are to be done again."""
-    weighed = {(one["variant"], one["seed"]) for one in results["bytes"]}
+    weighed = {(one["row"], one["seed"]) for one in results["bytes"]}
     for row in rows:
         for seed in range(seeds):
             runs = [one for one in results["runs"] if (one["row"], one["seed"]) == (row.id, seed)]
-            for variant, _ in row.variants:
-                if (variant, seed) in weighed or len(runs) < (1 if row.multi else len(TASKS)):
-                    continue
-                pack = pack_of(cache, variant, seed)
-                names = {f"all.{task}" if row.multi else task for task in TASKS}
-                if not (pack.is_dir() and names <= set(petlpack.open(pack))):
-                    results["runs"] = [one for one in results["runs"] if one not in runs]
-                    break
-                results["bytes"].append({"variant": variant, "seed": seed, **weigh(pack)})
+            if (row.id, seed) in weighed or len(runs) < (1 if row.multi else len(TASKS)):
+                continue
+            pack = pack_of(cache, row.id, seed)
+            names = {f"all.{task}" if row.multi else task for task in TASKS}
+            if pack.is_dir() and names <= set(petlpack.open(pack)):
+                results["bytes"].append({"row": row.id, "seed": seed, **weigh(pack)})
+            else:
+                results["runs"] = [one for one in results["runs"] if one not in runs]
 
 
 def weigh(pack: Path) -> dict[str, Any]:

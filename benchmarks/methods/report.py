@@ -20,10 +20,8 @@ BEGIN, END = "<!-- {} -->", "<!-- end -->"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a row of the experiment, or a density of one."""
+    """One line of the table: what was measured of a row."""
 
-    id: str
-    title: str
     row: Row
     seeds: dict[int, dict[str, dict[str, Any]]]
     """Records by seed and task."""
@@ -76,17 +74,14 @@ def lines(results: dict[str, Any]) -> list[Line]:
     """Return the lines whose runs and packs are all there, in the order of the rows."""
     found = []
     for row in all_rows():
-        for variant, title in row.variants:
-            runs = [one for one in results["runs"] if one["row"] == row.id]
-            packs = [one for one in results["bytes"] if one["variant"] == variant]
-            seeds: dict[int, dict[str, dict[str, Any]]] = {}
-            for run in runs:
-                own = {record["task"]: record for record in run["scores"] if record["variant"] == variant}
-                seeds.setdefault(run["seed"], {}).update(own)
-            seeds = {seed: tasks for seed, tasks in sorted(seeds.items()) if len(tasks) == len(TASKS)}
-            packs = [one for one in packs if one["seed"] in seeds]
-            if seeds and len(packs) == len(seeds):
-                found.append(Line(variant, title, row, seeds, packs, runs[0]["rate"]))
+        runs = [one for one in results["runs"] if one["row"] == row.id]
+        seeds: dict[int, dict[str, dict[str, Any]]] = {}
+        for run in runs:
+            seeds.setdefault(run["seed"], {}).update({record["task"]: record for record in run["scores"]})
+        seeds = {seed: tasks for seed, tasks in sorted(seeds.items()) if len(tasks) == len(TASKS)}
+        packs = [one for one in results["bytes"] if one["row"] == row.id and one["seed"] in seeds]
+        if seeds and len(packs) == len(seeds):
+            found.append(Line(row, seeds, packs, runs[0]["rate"]))
     return found
 
 
@@ -110,7 +105,7 @@ def report(results: dict[str, Any]) -> None:
 
 def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
     """Return what the command writes into the page, by the name of its mark."""
-    by_id = {line.id: line for line in found}
+    by_id = {line.row.id: line for line in found}
     whole = [line for line in found if line.row.examples is None]
     few = [line for line in found if line.row.examples is not None]
     return {
@@ -138,10 +133,10 @@ def _versions(results: dict[str, Any]) -> str:
 
 def _missing(found: Sequence[Line]) -> str:
     """Say what the tables lack: rows that were not trained with both seeds on all tasks."""
-    seeds = {line.id: len(line.seeds) for line in found}
+    seeds = {line.row.id: len(line.seeds) for line in found}
     titles: dict[int, list[str]] = {}
-    for variant, title in (pair for row in all_rows() for pair in row.variants):
-        titles.setdefault(seeds.get(variant, 0), []).append(title)
+    for row in all_rows():
+        titles.setdefault(seeds.get(row.id, 0), []).append(row.title)
     lacking = [
         f"{SEEDS - done} of {SEEDS} seeds of {'; '.join(titles[done])}" for done in range(SEEDS) if done in titles
     ]
@@ -161,7 +156,7 @@ def _scores(found: Sequence[Line], by_id: dict[str, Line]) -> str:
         tasks = [f"{statistics.fmean(line.accuracy(task)):.1f}" for task in TASKS]
         against = "" if full is None else f"{line.mean - full.mean:+.1f}"
         spread = f" ± {line.spread:.1f}" if len(line.seeds) > 1 else ""
-        rows.append([line.title, *tasks, f"**{line.mean:.1f}**{spread}", against])
+        rows.append([line.row.title, *tasks, f"**{line.mean:.1f}**{spread}", against])
     return _table(["row", *TASKS, "mean", "against full"], rows)
 
 
@@ -172,7 +167,7 @@ def _bytes(found: Sequence[Line], by_id: dict[str, Line]) -> str:
         parts = [f"{line.part(name):,.0f}" for name in ("method", "head", "rest", "share")]
         ratio = "" if full is None else f"{100 * line.takes / full.takes:.2f} %"
         whole = f"{100 * line.takes / line.bytes[0]['dense']:.3f} %"
-        rows.append([line.title, f"{line.trained:,.0f}", *parts, f"**{line.takes:,.0f}**", ratio, whole])
+        rows.append([line.row.title, f"{line.trained:,.0f}", *parts, f"**{line.takes:,.0f}**", ratio, whole])
     head = ["row", "trained numbers", "method", "head", "rest", "share of shared", "bytes a task"]
     return _table([*head, "of a packed full fine-tune", "of a whole model"], rows)
 
@@ -190,14 +185,12 @@ def _exact(found: Sequence[Line]) -> str:
 def _rates(results: dict[str, Any], found: Sequence[Line]) -> str:
     rows = []
     for line in found:
-        if line.id != line.row.variants[0][0]:
-            continue
         tried = sorted((one["rate"], one["dev"]) for one in results["searches"] if one["row"] == line.row.id)
         shown = ", ".join(
             f"{'**' if rate == line.rate else ''}{rate:g}{'**' if rate == line.rate else ''} {100 * dev:.1f}"
             for rate, dev in tried
         )
-        rows.append([line.title if not line.row.densities else line.row.title, shown])
+        rows.append([line.row.title, shown])
     return _table(["row", "rate and mean accuracy on held-out train rows"], rows)
 
 
@@ -230,7 +223,7 @@ def _claims(by_id: dict[str, Line]) -> str:
             )
             seeds = ", ".join(f"{pair:+.1f}" for pair in pairs)
             ratio = (ours.takes - ours.part("head")) / (theirs.takes - theirs.part("head"))
-            against = f"{ours.title} / {theirs.title}"
+            against = f"{ours.row.title} / {theirs.row.title}"
             rows.append(
                 [
                     claim,

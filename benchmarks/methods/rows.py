@@ -35,17 +35,10 @@ class Row:
     """Train rows of a task; None for all."""
     steps: int = 300
     """Steps of a task."""
-    densities: tuple[float, ...] = ()
-    """Diff pruning: the densities that one first stage is pruned to; a row of the table each."""
+    density: float | None = None
+    """Diff pruning: the share of the weights that keep a difference."""
     finish: int = 0
     """Diff pruning: how many of the steps train on with a fixed mask."""
-
-    @property
-    def variants(self) -> tuple[tuple[str, str], ...]:
-        """Return (id, title) of the table's rows that it gives."""
-        if not self.densities:
-            return ((self.id, self.title),)
-        return tuple((f"{self.id}-{100 * d:g}", f"{self.title}, {100 * d:g} %") for d in self.densities)
 
 
 def _baselines() -> list[Row]:
@@ -129,12 +122,19 @@ def _adamix() -> list[Row]:
 def _diff_pruning() -> list[Row]:
     from petlpack.methods import diff_pruning
 
-    rows = []
-    for structured, title in ((False, "diff pruning"), (True, "diff pruning, structured")):
-        attach = _attaching(diff_pruning, diff_pruning.Config(structured=structured))
-        name = "diff-structured" if structured else "diff"
-        rows.append(Row(name, title, 1e-3, attach, diff_pruning.load, densities=(0.005, 0.001), finish=100))
-    return rows
+    return [
+        Row(
+            f"{name}-{100 * density:g}",
+            f"{title}, {100 * density:g} %",
+            1e-3,
+            _attaching(diff_pruning, diff_pruning.Config(structured=name == "diff-structured")),
+            diff_pruning.load,
+            density=density,
+            finish=100,
+        )
+        for name, title in (("diff", "diff pruning"), ("diff-structured", "diff pruning, structured"))
+        for density in (0.005, 0.001)
+    ]
 
 
 def _attaching(method: Any, config: Any) -> Callable[[Any, Labels], Any]:

@@ -184,24 +184,16 @@ class DiffPruning(Method):
             own = {weight.name: self._stage.difference(i) for i, weight in enumerate(self._weights)}
         return own | self.head_tensors()
 
-    def prune(self, density: float | None = None, differences: Mapping[str, torch.Tensor] | None = None) -> None:
+    def prune(self, density: float | None = None) -> None:
         """Keep the largest differences, round(density * size) of them, and begin stage 3 with what they are.
 
-        `density` is the config's by default. `differences` are those of now, or what `differences()` returned before:
-        then the head is set to that, too, so that one stage 1 can be pruned to several densities. Of equal differences
-        the first are kept. What trains is new: make a new optimizer.
+        `density` is the config's by default. Of equal differences the first are kept. What trains is new: make a new
+        optimizer. Raises UsageError where the differences are not finite, or all 0.
         """
         density = self.config.density if density is None else density
         _check_density(density)
-        given = self.differences() if differences is None else differences
-        for weight in self._weights:
-            if weight.name not in given or given[weight.name].shape != weight.start.shape:
-                raise UsageError(
-                    f"the differences have no '{weight.name}' of shape {list(weight.start.shape)}",
-                    hint="give what differences() of a method on the same model returned",
-                )
         with torch.no_grad():
-            flat = torch.cat([given[weight.name].reshape(-1).to(weight.start.device) for weight in self._weights])
+            flat = torch.cat([self._stage.difference(i).reshape(-1) for i in range(len(self._weights))])
             if not bool(torch.isfinite(flat).all()):
                 raise UsageError("not all differences are finite", hint="train with lower learning rates")
             if not bool(flat.any()):
@@ -211,7 +203,6 @@ class DiffPruning(Method):
             chosen = largest(flat.abs(), round(density * self.size))
             self._fix(chosen, flat[chosen])
         self.density = density
-        self.load_head({name: given[name] for name in self.head_tensors() if name in given})
 
     def take(self, tuned: Mapping[str, torch.Tensor], file: str) -> None:
         """Begin stage 3 with the weights of a tuned model, named as in its state dict.
