@@ -46,6 +46,15 @@ def test_a_rate_is_chosen_whose_neighbours_are_good_too(
     assert plan.rates(_row(), tried) == (next_rates, best)
 
 
+def test_a_check_takes_the_rate_of_the_row_it_looks_into() -> None:
+    found = {row.id: row for row in rows.all_rows()}
+    results = json.loads((EXPERIMENT / "results.json").read_text(encoding="utf-8"))
+    for check, row in (("adapter-long", "adapter"), ("adapter-one-long", "adapter-one"), ("lora-one-rate", "lora")):
+        own = found[f"adamix-{check}"]
+        assert plan.rates(own, {}) == ([], own.rate)
+        assert plan.rates(found[f"adamix-{row}"], plan.tried(results, found[f"adamix-{row}"])) == ([], own.rate)
+
+
 def test_what_is_done_is_not_done_again() -> None:
     row = _row()
     results: dict[str, Any] = {"searches": [], "runs": [], "bytes": []}

@@ -32,7 +32,7 @@ def _group(line: Line) -> tuple[str, str]:
 
 def _numbered(found: Sequence[Line]) -> list[tuple[int, Line]]:
     """Return the rows trained on all examples with their numbers, which both figures have in common."""
-    return list(enumerate((line for line in found if line.row.examples is None), 1))
+    return list(enumerate((line for line in found if line.row.examples is None and not line.row.check), 1))
 
 
 def _save(path: Path, draw: Callable[[Axes], None]) -> None:

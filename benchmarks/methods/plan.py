@@ -30,8 +30,10 @@ def rates(row: Row, dev: dict[float, float]) -> tuple[list[float], float | None]
 
     Used is the rate that has, with both its neighbours, the best mean (of equal ones the rate that is best alone): a
     search is short and noisy, and half a power of ten beyond the best rate training may collapse. Three are tried
-    first; more while the best is the largest or the smallest, MOST_RATES at most.
+    first; more while the best is the largest or the smallest, MOST_RATES at most. A check's rate is given.
     """
+    if row.check:
+        return [], row.rate
     first = [_rounded(row.rate * STEP**k) for k in (-1, 0, 1)]
     missing = [rate for rate in first if rate not in dev]
     if missing:

@@ -106,7 +106,8 @@ def report(results: dict[str, Any]) -> None:
 def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
     """Return what the command writes into the page, by the name of its mark."""
     by_id = {line.row.id: line for line in found}
-    whole = [line for line in found if line.row.examples is None]
+    checks = [line for line in found if line.row.check]
+    whole = [line for line in found if line.row.examples is None and not line.row.check]
     few = [line for line in found if line.row.examples is not None]
     return {
         "versions": _versions(results) + _missing(found),
@@ -115,6 +116,7 @@ def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
         "few": _scores(few, by_id) + "\n" + _bytes(few, by_id),
         "exact": _exact(found),
         "claims": _claims(by_id),
+        "checks": _scores(checks, by_id),
         "rates": _rates(results, found),
     }
 
@@ -185,6 +187,8 @@ def _exact(found: Sequence[Line]) -> str:
 def _rates(results: dict[str, Any], found: Sequence[Line]) -> str:
     rows = []
     for line in found:
+        if line.row.check:
+            continue
         tried = sorted((one["rate"], one["dev"]) for one in results["searches"] if one["row"] == line.row.id)
         shown = ", ".join(
             f"{'**' if rate == line.rate else ''}{rate:g}{'**' if rate == line.rate else ''} {100 * dev:.1f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Row:
     id: str
     title: str
     rate: float
-    """Where the search for a learning rate starts."""
+    """Where the search for a learning rate starts; of a check, the rate."""
     attach: Callable[[Any, Labels], Any]
     load: Callable[[Any, Path], Any] | None = None
     """None: the run is a whole model, which Transformers loads."""
@@ -39,6 +39,8 @@ class Row:
     """Diff pruning: the share of the weights that keep a difference."""
     finish: int = 0
     """Diff pruning: how many of the steps train on with a fixed mask."""
+    check: bool = False
+    """Looks for the reason of another row's result: its rate is that row's, and it has a table of its own."""
 
 
 def _baselines() -> list[Row]:
@@ -115,8 +117,17 @@ def _adamix() -> list[Row]:
     for kind, (title, settings) in kinds.items():
         for experts, suffix, said in ((4, "", "4 experts, merged"), (1, "-one", "1 expert")):
             attach = _attaching(adamix, adamix.Config(kind=kind, experts=experts, **settings))
-            rows.append(Row(f"adamix-{kind}{suffix}", f"AdaMix {title}: {said}", 1e-3, attach, adamix.load))
+            row = Row(f"adamix-{kind}{suffix}", f"AdaMix {title}: {said}", 1e-3, attach, adamix.load)
+            rows.append(row)
+            if kind == "adapter":
+                rows.append(_check(row, "long", "900 steps", rate=3.2e-3, steps=900))
+            elif experts == 1:
+                rows.append(_check(row, "rate", "the rate of 4 experts", rate=3.2e-3))
     return rows
+
+
+def _check(row: Row, suffix: str, said: str, **changes: Any) -> Row:
+    return replace(row, id=f"{row.id}-{suffix}", title=f"{row.title}, {said}", check=True, **changes)
 
 
 def _diff_pruning() -> list[Row]:
@@ -157,5 +168,6 @@ def _pha() -> list[Row]:
 
 
 def all_rows() -> list[Row]:
-    """Return every row, in the order of the table."""
-    return [*_baselines(), *_propetl(), *_adamix(), *_diff_pruning(), *_pha()]
+    """Return every row, in the order of the tables; checks come last."""
+    rows = [*_baselines(), *_propetl(), *_adamix(), *_diff_pruning(), *_pha()]
+    return sorted(rows, key=lambda row: row.check)
