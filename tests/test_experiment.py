@@ -48,41 +48,48 @@ def test_a_rate_is_chosen_whose_neighbours_are_good_too(
 
 def test_a_check_takes_the_rate_of_the_row_it_looks_into() -> None:
     found = {row.id: row for row in rows.all_rows()}
-    results = json.loads((EXPERIMENT / "results.json").read_text(encoding="utf-8"))
-    for check, row in (("adapter-long", "adapter"), ("adapter-one-long", "adapter-one"), ("lora-one-rate", "lora")):
-        own = found[f"adamix-{check}"]
-        assert plan.rates(own, {}) == ([], own.rate)
-        assert plan.rates(found[f"adamix-{row}"], plan.tried(results, found[f"adamix-{row}"])) == ([], own.rate)
+    results: dict[str, Any] = {"searches": [], "runs": [], "bytes": []}
+    checks = [found["adamix-lora"], found["adamix-lora-one-rate"]]
+    assert {job.row for job in plan.next_jobs(results, checks, ())} == {"adamix-lora"}
+    for rate, dev in ((0.00032, 0.4), (0.001, 0.6), (0.0032, 0.5)):
+        results["searches"].append({"row": "adamix-lora", "rate": rate, "dev": dev})
+    jobs = plan.next_jobs(results, checks, ())
+    assert {(job.row, job.seed) for job in jobs} == {("adamix-lora", 0), ("adamix-lora", 1), (checks[1].id, 0)}
+    assert {job.rate for job in jobs} == {0.001}
 
 
 def test_what_is_done_is_not_done_again() -> None:
     row = _row()
     results: dict[str, Any] = {"searches": [], "runs": [], "bytes": []}
-    jobs = plan.next_jobs(results, [row], 2, ())
+    jobs = plan.next_jobs(results, [row], ())
     assert [(job.task, job.rate) for job in jobs] == [("search", 0.00095), ("search", 0.003), ("search", 0.0095)]
-    assert plan.next_jobs(results, [row], 2, set(jobs)) == []
+    assert plan.next_jobs(results, [row], set(jobs)) == []
     for rate, dev in ((0.00095, 0.4), (0.003, 0.6), (0.0095, 0.5)):
         results["searches"].append({"row": ROW, "rate": rate, "dev": dev})
-    jobs = plan.next_jobs(results, [row], 2, ())
+    jobs = plan.next_jobs(results, [row], ())
     assert [(job.seed, job.task) for job in jobs] == [(seed, task) for seed in (0, 1) for task in TASKS]
     assert {job.rate for job in jobs} == {0.003}
     results["runs"].append({"row": ROW, "seed": 0, "task": TASKS[0]})
-    assert plan.next_jobs(results, [row], 2, ()) == jobs[1:]
+    assert plan.next_jobs(results, [row], ()) == jobs[1:]
 
 
 def test_runs_whose_pack_is_gone_before_it_was_weighed_are_done_again(tmp_path: Path) -> None:
     done = [{"row": ROW, "seed": 0, "task": task} for task in TASKS]
     other = {"row": "full", "seed": 0, "task": TASKS[0]}
     results: dict[str, Any] = {"searches": [], "runs": [other, *done], "bytes": []}
-    plan.note_bytes(results, [_row()], 2, tmp_path)
+    plan.note_bytes(results, [_row()], tmp_path)
     assert results == {"searches": [], "runs": [other], "bytes": []}
 
 
-def test_the_page_says_what_was_measured() -> None:
+def test_the_pages_say_what_was_measured() -> None:
     results = json.loads((EXPERIMENT / "results.json").read_text(encoding="utf-8"))
-    page = report.PAGE.read_text(encoding="utf-8")
-    for name, content in report.sections(results, report.lines(results)).items():
-        assert f"{report.BEGIN.format(name)}\n\n{content}\n{report.END}" in page, f"run {results['command']} --report"
+    lines = report.lines(results)
+    headline = {"experiment": report.headline(lines)}
+    for page, contents in ((report.PAGE, report.sections(results, lines)), (report.README, headline)):
+        text = page.read_text(encoding="utf-8")
+        for name, content in contents.items():
+            begin = report.BEGIN.format(name)
+            assert f"{begin}\n\n{content}\n{report.END}" in text, f"run {results['command']} --report"
 
 
 def test_every_score_and_every_byte_was_measured() -> None:

@@ -1,6 +1,6 @@
 """Train the four methods and what they are compared with, pack every run, and set score against bytes.
 
-    python benchmarks/methods [--only ROW ...] [--seeds 2] [--report]
+    python benchmarks/methods [--only ROW ...] [--report]
 
 Each job (a learning rate tried; a row trained on a task) is noted in results.json beside this file as soon as it is
 done, and a later call goes on from there; packs are kept in benchmarks/.cache/methods. When all is done, or with
@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import job  # noqa: E402
 from plan import drop_stale, next_jobs, note_bytes  # noqa: E402
-from report import SEEDS, report  # noqa: E402
+from report import report  # noqa: E402
 from rows import all_rows  # noqa: E402
 
 CACHE = Path(os.environ.get("PETLPACK_BENCH_CACHE", HERE.parent / ".cache")) / "methods"
@@ -60,17 +60,16 @@ def main() -> None:
     """Run what is missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="rows to run, by id; all by default")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--report", action="store_true", help="run nothing; write tables and figures")
     args = parser.parse_args()
     try:
         if not args.report:
-            work(args.only, args.seeds)
+            work(args.only)
     finally:  # of what is done, also when interrupted
         report(read())
 
 
-def work(only: list[str] | None, seeds: int) -> None:
+def work(only: list[str] | None) -> None:
     """Run jobs, two at a time on a CPU, until none is left."""
     results, started = read(), time.monotonic()
     before = results.get("wall_seconds", 0.0)
@@ -79,8 +78,8 @@ def work(only: list[str] | None, seeds: int) -> None:
     under_way: dict[Future[dict[str, Any]], job.Job] = {}
     with ProcessPoolExecutor(job.WORKERS, mp_context=get_context("spawn")) as pool:
         while True:
-            note_bytes(results, chosen, seeds, CACHE)
-            for one in next_jobs(results, chosen, seeds, set(under_way.values())):
+            note_bytes(results, chosen, CACHE)
+            for one in next_jobs(results, chosen, set(under_way.values())):
                 if len(under_way) < job.WORKERS:
                     under_way[pool.submit(job.run, one, CACHE)] = one
             if not under_way:

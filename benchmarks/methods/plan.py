@@ -21,8 +21,8 @@ Results = dict[str, Any]
 
 
 def tried(results: Results, row: Row) -> dict[float, float]:
-    """Return the held-out accuracy of each rate that was tried for a row."""
-    return {one["rate"]: one["dev"] for one in results["searches"] if one["row"] == row.id}
+    """Return the held-out accuracy of each rate that was tried for a row, or for the row that a check looks into."""
+    return {one["rate"]: one["dev"] for one in results["searches"] if one["row"] == (row.check or row.id)}
 
 
 def rates(row: Row, dev: dict[float, float]) -> tuple[list[float], float | None]:
@@ -30,10 +30,8 @@ def rates(row: Row, dev: dict[float, float]) -> tuple[list[float], float | None]
 
     Used is the rate that has, with both its neighbours, the best mean (of equal ones the rate that is best alone): a
     search is short and noisy, and half a power of ten beyond the best rate training may collapse. Three are tried
-    first; more while the best is the largest or the smallest, MOST_RATES at most. A check's rate is given.
+    first; more while the best is the largest or the smallest, MOST_RATES at most.
     """
-    if row.check:
-        return [], row.rate
     first = [_rounded(row.rate * STEP**k) for k in (-1, 0, 1)]
     missing = [rate for rate in first if rate not in dev]
     if missing:
@@ -52,20 +50,21 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def next_jobs(results: Results, rows: Iterable[Row], seeds: int, under_way: Collection[Job]) -> list[Job]:
+def next_jobs(results: Results, rows: Iterable[Row], under_way: Collection[Job]) -> list[Job]:
     """Return what can be done now, the first seed of all rows before the second."""
     done = {(one["row"], one["seed"], one["task"]) for one in results["runs"]}
     jobs: list[Job] = []
     chosen: list[tuple[Row, float]] = []
     for row in rows:
         missing, best = rates(row, tried(results, row))
-        jobs += [Job(row.id, rate, SEARCH_SEED, "search") for rate in missing]
+        jobs += [Job(row.id, rate, SEARCH_SEED, "search") for rate in missing if not row.check]
         if best is not None:
             chosen.append((row, best))
-    for seed in range(seeds):
+    for seed in range(max((row.seeds for row, _ in chosen), default=0)):
         for row, best in chosen:
             tasks = ("all",) if row.multi else TASKS
-            jobs += [Job(row.id, best, seed, task) for task in tasks if (row.id, seed, task) not in done]
+            if seed < row.seeds:
+                jobs += [Job(row.id, best, seed, task) for task in tasks if (row.id, seed, task) not in done]
     return [one for one in jobs if one not in under_way]
 
 
@@ -78,11 +77,11 @@ def drop_stale(results: Results, rows: Iterable[Row]) -> None:
     results["bytes"] = [one for one in results["bytes"] if (one["row"], one["seed"]) not in packs]
 
 
-def note_bytes(results: Results, rows: Iterable[Row], seeds: int, cache: Path) -> None:
+def note_bytes(results: Results, rows: Iterable[Row], cache: Path) -> None:
     """Weigh the packs whose tasks are all there; runs whose pack is gone before that are to be done again."""
     weighed = {(one["row"], one["seed"]) for one in results["bytes"]}
     for row in rows:
-        for seed in range(seeds):
+        for seed in range(row.seeds):
             runs = [one for one in results["runs"] if (one["row"], one["seed"]) == (row.id, seed)]
             if (row.id, seed) in weighed or len(runs) < (1 if row.multi else len(TASKS)):
                 continue

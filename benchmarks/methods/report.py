@@ -1,4 +1,4 @@
-"""Tables and figures of docs/experiment.md, from results.json."""
+"""Tables and figures of docs/experiment.md, and the README's table, from results.json."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from data import TASKS
 from rows import Row, all_rows
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = DOCS / "experiment.md"
+PAGE, README = DOCS / "experiment.md", DOCS.parent / "README.md"
 SCORES, AMORTISED = DOCS / "experiment-scores.svg", DOCS / "experiment-amortised.svg"
-SEEDS = 2
 BEGIN, END = "<!-- {} -->", "<!-- end -->"
 
 
@@ -86,21 +85,40 @@ def lines(results: dict[str, Any]) -> list[Line]:
 
 
 def report(results: dict[str, Any]) -> None:
-    """Write the tables into the page, between its marks, and draw the figures."""
+    """Write the tables into the pages, between their marks, and draw the figures."""
     from figures import draw_amortised, draw_scores
 
     found = lines(results)
-    text = PAGE.read_text(encoding="utf-8")
-    for name, content in sections(results, found).items():
-        head, begin, rest = text.partition(BEGIN.format(name))
-        if not begin:
-            raise SystemExit(f"{PAGE} has no mark '{BEGIN.format(name)}'")
-        text = f"{head}{begin}\n\n{content}\n{END}{rest.partition(END)[2]}"
-    PAGE.write_text(text, encoding="utf-8")
+    _write_between_marks(PAGE, sections(results, found))
+    _write_between_marks(README, {"experiment": headline(found)})
     if not found:
         return
     draw_scores(SCORES, found)
     draw_amortised(AMORTISED, found)
+
+
+def _write_between_marks(page: Path, contents: dict[str, str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name, content in contents.items():
+        head, begin, rest = text.partition(BEGIN.format(name))
+        if not begin:
+            raise SystemExit(f"{page} has no mark '{BEGIN.format(name)}'")
+        text = f"{head}{begin}\n\n{content}\n{END}{rest.partition(END)[2]}"
+    page.write_text(text, encoding="utf-8")
+
+
+HEADLINE = ("full", "adapter", "lora", "propetl-adapter-all", "adamix-adapter", "diff-structured-0.5", "pha")
+"""The rows of the README's table: whole, two adapters, one of each method."""
+
+
+def headline(found: Sequence[Line]) -> str:
+    """Return the README's table: what a task takes, and what it scores before and after decoding."""
+    rows = []
+    for line in (line for line in found if line.row.id in HEADLINE):
+        same = all(record["accuracy"] == record["decoded"] and record["same_logits"] for record in line.records)
+        share = f"{100 * line.takes / line.bytes[0]['dense']:.2g} %"
+        rows.append([line.row.title, f"{line.takes:,.0f}", share, f"{line.mean:.1f} %", "equal" if same else "differs"])
+    return _table(["", "bytes a task", "of a whole model", "test accuracy", "after decoding"], rows)
 
 
 def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
@@ -134,15 +152,12 @@ def _versions(results: dict[str, Any]) -> str:
 
 
 def _missing(found: Sequence[Line]) -> str:
-    """Say what the tables lack: rows that were not trained with both seeds on all tasks."""
+    """Say what the tables lack: rows that were not trained with all their seeds on all tasks."""
     seeds = {line.row.id: len(line.seeds) for line in found}
-    titles: dict[int, list[str]] = {}
-    for row in all_rows():
-        titles.setdefault(seeds.get(row.id, 0), []).append(row.title)
     lacking = [
-        f"{SEEDS - done} of {SEEDS} seeds of {'; '.join(titles[done])}" for done in range(SEEDS) if done in titles
+        f"{row.title} ({done} of {row.seeds})" for row in all_rows() if (done := seeds.get(row.id, 0)) < row.seeds
     ]
-    return f"\n**Not measured yet:** {'. And '.join(lacking)}.\n" if lacking else ""
+    return f"\n**Not measured yet,** or not with all seeds: {'; '.join(lacking)}.\n" if lacking else ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -25,7 +25,7 @@ class Row:
     id: str
     title: str
     rate: float
-    """Where the search for a learning rate starts; of a check, the rate."""
+    """Where the search for a learning rate starts."""
     attach: Callable[[Any, Labels], Any]
     load: Callable[[Any, Path], Any] | None = None
     """None: the run is a whole model, which Transformers loads."""
@@ -39,8 +39,9 @@ class Row:
     """Diff pruning: the share of the weights that keep a difference."""
     finish: int = 0
     """Diff pruning: how many of the steps train on with a fixed mask."""
-    check: bool = False
-    """Looks for the reason of another row's result: its rate is that row's, and it has a table of its own."""
+    seeds: int = 2
+    check: str = ""
+    """Of a row that looks for the reason of another one's result: the row whose rate it takes."""
 
 
 def _baselines() -> list[Row]:
@@ -117,17 +118,8 @@ def _adamix() -> list[Row]:
     for kind, (title, settings) in kinds.items():
         for experts, suffix, said in ((4, "", "4 experts, merged"), (1, "-one", "1 expert")):
             attach = _attaching(adamix, adamix.Config(kind=kind, experts=experts, **settings))
-            row = Row(f"adamix-{kind}{suffix}", f"AdaMix {title}: {said}", 1e-3, attach, adamix.load)
-            rows.append(row)
-            if kind == "adapter":
-                rows.append(_check(row, "long", "900 steps", rate=3.2e-3, steps=900))
-            elif experts == 1:
-                rows.append(_check(row, "rate", "the rate of 4 experts", rate=3.2e-3))
+            rows.append(Row(f"adamix-{kind}{suffix}", f"AdaMix {title}: {said}", 1e-3, attach, adamix.load))
     return rows
-
-
-def _check(row: Row, suffix: str, said: str, **changes: Any) -> Row:
-    return replace(row, id=f"{row.id}-{suffix}", title=f"{row.title}, {said}", check=True, **changes)
 
 
 def _diff_pruning() -> list[Row]:
@@ -167,7 +159,32 @@ def _pha() -> list[Row]:
     return rows
 
 
+LONG_STEPS = 900
+LONG = ("adamix-adapter", "adamix-adapter-one", "propetl-adapter", "diff-structured-0.5", "full")
+
+
+def _checks(rows: Mapping[str, Row]) -> list[Row]:
+    one = rows["adamix-lora-one"]
+    title = f"{one.title}, at the rate of 4"
+    longer = (rows[name] for name in LONG)
+    return [
+        replace(one, id=f"{one.id}-rate", title=title, check="adamix-lora", seeds=1),
+        *(
+            replace(
+                row,
+                id=f"{row.id}-long",
+                title=f"{row.title}, {LONG_STEPS} steps",
+                check=row.id,
+                steps=LONG_STEPS,
+                finish=row.finish * LONG_STEPS // row.steps,
+                seeds=1,
+            )
+            for row in longer
+        ),
+    ]
+
+
 def all_rows() -> list[Row]:
     """Return every row, in the order of the tables; checks come last."""
     rows = [*_baselines(), *_propetl(), *_adamix(), *_diff_pruning(), *_pha()]
-    return sorted(rows, key=lambda row: row.check)
+    return [*rows, *_checks({row.id: row for row in rows})]
