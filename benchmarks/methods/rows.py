@@ -160,7 +160,7 @@ def _pha() -> list[Row]:
 
 
 LONG_STEPS = 900
-LONG = ("adamix-adapter", "adamix-adapter-one", "propetl-adapter", "diff-structured-0.5", "full")
+LONG = ("adamix-adapter", "adamix-adapter-one", "propetl-adapter", "diff-structured-0.5")
 
 
 def _checks(rows: Mapping[str, Row]) -> list[Row]:
