@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from petlpack.methods.method import Method, read_tensors, write_json, write_tensors
+from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.method import Method
 from petlpack.methods.places import blocks
 
 
@@ -104,7 +105,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], narrow: in
     tensors = {
         name: tensor
         for file in ("adapter.safetensors", "model_head.safetensors")
-        for name, tensor in read_tensors(Path(directory) / file).items()
+        for name, tensor in TensorFile(Path(directory) / file).tensors.items()
     }
     left = model.load_state_dict(tensors, strict=False)
     assert not left.unexpected_keys, left.unexpected_keys

@@ -48,7 +48,7 @@ class Job:
 
 
 def run(job: Job, cache: Path) -> dict[str, Any]:
-    """Do one job in a process of its own; returns what results.json keeps of it."""
+    """Do one job; returns what results.json keeps of it."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))

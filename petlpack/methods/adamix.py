@@ -25,7 +25,8 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
-from petlpack.methods.method import Method, loading, read_tensors, with_loss, write_json, write_tensors
+from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.method import Method, loading, with_loss
 from petlpack.methods.places import ACTIVATIONS, Block, blocks
 
 _STD = 0.02
@@ -188,17 +189,6 @@ class AdaMix(Method):
         state = self.model.state_dict()
         return {name: state[name] for name in self._names}
 
-    def copy_in(self, tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-        """Copy a run's tensors into the experts and the head; raises RunError where names or shapes differ."""
-        wanted = {**self.tensors(), **self.head_tensors()}
-        if odd := sorted(tensors.keys() - wanted.keys()):
-            raise RunError(
-                f"'{printable(str(file))}': the run has '{printable(odd[0])}', the model has not",
-                hint="load it on the model that it was trained on, with as many labels",
-            )
-        self.fill(wanted, tensors, file)
-        self.load_head({name: tensors[name] for name in self.head_tensors()})
-
     @property
     def routed(self) -> bool:
         """Whether the pass under way takes one expert each, and not their average."""
@@ -266,13 +256,16 @@ def attach(model: nn.Module, config: Config) -> AdaMix:
 def load(model: nn.Module, directory: str | os.PathLike[str]) -> AdaMix:
     """Put a saved or decoded run on a model of its base; raises RunError where they do not fit."""
     about = Path(directory) / "config.json"
-    file = next((file for name in SOUPS if (file := Path(directory) / name).is_file()), None)
-    if file is None:
+    found = next((path for name in SOUPS if (path := Path(directory) / name).is_file()), None)
+    if found is None:
         raise RunError(f"'{printable(str(directory))}' has no {SOUPS[0]}", hint="give the directory that save() wrote")
-    tensors = read_tensors(file)
-    method = attach(model, _config(read_json(about), about, lora=any(".experts_lora_" in name for name in tensors)))
+    file = TensorFile(found)
+    lora = any(".experts_lora_" in name for name in file.tensors)
+    method = attach(model, _config(read_json(about), about, lora=lora))
     with loading(method):
-        method.copy_in(tensors, file)
+        file.copy(method.tensors())
+        file.copy_head(method)
+        file.refuse_others()
     return method
 
 

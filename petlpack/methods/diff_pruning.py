@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
-from petlpack.methods.method import Method, loading, read_tensors, with_loss, write_json, write_tensors
+from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.method import Method, loading, with_loss
 from petlpack.methods.places import head_of
 from petlpack.tensors.checkpoint import find_weights
 
@@ -98,13 +99,13 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> DiffPruning:
             f"'{shown}/config.json' states no 'diff_pruning' with its density",
             hint="give a directory that save() or petlpack decode wrote",
         )
-    file = find_weights(directory)
-    if file is None:
+    weights = find_weights(directory)
+    if weights is None:
         raise RunError(f"'{shown}' has no weights", hint="give a directory that save() or petlpack decode wrote")
-    tuned = read_tensors(file)
+    file = TensorFile(weights)
     method = attach(model, Config(density=said["density"], structured=bool(said.get("structured", True))))
     with loading(method):
-        method.take(tuned, printable(str(file)))
+        method.take(file)
     return method
 
 
@@ -204,34 +205,24 @@ class DiffPruning(Method):
             self._fix(chosen, flat[chosen])
         self.density = density
 
-    def take(self, tuned: Mapping[str, torch.Tensor], file: str) -> None:
+    def take(self, file: TensorFile) -> None:
         """Begin stage 3 with the weights of a tuned model, named as in its state dict.
 
-        Raises RunError, which names `file`, where they are another model's or change more of it than the density says.
+        Raises RunError where they are another model's, or change more of it than the density says.
         """
-        shown = type(self.model).__name__
         for name, own in _untied(self.model).items():
-            if name not in tuned:
-                raise RunError(f"'{file}' has no tensor '{name}', {shown} has", hint="make the model from its config")
-            if (tuned[name].shape, tuned[name].dtype) != (own.shape, own.dtype):
-                raise RunError(
-                    f"'{name}' is {tuned[name].dtype} {list(tuned[name].shape)} in '{file}', "
-                    f"and {own.dtype} {list(own.shape)} in {shown}",
-                    hint="make the model from the run's config.json",
-                )
+            if (found := file.get(name, own.shape)).dtype != own.dtype:
+                raise file.error(f"has '{name}' as {found.dtype}, in the model it is {own.dtype}")
         with torch.no_grad():
             start = torch.cat([weight.start.reshape(-1) for weight in self._weights])
-            flat = torch.cat([tuned[weight.name].reshape(-1) for weight in self._weights]).to(start.device)
+            flat = torch.cat([file.tensors[weight.name].reshape(-1) for weight in self._weights]).to(start.device)
             chosen = (_bits(flat) != _bits(start)).nonzero().reshape(-1)
             allowed = round(self.density * self.size)
             if len(chosen) > allowed:
-                raise RunError(
-                    f"{len(chosen)} weights in '{file}' are not the model's, "
-                    f"a density of {self.density:g} changes {allowed}",
-                    hint="give a model with the weights of the base that the run was trained from",
-                )
+                at_most = f"a density of {self.density:g} changes {allowed}"
+                raise file.error(f"has {len(chosen)} weights that are not the model's, {at_most}")
             self._fix(chosen, flat[chosen], whole=True)
-        self.load_head({name: tuned[name] for name in self.head_tensors()})
+        file.copy_head(self)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tuned model and a config that states the density; raises UsageError before `prune`."""

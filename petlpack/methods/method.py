@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
-from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors import UsageError, printable
 from petlpack.methods.places import head_of
-from petlpack.tensors.checkpoint import open_saved
 
 
 class Method(ABC):
@@ -95,20 +93,6 @@ class Method(ABC):
         if self.heads is not None and task:
             head = self.heads[task]
         return {f"{name}.{key}": tensor.detach().clone() for key, tensor in head.state_dict().items()}
-
-    def fill(self, wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-        """Copy a file's tensors into those of the same names; raises RunError where one is missing or does not fit."""
-        for name, to in wanted.items():
-            found = tensors.get(name)
-            if found is None or found.shape != to.shape:
-                what = "is missing" if found is None else f"is {list(found.shape)}"
-                raise RunError(
-                    f"'{printable(str(file))}': '{printable(name)}' {what}, "
-                    f"{type(self.model).__name__} with this method needs {list(to.shape)}",
-                    hint="load the run on the model that it was trained on, with as many labels",
-                )
-            with torch.no_grad():
-                to.copy_(found)
 
     def load_head(self, tensors: Mapping[str, torch.Tensor], task: str = "") -> None:
         """Copy tensors named as `head_tensors` names them into the model's head, or into a task's."""
@@ -279,40 +263,16 @@ def check_task(model: nn.Module, task: str, labels: int) -> None:
 
 @contextmanager
 def loading(method: Method) -> Iterator[None]:
-    """Fill a method from a run, in eval mode when it is done; where that fails, take it off again."""
+    """Fill a method from a run, in eval mode when it is done; where that fails, the model is as it was before."""
+    head = method.head_tensors()
     try:
         yield
     except BaseException:
         method.detach()
+        method.load_head(head)
         raise
     method.model.eval()
 
 
-# Files
-
 _WEIGHTS = ("*.safetensors", "pytorch_*.bin", "propetl_*.bin", "*/adapter*.safetensors", "*/pytorch_adapter.bin")
 """Weights of a run, beside which no other run may be saved."""
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with two spaces and a line feed; keys stay in their order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file of tensors, moved to the CPU; it has no aliases, so each name has its own bytes.
-
-    Raises UsageError for numbers that are not finite: the training diverged.
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UsageError(f"'{name}' has numbers that are not finite", hint="train with lower learning rates")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    path.write_bytes(save(own, metadata={"format": "pt"}))  # save_file's are for their owner's eyes only
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file, or of what torch saved; raises RunError that names the file."""
-    return {name: tensor.torch() for name, tensor in open_saved(path).tensors.items()}

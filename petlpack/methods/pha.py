@@ -26,16 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
-from petlpack.methods.method import (
-    Method,
-    check_task,
-    loading,
-    read_tensors,
-    with_loss,
-    with_outputs,
-    write_json,
-    write_tensors,
-)
+from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.method import Method, check_task, loading, with_loss, with_outputs
 from petlpack.methods.places import Block, blocks
 from petlpack.tensors.checkpoint import find_weights
 
@@ -429,16 +421,15 @@ class Pha(Method):
             for name, tensor in module.state_dict().items()
         }
 
-    def _fill(self, tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-        """Copy a file's tensors in; raises RunError where it lacks one, or has another shape."""
-        self.fill(self._shared(), tensors, file)
-        table = tensors[f"{self.stack}.{_PROTOTYPES}"]
-        rows = {f"row {row} of {_PROTOTYPES}": prototype for row, prototype in enumerate(self.prototypes)}
-        self.fill(rows, dict(zip(rows, table, strict=False)), file)
+    def _copy(self, file: TensorFile) -> None:
+        """Copy a run's tensors in; raises RunError where it lacks one, or has another shape."""
+        file.copy(self._shared())
+        name = f"{self.stack}.{_PROTOTYPES}"
+        table = file.get(name, (len(self.prototypes), self.config.code))
+        for prototype, row in zip(self.prototypes, table, strict=True):
+            prototype.data.copy_(row)
         for task in self.tasks if self.heads is not None else ():
-            wanted = {f"heads.{task}.{name}": tensor for name, tensor in self.head_tensors(task).items()}
-            self.fill(wanted, tensors, file)
-            self.load_head({name.partition(f"{task}.")[2]: tensor for name, tensor in wanted.items()}, task)
+            file.copy_head(self, f"heads.{task}.", task)
 
 
 def attach(model: nn.Module, config: Config, tasks: Mapping[str, int]) -> Pha:
@@ -455,12 +446,13 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Pha:
     A decoded run has one task, and the retriever only where the pack kept it; without it, training goes on without its
     losses. Raises RunError.
     """
-    file = find_weights(Path(directory)) or Path(directory) / FILE
-    said = file.parent / "config.json"
-    for path in (file, said):
+    weights = find_weights(Path(directory)) or Path(directory) / FILE
+    said = weights.parent / "config.json"
+    for path in (weights, said):
         if not path.is_file():
             raise RunError(f"'{printable(str(path))}' is missing", hint="a run of PHA is what its `save` writes")
-    tensors = read_tensors(file)
+    file = TensorFile(weights)
+    tensors = file.tensors
     try:
         table = json.loads(said.read_text(encoding="utf-8"))
         tasks = {task: int(table.get("task_labels", {}).get(task, 0)) for task in table["tasks"]}
@@ -475,23 +467,17 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Pha:
     sizes = {"code": f"{net}.linear2.bias", "trunk": f"{net}.linear1.bias", "bottleneck": f"{net}.bias_down.bias"}
     missing = next((name for name in sizes.values() if name not in tensors), None)
     if stack is None or missing:
-        raise RunError(
-            f"'{printable(str(file))}' has no '{missing if stack else _PROTOTYPES}'",
-            hint="a run of PHA is what its `save` writes",
-        )
+        raise file.error(f"has no '{missing if stack else _PROTOTYPES}'")
     if not any(name.startswith(f"{stack}.mlp.") for name in tensors):
         losses["weight"] = 0.0
     config = Config(**{size: len(tensors[name]) for size, name in sizes.items()}, **losses)
     method = attach(model, config, tasks)
     with loading(method):
         if method.stack != stack:
-            raise RunError(
-                f"'{printable(str(file))}' has its generator at '{stack}', {type(model).__name__} at '{method.stack}'",
-                hint="load the run on the model that it was trained on",
-            )
+            raise file.error(f"has its generator at '{stack}', {type(model).__name__} at '{method.stack}'")
         for parameter in method.own_parameters():
             parameter.data = parameter.data.to(tensors[sizes["code"]].dtype)  # it may have been moved to another
-        method._fill(tensors, file)
+        method._copy(file)
     return method
 
 

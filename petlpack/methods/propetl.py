@@ -21,7 +21,8 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
-from petlpack.methods.method import Method, loading, read_tensors, write_json, write_tensors
+from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.method import Method, loading
 from petlpack.methods.places import ACTIVATIONS, Block, blocks
 
 KINDS = ("adapter", "lora", "prefix")
@@ -525,11 +526,11 @@ def _load_tasks(model: nn.Module, path: Path) -> Propetl:
     )
     method = attach(model, config, tasks=tasks) if several else attach(model, config, task=next(iter(tasks)))
     with loading(method):
-        file = _Tensors(path / MULTI_TASK)
+        file = TensorFile(path / MULTI_TASK)
         weights, masks = method._names_of_tasks()
         file.copy(weights)
         for name, scores in masks.items():
-            file.copy_masks(name, (scores,), method.keep)
+            _copy_masks(file, name, (scores,), method.keep)
         for task in tasks:
             file.copy_head(method, f"heads.{task}.", task if several else "")
         file.refuse_others()
@@ -552,17 +553,17 @@ def _load_adapter(model: nn.Module, folder: Path) -> Propetl:
     config = about.config(kind=kind, keep=own.get("sparsity", float), **settings)
     method = attach(model, config, task=about.get("name", str))
     with loading(method):
-        file = _Tensors(folder / "adapter.safetensors")
+        file = TensorFile(folder / "adapter.safetensors")
         weights, masks = method._names_of_adapter()
         file.copy(weights)
-        bits = file if kind == "prefix" else _Tensors(folder / "adapter_mask.safetensors")
+        bits = file if kind == "prefix" else TensorFile(folder / "adapter_mask.safetensors")
         for name, scores in masks.items():
-            bits.copy_masks(name, scores, method.keep, transposed=kind == "adapter")
+            _copy_masks(bits, name, scores, method.keep, transposed=kind == "adapter")
         for each in {id(file): file, id(bits): bits}.values():
             each.refuse_others()
         head = folder / "model_head.safetensors"
         if head.is_file():
-            _Tensors(head).copy_head(method)
+            TensorFile(head).copy_head(method)
     return method
 
 
@@ -592,60 +593,19 @@ class _Json:
         return RunError(f"'{printable(str(self.path))}' {printable(what)}", hint=_AGAIN)
 
 
-class _Tensors:
-    """A file's tensors, and where they are copied to."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._tensors = path, read_tensors(path)
-        self._others = set(self._tensors)
-
-    def copy(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Copy into each weight what stands under its name; one with several names has to be one tensor."""
-        seen: dict[int, str] = {}
-        for name, weight in weights.items():
-            tensor = self._get(name, weight.shape)
-            first = seen.setdefault(id(weight), name)
-            if first == name:
-                weight.data.copy_(tensor)
-            elif not torch.equal(weight.data, tensor.to(weight)):
-                raise self._error(f"has '{name}', which differs from '{first}', and all layers have one prototype")
-
-    def copy_masks(self, name: str, scores: Sequence[torch.Tensor], keep: float, *, transposed: bool = False) -> None:
-        """Copy a mask into its scores, or a tensor of several, row by row; raw scores are copied as they are."""
-        shape = tuple(reversed(scores[0].shape)) if transposed else tuple(scores[0].shape)
-        stacked = name.endswith(".adapters_mask")
-        tensor = self._get(name, (len(scores), *shape) if stacked else shape)
-        for own, row in zip(scores, tensor if stacked else [tensor], strict=True):
-            kept, wanted = int((row != 0).sum()), kept_count(row.numel(), keep)
-            if row.dtype == torch.bool and kept != wanted:
-                raise self._error(f"has '{name}' that keeps {kept:,} entries, a keep ratio of {keep:g} {wanted:,}")
-            values = row * _bound(own.shape) if row.dtype == torch.bool else row
-            own.data.copy_(values.T if transposed else values)
-
-    def copy_head(self, method: Method, prefix: str = "", task: str = "") -> None:
-        """Copy the head, or a task's head."""
-        own = method.head_tensors(task)
-        method.load_head({name: self._get(f"{prefix}{name}", tensor.shape) for name, tensor in own.items()}, task)
-
-    def refuse_others(self) -> None:
-        """Raise RunError for a tensor that was not asked for."""
-        if self._others:
-            raise self._error(f"has '{min(self._others)}', for which the model has no place")
-
-    def _get(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        self._others.discard(name)
-        if name not in self._tensors:
-            raise self._error(f"has no '{name}', which the model needs")
-        tensor = self._tensors[name]
-        if tuple(tensor.shape) != tuple(shape):
-            raise self._error(f"has '{name}' of {list(tensor.shape)}, in the model it is {list(shape)}")
-        return tensor
-
-    def _error(self, what: str) -> RunError:
-        return RunError(
-            f"'{printable(str(self._path))}' {printable(what)}",
-            hint="load the run on the model that it was trained on",
-        )
+def _copy_masks(
+    file: TensorFile, name: str, scores: Sequence[torch.Tensor], keep: float, *, transposed: bool = False
+) -> None:
+    """Copy a mask into its scores, or a tensor of several, row by row; raw scores are copied as they are."""
+    shape = tuple(reversed(scores[0].shape)) if transposed else tuple(scores[0].shape)
+    stacked = name.endswith(".adapters_mask")
+    tensor = file.get(name, (len(scores), *shape) if stacked else shape)
+    for own, row in zip(scores, tensor if stacked else [tensor], strict=True):
+        kept, wanted = int((row != 0).sum()), kept_count(row.numel(), keep)
+        if row.dtype == torch.bool and kept != wanted:
+            raise file.error(f"has '{name}' that keeps {kept:,} entries, a keep ratio of {keep:g} {wanted:,}")
+        values = row * _bound(own.shape) if row.dtype == torch.bool else row
+        own.data.copy_(values.T if transposed else values)
 
 
 _AGAIN = "save the run again, or copy it again"

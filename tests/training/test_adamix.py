@@ -699,6 +699,10 @@ def drop(run: Path, part: str) -> None:
     save_file(tensors, run / SOUP)
 
 
+def insert(run: Path, name: str) -> None:
+    save_file({**load_file(run / SOUP), name: torch.zeros(2)}, run / SOUP)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda run: (run / SOUP).unlink(), SOUP),
     "no config": (lambda run: (run / "config.json").unlink(), r"config\.json"),
@@ -710,13 +714,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another activation": (lambda run: edit(run, adapter_activation="swiglu"), r"config\.json': .*swiglu"),
     "random routes": (lambda run: edit(run, inference_level=1), "inference_level 1"),
-    "fewer experts": (lambda run: edit(run, num_experts=2), r"the run has '.*deepspeed_experts\.2.*', the model has"),
-    "another size": (
-        lambda run: edit(run, adapter_size=5),
-        r"is \[4, 16\], .* needs \[5, 16\]",
-    ),
-    "no head": (lambda run: drop(run, "classifier"), r"'classifier\.weight' is missing"),
-    "half of it": (lambda run: drop(run, "layer.1"), "'bert.encoder.layer.1.* is missing"),
+    "fewer experts": (lambda run: edit(run, num_experts=2), r"expert_score_weight' of \[4\], in the model it is \[2\]"),
+    "another size": (lambda run: edit(run, adapter_size=5), r"of \[4, 16\], in the model it is \[5, 16\]"),
+    "no head": (lambda run: drop(run, "classifier"), r"has no 'classifier\.weight'"),
+    "half of it": (lambda run: drop(run, "layer.1"), "has no 'bert.encoder.layer.1"),
+    "more than it": (lambda run: insert(run, "more"), "has 'more', for which the model has no place"),
 }
 
 
@@ -726,19 +728,23 @@ def test_runs_that_do_not_fit(tmp_path: Path, model: Any, name: str) -> None:
     method = adamix.attach(model, settings())
     method.save(tmp_path / "run")
     method.detach()
-    before = model.state_dict().keys()
+    with torch.no_grad():
+        model.classifier.weight.add_(1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     spoil(tmp_path / "run")
     with pytest.raises(RunError, match=said) as caught:
         adamix.load(model, tmp_path / "run")
     assert caught.value.hint
-    assert model.state_dict().keys() == before
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)  # its head with them
     adamix.attach(model, settings())  # nothing was left on it
 
 
 def test_a_run_does_not_fit_other_labels(tmp_path: Path, model: Any) -> None:
     adamix.attach(model, settings()).save(tmp_path / "run")
     other = open_base(write_base(tmp_path / "other", num_labels=5))
-    with pytest.raises(RunError, match=r"classifier\.\w+' is \[3.*needs \[5"):
+    with pytest.raises(RunError, match=r"classifier\.\w+' of \[3.*it is \[5"):
         adamix.load(other, tmp_path / "run")
 
 

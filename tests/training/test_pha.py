@@ -743,13 +743,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no generator": (
         lambda run: break_tensors(run, lambda t: t.pop("bert.encoder.param_gen.decoder.weight_up.bias")),
-        "weight_up.bias' is missing",
+        "has no '.*weight_up.bias'",
     ),
     "no head": (
         lambda run: break_tensors(run, lambda t: t.pop("heads.rte.classifier.bias")),
-        "heads.rte.classifier.bias' is missing",
+        "has no 'heads.rte.classifier.bias'",
     ),
-    "another head": (lambda run: break_config(run, task_labels={"sst2": 2, "rte": 4}), r"is \[3, 16\], .* \[4, 16\]"),
+    "another head": (lambda run: break_config(run, task_labels={"sst2": 2, "rte": 4}), r"of \[3, 16\], .* \[4, 16\]"),
 }
 
 
@@ -770,7 +770,7 @@ def test_a_run_is_refused_on_another_model(tmp_path: Path) -> None:
     pha.attach(based("bert", tmp_path), CONFIG, tasks_of("bert")).save(tmp_path / "run")
     with pytest.raises(RunError, match=r"generator at 'bert\.encoder', RobertaFor.* at 'roberta\.encoder'"):
         pha.load(roberta(), tmp_path / "run")
-    with pytest.raises(RunError, match=r"weight_up.weight' is \[64, 8\], .* \[128, 8\]"):
+    with pytest.raises(RunError, match=r"weight_up.weight' of \[64, 8\], .* \[128, 8\]"):
         pha.load(bert(hidden_size=32), tmp_path / "run")
 
 
