@@ -224,6 +224,8 @@ CLAIMS = (
     ("the same without groups", "diff-0.5", "full"),
     ("0.1 %, structured", "diff-structured-0.1", "full"),
     ("0.1 % without groups", "diff-0.1", "full"),
+    ("diff pruning: groups are better than none", "diff-structured-0.5", "diff-0.5"),
+    ("the same at 0.1 %", "diff-structured-0.1", "diff-0.1"),
     ("PHA: better than adapters at 100 examples a task", "pha-100", "adapter-100"),
     ("the same at 500", "pha-500", "adapter-500"),
     ("PHA, all examples", "pha", "adapter"),
