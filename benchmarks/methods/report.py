@@ -125,8 +125,9 @@ def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
     """Return what the command writes into the page, by the name of its mark."""
     by_id = {line.row.id: line for line in found}
     checks = [line for line in found if line.row.check]
-    whole = [line for line in found if line.row.examples is None and not line.row.check]
-    few = [line for line in found if line.row.examples is not None]
+    rows = [line for line in found if not line.row.check]
+    whole = [line for line in rows if line.row.examples is None]
+    few = [line for line in rows if line.row.examples is not None]
     return {
         "versions": _versions(results) + _missing(found),
         "scores": _scores(whole, by_id),

@@ -159,8 +159,8 @@ def _pha() -> list[Row]:
     return rows
 
 
-LONG_STEPS = 900
-LONG = ("adamix-adapter", "adamix-adapter-one", "propetl-adapter", "diff-structured-0.5")
+LONGER = 3
+LONG = ("adamix-adapter", "adamix-adapter-one", "propetl-adapter", "diff-structured-0.5", "pha-100", "adapter-100")
 
 
 def _checks(rows: Mapping[str, Row]) -> list[Row]:
@@ -173,10 +173,10 @@ def _checks(rows: Mapping[str, Row]) -> list[Row]:
             replace(
                 row,
                 id=f"{row.id}-long",
-                title=f"{row.title}, {LONG_STEPS} steps",
+                title=f"{row.title}, {LONGER * row.steps} steps",
                 check=row.id,
-                steps=LONG_STEPS,
-                finish=row.finish * LONG_STEPS // row.steps,
+                steps=LONGER * row.steps,
+                finish=LONGER * row.finish,
                 seeds=1,
             )
             for row in longer
