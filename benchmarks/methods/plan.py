@@ -94,7 +94,11 @@ def note_bytes(results: Results, rows: Iterable[Row], cache: Path) -> None:
 
 
 def weigh(pack: Path) -> dict[str, Any]:
-    """Return the bytes of a pack: each task's own and its share of what tasks share; they add up to the disk's."""
+    """Return the bytes of a pack: each task's own and its share of what tasks share; they add up to the disk's.
+
+    What a run at another rate left behind is deleted first.
+    """
+    petlpack.open(pack).gc()
     stats = petlpack.stats(pack)
     tasks = {
         row.name.removeprefix("all."): {
