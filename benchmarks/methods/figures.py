@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from data import TASKS
 
 if TYPE_CHECKING:
@@ -65,21 +67,41 @@ def draw_scores(path: Path, found: Sequence[Line]) -> None:
             axes.errorbar(
                 line.takes, line.mean, yerr=line.spread, fmt=mark, color=colour, capsize=2, markersize=5, label=label
             )
-            axes.annotate(
-                str(number),
-                (line.takes, line.mean),
-                xytext=(5, 3),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-            )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(_bytes)
         axes.set_xlabel("bytes a task in a pack of five, head and share of shared parts with it")
         axes.set_ylabel("test accuracy, mean of five tasks, %")
         axes.set_title("Score against bytes a task (bars: the seeds)")
+        _put_numbers(axes, _numbered(found))
 
     _save(path, draw)
+
+
+def _put_numbers(axes: Axes, numbered: Sequence[tuple[int, Line]]) -> None:
+    """Write each point's number beside it, on the side where it is farthest from points and other numbers."""
+    pixels = axes.figure.dpi / 72
+    points = [axes.transData.transform((line.takes, line.mean)) / pixels for _, line in numbered]
+    taken = list(points)
+    for (number, line), point in zip(numbered, points, strict=True):
+        others = [other for other in taken if other is not point]
+        x, y = max(SIDES, key=lambda side: min(FAR, *(math.dist(point + side, other) for other in others)))
+        taken.append(np.add(point, (x, y)))
+        axes.annotate(
+            str(number),
+            (line.takes, line.mean),
+            xytext=(x, y),
+            textcoords="offset points",
+            fontsize=8,
+            color=_group(line)[0],
+            ha="center",
+            va="center",
+        )
+
+
+SIDES = ((10, 6), (-10, 6), (10, -6), (-10, -6), (14, 0), (-14, 0), (10, 14), (-10, -14))
+"""Where a number may stand, in points from its mark."""
+FAR = 12
+"""A number that is so many points from all others is far enough."""
 
 
 def draw_amortised(path: Path, found: Sequence[Line]) -> None:
