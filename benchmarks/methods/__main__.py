@@ -1,10 +1,11 @@
 """Train the four methods and what they are compared with, pack every run, and set score against bytes.
 
-    python benchmarks/methods [--only ROW ...] [--report]
+    python benchmarks/methods [--only ROW ...] [--checks] [--report]
 
 Each job (a learning rate tried; a row trained on a task) is noted in results.json beside this file as soon as it is
 done, and a later call goes on from there; packs are kept in benchmarks/.cache/methods. When all is done, or with
---report, the tables of docs/experiment.md and the figures beside it are written anew. A GPU is used where there is one.
+--report, the tables of docs/experiment.md and the figures beside it are written anew. --checks trains what looks for
+the reasons of results, most of it longer: an hour more. A GPU is used where there is one.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ def write(results: dict[str, Any]) -> None:
     results["command"] = "python benchmarks/methods"
     results["versions"] = {name: version(name) for name in ("petlpack", "torch", "transformers", "peft", "numpy")}
     results["machine"] = {"python": platform.python_version(), "cores": os.cpu_count(), "device": job.DEVICE}
-    results["seconds"] = round(sum(one["seconds"] for part in ("searches", "runs") for one in results[part]), 1)
     lines = json.dumps(results, indent=1, sort_keys=True)
     half_written = RESULTS.with_suffix(".tmp")
     half_written.write_text(lines + "\n", encoding="utf-8")
@@ -60,20 +60,22 @@ def main() -> None:
     """Run what is missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="rows to run, by id; all by default")
+    parser.add_argument("--checks", action="store_true", help="run the checks, when the rows are done")
     parser.add_argument("--report", action="store_true", help="run nothing; write tables and figures")
     args = parser.parse_args()
     try:
         if not args.report:
-            work(args.only)
+            work(args.only, checks=args.checks)
     finally:  # of what is done, also when interrupted
         report(read())
 
 
-def work(only: list[str] | None) -> None:
+def work(only: list[str] | None, *, checks: bool) -> None:
     """Run jobs, two at a time on a CPU, until none is left."""
     results, started = read(), time.monotonic()
-    before = results.get("wall_seconds", 0.0)
-    chosen = [row for row in all_rows() if only is None or row.id in only]
+    clock = "check_wall_seconds" if checks else "wall_seconds"
+    before = results.get(clock, 0.0)
+    chosen = [row for row in all_rows() if bool(row.check) == checks and (only is None or row.id in only)]
     drop_stale(results, chosen)
     under_way: dict[Future[dict[str, Any]], job.Job] = {}
     with ProcessPoolExecutor(job.WORKERS, mp_context=get_context("spawn")) as pool:
@@ -88,7 +90,7 @@ def work(only: list[str] | None) -> None:
             for future in finished:
                 one, record = under_way.pop(future), future.result()
                 results["searches" if one.task == "search" else "runs"].append(record)
-                results["wall_seconds"] = round(before + time.monotonic() - started, 1)
+                results[clock] = round(before + time.monotonic() - started, 1)
                 write(results)
                 told = (
                     f"{record['dev']:.4f} on held-out rows"

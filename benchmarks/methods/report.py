@@ -135,7 +135,7 @@ def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
         "few": _scores(few, by_id) + "\n" + _bytes(few, by_id),
         "exact": _exact(found),
         "claims": _claims(by_id),
-        "checks": _scores(checks, by_id),
+        "checks": _checks(checks, by_id),
         "rates": _rates(results, found),
     }
 
@@ -144,12 +144,21 @@ def _versions(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     machine = results["machine"]
     seeds = sorted({run["seed"] for run in results["runs"]})
-    jobs = len(results["runs"]) + len(results["searches"])
+    checks = {row.id for row in all_rows() if row.check}
+    jobs = [*results["searches"], *results["runs"]]
+    took = [
+        _took([one for one in jobs if one["row"] not in checks], results["wall_seconds"]),
+        _took([one for one in jobs if one["row"] in checks], results.get("check_wall_seconds", 0.0)),
+    ]
     return (
         f"`{results['command']}`, seeds {', '.join(map(str, seeds))}; {versions}, Python {machine['python']}; "
-        f"{machine['device']}, {machine['cores']} cores; {jobs} jobs, "
-        f"together {results['seconds'] / 3600:.1f} hours, by the clock {results.get('wall_seconds', 0.0) / 3600:.1f}.\n"
+        f"{machine['device']}, {machine['cores']} cores; {took[0]}. With `--checks`: {took[1]}.\n"
     )
+
+
+def _took(jobs: Sequence[dict[str, Any]], seconds: float) -> str:
+    alone = sum(one["seconds"] for one in jobs)
+    return f"{len(jobs)} jobs of together {alone / 3600:.1f} hours, by the clock {seconds / 3600:.1f}"
 
 
 def _missing(found: Sequence[Line]) -> str:
@@ -176,6 +185,15 @@ def _scores(found: Sequence[Line], by_id: dict[str, Line]) -> str:
         spread = f" ± {line.spread:.1f}" if len(line.seeds) > 1 else ""
         rows.append([line.row.title, *tasks, f"**{line.mean:.1f}**{spread}", against])
     return _table(["row", *TASKS, "mean", "against full"], rows)
+
+
+def _checks(found: Sequence[Line], by_id: dict[str, Line]) -> str:
+    rows = []
+    for line in found:
+        usual = by_id[line.row.id.rpartition("-")[0]].accuracy()[0]  # seeds are in order
+        tasks = [f"{line.accuracy(task)[0]:.1f}" for task in TASKS]
+        rows.append([line.row.title, *tasks, f"**{line.mean:.1f}**", f"{usual:.1f}", f"{line.mean - usual:+.1f}"])
+    return _table(["row, seed 0", *TASKS, "mean", "as above", "gain"], rows)
 
 
 def _bytes(found: Sequence[Line], by_id: dict[str, Line]) -> str:
