@@ -92,6 +92,16 @@ def test_the_pages_say_what_was_measured() -> None:
             assert f"{begin}\n\n{content}\n{report.END}" in text, f"run {results['command']} --report"
 
 
+def test_the_rates_are_those_that_a_search_from_nothing_takes() -> None:
+    results = json.loads((EXPERIMENT / "results.json").read_text(encoding="utf-8"))
+    for row in rows.all_rows():
+        recorded, dev = plan.tried(results, row), dict[float, float]()
+        while (found := plan.rates(row, dev))[1] is None:
+            dev |= {rate: recorded[rate] for rate in found[0]}
+        assert dev == recorded, row.id
+        assert {run["rate"] for run in results["runs"] if run["row"] == row.id} == {found[1]}, row.id
+
+
 def test_every_score_and_every_byte_was_measured() -> None:
     results = json.loads((EXPERIMENT / "results.json").read_text(encoding="utf-8"))
     for run in results["runs"]:

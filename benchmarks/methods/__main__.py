@@ -76,7 +76,7 @@ def work(only: list[str] | None, *, checks: bool) -> None:
     clock = "check_wall_seconds" if checks else "wall_seconds"
     before = results.get(clock, 0.0)
     chosen = [row for row in all_rows() if bool(row.check) == checks and (only is None or row.id in only)]
-    drop_stale(results, chosen)
+    drop_stale(results, all_rows())
     under_way: dict[Future[dict[str, Any]], job.Job] = {}
     with ProcessPoolExecutor(job.WORKERS, mp_context=get_context("spawn")) as pool:
         while True:

@@ -71,7 +71,7 @@ def next_jobs(results: Results, rows: Iterable[Row], under_way: Collection[Job])
 def drop_stale(results: Results, rows: Iterable[Row]) -> None:
     """Take out runs that used another rate than the search chose, and what their packs weighed."""
     chosen = {row.id: rates(row, tried(results, row))[1] for row in rows}
-    stale = [one for one in results["runs"] if one["row"] in chosen and one["rate"] != chosen[one["row"]]]
+    stale = [one for one in results["runs"] if chosen.get(one["row"]) not in (None, one["rate"])]
     packs = {(one["row"], one["seed"]) for one in stale}
     results["runs"] = [one for one in results["runs"] if one not in stale]
     results["bytes"] = [one for one in results["bytes"] if (one["row"], one["seed"]) not in packs]

@@ -190,7 +190,10 @@ def _scores(found: Sequence[Line], by_id: dict[str, Line]) -> str:
 def _checks(found: Sequence[Line], by_id: dict[str, Line]) -> str:
     rows = []
     for line in found:
-        usual = by_id[line.row.id.rpartition("-")[0]].accuracy()[0]  # seeds are in order
+        usual_line = by_id.get(line.row.id.rpartition("-")[0])
+        if usual_line is None or 0 not in usual_line.seeds:
+            continue
+        usual = usual_line.accuracy()[0]  # seeds are in order
         tasks = [f"{line.accuracy(task)[0]:.1f}" for task in TASKS]
         rows.append([line.row.title, *tasks, f"**{line.mean:.1f}**", f"{usual:.1f}", f"{line.mean - usual:+.1f}"])
     return _table(["row, seed 0", *TASKS, "mean", "as above", "gain"], rows)

@@ -193,6 +193,7 @@ class DiffPruning(Method):
         """
         density = self.config.density if density is None else density
         _check_density(density)
+        self._follow()
         with torch.no_grad():
             flat = torch.cat([self._stage.difference(i).reshape(-1) for i in range(len(self._weights))])
             if not bool(torch.isfinite(flat).all()):

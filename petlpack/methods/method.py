@@ -268,8 +268,10 @@ def loading(method: Method) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        method.detach()
-        method.load_head(head)
+        try:
+            method.detach()
+        finally:
+            method.load_head(head)
         raise
     method.model.eval()
 
