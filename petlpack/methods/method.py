@@ -86,23 +86,26 @@ class Method(ABC):
 
     def head_tensors(self, task: str = "") -> dict[str, torch.Tensor]:
         """Return a head's tensors as the model names them, `classifier.weight`; of a task with its own head, that."""
-        found = head_of(self.model)
+        found = self._head_for(task)
         if found is None:
             return {}
         name, head = found
-        if self.heads is not None and task:
-            head = self.heads[task]
         return {f"{name}.{key}": tensor.detach().clone() for key, tensor in head.state_dict().items()}
 
     def load_head(self, tensors: Mapping[str, torch.Tensor], task: str = "") -> None:
         """Copy tensors named as `head_tensors` names them into the model's head, or into a task's."""
-        found = head_of(self.model)
+        found = self._head_for(task)
         if found is None or not tensors:
             return
         name, head = found
-        if self.heads is not None and task:
-            head = self.heads[task]
         head.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items()})
+
+    def _head_for(self, task: str) -> tuple[str, nn.Module] | None:
+        """Return the name of the model's head, and that head or a task's own; None where the model has none."""
+        found = head_of(self.model)
+        if found is None or self.heads is None or not task:
+            return found
+        return found[0], self.heads[task]
 
     def config_json(self, **more: Any) -> dict[str, Any]:
         """Return the model's config with the base's path and whatever the method notes in it."""
