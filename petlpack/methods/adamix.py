@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, loading, with_loss
+from petlpack.methods.method import Method, loading, probed, with_loss
 from petlpack.methods.places import ACTIVATIONS, Block, blocks
 
 _STD = 0.02
@@ -165,7 +165,7 @@ class AdaMix(Method):
                 self._add_adapter(block)
             else:
                 for name, linear in block.query_and_value.items():
-                    self._add_lora(f"{block.attention_name}.{name}", linear)
+                    self._add_lora(block, name, linear)
         self.wrap_forward(self._forward)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -214,10 +214,12 @@ class AdaMix(Method):
         self.add(block.output, "ExpertSoup", soup)
         self.hook(block.feed_forward.register_forward_hook(lambda _module, _args, out: soup(out, self.routed)))
         self._names += [f"{block.output_name}.ExpertSoup.{name}" for name in soup.state_dict()]
+        experts = [expert for side in (soup.MoA_A, soup.MoA_B) for expert in side.deepspeed_experts]
+        self.insert("the mixture of adapters", block.name, block.layer, lambda: _parameters_of(experts))
 
-    def _add_lora(self, place: str, linear: nn.Linear) -> None:
+    def _add_lora(self, block: Block, name: str, linear: nn.Linear) -> None:
         """Add experts of a LoRA: A one Kaiming draw, the same for all of them, B zeros (loralib/layers.py:263-290)."""
-        config = self.config
+        config, place = self.config, f"{block.attention_name}.{name}"
         a = torch.empty(config.rank, linear.in_features)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5))
         b = torch.zeros(linear.out_features, config.rank)
@@ -231,6 +233,8 @@ class AdaMix(Method):
         self._undo.append(lambda: delattr(linear, _SCORES))
         self._names.append(f"{place}.{_SCORES}")
         self.hook(linear.register_forward_hook(lambda module, args, out: out + self._delta(module, args[0])))
+        both = [linear.experts_lora_A, linear.experts_lora_B]
+        self.insert(f"the mixture of LoRAs on {name}", block.name, block.layer, lambda: _parameters_of(both))
 
     def _delta(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
         """Return alpha / rank * B A x, shaped (..., outputs) and typed as x."""
@@ -244,16 +248,16 @@ class AdaMix(Method):
         return experts[_draw(len(experts))] if self.routed else merge(experts, scores)
 
 
-def attach(model: nn.Module, config: Config) -> AdaMix:
+def attach(model: nn.Module, config: Config, *, probe: Mapping[str, Any] | None = None) -> AdaMix:
     """Put AdaMix on a model with a head, or a T5 that generates; raises UsageError for models of other families.
 
     The adapters' output is tiny at first, as both projections are drawn of N(0, 0.02): the model begins near the base.
-    A LoRA's is zero, as B is: it begins at the base.
+    A LoRA's is zero, as B is: it begins at the base. `probe` is a batch to probe it with (`Method.probe`).
     """
-    return AdaMix(model, config)
+    return probed(AdaMix(model, config), probe)
 
 
-def load(model: nn.Module, directory: str | os.PathLike[str]) -> AdaMix:
+def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> AdaMix:
     """Put a saved or decoded run on a model of its base; raises RunError where they do not fit."""
     about = Path(directory) / "config.json"
     found = next((path for name in SOUPS if (path := Path(directory) / name).is_file()), None)
@@ -261,7 +265,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> AdaMix:
         raise RunError(f"'{printable(str(directory))}' has no {SOUPS[0]}", hint="give the directory that save() wrote")
     file = TensorFile(found)
     lora = any(".experts_lora_" in name for name in file.tensors)
-    method = attach(model, _config(read_json(about), about, lora=lora))
+    method = attach(model, _config(read_json(about), about, lora=lora), probe=probe)
     with loading(method):
         file.copy(method.tensors())
         file.copy_head(method)
@@ -313,6 +317,10 @@ def _config(about: Mapping[str, Any], file: Path, *, lora: bool) -> Config:
         return Config(**settings)
     except UsageError as error:
         raise RunError(f"'{printable(str(file))}': {error}", hint=error.hint) from error
+
+
+def _parameters_of(modules: Sequence[nn.Module]) -> list[torch.Tensor]:
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def _draw(experts: int) -> int:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,18 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, loading, with_loss
+from petlpack.methods.method import Method, loading, loss_of, probed, with_loss
 from petlpack.methods.places import head_of
+from petlpack.methods.probe import no_effect, running, weighed
 from petlpack.tensors.checkpoint import find_weights
 
 EDGE = 1e-4
 """How near u may come to 0 and 1 (DiffPruning run_glue_diffpruning.py:122)."""
+
+_NUDGE = 1e-3
+"""A difference, for the probe."""
+_OPEN = 20.0
+"""The parameter of a gate that is open, whatever is drawn."""
 
 PIECE = 1 << 17
 """Numbers to compute with at a time, so that they stay in a core's cache."""
@@ -81,12 +88,17 @@ def _check_density(density: float) -> None:
         raise UsageError(f"density is {density!r}", hint="it is the share of the weights to change, above 0, at most 1")
 
 
-def attach(model: nn.Module, config: Config | None = None) -> DiffPruning:
-    """Give every weight of a model's base a difference and a gate, and begin stage 1; the head trains as it is."""
-    return DiffPruning(model, config or Config())
+def attach(
+    model: nn.Module, config: Config | None = None, *, probe: Mapping[str, Any] | None = None
+) -> DiffPruning:
+    """Give every weight of a model's base a difference and a gate, and begin stage 1; the head trains as it is.
+
+    `probe` is a batch to probe it with (`Method.probe`).
+    """
+    return probed(DiffPruning(model, config or Config()), probe)
 
 
-def load(model: nn.Module, directory: str | os.PathLike[str]) -> DiffPruning:
+def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> DiffPruning:
     """Give a model that holds the base what the run in `directory` trained; the method is in stage 3.
 
     Kept are the positions whose bits changed. Raises RunError that names the file and what does not fit.
@@ -103,7 +115,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> DiffPruning:
     if weights is None:
         raise RunError(f"'{shown}' has no weights", hint="give a directory that save() or petlpack decode wrote")
     file = TensorFile(weights)
-    method = attach(model, Config(density=said["density"], structured=bool(said.get("structured", True))))
+    method = attach(model, Config(density=said["density"], structured=bool(said.get("structured", True))), probe=probe)
     with loading(method):
         method.take(file)
     return method
@@ -237,6 +249,27 @@ class DiffPruning(Method):
             write_json(made / "config.json", self.config_json(diff_pruning=said))
             write_tensors(made / "model.safetensors", _untied(self.model))
 
+    def _probe(self, run: Callable[[], Any]) -> None:
+        """Show by a training step that the weights' gradients become those of differences and gates."""
+        self._follow()
+        new = self._stage.is_new()
+        halfway = self._stage.halfway() if new else nullcontext()
+        try:
+            with running(self.model, training=True), halfway, _without_gradients(self.parameters()):
+                total = weighed(run())
+                if total is not None:
+                    total.backward()
+                stuck = [weight.name for weight in self._weights if weight.theta.grad is not None]
+                if stuck:
+                    raise no_effect(f"the gradient of '{stuck[0]}' does not become its difference's", self.model)
+                if not self._stage.reached():
+                    raise no_effect("no gradient reaches the differences and their gates", self.model)
+        finally:
+            self._restore()
+            self._stage.forget()
+            if not new:
+                self._write()
+
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._follow()
         gates = self._stage if self.model.training and isinstance(self._stage, _Gates) else None
@@ -253,8 +286,7 @@ class DiffPruning(Method):
 
     def _with_loss(self, output: Any) -> Any:
         """Add lambda E[L0] to the loss of a model's output, where it has one."""
-        loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
-        if isinstance(loss, torch.Tensor) and loss.dim() == 0:
+        if loss_of(output) is not None:
             return with_loss(output, self.config.l0 * self.expected_l0())
         self.tell_without_labels()
         return output
@@ -330,8 +362,38 @@ class _Gates:
     def gates(self) -> list[nn.Parameter]:
         return [*self.alpha, *([] if self.groups is None else [self.groups])]
 
+    def is_new(self) -> bool:
+        """Tell whether nothing was trained yet."""
+        trained = any(bool(w.any()) for w in self.w)
+        return not trained and all(bool((gate == self.config.alpha).all()) for gate in self.gates())
+
+    @contextmanager
+    def halfway(self) -> Iterator[None]:
+        """Let the probe pass through small differences and half-open gates, where nothing was trained yet."""
+        half = math.log((0.5 - self.config.low) / (self.config.high - 0.5))
+        self._fill(_NUDGE, half, _OPEN)
+        try:
+            yield
+        finally:
+            self._fill(0.0, self.config.alpha, self.config.alpha)
+
+    def _fill(self, difference: float, alpha: float, group: float) -> None:
+        groups = [] if self.groups is None else [self.groups]
+        with torch.no_grad():
+            for parameters, value in ((self.w, difference), (self.alpha, alpha), (groups, group)):
+                for parameter in parameters:
+                    parameter.fill_(value)
+
+    def forget(self) -> None:
+        """Forget what was drawn, so that a gradient of it is refused."""
+        self.s, self.z, self.rows = ([None] * len(self.weights) for _ in range(3))
+
+    def reached(self) -> bool:
+        """Tell whether the last backward left gradients for differences and gates."""
+        return all(_reached(parameters) for parameters in (self.w, self.alpha))
+
     def to(self, device: torch.device) -> None:
-        self.s, self.z = [None] * len(self.s), [None] * len(self.z)
+        self.forget()
         self.group_s, self.group_z = self.group_s.to(device), self.group_z.to(device)
         self.buffer = self.buffer.to(device)
 
@@ -452,6 +514,16 @@ class _Kept:
     def gates(self) -> list[nn.Parameter]:
         return []
 
+    def is_new(self) -> bool:
+        return False
+
+    def forget(self) -> None:
+        pass
+
+    def reached(self) -> bool:
+        """Tell that none is missing: what is kept may all stand where the model reads nothing."""
+        return True
+
     def to(self, device: torch.device) -> None:
         self.start = self.start.to(device)
         self.places = [places.to(device) for places in self.places]
@@ -501,6 +573,23 @@ class _Open(torch.autograd.Function):  # type: ignore[misc]
             torch.sub(piece, ctx.shift, out=out).sigmoid_()
             out.addcmul_(out, out, value=-1).mul_(gradient)
         return slope, None
+
+
+def _reached(parameters: Sequence[nn.Parameter]) -> bool:
+    return any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)
+
+
+@contextmanager
+def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Lay gradients aside for a while."""
+    kept = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
 
 
 def largest(sizes: torch.Tensor, count: int) -> torch.Tensor:

@@ -10,16 +10,17 @@ import re
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
 from petlpack.methods.places import head_of
+from petlpack.methods.probe import Insert, check_inserts, few_tokens, no_effect
 
 
 class Method(ABC):
@@ -44,6 +45,11 @@ class Method(ABC):
         self.task = next(iter(self.tasks), "")
         self._undo: list[Callable[[], None]] = []
         self._told = False
+        self._inserts: list[Insert] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._wrapped_calls: int | None = None
+        self._batch: dict[str, Any] | None = None
+        self._probed: set[str] = set()
         self._freeze()
         object.__setattr__(model, "_petl_method", self)  # not a submodule, and no parameter of the model
         self._undo.append(lambda: object.__delattr__(model, "_petl_method"))
@@ -64,16 +70,60 @@ class Method(ABC):
     def switch(self, task: str) -> None:
         """Let `task`, one of those that the method was attached for, be the next batches'.
 
-        With activation checkpointing, backward comes before the next switch: it computes the forward again.
+        With activation checkpointing, backward comes before the next switch: it computes the forward again. The first
+        time that a task is switched to, it is probed. Raises UsageError, and the task is then the one that it was.
         """
         if task not in self.tasks:
             raise UsageError(
                 f"no task '{printable(task)}', the method was attached for {', '.join(self.tasks) or 'one task'}",
                 hint="name the tasks in attach(..., tasks={...})",
             )
+        before = self.task
+        self._turn_to(task)
+        if task not in self._probed or not self._hooks_stand():
+            try:
+                self.probe()
+            except BaseException:
+                self._turn_to(before)
+                raise
+
+    def _turn_to(self, task: str) -> None:
         self.task = task
         if self.tasks[task]:
             self._set_labels(self.tasks[task])
+
+    def probe(self, batch: Mapping[str, Any] | None = None) -> None:
+        """Show that all that the method put on the model changes what its layers compute, by one tiny forward.
+
+        `attach`, `load` and the first `switch` to a task do it. `batch` is what the model runs on, by default four
+        tokens; it is kept for later probes. Raises UsageError, which names the layer and the version of its library.
+        """
+        if batch is not None:
+            self._batch = dict(batch)
+        elif self._batch is None:
+            self._batch = few_tokens(self.model)
+        told, self._told = self._told, True
+        try:
+            self._probe(functools.partial(self._run, {key: _on(self.device, own) for key, own in self._batch.items()}))
+        finally:
+            self._told = told
+        self._probed.add(self.task)
+
+    def _probe(self, run: Callable[[], Any]) -> None:
+        """Raise UsageError where `run`, which returns the model's output, shows that something does not act."""
+        check_inserts(self.model, self._inserts, run)
+
+    def _run(self, batch: Mapping[str, Any]) -> Any:
+        calls = self._wrapped_calls
+        output = self.model(**batch)
+        if calls is not None and self._wrapped_calls == calls:
+            raise no_effect(f"{type(self.model).__name__} does not run the forward that the method wrapped", self.model)
+        return output
+
+    def _hooks_stand(self) -> bool:
+        """Tell whether no hook was taken off by somebody else, as copying and compiling a model do."""
+        hooks = ((handle.id, handle.hooks_dict_ref()) for handle in self._hooks)
+        return all(there is not None and key in there for key, there in hooks)
 
     @abstractmethod
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -157,7 +207,14 @@ class Method(ABC):
 
     def hook(self, handle: torch.utils.hooks.RemovableHandle) -> None:
         """Note a hook that `detach` removes."""
+        self._hooks.append(handle)
         self._undo.append(handle.remove)
+
+    def insert(
+        self, what: str, layer: str, module: nn.Module, tensors: Callable[[], Sequence[torch.Tensor]]
+    ) -> None:
+        """Note what was put into a layer, for the probe: `tensors` are those by which it changes the module's output."""
+        self._inserts.append(Insert(what, layer, module, tensors))
 
     def add(self, parent: nn.Module, name: str, child: nn.Module) -> None:
         """Register a module on the model, on the device of the model's weights; `detach` takes it out."""
@@ -169,7 +226,14 @@ class Method(ABC):
     def wrap_forward(self, wrapper: Callable[..., Any]) -> None:
         """Call `wrapper(forward, *args, **kwargs)` for the model's forward, whose signature stays (Trainer asks it)."""
         forward, own = self.model.forward, self.model.__dict__.get("forward")
-        self.model.forward = functools.wraps(forward)(functools.partial(wrapper, forward))
+        self._wrapped_calls = 0
+
+        @functools.wraps(forward)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self._wrapped_calls = (self._wrapped_calls or 0) + 1
+            return wrapper(forward, *args, **kwargs)
+
+        self.model.forward = wrapped
 
         def restore() -> None:
             del self.model.forward
@@ -211,6 +275,7 @@ class Method(ABC):
         self.add(self.model, "task_heads", heads)
         own.requires_grad_(False)
         self.hook(own.register_forward_hook(lambda _module, args, _out: heads[self.task](*args)))
+        self.insert("the task's head", found[0], own, lambda: list(heads[self.task].parameters()))
         config = self.model.config
         names = config.id2label, config.label2id
 
@@ -243,6 +308,12 @@ def with_outputs(head: nn.Module, labels: int) -> nn.Module:
     return holder[0]
 
 
+def loss_of(output: Any) -> torch.Tensor | None:
+    """Return the loss in a model's output, which may be a tuple; None where it has none: no labels were given."""
+    loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
+    return loss if isinstance(loss, torch.Tensor) and loss.dim() == 0 else None
+
+
 def with_loss(output: Any, more: torch.Tensor) -> Any:
     """Return a model's output with more added to its loss, which stands first in one that is a tuple."""
     if isinstance(output, tuple):  # return_dict=False
@@ -264,12 +335,33 @@ def check_task(model: nn.Module, task: str, labels: int) -> None:
         raise UsageError(f"task '{task}' has {labels!r} labels", hint=f"{type(model).__name__} {wanted}")
 
 
+M = TypeVar("M", bound=Method)
+
+
+def probed(method: M, batch: Mapping[str, Any] | None) -> M:
+    """Return a method that was just put on a model, when its probe has shown that it acts; else it is taken off."""
+    try:
+        method.probe(batch)
+    except BaseException:
+        method.detach()
+        raise
+    return method
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
 @contextmanager
 def loading(method: Method) -> Iterator[None]:
-    """Fill a method from a run, in eval mode when it is done; where that fails, the model is as it was before."""
+    """Fill a method from a run, and probe it again, in eval mode when it is done.
+
+    Where that fails, the model is as it was before.
+    """
     head = method.head_tensors()
     try:
         yield
+        method.probe()
     except BaseException:
         try:
             method.detach()

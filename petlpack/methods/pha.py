@@ -27,14 +27,12 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, check_task, loading, with_loss, with_outputs
-from petlpack.methods.places import Block, blocks
+from petlpack.methods.method import Method, check_task, loading, loss_of, probed, with_loss, with_outputs
+from petlpack.methods.places import Argument, Block, blocks
+from petlpack.methods.probe import no_effect
 from petlpack.tensors.checkpoint import find_weights
 
 FILE = "model.safetensors"
-
-TARGETS = ("labels", "start_positions", "end_positions")
-"""What a batch may have that makes the model compute a loss."""
 
 _PROTOTYPES = "adapter_task_embedding.weight"
 
@@ -207,13 +205,15 @@ class Pha(Method):
         self.hook(stack.register_forward_pre_hook(self._generate))
         for layer, block in enumerate(self._generated):
             self._put(block, functools.partial(self._adapt, layer))
+            self.insert("the generated adapter", block.name, block.layer, functools.partial(self._acting, layer))
         for block in self._manual:
             adapter = _Manual(width, config.bottleneck)
             self.add(block.output, "adapter_layer", adapter)
             self._put(block, adapter)
+            self.insert("the adapter", block.name, block.layer, functools.partial(_parameters_of, adapter))
         if self._manual:
             self.hook(model.get_encoder().register_forward_hook(self._watch))
-        self._signature = inspect.signature(model.forward)
+        self._mask = Argument(model, "attention_mask")
         self.wrap_forward(self._forward)
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
@@ -236,17 +236,24 @@ class Pha(Method):
     def _put(self, block: Block, adapter: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Add an adapter to a block's feed-forward: x + dropout(FF(n)) + adapter(n), n what the feed-forward reads."""
         if block.is_t5:
+            states = Argument(block.output, "hidden_states")
 
-            def behind(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-                return output + adapter(module.layer_norm(args[0]))
+            def behind(
+                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+            ) -> torch.Tensor:
+                return output + adapter(module.layer_norm(states.get(args, kwargs)))
 
-            self.hook(block.output.register_forward_hook(behind))
+            self.hook(block.output.register_forward_hook(behind, with_kwargs=True))
         else:
+            residual = Argument(block.output, "input_tensor", "residual_tensor")  # whose sum with FF(x) is normed
 
-            def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-                return args[0], args[1] + adapter(args[1])  # args[1] is the residual, whose sum with FF(x) is normed
+            def before(
+                _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+            ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                x = residual.get(args, kwargs)
+                return residual.put(x + adapter(x), args, kwargs)
 
-            self.hook(block.output.register_forward_pre_hook(before))
+            self.hook(block.output.register_forward_pre_hook(before, with_kwargs=True))
 
     def _generate(self, *_: object) -> None:
         self._adapters = self.generator(self.prototypes[self._row(self.task)])
@@ -254,7 +261,20 @@ class Pha(Method):
     def _adapt(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         if layer == 0 and not self._manual:
             self._states = x  # before any generated adapter: of the instance alone, whatever the task
+        if not self._adapters:
+            raise no_effect(f"no adapters are generated: the forward of '{self.stack}' is not run", self.model)
         return self._adapters[layer](x)
+
+    def _acting(self, layer: int) -> list[torch.Tensor]:
+        """Return an adapter as the forward under way has it, and what it was generated of."""
+        return [*self._adapters[layer], self.prototypes[self._row(self.task)]]
+
+    def _probe(self, run: Callable[[], Any]) -> None:
+        self._adapters, self._states = [], None
+        super()._probe(run)
+        if self.retriever is not None and self._states is None:
+            raise no_effect(f"the retriever in '{self.stack}' reads no hidden states", self.model)
+        self._states = None
 
     def _watch(self, _module: nn.Module, _args: object, output: Any) -> None:
         self._states = output[0]
@@ -265,11 +285,11 @@ class Pha(Method):
         if self.retriever is None or not self.model.training:
             return output
         states, self._states = self._states, None
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        if states is None or all(given.get(name) is None for name in TARGETS):
+        if states is None or loss_of(output) is None:
             self.tell_without_labels()
             return output
-        return with_loss(output, self.config.weight * self._losses(self._vectors(states, given.get("attention_mask"))))
+        losses = self._losses(self._vectors(states, self._mask.get(args, kwargs)))
+        return with_loss(output, self.config.weight * losses)
 
     # The retriever
 
@@ -313,14 +333,15 @@ class Pha(Method):
         training = self.model.training
         self.model.eval()
         reader = self.model.get_encoder() if self._manual else self.model.base_model
+        taken = inspect.signature(reader.forward).parameters
         cosines = []
         try:
             with torch.no_grad():
                 table = F.normalize(torch.stack(list(self.prototypes)), dim=1)
                 for batch in batches:
-                    reader(**{name: value for name, value in batch.items() if _is_input(name)})
+                    reader(**{name: value for name, value in batch.items() if name in taken})
                     assert self._states is not None
-                    vectors = self._vectors(self._states, batch.get("attention_mask"))
+                    vectors = self._vectors(self._states, batch.get(self._mask.name))
                     cosines.append(F.normalize(vectors, dim=1) @ table.T)
         finally:
             self._states = None
@@ -432,15 +453,18 @@ class Pha(Method):
             file.copy_head(self, f"heads.{task}.", task)
 
 
-def attach(model: nn.Module, config: Config, tasks: Mapping[str, int]) -> Pha:
+def attach(
+    model: nn.Module, config: Config, tasks: Mapping[str, int], *, probe: Mapping[str, Any] | None = None
+) -> Pha:
     """Put PHA on a model for tasks with so many labels each, 0 for a T5 that generates; the first task comes first.
 
-    Raises UsageError for a model that is not built as BERT, RoBERTa or T5 is, and for tasks that it cannot have.
+    `probe` is a batch to probe it with (`Method.probe`). Raises UsageError for a model that is not built as BERT,
+    RoBERTa or T5 is, and for tasks that it cannot have.
     """
-    return Pha(model, config, tasks)
+    return probed(Pha(model, config, tasks), probe)
 
 
-def load(model: nn.Module, directory: str | os.PathLike[str]) -> Pha:
+def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> Pha:
     """Put a saved run, or a decoded one, on the model of its base.
 
     A decoded run has one task, and the retriever only where the pack kept it; without it, training goes on without its
@@ -471,7 +495,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Pha:
     if not any(name.startswith(f"{stack}.mlp.") for name in tensors):
         losses["weight"] = 0.0
     config = Config(**{size: len(tensors[name]) for size, name in sizes.items()}, **losses)
-    method = attach(model, config, tasks)
+    method = attach(model, config, tasks, probe=probe)
     with loading(method):
         if method.stack != stack:
             raise file.error(f"has its generator at '{stack}', {type(model).__name__} at '{method.stack}'")
@@ -481,8 +505,8 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Pha:
     return method
 
 
-def _is_input(name: str) -> bool:
-    return name not in TARGETS and not name.startswith("decoder_")
+def _parameters_of(module: nn.Module) -> list[torch.Tensor]:
+    return list(module.parameters())
 
 
 def _stacks(model: nn.Module) -> tuple[list[Block], list[Block]]:

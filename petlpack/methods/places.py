@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +32,10 @@ HEADS = ("classifier", "score", "classification_head", "qa_outputs")
 class Block:
     """One block of a model: modules, and their names in the model's state dict."""
 
+    name: str
+    """`bert.encoder.layer.0`, `encoder.block.0`"""
+    layer: nn.Module
+    """The whole of it: self-attention, feed-forward and what stands between them."""
     output_name: str
     """`bert.encoder.layer.0.output`, `encoder.block.0.layer.1`"""
     output: nn.Module
@@ -68,15 +75,55 @@ def blocks(model: nn.Module) -> list[Block]:
 def _block(name: str, module: nn.Module) -> Block | None:
     attention = getattr(getattr(module, "attention", None), "self", None)
     if hasattr(attention, "query") and hasattr(getattr(module, "output", None), "dense"):
-        return Block(f"{name}.output", module.output, module.output.dense, f"{name}.attention.self", attention)
+        return Block(
+            name, module, f"{name}.output", module.output, module.output.dense, f"{name}.attention.self", attention
+        )
     layers = getattr(module, "layer", None)
     if isinstance(layers, nn.ModuleList) and hasattr(layers[0], "SelfAttention"):
         last = len(layers) - 1
-        end = layers[last]
+        end, attention = layers[last], layers[0].SelfAttention
         return Block(
-            f"{name}.layer.{last}", end, end.DenseReluDense, f"{name}.layer.0.SelfAttention", layers[0].SelfAttention
+            name, module, f"{name}.layer.{last}", end, end.DenseReluDense, f"{name}.layer.0.SelfAttention", attention
         )
     return None
+
+
+class Argument:
+    """An argument of another library's forward, found by the signature that the installed version has.
+
+    A hook that puts a value under a name of its own choosing is ignored in silence by the first version that calls it
+    otherwise (Transformers 5.24: `cache`, which was `past_key_values`).
+    """
+
+    def __init__(self, module: nn.Module, *names: str) -> None:
+        """Find the first of `names` that the module's forward takes; raises UsageError where it takes none of them."""
+        taken = list(inspect.signature(module.forward).parameters)
+        found = next((name for name in names if name in taken), None)
+        if found is None:
+            raise UsageError(
+                f"{type(module).__name__}.forward of {library_of(module)} takes {', '.join(taken)}, and no {names[0]}",
+                hint="this version is not known to petlpack: install an earlier one, and report it",
+            )
+        self.name, self._position = found, taken.index(found)
+
+    def get(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return the argument's value in a call, None where it is left out."""
+        return args[self._position] if self._position < len(args) else kwargs.get(self.name)
+
+    def put(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a call with this value for the argument, by position where it was given so."""
+        if self._position < len(args):
+            return (*args[: self._position], value, *args[self._position + 1 :]), kwargs
+        return args, {**kwargs, self.name: value}
+
+
+def library_of(module: nn.Module) -> str:
+    """Return the library that a module's code comes from, with its version: `transformers 5.24.0`."""
+    name = type(module).__module__.partition(".")[0]
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:  # a model of the user's own
+        return name
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module] | None:

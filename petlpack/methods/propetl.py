@@ -22,8 +22,8 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, loading
-from petlpack.methods.places import ACTIVATIONS, Block, blocks
+from petlpack.methods.method import Method, loading, probed
+from petlpack.methods.places import ACTIVATIONS, Argument, Block, blocks
 
 KINDS = ("adapter", "lora", "prefix")
 
@@ -88,11 +88,19 @@ class Config:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", hint="a finite number")
 
 
-def attach(model: nn.Module, config: Config, *, task: str = "task", tasks: Mapping[str, int] | None = None) -> Propetl:
+def attach(
+    model: nn.Module,
+    config: Config,
+    *,
+    task: str = "task",
+    tasks: Mapping[str, int] | None = None,
+    probe: Mapping[str, Any] | None = None,
+) -> Propetl:
     """Put PROPETL on a BERT, RoBERTa or T5 model: for one task, called `task`, or for `tasks` (labels by task).
 
     One task has a mask for each layer. Several have hybrid masks (section 3.3): a mask for each task, tied over the
     layers, combined with a mask for each layer, shared by the tasks; `switch` says whose batch comes next.
+    `probe` is a batch to probe the method with (`Method.probe`), where the model does not run on tokens alone.
     Raises UsageError.
     """
     found = blocks(model)
@@ -116,7 +124,7 @@ def attach(model: nn.Module, config: Config, *, task: str = "task", tasks: Mappi
         )
     if config.kind == "prefix" and tasks is None and config.hidden == 0:
         raise UsageError("a prefix of one task is saved with the network that makes it", hint="give hidden above 0")
-    return Propetl(model, _resolved(config, first, tasks is not None), found, task, tasks)
+    return probed(Propetl(model, _resolved(config, first, tasks is not None), found, task, tasks), probe)
 
 
 def _resolved(config: Config, block: Block, several: bool) -> Config:
@@ -286,6 +294,17 @@ class Propetl(Method):
 
     # Where it stands
 
+    def _note(self, what: str, layer: int, *sides: str) -> None:
+        """Note what was put into a layer: its masks, and of a matrix that trains itself the prototype and its bias."""
+        network, block = self.network, self.blocks[layer]
+
+        def tensors() -> list[torch.Tensor]:
+            masks = [network.layers[layer], *([network.tasks[self.task]] if self.tasks else [])]
+            weights = [network.prototype.get(name) for side in sides for name in (side, f"{side}_bias")]
+            return [scores[side] for scores in masks for side in sides] + [w for w in weights if w is not None]
+
+        self.insert(what, block.name, block.layer, tensors)
+
     def _adapter(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Return scaling (W'u act(W'd x + bd) + bu)."""
         bias = self.network.prototype
@@ -293,6 +312,7 @@ class Propetl(Method):
         return F.linear(hidden, self.weight("up", layer), bias["up_bias"]) * self.config.scaling
 
     def _add_adapter(self, layer: int, block: Block) -> None:
+        self._note("the adapter", layer, "down", "up")
         if not block.is_t5:  # Pfeiffer et al. 2021: LN(in + adapter(LN(in))), with the base's own LN
 
             def behind(norm: Any, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
@@ -302,18 +322,20 @@ class Propetl(Method):
             self.hook(block.output.LayerNorm.register_forward_hook(behind))
             return
         before: list[torch.Tensor] = []  # the block's input, on its way to the hook behind the feed-forward
+        states = Argument(block.output, "hidden_states")
 
-        def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            before[:] = args[:1]
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            before[:] = [states.get(args, kwargs)]
 
         def add(_module: nn.Module, _args: object, out: torch.Tensor) -> torch.Tensor:
             return out + self._adapter(layer, out + before.pop())  # propetl-t5 adapter_controller.py:185-188
 
-        self.hook(block.output.register_forward_pre_hook(note))
+        self.hook(block.output.register_forward_pre_hook(note, with_kwargs=True))
         self.hook(block.feed_forward.register_forward_hook(add))
 
     def _add_lora(self, layer: int, block: Block) -> None:
         for name, linear in block.query_and_value.items():
+            self._note(f"the LoRA on {name}", layer, f"{name}_lora_A", f"{name}_lora_B")
 
             def add(
                 _module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor, name: str = name
@@ -326,17 +348,20 @@ class Propetl(Method):
             self.hook(linear.register_forward_hook(add))
 
     def _add_prefix(self, layer: int, block: Block) -> None:
+        self._note("the prefix", layer, "prefix")
         heads = block.attention.num_attention_heads
+        seen = Argument(block.attention, "attention_mask")
+        cache = Argument(block.attention, "cache", "past_key_values")
 
         def put(
-            _module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             states = self.weight("prefix", layer).view(self.config.length, 2, heads, -1).permute(1, 2, 0, 3)
-            mask = kwargs.get("attention_mask")
+            mask = seen.get(args, kwargs)
             if mask is not None:  # visible: True, 1 of a two-dimensional one, 0 of one that is added
                 visible = True if mask.dtype == torch.bool else float(mask.dim() == 2)
-                mask = F.pad(mask, (self.config.length, 0), value=visible)
-            return args, {**kwargs, "attention_mask": mask, "past_key_values": _Prefix(states)}
+                args, kwargs = seen.put(F.pad(mask, (self.config.length, 0), value=visible), args, kwargs)
+            return cache.put(_Prefix(states), args, kwargs)
 
         self.hook(block.attention.register_forward_pre_hook(put, with_kwargs=True))
 
@@ -493,7 +518,9 @@ class Propetl(Method):
 # Loading
 
 
-def load(model: nn.Module, directory: str | os.PathLike[str]) -> Propetl:
+def load(
+    model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None
+) -> Propetl:
     """Attach what a run directory, as saved or as decoded from a pack, says, and copy its weights in.
 
     In eval mode the model then computes, to the bit, what the saved one did. Most runs hold masks and no
@@ -502,17 +529,17 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Propetl:
     """
     path = Path(directory)
     if (path / MULTI_TASK).is_file():
-        return _load_tasks(model, path)
+        return _load_tasks(model, path, probe)
     folders = [folder for folder in (path, *sorted(path.glob("*/"))) if (folder / "adapter_config.json").is_file()]
     if len(folders) != 1:
         raise RunError(
             f"'{printable(str(path))}' has {len(folders)} adapters, and no {MULTI_TASK}",
             hint="give the directory that `save` wrote, or that of one adapter",
         )
-    return _load_adapter(model, folders[0])
+    return _load_adapter(model, folders[0], probe)
 
 
-def _load_tasks(model: nn.Module, path: Path) -> Propetl:
+def _load_tasks(model: nn.Module, path: Path, probe: Mapping[str, Any] | None) -> Propetl:
     about = _Json(path / ABOUT)
     kind, combine, tasks = about.get("kind", str), about.get("combine", str), about.get("tasks", dict)
     if kind not in _FIELDS:
@@ -524,7 +551,8 @@ def _load_tasks(model: nn.Module, path: Path) -> Propetl:
     config = about.config(
         kind=kind, keep=about.get("keep_ratio", float), hidden=0, **own, **({"combine": combine} if several else {})
     )
-    method = attach(model, config, tasks=tasks) if several else attach(model, config, task=next(iter(tasks)))
+    named: dict[str, Any] = {"tasks": tasks} if several else {"task": next(iter(tasks))}
+    method = attach(model, config, **named, probe=probe)
     with loading(method):
         file = TensorFile(path / MULTI_TASK)
         weights, masks = method._names_of_tasks()
@@ -537,7 +565,7 @@ def _load_tasks(model: nn.Module, path: Path) -> Propetl:
     return method
 
 
-def _load_adapter(model: nn.Module, folder: Path) -> Propetl:
+def _load_adapter(model: nn.Module, folder: Path, probe: Mapping[str, Any] | None) -> Propetl:
     about = _Json(folder / "adapter_config.json")
     own = _Json(about.path, about.get("config", dict))
     kind = {"lora": "lora", "prefix_tuning": "prefix"}.get(str(own.table.get("architecture")), "adapter")
@@ -551,7 +579,7 @@ def _load_adapter(model: nn.Module, folder: Path) -> Propetl:
     else:
         settings = {"length": own.get("prefix_length", int), "hidden": own.get("bottleneck_size", int)}
     config = about.config(kind=kind, keep=own.get("sparsity", float), **settings)
-    method = attach(model, config, task=about.get("name", str))
+    method = attach(model, config, task=about.get("name", str), probe=probe)
     with loading(method):
         file = TensorFile(folder / "adapter.safetensors")
         weights, masks = method._names_of_adapter()

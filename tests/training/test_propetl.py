@@ -246,8 +246,8 @@ def test_an_adapter_of_t5_gets_the_feed_forward_s_output_and_the_block_s_input(l
     block = method.blocks[layer]
     changed, whole = record(block.feed_forward), record(block.output)
     logits_of(model)
-    before, after = whole[0]
-    y = numbers((plain if layer == 1 else plain_too)[0][1])
+    before, after = whole[-1]
+    y = numbers((plain if layer == 1 else plain_too)[-1][1])
     bias = [numbers(method.network.prototype[f"{side}_bias"]) for side in ("down", "up")]
     expected = formulas.propetl_t5_adapter(
         y, numbers(before), dense(method, "down", layer), bias[0], dense(method, "up", layer), bias[1]
@@ -268,7 +268,7 @@ def test_a_lora_adds_alpha_by_r_b_a(family: str) -> None:
     logits_of(model)
     for name in names:
         a, b = (dense(method, f"{name}_lora_{part}", 1) for part in "AB")
-        ((x, y),), ((_, out),) = plain[name], changed[name]
+        (x, y), (_, out) = plain[name][-1], changed[name][-1]
         assert np.allclose(numbers(out), numbers(y) + numbers(x) @ formulas.lora_delta(a, b, 7.0).T, atol=1e-5)
         assert not torch.allclose(out, y, atol=1e-3)
     query, value = (method.network.prototype[f"{name}_lora_A"] for name in names)
@@ -302,10 +302,10 @@ def test_a_prefix_stands_in_front_of_keys_and_values(how: str, form: str) -> Non
     hidden, seen = torch.randn(*IDS.shape, WIDTH), SEEN.bool() if form != "none" else torch.ones_like(SEEN).bool()
     wide = seen[:, None, None, :].expand(-1, 1, IDS.shape[1], -1)
     masks = {"none": None, "bool": wide, "added": torch.where(wide, 0.0, torch.finfo(torch.float32).min)}
-    out = method.blocks[1].attention(hidden, attention_mask=masks[form], past_key_values=None)[0]
+    out = method.blocks[1].attention(hidden, attention_mask=masks[form])[0]
     assert np.allclose(numbers(out), attention_by_hand(method, numbers(hidden), numbers(seen), 1), atol=1e-5)
     method.detach()
-    plain = method.blocks[1].attention(hidden, attention_mask=masks[form], past_key_values=None)[0]
+    plain = method.blocks[1].attention(hidden, attention_mask=masks[form])[0]
     assert not torch.allclose(plain, out, atol=1e-3)
 
 
@@ -318,7 +318,7 @@ def test_a_prefix_is_visible_in_a_mask_of_two_dimensions() -> None:
         return args, {**kwargs, "attention_mask": None}
 
     method.blocks[0].attention.register_forward_pre_hook(stop, with_kwargs=True)
-    method.blocks[0].attention(torch.randn(*IDS.shape, WIDTH), attention_mask=SEEN, past_key_values=None)
+    method.blocks[0].attention(torch.randn(*IDS.shape, WIDTH), attention_mask=SEEN)
     assert torch.equal(seen[0], torch.cat([torch.ones(len(IDS), 5, dtype=SEEN.dtype), SEEN], 1))
 
 
