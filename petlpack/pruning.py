@@ -85,7 +85,8 @@ def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Bas
                 bits = size[size > 0].view("<u8")
                 if shift < 48:
                     bits = bits[bits >> np.uint64(shift + 16) == found]
-                counts += np.bincount((bits >> np.uint64(shift)) & np.uint64(0xFFFF), minlength=1 << 16)
+                digits = ((bits >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64)  # NumPy 1 counts no uint64
+                counts += np.bincount(digits, minlength=1 << 16)
         reached = above + np.cumsum(counts[::-1])[::-1]
         if reached[0] < max(count, 1):  # fewer weights changed than may be kept
             return np.float64(np.finfo(np.float64).smallest_subnormal)
