@@ -5,7 +5,6 @@ Import it as `from tests.conftest import make_pair, write_run`.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import safetensors
-from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from petlpack.tensors.dtypes import DTYPES, Bits
 from petlpack.tensors.tensor import Tensor
-from petlpack_cli.app import cli
 from tests.locks import differences
 from tests.method_runs import Shape, write_adamix, write_base, write_pha, write_propetl_t5
 
@@ -36,15 +33,6 @@ def pytest_report_header() -> str:
     """Say above the tests which versions they run with."""
     others = [f"{name} {here} ({locked})" for name, (here, locked) in differences("dev").items()]
     return f"not as in locks/dev.txt: {', '.join(others)}" if others else "versions: those of locks/dev.txt"
-
-
-# Before click 8.2 the two outputs are one unless told otherwise; since then nothing else is to be had.
-_APART: Mapping[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
-
-
-def run_command(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Result:
-    """Run the command line in this process."""
-    return CliRunner(env=env, **_APART).invoke(cli, [str(argument) for argument in arguments])
 
 
 CONFIG: Mapping[str, Any] = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
