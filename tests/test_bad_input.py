@@ -85,12 +85,11 @@ class Place:
 
     def snapshot(self, pack: Path | None = None) -> dict[str, tuple[bytes, int] | None]:
         """Every directory and every file of the pack with its bytes and time."""
-        return {
-            path.relative_to(self.root).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
-            if path.is_file()
-            else None
-            for path in (pack or self.pack).rglob("*")
-        }
+        found: dict[str, tuple[bytes, int] | None] = {}
+        for path in (pack or self.pack).rglob("*"):
+            time = 0 if path.name == ".lock" else path.stat().st_mtime_ns  # filelock before 4 opens it anew
+            found[path.relative_to(self.root).as_posix()] = (path.read_bytes(), time) if path.is_file() else None
+        return found
 
     def check_others(self) -> None:
         """Check that the earlier tasks decode."""
