@@ -27,6 +27,7 @@ from petlpack.layouts.files import TRAINING, sort_files
 from petlpack.tensors.checkpoint import name_text
 from petlpack.tensors.dtypes import DTYPES
 from tests.conftest import make_pair, weights, write_pair, write_run
+from tests.faults import PREFIX_TUNING, skip_where
 
 TRAINING_WHY = "training state, not needed for inference"
 CONFIG = {
@@ -721,6 +722,8 @@ def test_adapters_of_every_kind_come_back_and_load(classifier: Path, tmp_path: P
     assert set(trip.left_out) == {"README.md"}
     config = json.loads((run / "adapter_config.json").read_text(encoding="utf-8"))
     assert (trip.encoded.layout, trip.encoded.method) == ("peft", config["peft_type"].lower())
+    if kind == "prefix":
+        skip_where(PREFIX_TUNING, lambda: outputs(model))
     assert outputs(_load_adapter(classifier, trip.out)) == outputs(_load_adapter(classifier, run))
     if kind != "vblora":  # PEFT saves VB-LoRA's logits as top-k weights, rounded
         assert outputs(_load_adapter(classifier, trip.out)) == outputs(model)

@@ -1,0 +1,41 @@
+"""What other libraries cannot do with each other at some versions: a test that needs it says so, and skips there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of other libraries."""
+
+    versions: Mapping[str, str]
+    """The versions of each library that have it together."""
+    error: type[Exception]
+    says: str
+    why: str
+
+
+PREFIX_TUNING = Fault(
+    {"peft": ">=0.21", "transformers": ">=5.24"},
+    ValueError,
+    "does not support past key values",
+    "Transformers renamed the argument of BERT that PEFT gives a prefix to, from past_key_values to cache",
+)
+
+
+def skip_where(fault: Fault, alone: Callable[[], object]) -> None:
+    """Skip the rest of a test at the versions that have a fault, if the libraries `alone` do fail; else let it run.
+
+    Where they work nevertheless, the test fails: the versions want an upper bound.
+    """
+    if not all(version(name) in SpecifierSet(allowed) for name, allowed in fault.versions.items()):
+        return
+    with pytest.raises(fault.error, match=fault.says):
+        alone()
+    pytest.skip(f"{' with '.join(f'{name} {version(name)}' for name in fault.versions)}: {fault.why}")
