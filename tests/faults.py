@@ -28,6 +28,13 @@ PREFIX_TUNING = Fault(
     "Transformers renamed the argument of BERT that PEFT gives a prefix to, from past_key_values to cache",
 )
 
+SAVED_NORMS = Fault(
+    {"transformers": "<5.6"},
+    KeyError,
+    "LayerNorm.weight",
+    "a Trainer saves LayerNorm.weight as LayerNorm.gamma, and does not find it again",
+)
+
 
 def skip_where(fault: Fault, alone: Callable[[], object]) -> None:
     """Skip the rest of a test at the versions that have a fault, if the libraries `alone` do fail; else let it run.

@@ -88,9 +88,7 @@ def _check_density(density: float) -> None:
         raise UsageError(f"density is {density!r}", hint="it is the share of the weights to change, above 0, at most 1")
 
 
-def attach(
-    model: nn.Module, config: Config | None = None, *, probe: Mapping[str, Any] | None = None
-) -> DiffPruning:
+def attach(model: nn.Module, config: Config | None = None, *, probe: Mapping[str, Any] | None = None) -> DiffPruning:
     """Give every weight of a model's base a difference and a gate, and begin stage 1; the head trains as it is.
 
     `probe` is a batch to probe it with (`Method.probe`).
@@ -252,23 +250,29 @@ class DiffPruning(Method):
     def _probe(self, run: Callable[[], Any]) -> None:
         """Show by a training step that the weights' gradients become those of differences and gates."""
         self._follow()
-        new = self._stage.is_new()
-        halfway = self._stage.halfway() if new else nullcontext()
+        gates = self._stage if isinstance(self._stage, _Gates) else None
+        halfway = gates.halfway() if gates is not None and gates.is_new() else nullcontext()
         try:
             with running(self.model, training=True), halfway, _without_gradients(self.parameters()):
-                total = weighed(run())
-                if total is not None:
-                    total.backward()
+                self._backward(weighed(run()))
                 stuck = [weight.name for weight in self._weights if weight.theta.grad is not None]
                 if stuck:
                     raise no_effect(f"the gradient of '{stuck[0]}' does not become its difference's", self.model)
-                if not self._stage.reached():
+                if gates is not None and not gates.reached():
                     raise no_effect("no gradient reaches the differences and their gates", self.model)
         finally:
             self._restore()
-            self._stage.forget()
-            if not new:
+            if gates is not None:
+                gates.forget()
+            if gates is None or not gates.is_new():
                 self._write()
+
+    def _backward(self, total: torch.Tensor | None) -> None:
+        try:
+            if total is not None:
+                total.backward()
+        except UsageError as error:  # from a hook
+            raise no_effect(error.message, self.model) from error
 
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._follow()
@@ -513,16 +517,6 @@ class _Kept:
 
     def gates(self) -> list[nn.Parameter]:
         return []
-
-    def is_new(self) -> bool:
-        return False
-
-    def forget(self) -> None:
-        pass
-
-    def reached(self) -> bool:
-        """Tell that none is missing: what is kept may all stand where the model reads nothing."""
-        return True
 
     def to(self, device: torch.device) -> None:
         self.start = self.start.to(device)

@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.tensors.checkpoint import open_saved
+from petlpack.tensors.names import modern
 
 if TYPE_CHECKING:
     from petlpack.methods.method import Method
@@ -40,9 +41,9 @@ class TensorFile:
     """A run's safetensors file, or what torch saved; keeps account of the tensors that were asked for."""
 
     def __init__(self, path: Path) -> None:
-        """Read all tensors; raises RunError that names the file."""
+        """Read all tensors, by the names of today (Transformers 5.0 to 5.5 saves gamma and beta); raises RunError."""
         self.path = path
-        self.tensors = {name: tensor.torch() for name, tensor in open_saved(path).tensors.items()}
+        self.tensors = {modern(name): tensor.torch() for name, tensor in open_saved(path).tensors.items()}
         self._others = set(self.tensors)
 
     def get(self, name: str, shape: Sequence[int]) -> torch.Tensor:

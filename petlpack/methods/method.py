@@ -210,10 +210,8 @@ class Method(ABC):
         self._hooks.append(handle)
         self._undo.append(handle.remove)
 
-    def insert(
-        self, what: str, layer: str, module: nn.Module, tensors: Callable[[], Sequence[torch.Tensor]]
-    ) -> None:
-        """Note what was put into a layer, for the probe: `tensors` are those by which it changes the module's output."""
+    def insert(self, what: str, layer: str, module: nn.Module, tensors: Callable[[], Sequence[torch.Tensor]]) -> None:
+        """Note what was put into a layer, for the probe: by `tensors` it changes the module's output."""
         self._inserts.append(Insert(what, layer, module, tensors))
 
     def add(self, parent: nn.Module, name: str, child: nn.Module) -> None:

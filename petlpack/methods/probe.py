@@ -34,10 +34,11 @@ class Insert:
 
 
 def check_inserts(model: nn.Module, inserts: Sequence[Insert], run: Callable[[], Any]) -> None:
-    """Run a model once, by `run` and in eval mode, and raise UsageError for an insert on which its layer's output does not depend.
+    """Run a model once, by `run` and in eval mode; raise UsageError for an insert that its layer does not depend on.
 
-    It depends where its slope in each of the insert's tensors exists, and is not 0 in all of them: a LoRA whose B is 0
-    at the start counts. Weights, gradients, modes and random generators are afterwards what they were.
+    A layer depends on it where its output has a slope in each of the insert's tensors, and one that is not 0 in one of
+    them: a LoRA whose B is 0 at the start counts. Weights, gradients, modes and random generators are afterwards what
+    they were.
     """
     watched: dict[nn.Module, list[Insert]] = {}
     for insert in inserts:
@@ -60,7 +61,9 @@ def check_inserts(model: nn.Module, inserts: Sequence[Insert], run: Callable[[],
     if idle := [insert for insert in inserts if insert not in acting]:
         first, others = idle[0], len(idle) - 1
         why = "changes nothing that the layer computes" if first.module in ran else "is in a layer that did not run"
-        raise no_effect(f"{first.what} in '{first.layer}' {why}", model, f", and so for {others} more" if others else "")
+        raise no_effect(
+            f"{first.what} in '{first.layer}' {why}", model, f", and so for {others} more" if others else ""
+        )
 
 
 def no_effect(what: str, model: nn.Module, more: str = "") -> UsageError:
@@ -140,11 +143,12 @@ def weighed(output: Any) -> torch.Tensor | None:
 
     A plain sum has no slope behind a norm.
     """
-    sums = [
-        (tensor * torch.arange(1, tensor.numel() + 1, device=tensor.device).sin().view_as(tensor).to(tensor.dtype)).sum()
-        for tensor in _tensors(output)
-    ]
+    sums = [(tensor * _weights(tensor)).sum() for tensor in _tensors(output)]
     return sum(sums[1:], sums[0]) if sums else None
+
+
+def _weights(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.arange(1, tensor.numel() + 1, device=tensor.device).sin().view_as(tensor).to(tensor.dtype)
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:

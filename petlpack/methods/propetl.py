@@ -24,6 +24,7 @@ from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
 from petlpack.methods.method import Method, loading, probed
 from petlpack.methods.places import ACTIVATIONS, Argument, Block, blocks
+from petlpack.methods.probe import no_effect
 
 KINDS = ("adapter", "lora", "prefix")
 
@@ -328,6 +329,8 @@ class Propetl(Method):
             before[:] = [states.get(args, kwargs)]
 
         def add(_module: nn.Module, _args: object, out: torch.Tensor) -> torch.Tensor:
+            if not before:
+                raise no_effect(f"the adapter in '{block.name}' does not see what the layer reads", self.model)
             return out + self._adapter(layer, out + before.pop())  # propetl-t5 adapter_controller.py:185-188
 
         self.hook(block.output.register_forward_pre_hook(note, with_kwargs=True))
@@ -518,9 +521,7 @@ class Propetl(Method):
 # Loading
 
 
-def load(
-    model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None
-) -> Propetl:
+def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> Propetl:
     """Attach what a run directory, as saved or as decoded from a pack, says, and copy its weights in.
 
     In eval mode the model then computes, to the bit, what the saved one did. Most runs hold masks and no

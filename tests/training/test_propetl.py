@@ -337,7 +337,7 @@ def test_padding_changes_nothing(kind: str, how: str) -> None:
 def test_training_starts_near_the_base(family: str, kind: str) -> None:
     model = new_model(family)
     before = logits_of(model)
-    propetl.attach(model, Config(kind=kind, bottleneck=4, rank=3))
+    propetl.attach(model, Config(kind=kind, bottleneck=4))  # a LoRA of the default rank: alpha / rank is large else
     after = logits_of(model)
     assert not torch.equal(before, after)
     assert (after - before).abs().max() < 0.25 * before.std()
@@ -397,6 +397,9 @@ def test_the_seed_makes_the_run(kind: str) -> None:
     ("family", "kind", "several"),
     [("bert", "adapter", True), ("roberta", "lora", False), ("bert", "prefix", False), ("t5", "adapter", False)],
 )
+@pytest.mark.filterwarnings(
+    "ignore:mtime may not be reliable:UserWarning"
+)  # Transformers 5.0 and 5.1, of its own files
 def test_trainer_trains_it_and_saves_checkpoints(tmp_path: Path, family: str, kind: str, several: bool) -> None:
     method = attached(family, kind, several)
     model = method.model

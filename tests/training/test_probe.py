@@ -1,0 +1,356 @@
+"""The probe: a method that is on a model and does nothing there is refused, whichever part of it is broken."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from petlpack.errors import UsageError
+from petlpack.methods import adamix, diff_pruning, pha, propetl
+from petlpack.methods.method import Method
+from petlpack.methods.places import Argument, blocks, library_of
+
+VERSION = f"transformers {transformers.__version__}"
+TASKS = {"sst2": 2, "rte": 3}
+
+
+def bert(kind: str = "BertForSequenceClassification", **more: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=24, max_position_embeddings=20, initializer_range=0.2, **sizes, **more)
+    return getattr(transformers, kind)(config)
+
+
+def t5() -> Any:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=24, decoder_start_token_id=0, **sizes)
+    )
+
+
+def _propetl(kind: str, several: bool = False) -> Callable[[Any], Any]:
+    config = propetl.Config(kind=kind, bottleneck=4, rank=3, length=5, hidden=8)
+
+    def attach(model: Any) -> Any:
+        tasks = {task: 0 if model.config.model_type == "t5" else labels for task, labels in TASKS.items()}
+        return propetl.attach(model, config, tasks=tasks if several else None)
+
+    return attach
+
+
+def _pha(model: Any) -> Any:
+    tasks = {task: 0 if model.config.model_type == "t5" else labels for task, labels in TASKS.items()}
+    return pha.attach(model, pha.Config(bottleneck=4, code=8, trunk=8), tasks)
+
+
+METHODS: dict[str, Callable[[Any], Any]] = {
+    "propetl adapter": _propetl("adapter"),
+    "propetl lora": _propetl("lora"),
+    "propetl prefix": _propetl("prefix"),
+    "propetl adapter of tasks": _propetl("adapter", True),
+    "propetl prefix of tasks": _propetl("prefix", True),
+    "adamix adapter": lambda model: adamix.attach(model, adamix.Config(bottleneck=4)),
+    "adamix lora": lambda model: adamix.attach(model, adamix.Config(kind="lora", rank=2)),
+    "diff pruning": lambda model: diff_pruning.attach(model),
+    "diff pruning, no groups": lambda model: diff_pruning.attach(model, diff_pruning.Config(structured=False)),
+    "pha": _pha,
+}
+MODELS: dict[str, Callable[[], Any]] = {"bert": bert, "t5": t5}
+CASES = [(model, method) for model in MODELS for method in METHODS if not (model == "t5" and "prefix" in method)]
+cases = pytest.mark.parametrize(("family", "name"), CASES)
+
+
+def hooks_of(attach: Callable[[Any], Any], model: Any, monkeypatch: pytest.MonkeyPatch, broken: int = -1) -> int:
+    """Attach a method, the `broken`-th of its hooks taken off at once, and return how many there are."""
+    plain, count = Method.hook, 0
+
+    def hook(self: Method, handle: Any) -> None:
+        nonlocal count
+        plain(self, handle)
+        if count == broken:
+            handle.remove()
+        count += 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Method, "hook", hook)
+        attach(model).detach()
+    return count
+
+
+def aside(model: Any) -> int:
+    """Return how many hooks of diff pruning the probe does not run: for state dicts, and parts called by themselves."""
+    parts = {model.base_model, *([model.get_encoder()] if model.config.is_encoder_decoder else [])} - {model}
+    return 2 + len(parts)
+
+
+@cases
+def test_each_broken_hook_is_an_error_that_names_what_and_the_version(
+    family: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MODELS[family]()
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    count = hooks_of(METHODS[name], model, monkeypatch)
+    assert count >= 2
+    if "diff" in name:
+        count -= aside(model)
+    for broken in range(count):
+        with pytest.raises(UsageError) as caught:
+            hooks_of(METHODS[name], model, monkeypatch, broken)
+        assert VERSION in caught.value.message, (broken, caught.value.message)
+        assert caught.value.hint
+        assert any(f"'{key}" in caught.value.message for key in ("bert", "encoder", "decoder", "classifier", "shared"))
+    assert model.state_dict().keys() == state.keys()  # nothing was left on it
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["adamix adapter", "diff pruning", "pha"])
+def test_a_forward_that_is_not_the_wrapped_one_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwrapped(self: Method, _wrapper: object) -> None:
+        self._wrapped_calls = 0
+
+    monkeypatch.setattr(Method, "wrap_forward", unwrapped)
+    with pytest.raises(UsageError, match="does not run the forward that the method wrapped") as caught:
+        METHODS[name](bert())
+    assert VERSION in caught.value.message
+
+
+# What another version of the library may do
+
+
+def test_a_prefix_that_the_layer_ignores_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Transformers 5.24 ignored it, when it was given by its old name."""
+    model = bert()
+    attention = type(blocks(model)[0].attention)
+    plain = attention.forward
+
+    @functools.wraps(plain)
+    def deaf(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return plain(
+            self, *args, **{key: None if key in ("cache", "past_key_values") else kwargs[key] for key in kwargs}
+        )
+
+    monkeypatch.setattr(attention, "forward", deaf)
+    with pytest.raises(UsageError) as caught:
+        METHODS["propetl prefix"](model)
+    assert caught.value.message == (
+        f"the prefix in 'bert.encoder.layer.0' changes nothing that the layer computes ({VERSION}), and so for 1 more"
+    )
+
+
+@pytest.mark.parametrize("renamed", ["cache", "attention_mask"])
+def test_an_argument_that_is_called_otherwise_is_an_error(renamed: str) -> None:
+    class Other(nn.Module):  # type: ignore[misc]
+        def forward(self, hidden_states: Any, mask: Any = None, memory: Any = None) -> Any: ...
+
+    with pytest.raises(UsageError, match=f"takes hidden_states, mask, memory, and no {renamed}"):
+        Argument(Other(), renamed, "past_key_values")
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_an_argument_is_put_where_the_call_has_it(newer: bool) -> None:
+    class Old(nn.Module):  # type: ignore[misc]
+        def forward(self, hidden_states: Any, attention_mask: Any = None, past_key_values: Any = None) -> Any: ...
+
+    class New(nn.Module):  # type: ignore[misc]
+        def forward(self, hidden_states: Any, attention_mask: Any = None, cache: Any = None, **more: Any) -> Any: ...
+
+    cache = Argument(New() if newer else Old(), "cache", "past_key_values")
+    name = "cache" if newer else "past_key_values"
+    assert cache.name == name
+    assert cache.put(7, (1,), {"attention_mask": 2}) == ((1,), {"attention_mask": 2, name: 7})
+    assert cache.put(7, (1,), {name: None}) == ((1,), {name: 7})
+    assert cache.put(7, (1, 2, None), {}) == ((1, 2, 7), {})
+    assert (cache.get((1, 2, 3), {}), cache.get((1,), {name: 4}), cache.get((1,), {})) == (3, 4, None)
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("name", ["propetl adapter", "pha"])
+def test_layers_may_be_called_by_names(family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method computes the same where a version gives by name what others give by position."""
+    model = MODELS[family]()
+    output = type(blocks(model)[0].output)
+    plain, names = output.__call__, ["hidden_states"] if family == "t5" else ["hidden_states", "input_tensor"]
+    outputs = []
+    for named in (False, True):
+        if named:
+            monkeypatch.setattr(
+                output, "__call__", lambda self, *args: plain(self, **dict(zip(names, args, strict=True)))
+            )
+        torch.manual_seed(3)
+        method = METHODS[name](model)
+        for parameter in method.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        model.eval()
+        ids = torch.tensor([[4, 5, 6]])
+        outputs.append(model(input_ids=ids, **({"labels": ids} if family == "t5" else {})).logits)
+        method.detach()
+    assert torch.equal(*outputs)
+
+
+# When it runs
+
+
+@pytest.mark.parametrize("name", ["propetl adapter of tasks", "pha"])
+def test_a_hook_that_somebody_took_off_is_an_error_at_the_next_switch(name: str) -> None:
+    method = METHODS[name](bert())
+    method.switch("rte")
+    method.switch("sst2")
+    method._hooks[-1].remove()
+    labels = method.model.num_labels
+    with pytest.raises(UsageError, match=VERSION):
+        method.switch("rte")
+    assert (method.task, method.model.num_labels) == ("sst2", labels)
+    with pytest.raises(UsageError, match=VERSION):
+        method.probe()
+
+
+def test_a_task_is_probed_when_it_is_first_switched_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = []
+    plain = propetl.Propetl._probe
+
+    def noting(self: Any, run: Callable[[], Any]) -> None:
+        probes.append(self.task)
+        plain(self, run)
+
+    monkeypatch.setattr(propetl.Propetl, "_probe", noting)
+    method = METHODS["propetl adapter of tasks"](bert())
+    for task in ("rte", "sst2", "rte"):
+        method.switch(task)
+    assert probes == ["sst2", "rte"]
+
+
+@pytest.mark.parametrize("name", ["propetl prefix", "adamix lora", "diff pruning", "pha"])
+def test_load_probes_what_it_has_loaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = METHODS[name](bert())
+    if name == "diff pruning":
+        method._stage.w[5].data.fill_(0.1)
+        method.prune()
+    method.save(tmp_path / "run")
+    load = {"propetl": propetl, "adamix": adamix, "diff": diff_pruning, "pha": pha}[name.split()[0]].load
+    load(bert(), tmp_path / "run")
+    model, probes = bert(), 0
+    keys, plain = set(model.__dict__), Method.probe
+
+    def second_fails(self: Method, batch: Any = None) -> None:
+        nonlocal probes
+        probes += 1
+        if probes == 2:
+            for handle in self._hooks if name == "diff pruning" else self._hooks[-1:]:
+                handle.remove()
+        plain(self, batch)
+
+    monkeypatch.setattr(Method, "probe", second_fails)
+    with pytest.raises(UsageError, match=VERSION):
+        load(model, tmp_path / "run")
+    assert probes == 2
+    assert set(model.__dict__) == keys
+
+
+# What it leaves, and what it takes
+
+
+@cases
+def test_a_probe_leaves_no_trace(family: str, name: str) -> None:
+    method = METHODS[name](MODELS[family]())
+    model = method.model
+    inputs = torch.tensor([[4, 5, 6, 7]])
+    labels = {"labels": inputs if family == "t5" else torch.tensor([1])}
+    optimizer = torch.optim.SGD(method.groups(lr=0.1))
+    model(input_ids=inputs, **labels).loss.backward()
+    optimizer.step()
+    model(input_ids=inputs, **labels).loss.backward()
+    next(iter(model.modules())).train()
+    dropout = next(module for module in model.modules() if isinstance(module, nn.Dropout))
+    dropout.eval()
+
+    def seen() -> dict[str, Any]:
+        own = [*method.parameters(), *model.parameters()]
+        return {
+            "values": [parameter.detach().clone() for parameter in own],
+            "gradients": [None if parameter.grad is None else parameter.grad.clone() for parameter in own],
+            "trained": [parameter.requires_grad for parameter in own],
+            "modes": [module.training for module in model.modules()],
+            "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
+            "random": torch.get_rng_state(),
+        }
+
+    state = model.state_dict()  # diff pruning writes its medians
+    before = seen()
+    method.probe()
+    after = seen()
+    assert state.keys() == model.state_dict().keys()
+    for what in ("values", "gradients"):
+        for old, new in zip(before[what], after[what], strict=True):
+            assert (old is None) == (new is None)
+            assert old is None or torch.equal(old, new)
+    assert torch.equal(before["random"], after["random"])
+    assert all(before[what] == after[what] for what in ("trained", "modes", "hooks"))
+
+
+@cases
+def test_a_method_is_probed_with_its_parameters_frozen_and_without_gradients(family: str, name: str) -> None:
+    with torch.no_grad():
+        method = METHODS[name](MODELS[family]())
+        if "diff" not in name:
+            method.model.requires_grad_(False)
+        method.probe()
+
+
+def test_a_method_is_not_put_on_in_inference_mode() -> None:
+    model = bert()
+    with torch.inference_mode(), pytest.raises(UsageError, match="inference mode"):
+        METHODS["propetl adapter"](model)
+    METHODS["propetl adapter"](model)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["BertModel", "BertForTokenClassification", "BertForQuestionAnswering", "BertForMultipleChoice", "BertForMaskedLM"],
+)
+@pytest.mark.parametrize("name", ["propetl prefix", "propetl lora", "diff pruning"])
+def test_models_for_other_tasks_are_probed(kind: str, name: str) -> None:
+    METHODS[name](bert(kind)).detach()
+
+
+class NeedsMore(transformers.BertForSequenceClassification):  # type: ignore[misc]
+    """A model that does not run on tokens alone."""
+
+    def forward(self, input_ids: Any, scale: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+
+@pytest.mark.parametrize("method", [propetl, adamix, diff_pruning, pha])
+def test_a_model_that_runs_on_other_inputs_is_probed_with_a_batch(method: Any, tmp_path: Path) -> None:
+    model = NeedsMore(bert().config)
+    tasks = {"tasks": TASKS} if method is pha else {}
+    config = method.Config() if method is diff_pruning else method.Config(bottleneck=4)
+    with pytest.raises(UsageError, match=r"does not run on the method's probe: TypeError: .*scale") as caught:
+        method.attach(model, config, **tasks)
+    assert "probe=batch" in str(caught.value.hint)
+    batch = {"input_ids": torch.tensor([[4, 5, 6]]), "scale": 1.0}
+    attached = method.attach(model, config, **tasks, probe=batch)
+    attached.probe()
+    if method is pha:
+        attached.switch("rte")
+    if method is diff_pruning:
+        attached._stage.w[5].data.fill_(0.1)
+        attached.prune()
+    attached.save(tmp_path / "run")
+    attached.detach()
+    method.load(model, tmp_path / "run", probe=batch)
+
+
+def test_a_model_of_the_user_s_own_is_named_without_a_version() -> None:
+    class Own(nn.Module):  # type: ignore[misc]
+        pass
+
+    assert library_of(Own()) == __name__.partition(".")[0]
+    assert library_of(nn.Linear(1, 1)) == f"torch {torch.__version__}"
