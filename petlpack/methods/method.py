@@ -100,11 +100,13 @@ class Method(ABC):
         """
         if batch is not None:
             self._batch = dict(batch)
-        elif self._batch is None:
-            self._batch = few_tokens(self.model)
         told, self._told = self._told, True
         try:
-            self._probe(functools.partial(self._run, {key: _on(self.device, own) for key, own in self._batch.items()}))
+            with torch.inference_mode(False):
+                given = self._batch or few_tokens(self.model)
+                self._probe(
+                    functools.partial(self._run, {key: _own(self.device, value) for key, value in given.items()})
+                )
         finally:
             self._told = told
         self._probed.add(self.task)
@@ -346,8 +348,9 @@ def probed(method: M, batch: Mapping[str, Any] | None) -> M:
     return method
 
 
-def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+def _own(device: torch.device, value: Any) -> Any:
+    """Return a copy of a tensor that slopes can pass, on this device."""
+    return value.to(device).clone() if isinstance(value, torch.Tensor) else value
 
 
 @contextmanager

@@ -77,10 +77,10 @@ def running(model: nn.Module, *, training: bool) -> Iterator[None]:
 
     What the forward raises, unless it is ours, becomes a UsageError that names the model and its library.
     """
-    if torch.is_inference_mode_enabled():
+    if any(parameter.is_inference() for parameter in model.parameters()):
         raise UsageError(
-            "a method cannot be put on a model in inference mode: its probe needs slopes",
-            hint="attach or load outside of torch.inference_mode(), and run the model inside",
+            f"{type(model).__name__} has weights that were made in inference mode: its probe needs slopes",
+            hint="make the model, and attach or load, outside of torch.inference_mode(); run it inside",
         )
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device

@@ -304,9 +304,18 @@ def test_a_method_is_probed_with_its_parameters_frozen_and_without_gradients(fam
         method.probe()
 
 
-def test_a_method_is_not_put_on_in_inference_mode() -> None:
+@pytest.mark.parametrize("name", ["propetl adapter of tasks", "pha"])
+def test_a_server_switches_in_inference_mode(name: str) -> None:
+    method = METHODS[name](bert())
+    with torch.inference_mode():
+        method.switch("rte")
+        assert method.model(input_ids=torch.tensor([[4, 5, 6]])).logits.shape == (1, 3)
+        method.probe({"input_ids": torch.tensor([[4, 5, 6]])})
+
+
+def test_weights_that_were_made_in_inference_mode_are_refused() -> None:
     model = bert()
-    with torch.inference_mode(), pytest.raises(UsageError, match="inference mode"):
+    with torch.inference_mode(), pytest.raises(UsageError, match="made in inference mode"):
         METHODS["propetl adapter"](model)
     METHODS["propetl adapter"](model)
 
