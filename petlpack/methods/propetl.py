@@ -166,16 +166,30 @@ def top_mask(scores: torch.Tensor, keep: float) -> torch.Tensor:
     return mask.view_as(scores).to(scores.dtype)
 
 
+def learned_mask(scores: torch.Tensor, keep: float) -> torch.Tensor:
+    """Return the top mask of scores, whose gradient is that of the mask times the score's sign.
+
+    So a score whose entry should be kept moves away from 0, on either side of it: the reference hands |scores| to its
+    straight-through function (ProPETL adapters/modeling.py:815-833).
+    """
+    mask: torch.Tensor = _StraightThrough.apply(scores.abs(), keep)
+    return mask
+
+
 class _StraightThrough(torch.autograd.Function):  # type: ignore[misc] # torch is Any here
-    """The mask of scores, whose gradient the scores take as theirs."""
+    """The mask of the sizes of scores, whose gradient the sizes take as theirs."""
 
     @staticmethod
-    def forward(ctx: Any, scores: torch.Tensor, keep: float) -> torch.Tensor:
-        return top_mask(scores, keep)
+    def forward(ctx: Any, sizes: torch.Tensor, keep: float) -> torch.Tensor:
+        return top_mask(sizes, keep)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0], None
+
+
+_DROPPED = 0.01
+"""The score of an entry that a loaded mask drops, as a share of a kept one's; |score| has no slope at 0."""
 
 
 def _bound(shape: Sequence[int]) -> float:
@@ -274,7 +288,9 @@ class Propetl(Method):
         self.config, self.blocks, self.name = config, found, task
         assert config.keep is not None
         self.keep: float = config.keep
-        self.network = Network(config, found[0], len(found), self.tasks).to(next(model.parameters()).dtype)
+        # single precision also on a base in half: scores of 8 bits are equal by the dozen
+        wide = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        self.network = Network(config, found[0], len(found), self.tasks).to(wide)
         self.add(model, "propetl", self.network)
         for number, block in enumerate(found):
             {"adapter": self._add_adapter, "lora": self._add_lora, "prefix": self._add_prefix}[config.kind](
@@ -283,11 +299,10 @@ class Propetl(Method):
 
     def mask(self, side: str, layer: int) -> torch.Tensor:
         """Return the mask of a layer's matrix as the current task has it, 0 and 1 (`add`: and 2), with its gradient."""
-        mask: torch.Tensor = _StraightThrough.apply(self.network.layers[layer][side], self.keep)
+        mask = learned_mask(self.network.layers[layer][side], self.keep)
         if not self.tasks:
             return mask
-        own: torch.Tensor = _StraightThrough.apply(self.network.tasks[self.task][side], self.keep)
-        return COMBINE[self.config.combine](own, mask)
+        return COMBINE[self.config.combine](learned_mask(self.network.tasks[self.task][side], self.keep), mask)
 
     def weight(self, side: str, layer: int) -> torch.Tensor:
         """Return a layer's matrix: prototype * mask, equation 2."""
@@ -307,10 +322,11 @@ class Propetl(Method):
         self.insert(what, block.name, block.layer, tensors)
 
     def _adapter(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        """Return scaling (W'u act(W'd x + bd) + bu)."""
-        bias = self.network.prototype
-        hidden = ACTIVATIONS[str(self.config.activation)](F.linear(x, self.weight("down", layer), bias["down_bias"]))
-        return F.linear(hidden, self.weight("up", layer), bias["up_bias"]) * self.config.scaling
+        """Return scaling (W'u act(W'd x + bd) + bu), computed in the method's precision and typed as x."""
+        bias, down = self.network.prototype, self.weight("down", layer)
+        hidden = F.linear(x.to(down.dtype), down, bias["down_bias"])
+        added = F.linear(ACTIVATIONS[str(self.config.activation)](hidden), self.weight("up", layer), bias["up_bias"])
+        return (added * self.config.scaling).to(x.dtype)
 
     def _add_adapter(self, layer: int, block: Block) -> None:
         self._note("the adapter", layer, "down", "up")
@@ -343,10 +359,9 @@ class Propetl(Method):
             def add(
                 _module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor, name: str = name
             ) -> torch.Tensor:
-                low = F.linear(args[0], self.weight(f"{name}_lora_A", layer))
-                return out + F.linear(low, self.weight(f"{name}_lora_B", layer)) * (
-                    self.config.alpha / self.config.rank
-                )
+                a, b = (self.weight(f"{name}_lora_{part}", layer) for part in "AB")
+                low = F.linear(F.linear(args[0].to(a.dtype), a), b) * (self.config.alpha / self.config.rank)
+                return out + low.to(out.dtype)
 
             self.hook(linear.register_forward_hook(add))
 
@@ -524,8 +539,8 @@ class Propetl(Method):
 def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> Propetl:
     """Attach what a run directory, as saved or as decoded from a pack, says, and copy its weights in.
 
-    In eval mode the model then computes, to the bit, what the saved one did. Most runs hold masks and no
-    scores: kept entries then get the largest size that scores start with, the others 0, and training can go on.
+    In eval mode the model then computes, to the bit, what the saved one did. Most runs hold masks and no scores: kept
+    entries then get the largest size that scores start with, the others a hundredth of it, and training can go on.
     Raises RunError where a file is missing or does not fit the model.
     """
     path = Path(directory)
@@ -633,7 +648,7 @@ def _copy_masks(
         kept, wanted = int((row != 0).sum()), kept_count(row.numel(), keep)
         if row.dtype == torch.bool and kept != wanted:
             raise file.error(f"has '{name}' that keeps {kept:,} entries, a keep ratio of {keep:g} {wanted:,}")
-        values = row * _bound(own.shape) if row.dtype == torch.bool else row
+        values = (row + _DROPPED * ~row) * _bound(own.shape) if row.dtype == torch.bool else row
         own.data.copy_(values.T if transposed else values)
 
 

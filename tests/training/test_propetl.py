@@ -139,7 +139,7 @@ def test_scores_start_kaiming_uniform_and_differ_by_layer_and_task() -> None:
     + [("adapter", True, combine) for combine in propetl.COMBINE]
     + [("lora", True, "or"), ("prefix", True, "or")],
 )
-def test_a_scores_gradient_is_the_loss_s_slope_in_its_mask(
+def test_a_scores_gradient_is_the_loss_s_slope_through_its_size(
     monkeypatch: pytest.MonkeyPatch, kind: str, several: bool, combine: str
 ) -> None:
     method: Any = attached(kind=kind, several=several, combine=combine, activation="gelu")
@@ -149,13 +149,50 @@ def test_a_scores_gradient_is_the_loss_s_slope_in_its_mask(
     model, own = method.model, method.network.tasks["sst2"] if several else {}
     model(**batch_of(model)).loss.backward()
     scores = [scores for group in (*method.network.layers, own) for scores in dict(group).values()]
-    masks = {score.data_ptr(): propetl.top_mask(score, method.keep) for score in scores}
-    monkeypatch.setattr(propetl, "top_mask", lambda scores, keep: masks[scores.data_ptr()])
+    masks = {float(score.detach().abs().sum()): propetl.top_mask(score, method.keep) for score in scores}
+    monkeypatch.setattr(propetl, "top_mask", lambda sizes, keep: masks[float(sizes.sum())])
     for score in scores:
-        mask = masks[score.data_ptr()]
+        mask, signs = masks[float(score.detach().abs().sum())], score.detach().sign().flatten()
         for place in torch.randint(mask.numel(), (3,)).tolist():
-            assert float(score.grad.flatten()[place]) == pytest.approx(slope(model, mask, place), rel=1e-4, abs=1e-8)
+            expected = slope(model, mask, place) * float(signs[place])
+            assert float(score.grad.flatten()[place]) == pytest.approx(expected, rel=1e-4, abs=1e-8)
         assert score.grad.abs().max() > 0
+        assert set(signs.tolist()) == {-1.0, 1.0}
+
+
+def test_a_known_mask_is_recovered() -> None:
+    """Half of the scores start below 0, and have to find their way as well."""
+    weight, wanted = torch.randn(24, 32), propetl.top_mask(torch.randn(24, 32), 0.5)
+    scores = torch.nn.Parameter(torch.empty(24, 32).uniform_(-1, 1) * 32**-0.5)
+    optimizer = torch.optim.Adam([scores], 1e-2)
+    for _ in range(400):
+        x = torch.randn(64, 32)
+        difference = x @ (weight * (propetl.learned_mask(scores, 0.5) - wanted)).T
+        difference.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (propetl.top_mask(scores, 0.5) == wanted).float().mean() >= 0.95
+
+
+@pytest.mark.parametrize("kind", propetl.KINDS)
+def test_a_base_in_half_precision_has_a_method_in_single(kind: str) -> None:
+    method: Any = propetl.attach(new_model().bfloat16(), settings(kind), task="mnli")
+    assert {parameter.dtype for parameter in method.network.parameters()} == {torch.float32}
+    losses = train(method, 12)
+    assert losses[-1] < losses[0]
+    assert logits_of(method.model).dtype == torch.bfloat16
+
+
+def test_a_loaded_mask_can_be_trained_on(tmp_path: Path) -> None:
+    method = attached(activation="gelu")
+    method.save(tmp_path)
+    again: Any = propetl.load(new_model(), tmp_path)
+    again.model.train()
+    again.model(**batch_of(again.model)).loss.backward()
+    for scores in again.network.layers.parameters():
+        assert torch.isfinite(scores.grad).all()
+        assert (scores.grad != 0).float().mean() > 0.9
+        assert scores.abs().min() > 0
 
 
 def slope(model: Any, tensor: torch.Tensor, place: int, step: float = 1e-5) -> float:
