@@ -48,6 +48,8 @@ class Config:
     kind: "adapter" or "lora". experts: how many are mixed; 1 is a plain adapter or LoRA, trained by one pass.
     bottleneck, activation: an adapter's. rank, alpha: a LoRA's, alpha / rank scales it. share_up, share_down: whether
     all experts have one up (LoRA: B), or down (LoRA: A) projection. consistency: whether a second pass regularizes.
+    idle_gradients: whether the experts that a step does not draw have a gradient of 0, as in the released code, so that
+    their momentum goes on and processes of a distributed training agree on who has one, or none.
     """
 
     kind: str = "adapter"
@@ -59,6 +61,7 @@ class Config:
     share_down: bool = False
     consistency: bool = True
     activation: str = "gelu"
+    idle_gradients: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no mixture can have."""
@@ -109,6 +112,25 @@ def symmetric_kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(-1).mean()
 
 
+class _Idle(torch.autograd.Function):  # type: ignore[misc]  # torch is Any here
+    """A tensor as it is, and gradients of 0 for others."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        ctx.others = others
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradients[0], *map(torch.zeros_like, ctx.others)
+
+
+def _with_idle(x: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return x, whose backward leaves gradients of 0 on others."""
+    with_idle: torch.Tensor = _Idle.apply(x, *others)
+    return with_idle
+
+
 class MixtureSoup(nn.Module):  # type: ignore[misc]  # torch is Any here
     """One side's experts, linear layers: weights drawn of N(0, 0.02), each its own, biases 0, as the reference's."""
 
@@ -120,11 +142,12 @@ class MixtureSoup(nn.Module):  # type: ignore[misc]  # torch is Any here
             nn.init.zeros_(expert.bias)
         self.expert_score_weight = nn.Parameter(torch.zeros(experts), requires_grad=False)
 
-    def forward(self, x: torch.Tensor, routed: bool) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, routed: bool, idle_gradients: bool) -> torch.Tensor:
         """Return (..., outputs) of (..., inputs), by an expert drawn for all of x, or by the average of all."""
         if routed:
-            expert: torch.Tensor = self.deepspeed_experts[_draw(len(self.deepspeed_experts))](x)
-            return expert
+            experts = list(self.deepspeed_experts)
+            drawn = experts.pop(_draw(len(experts)))(x)
+            return _with_idle(drawn, _parameters_of(experts)) if idle_gradients else drawn
         parts = ([getattr(expert, part) for expert in self.deepspeed_experts] for part in ("weight", "bias"))
         return F.linear(x, *(merge(part, self.expert_score_weight) for part in parts))
 
@@ -138,23 +161,25 @@ class ExpertSoup(nn.Module):  # type: ignore[misc]  # torch is Any here
         self.MoA_A = MixtureSoup(down, width, config.bottleneck)
         self.MoA_B = MixtureSoup(up, config.bottleneck, width)
         self.activation = ACTIVATIONS[config.activation]
+        self.idle_gradients = config.idle_gradients
 
     def forward(self, x: torch.Tensor, routed: bool) -> torch.Tensor:
         """Return Wu gelu(Wd x + bd) + bu + x, shaped and typed as x (section 2.2; modeling_bert.py:440-455)."""
         inner = x.to(self.MoA_A.expert_score_weight.dtype)  # of a base in half precision the experts are not
-        return x + self.MoA_B(self.activation(self.MoA_A(inner, routed)), routed).to(x.dtype)
+        hidden = self.activation(self.MoA_A(inner, routed, self.idle_gradients))
+        return x + self.MoA_B(hidden, routed, self.idle_gradients).to(x.dtype)
 
 
 class AdaMix(Method):
     """AdaMix on a model; made by `attach` or `load`."""
 
     def __init__(self, model: nn.Module, config: Config) -> None:
+        found = blocks(model)
         if "labels" not in inspect.signature(model.forward).parameters:
             raise UsageError(
                 f"{type(model).__name__} takes no labels, of which AdaMix makes its loss",
                 hint="take a model for classification, or a T5 that generates",
             )
-        found = blocks(model)
         super().__init__(model)
         self.config = config
         self._signature = inspect.signature(model.forward)
@@ -166,7 +191,6 @@ class AdaMix(Method):
             else:
                 for name, linear in block.query_and_value.items():
                     self._add_lora(block, name, linear)
-        self.wrap_forward(self._forward)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write every expert and the head (pytorch_model_expert_soup.safetensors) and what they mean (config.json)."""
@@ -194,7 +218,8 @@ class AdaMix(Method):
         """Whether the pass under way takes one expert each, and not their average."""
         return self._routed and self.model.training
 
-    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output, in training with labels that of two passes, their consistency in the loss."""
         labels = self._signature.bind(*args, **kwargs).arguments.get("labels")
         self._routed = labels is not None
         if labels is None and self.config.experts > 1:
@@ -245,7 +270,10 @@ class AdaMix(Method):
     def _factor(self, experts: list[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
         if len(experts) == 1:
             return experts[0]  # never weighted, as in the reference (loralib/layers.py:304-337)
-        return experts[_draw(len(experts))] if self.routed else merge(experts, scores)
+        if not self.routed:
+            return merge(experts, scores)
+        drawn = experts.pop(_draw(len(experts)))
+        return _with_idle(drawn, experts) if self.config.idle_gradients else drawn
 
 
 def attach(model: nn.Module, config: Config, *, probe: Mapping[str, Any] | None = None) -> AdaMix:

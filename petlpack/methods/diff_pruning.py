@@ -171,7 +171,6 @@ class DiffPruning(Method):
         self._inside = False
         for part in {getattr(model, "base_model", model), *_encoder_of(model)} - {model}:  # called by themselves, too
             self.hook(part.register_forward_pre_hook(lambda *_args: None if self._inside else self._write()))
-        self.wrap_forward(self._forward)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains: differences, gates and head."""
@@ -267,6 +266,16 @@ class DiffPruning(Method):
             if gates is None or not gates.is_new():
                 self._write()
 
+    def _check_training(self) -> None:
+        super()._check_training()
+        group = torch.distributed
+        processes = group.get_world_size() if group.is_available() and group.is_initialized() else 1
+        if processes > 1:
+            raise UsageError(
+                f"diff pruning in {processes} processes: gradients of differences and gates do not leave their process",
+                hint="train it in one process",
+            )
+
     def _backward(self, total: torch.Tensor | None) -> None:
         try:
             if total is not None:
@@ -274,7 +283,8 @@ class DiffPruning(Method):
         except UsageError as error:  # from a hook
             raise no_effect(error.message, self.model) from error
 
-    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output with the weights as they are now, in stage 1 with the gates' cost in the loss."""
         self._follow()
         gates = self._stage if self.model.training and isinstance(self._stage, _Gates) else None
         with torch.no_grad():

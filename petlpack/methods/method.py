@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import sys
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
-from petlpack.methods.places import head_of
+from petlpack.methods.places import head_of, refuse_wrapped
 from petlpack.methods.probe import Insert, check_inserts, few_tokens, no_effect
 
 
@@ -33,6 +34,7 @@ class Method(ABC):
     """
 
     def __init__(self, model: nn.Module, tasks: Mapping[str, int] | None = None) -> None:
+        refuse_wrapped(model)
         for task, labels in (tasks or {}).items():
             check_task(model, task, labels)
         if getattr(model, "_petl_method", None) is not None:
@@ -47,12 +49,16 @@ class Method(ABC):
         self._told = False
         self._inserts: list[Insert] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._wrapped_calls: int | None = None
+        self._added: list[nn.Module] = []
+        self._calls = 0
         self._batch: dict[str, Any] | None = None
         self._probed: set[str] = set()
         self._freeze()
         object.__setattr__(model, "_petl_method", self)  # not a submodule, and no parameter of the model
         self._undo.append(lambda: object.__delattr__(model, "_petl_method"))
+        self._forget_compiled()
+        self._undo.append(self._forget_compiled)
+        self._wrap_forward()
         self.heads = self._add_heads() if self.tasks else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Method:
@@ -116,9 +122,9 @@ class Method(ABC):
         check_inserts(self.model, self._inserts, run)
 
     def _run(self, batch: Mapping[str, Any]) -> Any:
-        calls = self._wrapped_calls
+        calls = self._calls
         output = self.model(**batch)
-        if calls is not None and self._wrapped_calls == calls:
+        if self._calls == calls:
             raise no_effect(f"{type(self.model).__name__} does not run the forward that the method wrapped", self.model)
         return output
 
@@ -221,17 +227,23 @@ class Method(ABC):
         if hasattr(parent, name):
             raise UsageError(f"{type(parent).__name__} has a '{name}' already")
         parent.add_module(name, child.to(self.device))
+        self._added.append(child)
         self._undo.append(lambda: delattr(parent, name))
 
-    def wrap_forward(self, wrapper: Callable[..., Any]) -> None:
-        """Call `wrapper(forward, *args, **kwargs)` for the model's forward, whose signature stays (Trainer asks it)."""
+    def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what the model's own `forward` returns; a method that adds to the loss, or runs it twice, says how."""
+        return forward(*args, **kwargs)
+
+    def _wrap_forward(self) -> None:
+        """Put the method's forward in the place of the model's, whose signature stays (Trainer asks it)."""
         forward, own = self.model.forward, self.model.__dict__.get("forward")
-        self._wrapped_calls = 0
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self._wrapped_calls = (self._wrapped_calls or 0) + 1
-            return wrapper(forward, *args, **kwargs)
+            self._calls += 1
+            if self.model.training and torch.is_grad_enabled():
+                self._check_training()
+            return self.forward(forward, *args, **kwargs)
 
         self.model.forward = wrapped
 
@@ -241,6 +253,20 @@ class Method(ABC):
                 self.model.forward = own
 
         self._undo.append(restore)
+
+    def _check_training(self) -> None:
+        """Raise UsageError where other parameters of the model train, and none of the method's."""
+        own = [parameter for module in self._added for parameter in module.parameters()]
+        if own and not any(p.requires_grad for p in own) and any(p.requires_grad for p in self.model.parameters()):
+            raise UsageError(
+                f"{type(self).__name__} is frozen, while other parameters of {type(self.model).__name__} train",
+                hint="get_peft_model() and freezing by hand do that: put one method on a model",
+            )
+
+    def _forget_compiled(self) -> None:
+        """Have a model that torch.compile has seen compiled anew: what it made knows the hooks that were there then."""
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
 
     @property
     def device(self) -> torch.device:

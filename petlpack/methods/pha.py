@@ -214,7 +214,6 @@ class Pha(Method):
         if self._manual:
             self.hook(model.get_encoder().register_forward_hook(self._watch))
         self._mask = Argument(model, "attention_mask")
-        self.wrap_forward(self._forward)
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
         """Return what trains as an optimizer's parameter groups, so that `lr` is about an adapter's rate, and a head's.
@@ -279,7 +278,8 @@ class Pha(Method):
     def _watch(self, _module: nn.Module, _args: object, output: Any) -> None:
         self._states = output[0]
 
-    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output, in training with the retriever's losses in the loss."""
         self._states = None
         output = forward(*args, **kwargs)
         if self.retriever is None or not self.model.training:

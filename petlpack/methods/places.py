@@ -61,8 +61,9 @@ class Block:
 def blocks(model: nn.Module) -> list[Block]:
     """Return a model's blocks, an encoder's before a decoder's.
 
-    Raises UsageError for a model that is not built as BERT, RoBERTa or T5 is.
+    Raises UsageError for a model that is not built as BERT, RoBERTa or T5 is, or that is wrapped.
     """
+    refuse_wrapped(model)
     found = [block for name, module in model.named_modules() if (block := _block(name, module))]
     if not found:
         raise UsageError(
@@ -124,6 +125,22 @@ def library_of(module: nn.Module) -> str:
         return f"{name} {metadata.version(name)}"
     except metadata.PackageNotFoundError:  # a model of the user's own
         return name
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise UsageError for a model inside another one, or under PEFT: its head would neither train nor be saved."""
+    name = type(model).__name__
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise UsageError(
+            f"{name} has an adapter of PEFT on it, which attach would freeze",
+            hint="take the model below: model.merge_and_unload(), or load it anew",
+        )
+    inner = next((getattr(model, key) for key in ("module", "_orig_mod") if hasattr(model, key)), None)
+    if isinstance(inner, nn.Module):
+        raise UsageError(
+            f"{name} is wrapped around {type(inner).__name__}, and a method stands on the model itself",
+            hint="attach to the model first, then compile, distribute or wrap it",
+        )
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module] | None:

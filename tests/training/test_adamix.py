@@ -141,11 +141,11 @@ def test_a_route_is_uniform_and_one_for_the_batch() -> None:
         nn.init.constant_(expert.bias, number)
     counts = np.zeros(4)
     for _ in range(4000):
-        out = side(torch.zeros(2, 2, 3), True)
+        out = side(torch.zeros(2, 2, 3), True, False)
         assert (out == out[0, 0]).all()
         counts[int(out[0, 0])] += 1
     assert chi_square(counts) < CHI[3]
-    assert (side(torch.zeros(2, 3), False) == 1.5).all()
+    assert (side(torch.zeros(2, 3), False, False) == 1.5).all()
 
 
 def test_routes_of_passes_layers_and_sides_are_independent(model: Any) -> None:
@@ -371,12 +371,30 @@ def test_only_what_was_drawn_has_a_gradient(model: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("idle", [True, False])
+def test_experts_that_are_not_drawn_have_zeros_or_nothing(model: Any, kind: str, idle: bool) -> None:
+    method = adamix.attach(model, settings(kind, idle_gradients=idle))
+    model.train()
+    model(**a_batch()).loss.backward()
+    experts = [
+        parameter for name, parameter in model.named_parameters() if "expert" in name and parameter.requires_grad
+    ]
+    assert all(parameter.grad is not None for parameter in experts) == idle
+    assert not all(parameter.grad is not None and parameter.grad.any() for parameter in experts)
+    before = [parameter.detach().clone() for parameter in experts]
+    drawn = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in experts]
+    torch.optim.AdamW(method.groups(1e-2), weight_decay=0.0).step()  # a first step, without momentum
+    moved = [not torch.equal(*pair) for pair in zip(before, experts, strict=True)]
+    assert moved == drawn
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("experts", [1, 4])
 def test_a_plain_loop_trains_the_method_and_the_head_alone(model: Any, kind: str, experts: int) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     method = adamix.attach(model, settings(kind, experts=experts))
     start = {name: tensor.clone() for name, tensor in method.tensors().items()}
-    losses = train(model, method, 60)
+    losses = train(model, method, 100)
     assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
     state = model.state_dict()
     moved = {name for name in start if not torch.equal(start[name], state[name])}
