@@ -4,7 +4,7 @@
     ...                                                        # any loop, or transformers.Trainer
     method.save("runs/sst2")                                   # petlpack encode runs/sst2
 
-Needs torch (`pip install 'petlpack[torch]'`); models are Hugging Face's BERT and RoBERTa families and T5.
+Needs torch (`pip install 'petlpack[torch]'`); models are Hugging Face's, or built like theirs (`places.FAMILIES`).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
 from petlpack.methods.method import Method, loading, probed, with_loss
-from petlpack.methods.places import ACTIVATIONS, Block, blocks
+from petlpack.methods.places import ACTIVATIONS, Block, blocks, refuse_merged
 
 _STD = 0.02
 """BERT's and RoBERTa's `initializer_range`, of which the reference draws adapters (modeling_bert.py _init_weights)."""
@@ -180,6 +180,8 @@ class AdaMix(Method):
                 f"{type(model).__name__} takes no labels, of which AdaMix makes its loss",
                 hint="take a model for classification, or a T5 that generates",
             )
+        if config.kind == "lora":
+            refuse_merged(model, found[0])
         super().__init__(model)
         self.config = config
         self._signature = inspect.signature(model.forward)
@@ -235,7 +237,7 @@ class AdaMix(Method):
             self._routed = self._routed and again
 
     def _add_adapter(self, block: Block) -> None:
-        soup = ExpertSoup(self.model.config.hidden_size, self.config)
+        soup = ExpertSoup(block.width, self.config)
         self.add(block.output, "ExpertSoup", soup)
         self.hook(block.feed_forward.register_forward_hook(lambda _module, _args, out: soup(out, self.routed)))
         self._names += [f"{block.output_name}.ExpertSoup.{name}" for name in soup.state_dict()]

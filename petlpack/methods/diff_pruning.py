@@ -29,7 +29,7 @@ from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
 from petlpack.methods.method import Method, loading, loss_of, probed, with_loss
-from petlpack.methods.places import head_of
+from petlpack.methods.places import head_of, in_front_of_head
 from petlpack.methods.probe import no_effect, running, weighed
 from petlpack.tensors.checkpoint import find_weights
 
@@ -145,7 +145,8 @@ class DiffPruning(Method):
         self.config = config
         self.density = config.density
         head = head_of(model)
-        self._head = list(head[1].parameters()) if head else []
+        of_head_modules = [head[1], *in_front_of_head(model).values()] if head else []
+        self._head = [parameter for module in of_head_modules for parameter in module.parameters()]
         of_head = {id(parameter) for parameter in self._head}
         users: dict[int, list[nn.Module]] = {}
         for module in model.modules():

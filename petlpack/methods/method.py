@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
-from petlpack.methods.places import head_of, refuse_wrapped
+from petlpack.methods.places import head_of, in_front_of_head, refuse_wrapped
 from petlpack.methods.probe import Insert, check_inserts, few_tokens, no_effect
 
 
@@ -35,6 +35,11 @@ class Method(ABC):
 
     def __init__(self, model: nn.Module, tasks: Mapping[str, int] | None = None) -> None:
         refuse_wrapped(model)
+        if first := next(iter(in_front_of_head(model)) if tasks else iter(()), None):
+            raise UsageError(
+                f"{type(model).__name__} has '{first}' in front of its head, which several tasks cannot share",
+                hint="attach for one task",
+            )
         for task, labels in (tasks or {}).items():
             check_task(model, task, labels)
         if getattr(model, "_petl_method", None) is not None:
@@ -147,16 +152,22 @@ class Method(ABC):
         found = self._head_for(task)
         if found is None:
             return {}
-        name, head = found
-        return {f"{name}.{key}": tensor.detach().clone() for key, tensor in head.state_dict().items()}
+        modules = {found[0]: found[1], **in_front_of_head(self.model)}
+        tensors = (
+            (f"{name}.{key}", own) for name, module in modules.items() for key, own in module.state_dict().items()
+        )
+        return {name: tensor.detach().clone() for name, tensor in tensors}
 
     def load_head(self, tensors: Mapping[str, torch.Tensor], task: str = "") -> None:
         """Copy tensors named as `head_tensors` names them into the model's head, or into a task's."""
         found = self._head_for(task)
         if found is None or not tensors:
             return
-        name, head = found
-        head.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items()})
+        for name, module in {found[0]: found[1], **in_front_of_head(self.model)}.items():
+            own = {
+                key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")
+            }
+            module.load_state_dict(own)
 
     def _head_for(self, task: str) -> tuple[str, nn.Module] | None:
         """Return the name of the model's head, and that head or a task's own; None where the model has none."""
@@ -280,7 +291,8 @@ class Method(ABC):
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         if head is not None:
-            head[1].requires_grad_(True)
+            for module in (head[1], *in_front_of_head(self.model).values()):
+                module.requires_grad_(True)
 
         def restore() -> None:
             for name, parameter in self.model.named_parameters():

@@ -184,7 +184,7 @@ class Pha(Method):
         first = self._generated[0].output_name
         self.place = first.replace(".0.", ".{layer}.", 1)
         """Where the generated adapters stand, with `{layer}` for the number of the layer."""
-        self.stack = _stack_of(self._generated[0])
+        self.stack = self._generated[0].stack
         """`decoder`, `bert.encoder`: what the names of the method's tensors begin with."""
         self._adapters: list[Adapter] = []
         self._states: torch.Tensor | None = None
@@ -243,6 +243,8 @@ class Pha(Method):
                 return output + adapter(module.layer_norm(states.get(args, kwargs)))
 
             self.hook(block.output.register_forward_hook(behind, with_kwargs=True))
+        elif block.output is block.feed_forward:  # a sum, whose order does not matter
+            self.hook(block.feed_forward.register_forward_hook(lambda _module, args, out: out + adapter(args[0])))
         else:
             residual = Argument(block.output, "input_tensor", "residual_tensor")  # whose sum with FF(x) is normed
 
@@ -411,7 +413,7 @@ class Pha(Method):
         settings |= {f"{end}_adapter": "pro-hyper", f"{end}_adapter_dim": self.config.bottleneck}
         config = self.config_json(
             **settings,
-            adapter_norm_input=self._generated[0].is_t5,
+            adapter_norm_input=self._generated[0].norm is None,
             adapter_place=self.place,
             process_encoder_output=self.retriever is not None,
             hypernetwork_bottleneck=self.config.trunk,
@@ -513,15 +515,15 @@ def _stacks(model: nn.Module) -> tuple[list[Block], list[Block]]:
     """Return the blocks whose adapters all tasks share, and those whose adapters are generated."""
     stacks: dict[str, list[Block]] = {}
     for block in blocks(model):
-        stacks.setdefault(_stack_of(block), []).append(block)
+        stacks.setdefault(block.stack, []).append(block)
     found = list(stacks.values())
     if len(found) > 2 or (len(found) == 2 and not found[0][0].is_t5):
         raise UsageError(
             f"{type(model).__name__} has {len(found)} stacks: {', '.join(stacks)}",
-            hint="PHA stands on an encoder of the BERT or RoBERTa family, or on a T5",
+            hint="PHA stands on an encoder, on a decoder, or on a T5",
+        )
+    if not found[-1][0].stack:
+        raise UsageError(
+            f"{type(model).__name__} is a stack without a model around it", hint="take the one with a head"
         )
     return (found[0], found[1]) if len(found) == 2 else ([], found[0])
-
-
-def _stack_of(block: Block) -> str:
-    return block.output_name.partition(".block." if block.is_t5 else ".layer.")[0]

@@ -28,65 +28,154 @@ HEADS = ("classifier", "score", "classification_head", "qa_outputs")
 """What a model's head is called, where it has one of its own."""
 
 
+FIRST = ("pre_classifier", "pooler")
+"""What stands in front of such a head in DistilBERT and DeBERTa, new with it and not the base's."""
+
+
 @dataclass(frozen=True)
 class Block:
     """One block of a model: modules, and their names in the model's state dict."""
 
     name: str
-    """`bert.encoder.layer.0`, `encoder.block.0`"""
+    """`bert.encoder.layer.0`, `model.layers.0`"""
     layer: nn.Module
     """The whole of it: self-attention, feed-forward and what stands between them."""
     output_name: str
-    """`bert.encoder.layer.0.output`, `encoder.block.0.layer.1`"""
+    """Where an adapter's name stands: `bert.encoder.layer.0.output`, `model.layers.0.mlp`."""
     output: nn.Module
     """The feed-forward's end: of BERT residual and norm (BertOutput), of T5 the whole of it (T5LayerFF)."""
     feed_forward: nn.Module
-    """What comes out of it is the feed-forward's output, before dropout, residual and norm."""
+    """What comes out of it is the feed-forward's output, before residual and norm (of BERT and T5 before dropout)."""
+    norm: nn.Module | None
+    """The norm behind the sum of feed-forward and residual; None where norms stand in front."""
+    reads: nn.Module | None
+    """Where norms stand in front, the first module that is given the residual."""
     attention_name: str
-    """`bert.encoder.layer.0.attention.self`, `encoder.block.0.layer.0.SelfAttention`"""
+    """`bert.encoder.layer.0.attention.self`, `model.layers.0.self_attn`"""
     attention: nn.Module
+    query_and_value: Mapping[str, nn.Linear]
+    """The projections that LoRA changes (Hu et al. 2022, section 4.2), by their names in `attention`; none where they
+    are parts of one matrix."""
+
+    @property
+    def stack(self) -> str:
+        """The name of what the block is a layer of: `bert.encoder`, `decoder`, `model`."""
+        return self.name.rpartition(".")[0].rpartition(".")[0]
 
     @property
     def is_t5(self) -> bool:
-        """Tell whether the block is T5's, whose norms stand in front."""
-        return hasattr(self.attention, "q")
+        """Tell whether the block is T5's, whose feed-forward and its norm are one module."""
+        return hasattr(self.output, "DenseReluDense")
 
     @property
-    def query_and_value(self) -> dict[str, nn.Linear]:
-        """The projections that LoRA changes (Hu et al. 2022, section 4.2), by their names in `attention`."""
-        names = ("q", "v") if self.is_t5 else ("query", "value")
-        return {name: getattr(self.attention, name) for name in names}
+    def is_bert(self) -> bool:
+        """Tell whether the block is one of the BERT and RoBERTa families."""
+        return self.norm is not None and "query" in self.query_and_value
+
+    @property
+    def width(self) -> int:
+        """How many numbers a position has between blocks."""
+        if self.is_bert or self.query_and_value:
+            return int(next(iter(self.query_and_value.values())).in_features)
+        norm = self.norm if self.norm is not None else self.reads
+        return int(norm.weight.numel())  # type: ignore[union-attr] # a norm's
+
+
+FAMILIES = "BERT, RoBERTa, DistilBERT, DeBERTa-v2, ModernBERT, ViT, T5, GPT-2, Llama, Qwen, Mistral and Gemma"
+"""Of which models the blocks are known; others that are built like them are taken, too."""
 
 
 def blocks(model: nn.Module) -> list[Block]:
     """Return a model's blocks, an encoder's before a decoder's.
 
-    Raises UsageError for a model that is not built as BERT, RoBERTa or T5 is, or that is wrapped.
+    Raises UsageError for a model whose blocks are not built as those of a known family, or that is wrapped.
     """
     refuse_wrapped(model)
     found = [block for name, module in model.named_modules() if (block := _block(name, module))]
     if not found:
         raise UsageError(
-            f"{type(model).__name__} has no blocks as BERT, RoBERTa and T5 have them",
-            hint="methods stand on Hugging Face's BERT and RoBERTa families and on T5",
+            f"{type(model).__name__} has no blocks of a known kind", hint=f"methods stand on models like {FAMILIES}"
         )
     return found
 
 
 def _block(name: str, module: nn.Module) -> Block | None:
-    attention = getattr(getattr(module, "attention", None), "self", None)
-    if hasattr(attention, "query") and hasattr(getattr(module, "output", None), "dense"):
-        return Block(
-            name, module, f"{name}.output", module.output, module.output.dense, f"{name}.attention.self", attention
-        )
-    layers = getattr(module, "layer", None)
-    if isinstance(layers, nn.ModuleList) and hasattr(layers[0], "SelfAttention"):
-        last = len(layers) - 1
-        end, attention = layers[last], layers[0].SelfAttention
-        return Block(
-            name, module, f"{name}.layer.{last}", end, end.DenseReluDense, f"{name}.layer.0.SelfAttention", attention
-        )
+    """Return a module as a block, by what it is made of: no library's classes are imported."""
+    for kind in (_like_bert, _like_t5, _like_distilbert, _like_llama, _like_gpt2, _like_modernbert):
+        if found := kind(name, module):
+            return found
     return None
+
+
+def _linears(attention: nn.Module, *names: str) -> dict[str, nn.Linear]:
+    return {name: getattr(attention, name) for name in names if hasattr(attention, name)}
+
+
+def _like_bert(name: str, module: nn.Module) -> Block | None:
+    attention, output = getattr(getattr(module, "attention", None), "self", None), getattr(module, "output", None)
+    if attention is None or output is None or not hasattr(output, "dense"):
+        return None
+    pairs = _linears(attention, "query", "value") or _linears(attention, "query_proj", "value_proj")
+    if not pairs:
+        return None
+    norm = getattr(output, "LayerNorm", None)
+    place = f"{name}.attention.self"
+    return Block(name, module, f"{name}.output", output, output.dense, norm, None, place, attention, pairs)
+
+
+def _like_t5(name: str, module: nn.Module) -> Block | None:
+    layers = getattr(module, "layer", None)
+    if not isinstance(layers, nn.ModuleList) or not hasattr(layers[0], "SelfAttention"):
+        return None
+    last, attention = len(layers) - 1, layers[0].SelfAttention
+    end, place = layers[last], f"{name}.layer.0.SelfAttention"
+    pairs = _linears(attention, "q", "v")
+    return Block(name, module, f"{name}.layer.{last}", end, end.DenseReluDense, None, end, place, attention, pairs)
+
+
+def _like_distilbert(name: str, module: nn.Module) -> Block | None:
+    attention, ffn = getattr(module, "attention", None), getattr(module, "ffn", None)
+    if ffn is None or not hasattr(attention, "q_lin") or not hasattr(module, "output_layer_norm"):
+        return None
+    pairs = _linears(attention, "q_lin", "v_lin")
+    norm = module.output_layer_norm
+    return Block(name, module, f"{name}.ffn", ffn, ffn, norm, None, f"{name}.attention", attention, pairs)
+
+
+def _like_llama(name: str, module: nn.Module) -> Block | None:
+    """Llama, Qwen, Mistral, Gemma; ViT is built like them, with `attention` for `self_attn`."""
+    key = "self_attn" if hasattr(module, "self_attn") else "attention"
+    attention, mlp = getattr(module, key, None), getattr(module, "mlp", None)
+    names = ("pre_feedforward_layernorm", "post_attention_layernorm", "layernorm_after")
+    norm = next((getattr(module, each) for each in names if hasattr(module, each)), None)
+    behind = hasattr(module, "post_feedforward_layernorm") and not hasattr(module, "pre_feedforward_layernorm")
+    if mlp is None or norm is None or behind or attention is None:
+        return None  # norms behind, as OLMo 2 has them, see no residual
+    pairs = _linears(attention, "q_proj", "v_proj")
+    return Block(name, module, f"{name}.mlp", mlp, mlp, None, norm, f"{name}.{key}", attention, pairs)
+
+
+def _like_gpt2(name: str, module: nn.Module) -> Block | None:
+    attention, mlp = getattr(module, "attn", None), getattr(module, "mlp", None)
+    if not hasattr(attention, "c_attn") or mlp is None or not hasattr(module, "ln_2"):
+        return None
+    return Block(name, module, f"{name}.mlp", mlp, mlp, None, module.ln_2, f"{name}.attn", attention, {})
+
+
+def _like_modernbert(name: str, module: nn.Module) -> Block | None:
+    attention, mlp = getattr(module, "attn", None), getattr(module, "mlp", None)
+    if not hasattr(attention, "Wqkv") or mlp is None or not hasattr(module, "mlp_norm"):
+        return None
+    return Block(name, module, f"{name}.mlp", mlp, mlp, None, module.mlp_norm, f"{name}.attn", attention, {})
+
+
+def refuse_merged(model: nn.Module, block: Block) -> None:
+    """Raise UsageError for a LoRA where query and value are parts of one matrix."""
+    if not block.query_and_value:
+        raise UsageError(
+            f"{type(model).__name__} has query and value in one matrix, where LoRA has no place of its own",
+            hint="choose kind='adapter'",
+        )
 
 
 class Argument:
@@ -146,9 +235,16 @@ def refuse_wrapped(model: nn.Module) -> None:
 def head_of(model: nn.Module) -> tuple[str, nn.Module] | None:
     """Return the name and module of a model's own head, which trains with the method; None where it has none.
 
-    The output embeddings of a T5 that generates are the base's, not a head.
+    The output embeddings of a model that generates are the base's, not a head.
     """
     for name, module in model.named_children():
         if name in HEADS:
             return name, module
     return None
+
+
+def in_front_of_head(model: nn.Module) -> dict[str, nn.Module]:
+    """Return, by name, what is new in front of a model's head and trains with it; nothing where there is no head."""
+    if head_of(model) is None:
+        return {}
+    return {name: module for name, module in model.named_children() if name in FIRST}

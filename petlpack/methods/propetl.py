@@ -23,7 +23,7 @@ from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
 from petlpack.methods.method import Method, loading, probed
-from petlpack.methods.places import ACTIVATIONS, Argument, Block, blocks
+from petlpack.methods.places import ACTIVATIONS, Argument, Block, blocks, refuse_merged
 from petlpack.methods.probe import no_effect
 
 KINDS = ("adapter", "lora", "prefix")
@@ -97,7 +97,7 @@ def attach(
     tasks: Mapping[str, int] | None = None,
     probe: Mapping[str, Any] | None = None,
 ) -> Propetl:
-    """Put PROPETL on a BERT, RoBERTa or T5 model: for one task, called `task`, or for `tasks` (labels by task).
+    """Put PROPETL on a model of a known family: for one task, called `task`, or for `tasks` (labels by task).
 
     One task has a mask for each layer. Several have hybrid masks (section 3.3): a mask for each task, tied over the
     layers, combined with a mask for each layer, shared by the tasks; `switch` says whose batch comes next.
@@ -114,11 +114,13 @@ def attach(
     if tasks is not None and not tasks:
         raise UsageError("tasks is empty", hint="give labels by task, or leave it out for one task")
     first = found[0]
-    if config.kind == "adapter" and not first.is_t5 and not hasattr(first.output, "LayerNorm"):
+    if config.kind == "lora":
+        refuse_merged(model, first)
+    if config.kind == "adapter" and first.norm is None and first.reads is None:
         raise UsageError(
             f"{type(model).__name__} has no norm behind its feed-forward, where the adapter stands", hint="choose lora"
         )
-    if config.kind == "prefix" and (first.is_t5 or getattr(first.attention, "is_decoder", False)):
+    if config.kind == "prefix" and (not first.is_bert or getattr(first.attention, "is_decoder", False)):
         raise UsageError(
             f"{type(model).__name__} takes no prefix: its attention counts on the positions of its keys",
             hint="prefixes stand on encoders of the BERT and RoBERTa families; choose adapter or lora",
@@ -130,17 +132,12 @@ def attach(
 
 def _resolved(config: Config, block: Block, several: bool) -> Config:
     """Return a config in which every default that depends on kind, model or tasks is a value."""
-    width = _width(block)
     return dataclasses.replace(
         config,
         keep=config.keep or (_KEEP_OF_TASKS if several else _KEEP[config.kind]),
-        bottleneck=config.bottleneck or max(1, width // _REDUCTION),
+        bottleneck=config.bottleneck or max(1, block.width // _REDUCTION),
         activation=config.activation or ("gelu_new" if block.is_t5 else "relu"),
     )
-
-
-def _width(block: Block) -> int:
-    return int(next(iter(block.query_and_value.values())).in_features)
 
 
 # Masks
@@ -230,7 +227,7 @@ class Network(nn.Module):  # type: ignore[misc] # torch is Any here
         self.prototype = nn.ParameterDict()
         self.prefix: PrefixNetwork | None = None
         if config.kind == "prefix" and config.hidden:
-            self.prefix = PrefixNetwork(config.length, config.hidden, _width(block), shapes["prefix"][1])
+            self.prefix = PrefixNetwork(config.length, config.hidden, block.width, shapes["prefix"][1])
         else:
             for side, shape in shapes.items():
                 # N(0, 0.02), also for LoRA's B: of a zero matrix no mask learns (dL/dM = W dL/dW')
@@ -251,7 +248,7 @@ class Network(nn.Module):  # type: ignore[misc] # torch is Any here
 
 def _shapes(config: Config, block: Block) -> dict[str, tuple[int, int]]:
     """Return the shape of each masked matrix by its side: down, up; query_lora_A, ...; prefix."""
-    width = _width(block)
+    width = block.width
     if config.kind == "adapter":
         assert config.bottleneck is not None
         return {"down": (config.bottleneck, width), "up": (width, config.bottleneck)}
@@ -330,16 +327,17 @@ class Propetl(Method):
 
     def _add_adapter(self, layer: int, block: Block) -> None:
         self._note("the adapter", layer, "down", "up")
-        if not block.is_t5:  # Pfeiffer et al. 2021: LN(in + adapter(LN(in))), with the base's own LN
+        if block.norm is not None:  # Pfeiffer et al. 2021: LN(in + adapter(LN(in))), with the base's own LN
 
             def behind(norm: Any, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
                 normed: torch.Tensor = norm.forward(args[0] + self._adapter(layer, out))
                 return normed
 
-            self.hook(block.output.LayerNorm.register_forward_hook(behind))
+            self.hook(block.norm.register_forward_hook(behind))
             return
         before: list[torch.Tensor] = []  # the block's input, on its way to the hook behind the feed-forward
-        states = Argument(block.output, "hidden_states")
+        assert block.reads is not None
+        states = Argument(block.reads, "hidden_states", "input", "x")
 
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             before[:] = [states.get(args, kwargs)]
@@ -349,7 +347,7 @@ class Propetl(Method):
                 raise no_effect(f"the adapter in '{block.name}' does not see what the layer reads", self.model)
             return out + self._adapter(layer, out + before.pop())  # propetl-t5 adapter_controller.py:185-188
 
-        self.hook(block.output.register_forward_pre_hook(note, with_kwargs=True))
+        self.hook(block.reads.register_forward_pre_hook(note, with_kwargs=True))
         self.hook(block.feed_forward.register_forward_hook(add))
 
     def _add_lora(self, layer: int, block: Block) -> None:
@@ -389,7 +387,7 @@ class Propetl(Method):
         """Write the run: of one task on an encoder as the RoBERTa code does, else as the T5 code does."""
         with self.writing(directory) as made:
             write_json(made / "config.json", self.config_json())
-            if self.tasks or self.blocks[0].is_t5:
+            if self.tasks or not self.blocks[0].is_bert:
                 self._save_tasks(made)
             else:
                 self._save_adapter(made / self.name)
@@ -429,12 +427,16 @@ class Propetl(Method):
             return block.output_name, side
         if self.config.kind == "prefix":
             return block.attention_name, side
-        name, _, part = side.partition("_")
-        return f"{block.attention_name}.{name}", part
+        name, _, part = side.rpartition("_lora_")
+        return f"{block.attention_name}.{name}", f"lora_{part}"
 
     def _about_tasks(self) -> dict[str, Any]:
         """Return what propetl_config.json says, so that nothing has to be said when the run is packed."""
-        form = {"form": "t5-output" if self.blocks[0].is_t5 else "pfeiffer"} if self.config.kind == "adapter" else {}
+        form = (
+            {"form": "t5-output" if self.blocks[0].norm is None else "pfeiffer"}
+            if self.config.kind == "adapter"
+            else {}
+        )
         return {
             "kind": self.config.kind,
             "keep_ratio": self.keep,
@@ -454,7 +456,7 @@ class Propetl(Method):
             weights |= {name: raw for name in masks}
             masks = {}
         about = {
-            "hidden_size": _width(self.blocks[0]),
+            "hidden_size": self.blocks[0].width,
             "model_class": type(self.model).__name__,
             "model_name": getattr(self.model.config, "_name_or_path", ""),
             "model_type": self.model.config.model_type,
@@ -515,7 +517,7 @@ class Propetl(Method):
                 "inv_adapter": None,
                 "init_weights": "bert",
                 "non_linearity": config.activation,
-                "reduction_factor": _width(self.blocks[0]) / config.bottleneck,
+                "reduction_factor": self.blocks[0].width / config.bottleneck,
                 "scaling": config.scaling,
             }
         if config.kind == "lora":

@@ -1,0 +1,339 @@
+"""Every method on every family of models: it works, whole way round, or it is refused with the reason."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+import petlpack
+from petlpack.errors import UsageError
+from petlpack.methods import adamix, diff_pruning, pha, propetl
+
+_SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+_ENCODER = {"vocab_size": 40, "max_position_embeddings": 20, "num_labels": 2, "initializer_range": 0.2, **_SIZES}
+_DECODER = {**_ENCODER, "num_key_value_heads": 1, "pad_token_id": 0, "head_dim": 8}
+_T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("Bert", "ForSequenceClassification", _ENCODER),
+    "roberta": ("Roberta", "ForSequenceClassification", _ENCODER),
+    "distilbert": (
+        "DistilBert",
+        "ForSequenceClassification",
+        {"vocab_size": 40, "max_position_embeddings": 20, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    ),
+    "deberta-v2": ("DebertaV2", "ForSequenceClassification", {**_ENCODER, "relative_attention": True}),
+    "modernbert": ("ModernBert", "ForSequenceClassification", {**_ENCODER, "pad_token_id": 0}),
+    "t5": ("T5", "ForConditionalGeneration", {**_T5, "decoder_start_token_id": 0}),
+    "gpt2": (
+        "GPT2",
+        "LMHeadModel",
+        {"vocab_size": 40, "n_positions": 20, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.2},
+    ),
+    "llama": ("Llama", "ForCausalLM", _DECODER),
+    "llama classifier": ("Llama", "ForSequenceClassification", _DECODER),
+    "qwen2": ("Qwen2", "ForCausalLM", _DECODER),
+    "mistral": ("Mistral", "ForCausalLM", _DECODER),
+    "gemma": ("Gemma", "ForCausalLM", _DECODER),
+}
+
+
+def _generates(family: str) -> bool:
+    return not FAMILIES[family][1].endswith("ForSequenceClassification")
+
+
+def _tasks(family: str) -> dict[str, int]:
+    return {"one": 0, "two": 0} if _generates(family) else {"one": 2, "two": 3}
+
+
+METHODS: dict[str, tuple[Any, Callable[[Any, str], Any]]] = {
+    "propetl adapter": (
+        propetl,
+        lambda model, _: propetl.attach(model, propetl.Config(kind="adapter", bottleneck=4, activation="gelu")),
+    ),
+    "propetl lora": (propetl, lambda model, _: propetl.attach(model, propetl.Config(kind="lora", rank=4, keep=0.5))),
+    "propetl prefix": (
+        propetl,
+        lambda model, _: propetl.attach(model, propetl.Config(kind="prefix", length=5, hidden=8, keep=0.5)),
+    ),
+    "propetl lora of tasks": (
+        propetl,
+        lambda model, family: propetl.attach(
+            model, propetl.Config(kind="lora", rank=4, keep=0.5), tasks=_tasks(family)
+        ),
+    ),
+    "adamix adapter": (adamix, lambda model, _: adamix.attach(model, adamix.Config(bottleneck=4, consistency=False))),
+    "adamix lora": (
+        adamix,
+        lambda model, _: adamix.attach(model, adamix.Config(kind="lora", rank=2, consistency=False)),
+    ),
+    "diff pruning": (
+        diff_pruning,
+        lambda model, _: diff_pruning.attach(model, diff_pruning.Config(density=0.05)),
+    ),
+    "pha": (pha, lambda model, family: pha.attach(model, pha.Config(bottleneck=4, code=8, trunk=8), _tasks(family))),
+}
+
+_ONE_MATRIX = "has query and value in one matrix"
+_NO_PREFIX = "takes no prefix"
+_IN_FRONT = "in front of its head, which several tasks cannot share"
+REFUSED = {
+    **{(family, "propetl prefix"): _NO_PREFIX for family in FAMILIES if family not in ("bert", "roberta")},
+    **{
+        (family, name): _ONE_MATRIX
+        for family in ("gpt2", "modernbert")
+        for name in ("propetl lora", "propetl lora of tasks", "adamix lora")
+    },
+    **{
+        (family, name): _IN_FRONT
+        for family in ("distilbert", "deberta-v2")
+        for name in ("propetl lora of tasks", "pha")
+    },
+}
+CELLS = [(family, name) for family in FAMILIES for name in METHODS]
+WORKING = [cell for cell in CELLS if cell not in REFUSED]
+works = pytest.mark.parametrize(("family", "name"), WORKING)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a base of each family, without its head."""
+    directory = tmp_path_factory.mktemp("bases")
+    for family, (prefix, kind, sizes) in FAMILIES.items():
+        torch.manual_seed(0)
+        model = getattr(transformers, prefix + kind)(getattr(transformers, f"{prefix}Config")(**sizes))
+        (model if _generates(family) else model.base_model).save_pretrained(directory / family)
+    return directory
+
+
+def opened(bases: Path, family: str, dtype: Any = torch.float32) -> Any:
+    """Return a family's model on its base, the head drawn anew, without dropout."""
+    torch.manual_seed(1)
+    prefix, kind, _ = FAMILIES[family]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(transformers, prefix + kind).from_pretrained(bases / family, dtype=dtype)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def batch_of(family: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, 40, (4, 6), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": ids.clone() if _generates(family) else ids[:, 0] % 2}
+
+
+def logits_of(model: Any, family: str) -> torch.Tensor:
+    model.eval()
+    batch = batch_of(family, 9)
+    if family != "t5":
+        batch.pop("labels")
+    with torch.no_grad():
+        found: torch.Tensor = model(**batch).logits
+    return found
+
+
+def train(method: Any, family: str, steps: int = 6) -> list[float]:
+    optimizer = torch.optim.AdamW(method.groups(lr=1e-2), weight_decay=0.0)
+    losses = []
+    method.model.train()
+    for step in range(steps):
+        loss = method.model(**batch_of(family, step % 2)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def finished(bases: Path, family: str, name: str) -> Any:
+    torch.manual_seed(2)
+    method = METHODS[name][1](opened(bases, family), family)
+    train(method, family)
+    if name == "diff pruning":
+        method.prune()
+    return method
+
+
+@pytest.mark.parametrize(("family", "name"), list(REFUSED))
+def test_what_does_not_work_is_refused_with_the_reason(bases: Path, family: str, name: str) -> None:
+    model = opened(bases, family)
+    keys = set(model.__dict__)
+    with pytest.raises(UsageError, match=REFUSED[family, name]) as caught:
+        METHODS[name][1](model, family)
+    assert caught.value.hint
+    assert set(model.__dict__) == keys
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@works
+def test_every_trainable_parameter_gets_a_gradient(bases: Path, family: str, name: str) -> None:
+    method = METHODS[name][1](opened(bases, family), family)
+    method.model.train()
+    method.model(**batch_of(family)).loss.backward()
+    others = _parts_of_other_tasks(method)
+    if isinstance(method, diff_pruning.DiffPruning):  # of weights that the model does not read there is none
+        plain = opened(bases, family).train()
+        plain(**batch_of(family)).loss.backward()
+        unread = {name for name, parameter in plain.named_parameters() if parameter.grad is None}
+        gates = method._stage
+        assert isinstance(gates, diff_pruning._Gates)
+        pairs = zip(method._weights, gates.w, gates.alpha, strict=True)
+        others = {id(own) for weight, *both in pairs if weight.name in unread for own in both}
+    assert all(parameter.grad is not None for parameter in method.parameters() if id(parameter) not in others)
+    assert sum(bool(p.grad.any()) for p in method.parameters() if p.grad is not None) >= 2
+
+
+def _parts_of_other_tasks(method: Any) -> set[int]:
+    others: list[Any] = []
+    for task in list(method.tasks)[1:]:
+        others += method.heads[task].parameters() if method.heads is not None else []
+        if isinstance(method, pha.Pha):
+            others.append(method.prototypes[method._row(task)])
+        if isinstance(method, propetl.Propetl):
+            others += method.network.tasks[task].parameters()
+    return {id(parameter) for parameter in others}
+
+
+@works
+def test_a_run_comes_back_from_its_directory_and_from_a_pack(
+    bases: Path, family: str, name: str, tmp_path: Path
+) -> None:
+    method = finished(bases, family, name)
+    expected = logits_of(method.model, family)
+    assert not torch.equal(expected, logits_of(opened(bases, family), family))
+    method.save(tmp_path / "run")
+    task = next(iter(method.tasks), None)
+    encoded = petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=bases / family)
+    assert encoded[0].exact
+    assert encoded[0].method.lower().startswith(name.split()[0])
+    packed = next(one.name for one in encoded if task is None or one.name.endswith(task))
+    petlpack.open(tmp_path / "pack")[packed].decode(tmp_path / "back", base=bases / family)
+    for place in ("run", "back"):
+        model = opened(bases, family)
+        METHODS[name][0].load(model, tmp_path / place)
+        assert torch.equal(logits_of(model, family), expected), place
+
+
+@works
+def test_a_base_in_half_precision(bases: Path, family: str, name: str, tmp_path: Path) -> None:
+    """The method's weights are in single precision, and what it computes comes back to the bit."""
+    method = METHODS[name][1](opened(bases, family, torch.bfloat16), family)
+    assert all(parameter.dtype == torch.float32 for module in method._added for parameter in module.parameters()) or (
+        name == "diff pruning" or "of tasks" in name or name == "pha"
+    )
+    before = logits_of(method.model, family)
+    train(method, family)
+    if name == "diff pruning":
+        method.prune()
+    expected = logits_of(method.model, family)
+    assert expected.dtype == torch.bfloat16
+    assert expected.isfinite().all()
+    assert not torch.equal(expected, before)
+    method.save(tmp_path / "run")
+    model = opened(bases, family, torch.bfloat16)
+    METHODS[name][0].load(model, tmp_path / "run")
+    assert torch.equal(logits_of(model, family), expected)
+
+
+@works
+def test_checkpointing_and_accumulation_change_no_gradient(bases: Path, family: str, name: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(2)
+        method = METHODS[name][1](opened(bases, family), family)
+        if checkpointing:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                method.model.gradient_checkpointing_enable({"use_reentrant": False})
+        method.model.train()
+        torch.manual_seed(3)
+        for seed in range(2):
+            method.model(**batch_of(family, seed)).loss.backward()
+        gradients.append([p.grad.clone() if p.grad is not None else None for p in method.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert (plain is None) == (checkpointed is None)
+        assert plain is None or torch.allclose(plain, checkpointed, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "bert"])
+@pytest.mark.parametrize("name", ["propetl lora", "adamix lora"])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # that PEFT asks
+def test_a_lora_is_merged_by_peft(bases: Path, family: str, name: str, tmp_path: Path) -> None:
+    """Trained, packed, decoded for PEFT, merged into the base: the same logits."""
+    torch.manual_seed(2)
+    method = METHODS[name][1](opened(bases, family), family)
+    losses = train(method, family, 50)
+    assert losses[-1] < losses[0]
+    expected = logits_of(method.model, family)
+    method.save(tmp_path / "run")
+    (encoded,) = petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=bases / family)
+    petlpack.open(tmp_path / "pack")[encoded.name].decode(tmp_path / "peft", base=bases / family, to="peft")
+    model = opened(bases, family)
+    if family == "bert":  # the run's head is the method's own file's
+        model.classifier.load_state_dict(method.model.classifier.state_dict())
+    adapted: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
+    merged = adapted.merge_and_unload()
+    plain = logits_of(opened(bases, family), family)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    assert torch.allclose(logits_of(merged, family), expected, atol=1e-5)
+
+
+def test_a_model_whose_norms_stand_behind_both_is_refused() -> None:
+    config = transformers.Olmo2Config(**_DECODER)
+    with pytest.raises(UsageError, match="no blocks of a known kind"):
+        METHODS["propetl adapter"][1](transformers.Olmo2ForCausalLM(config), "llama")
+
+
+IMAGES = {"pixel_values": torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
+OF_IMAGES: dict[str, tuple[Any, Any]] = {
+    "propetl lora": (propetl, propetl.Config(kind="lora", rank=4)),
+    "propetl adapter": (propetl, propetl.Config(bottleneck=4)),
+    "adamix adapter": (adamix, adamix.Config(bottleneck=4)),
+    "adamix lora": (adamix, adamix.Config(kind="lora", rank=2)),
+    "diff pruning": (diff_pruning, diff_pruning.Config(density=0.05)),
+    "pha": (pha, pha.Config(bottleneck=4, code=8, trunk=8)),
+}
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_images_are_classified(name: str, tmp_path: Path) -> None:
+    """A model of images runs on no tokens: the probe is given a batch."""
+    sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1}
+    torch.manual_seed(0)
+    transformers.ViTModel(transformers.ViTConfig(**sizes, **_SIZES)).save_pretrained(tmp_path / "base")
+
+    def fresh() -> Any:
+        torch.manual_seed(1)
+        return transformers.ViTForImageClassification.from_pretrained(tmp_path / "base", num_labels=2)
+
+    module, config = OF_IMAGES[name]
+    tasks = {"tasks": {"one": 2}} if module is pha else {}
+    method = module.attach(fresh(), config, **tasks, probe=IMAGES)
+    optimizer = torch.optim.AdamW(method.groups(1e-2), weight_decay=0.0)
+    losses = []
+    for _ in range(15):
+        loss = method.model(**IMAGES, labels=torch.tensor([0, 1])).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert min(losses[1:]) < losses[0]
+    if name == "diff pruning":
+        method.prune()
+    method.model.eval()
+    expected = method.model(**IMAGES).logits
+    method.save(tmp_path / "run")
+    (encoded,) = petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=tmp_path / "base")
+    petlpack.open(tmp_path / "pack")[encoded.name].decode(tmp_path / "back", base=tmp_path / "base")
+    model = fresh()
+    module.load(model, tmp_path / "back", probe=IMAGES)
+    assert torch.equal(model(**IMAGES).logits, expected)
