@@ -848,9 +848,11 @@ def test_a_closed_pipe_is_silent(arguments: list[str], place: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 @pytest.mark.parametrize("arguments", [["codecs"], ["codecs", "--json"], ["codecs", "-q"]])
-def test_a_full_disk_behind_stdout_is_an_error(arguments: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_an_error(arguments: list[str], unbuffered: str) -> None:
+    env = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(command_line(*arguments), env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command_line(*arguments), env=env, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: No space left on device: 'standard output'\nHint: ")
     assert done.stderr.count("\n") == 2
