@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,9 +16,6 @@ from petlpack.errors import DamageError, PetlpackError, printable
 
 SCHEMA_VERSION = 1
 """Version of what --json prints; a field that changes its meaning or goes away makes a new one."""
-
-NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
-"""Its message is the whole help; click before 8.2 prints it by itself."""
 
 STDOUT = "standard output"
 
@@ -91,7 +87,7 @@ def worst(problems: Iterable[Problem]) -> int | None:
 
 def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     """Report an error and return its exit code; raises OSError where stdout takes no JSON."""
-    if isinstance(error, NO_ARGUMENTS) and not as_json:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:  # its message is the whole help
         click.echo(str(error), err=True)
         return 2
     problem = describe(error)
