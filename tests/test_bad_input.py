@@ -41,6 +41,7 @@ from tests.conftest import (
     METHOD_SETTINGS,
     TINY,
     make_pair,
+    patch_system,
     weights,
     write_methods,
     write_pair,
@@ -795,7 +796,7 @@ def test_an_interruption_among_several_tasks_leaves_each_whole_or_out(methods: M
         interrupts = Interrupts(nth)
         with pytest.MonkeyPatch.context() as patch:
             for module, name in ((os, "fsync"), (os, "replace"), (os, "mkdir"), (io, "open")):
-                patch.setattr(module, name, interrupts.hook(getattr(module, name)))
+                patch_system(patch, module, name, interrupts.hook(getattr(module, name)))
             with contextlib.suppress(KeyboardInterrupt):
                 methods.encode(run, pack, progress=interrupts.progress)
         assert not list(pack.rglob(".tmp-*"))
@@ -1087,7 +1088,7 @@ def test_an_interruption_at_any_call_leaves_all_or_nothing(place: Place, replace
         interrupts = Interrupts(nth)
         with pytest.MonkeyPatch.context() as patch:
             for module, name in ((os, "fsync"), (os, "replace"), (os, "mkdir"), (io, "open"), (hashlib, "sha256")):
-                patch.setattr(module, name, interrupts.hook(getattr(module, name)))
+                patch_system(patch, module, name, interrupts.hook(getattr(module, name)))
             with contextlib.suppress(KeyboardInterrupt):
                 petlpack.encode(
                     third, pack, place.base, task=task, replace=replace, jobs=1, progress=interrupts.progress

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import os
-import pathlib
 import random
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ from petlpack import Base, LockedError, PetlpackError, TaskError, UnknownFormatE
 from petlpack import store as store_module
 from petlpack.container import Sections
 from petlpack.store import PACK_JSON, STALE, SUFFIX, Store
-from tests.conftest import METHOD_SETTINGS, TINY, make_pair, write_run
+from tests.conftest import METHOD_SETTINGS, TINY, make_pair, patch_system, write_run
 from tests.method_runs import write_propetl_t5
 
 SMALL: dict[str, Any] = {"layers": 1, "width": 4, "words": 8}
@@ -326,7 +325,7 @@ class Faults:
                 return io.BufferedWriter(_Raw(file, "wb", self._tick))
             return real_open(file, mode, *args, **more)
 
-        self._set(patch, io, "open", opened)
+        patch_system(patch, io, "open", opened)
 
     def _wrap(self, patch: pytest.MonkeyPatch, module: Any, name: str, op: str) -> None:
         real = getattr(module, name)
@@ -336,14 +335,7 @@ class Faults:
                 self._tick(op)
             return real(path, *args, **more)
 
-        self._set(patch, module, name, call)
-
-    @staticmethod
-    def _set(patch: pytest.MonkeyPatch, module: Any, name: str, value: Any) -> None:
-        patch.setattr(module, name, value)
-        accessor = vars(pathlib).get("_normal_accessor")  # Python 3.10's Path calls these through it
-        if accessor is not None:
-            patch.setattr(accessor, name, value)
+        patch_system(patch, module, name, call)
 
     def _below(self, path: Any) -> bool:
         return isinstance(path, str | os.PathLike) and Path(os.fspath(path)).is_relative_to(self._root)
