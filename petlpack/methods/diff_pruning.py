@@ -545,7 +545,7 @@ class _Kept:
         values = self.start + self.w
         for theta, places, part in zip(self.theta, self.places, self.part, strict=True):
             if len(places):
-                theta.view(-1)[places] = values[part]
+                theta.view(-1)[places] = values[part].to(theta.dtype)  # T5 keeps some in single precision
 
     def turn(self, i: int, gradient: torch.Tensor) -> None:
         _gradient_of(self.w)[self.part[i]] += gradient.reshape(-1)[self.places[i]]

@@ -108,7 +108,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bases")
     for family, (prefix, kind, sizes) in FAMILIES.items():
         torch.manual_seed(0)
-        model = getattr(transformers, prefix + kind)(getattr(transformers, f"{prefix}Config")(**sizes))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which DeBERTa's code is written in
+            model = getattr(transformers, prefix + kind)(getattr(transformers, f"{prefix}Config")(**sizes))
         (model if _generates(family) else model.base_model).save_pretrained(directory / family)
     return directory
 
@@ -309,7 +311,10 @@ def test_images_are_classified(name: str, tmp_path: Path) -> None:
     """A model of images runs on no tokens: the probe is given a batch."""
     sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1}
     torch.manual_seed(0)
-    transformers.ViTModel(transformers.ViTConfig(**sizes, **_SIZES)).save_pretrained(tmp_path / "base")
+    base = transformers.ViTModel(transformers.ViTConfig(**sizes, **_SIZES))
+    if not any(name.endswith(".mlp") for name, _ in base.named_modules()):
+        pytest.skip(f"transformers {transformers.__version__}: ViT's blocks are of an older kind, which is refused")
+    base.save_pretrained(tmp_path / "base")
 
     def fresh() -> Any:
         torch.manual_seed(1)
