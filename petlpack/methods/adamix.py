@@ -26,7 +26,7 @@ from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, loading, probed, with_loss
+from petlpack.methods.method import Method, loading, put_on, with_loss
 from petlpack.methods.places import ACTIVATIONS, Block, blocks, refuse_merged
 
 _STD = 0.02
@@ -284,7 +284,7 @@ def attach(model: nn.Module, config: Config, *, probe: Mapping[str, Any] | None 
     The adapters' output is tiny at first, as both projections are drawn of N(0, 0.02): the model begins near the base.
     A LoRA's is zero, as B is: it begins at the base. `probe` is a batch to probe it with (`Method.probe`).
     """
-    return probed(AdaMix(model, config), probe)
+    return put_on(model, lambda: AdaMix(model, config), probe)
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> AdaMix:

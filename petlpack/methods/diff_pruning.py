@@ -28,7 +28,7 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, loading, loss_of, probed, with_loss
+from petlpack.methods.method import Method, loading, loss_of, put_on, with_loss
 from petlpack.methods.places import head_of, in_front_of_head
 from petlpack.methods.probe import no_effect, running, weighed
 from petlpack.tensors.checkpoint import find_weights
@@ -93,7 +93,7 @@ def attach(model: nn.Module, config: Config | None = None, *, probe: Mapping[str
 
     `probe` is a batch to probe it with (`Method.probe`).
     """
-    return probed(DiffPruning(model, config or Config()), probe)
+    return put_on(model, lambda: DiffPruning(model, config or Config()), probe)
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> DiffPruning:

@@ -55,7 +55,7 @@ class Method(ABC):
         self._inserts: list[Insert] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._added: list[nn.Module] = []
-        self._calls = 0
+        self._ran = False
         self._batch: dict[str, Any] | None = None
         self._probed: set[str] = set()
         self._freeze()
@@ -127,9 +127,9 @@ class Method(ABC):
         check_inserts(self.model, self._inserts, run)
 
     def _run(self, batch: Mapping[str, Any]) -> Any:
-        calls = self._calls
+        self._ran = False
         output = self.model(**batch)
-        if self._calls == calls:
+        if not self._ran:
             raise no_effect(f"{type(self.model).__name__} does not run the forward that the method wrapped", self.model)
         return output
 
@@ -251,7 +251,8 @@ class Method(ABC):
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self._calls += 1
+            if not self._ran:  # written once: a compiled model would be compiled anew for a count
+                self._ran = True
             if self.model.training and torch.is_grad_enabled():
                 self._check_training()
             return self.forward(forward, *args, **kwargs)
@@ -376,12 +377,19 @@ def check_task(model: nn.Module, task: str, labels: int) -> None:
 M = TypeVar("M", bound=Method)
 
 
-def probed(method: M, batch: Mapping[str, Any] | None) -> M:
-    """Return a method that was just put on a model, when its probe has shown that it acts; else it is taken off."""
+def put_on(model: nn.Module, make: Callable[[], M], batch: Mapping[str, Any] | None) -> M:
+    """Return a method that `make` puts on a model, when its probe has shown that it acts.
+
+    Where that fails, the model is as it was before, also where only half of it was there.
+    """
+    before = getattr(model, "_petl_method", None)
     try:
+        method = make()
         method.probe(batch)
     except BaseException:
-        method.detach()
+        left = getattr(model, "_petl_method", None)
+        if left is not None and left is not before:
+            left.detach()
         raise
     return method
 

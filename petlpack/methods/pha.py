@@ -27,7 +27,7 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, check_task, loading, loss_of, probed, with_loss, with_outputs
+from petlpack.methods.method import Method, check_task, loading, loss_of, put_on, with_loss, with_outputs
 from petlpack.methods.places import Argument, Block, blocks
 from petlpack.methods.probe import no_effect
 from petlpack.tensors.checkpoint import find_weights
@@ -463,7 +463,7 @@ def attach(
     `probe` is a batch to probe it with (`Method.probe`). Raises UsageError for a model that is not built as BERT,
     RoBERTa or T5 is, and for tasks that it cannot have.
     """
-    return probed(Pha(model, config, tasks), probe)
+    return put_on(model, lambda: Pha(model, config, tasks), probe)
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> Pha:

@@ -22,7 +22,7 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, loading, probed
+from petlpack.methods.method import Method, loading, put_on
 from petlpack.methods.places import ACTIVATIONS, Argument, Block, blocks, refuse_merged
 from petlpack.methods.probe import no_effect
 
@@ -127,7 +127,8 @@ def attach(
         )
     if config.kind == "prefix" and tasks is None and config.hidden == 0:
         raise UsageError("a prefix of one task is saved with the network that makes it", hint="give hidden above 0")
-    return probed(Propetl(model, _resolved(config, first, tasks is not None), found, task, tasks), probe)
+    resolved = _resolved(config, first, tasks is not None)
+    return put_on(model, lambda: Propetl(model, resolved, found, task, tasks), probe)
 
 
 def _resolved(config: Config, block: Block, several: bool) -> Config:

@@ -142,6 +142,23 @@ def test_a_prefix_that_the_layer_ignores_is_an_error(monkeypatch: pytest.MonkeyP
     )
 
 
+def test_a_method_that_got_half_way_is_taken_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bert()
+    attention = type(blocks(model)[0].attention)
+    plain, keys = attention.forward, set(model.__dict__)
+
+    def without_cache(self: Any, hidden_states: Any, attention_mask: Any = None, **more: Any) -> Any:
+        return plain(self, hidden_states, attention_mask, **more)
+
+    monkeypatch.setattr(attention, "forward", without_cache)
+    with pytest.raises(UsageError, match=r"takes hidden_states, attention_mask, more, and no cache"):
+        METHODS["propetl prefix of tasks"](model)
+    assert set(model.__dict__) == keys
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    METHODS["propetl adapter"](model)
+
+
 @pytest.mark.parametrize("renamed", ["cache", "attention_mask"])
 def test_an_argument_that_is_called_otherwise_is_an_error(renamed: str) -> None:
     class Other(nn.Module):  # type: ignore[misc]
