@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.layouts.base import Run
-from petlpack.layouts.files import sort_files, warnings_of
+from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
 from petlpack.layouts.options import Options
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import open_checkpoint
@@ -27,6 +27,7 @@ class Bare:
         file = _file(path)
         assert file is not None
         weights = open_checkpoint(file)
+        refuse_methods(weights)
         kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
         run = Run(
             path=path,

@@ -180,3 +180,19 @@ def _why(name: Path, path: Path) -> str:
     if path.suffix == ".py" and (path.parent / "config.json").is_file():
         return "code; loading with trust_remote_code needs it"
     return "not known to be needed"
+
+
+METHODS = {"propetl": "PROPETL", "param_gen": "PHA", "ExpertSoup": "AdaMix", "experts_lora_A": "AdaMix"}
+"""Modules that petlpack.methods puts on a model, in whose names no whole model has parts."""
+
+
+def refuse_methods(weights: Checkpoint) -> None:
+    """Raise RunError for a model that was saved with a method of petlpack on it: without it, it computes otherwise."""
+    held = ((name, METHODS[part]) for name in weights.tensors for part in name.split(".") if part in METHODS)
+    name, method = next(held, ("", ""))
+    if method:
+        raise RunError(
+            f"'{printable(str(weights.sources[0]))}' is a model with {method} on it ('{printable(name)}'), as "
+            "save_pretrained and Trainer write it: it does not say how the method is used",
+            hint="load it into a model with the method on it, then method.save(DIRECTORY), and encode that",
+        )

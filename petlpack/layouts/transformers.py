@@ -12,13 +12,10 @@ from pathlib import Path
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
-from petlpack.layouts.files import sort_files, warnings_of
+from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
 from petlpack.layouts.options import Options
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
-
-_METHODS = {"propetl": "PROPETL", "param_gen": "PHA"}
-"""Modules that petlpack.methods puts on a model, in whose names no whole model has parts."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Transformers:
     def read(self, path: Path, options: Options) -> list[Run]:
         """Read the run."""
         chosen, weights, warnings = _open_best(path)
-        _refuse_methods(weights)
+        refuse_methods(weights)
         kept, left_out = sort_files(path, chosen, weights.sources, _index_names(chosen, weights))
         run = Run(
             path=path,
@@ -49,18 +46,6 @@ class Transformers:
             warnings=(*warnings, *warnings_of(weights, left_out)),
         )
         return [run]
-
-
-def _refuse_methods(weights: Checkpoint) -> None:
-    """Raise RunError for a model that was saved with a method of petlpack on it: without it, it computes otherwise."""
-    held = ((name, _METHODS[part]) for name in weights.tensors for part in name.split(".") if part in _METHODS)
-    name, method = next(held, ("", ""))
-    if method:
-        raise RunError(
-            f"'{printable(str(weights.sources[0]))}' is a model with {method} on it ('{printable(name)}'), as "
-            "save_pretrained and Trainer write it: it does not say how the method is used",
-            hint="load it into a model with the method on it, then method.save(DIRECTORY), and encode that",
-        )
 
 
 def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:

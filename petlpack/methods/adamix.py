@@ -37,6 +37,9 @@ _SCORES = "lora_expert_score_weight"
 _IGNORED = -100
 """The label of what has no loss, as Transformers and torch say it."""
 
+_NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
+"""Models whose labels are their own tokens: each position's logits are for the next one."""
+
 _MERGED = 3
 """The inference level that averages the experts (expert_soup.py:59-79)."""
 
@@ -230,7 +233,8 @@ class AdaMix(Method):
             output = forward(*args, **kwargs)
             if not self.routed or not self.config.consistency or self.config.experts == 1:
                 return output
-            return _with_consistency(output, forward(*args, **kwargs), labels)
+            shift = type(self.model).__name__.endswith(_NEXT_TOKEN)
+            return _with_consistency(output, forward(*args, **kwargs), labels, shift=shift)
         finally:
             # Checkpointed blocks run again in the backward pass; torch restores the generator, so they draw the same
             again = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
@@ -303,11 +307,11 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
     return method
 
 
-def _with_consistency(output: Any, other: Any, labels: torch.Tensor) -> Any:
+def _with_consistency(output: Any, other: Any, labels: torch.Tensor, *, shift: bool) -> Any:
     """Return pass A's output, its loss with the consistency added: section 3.2's whole objective.
 
     Loss and logits stand first in an output, which may be a tuple. Of labels for each token those that are ignored
-    do not count.
+    do not count; with `shift` a position's logits are for the next token's label.
     """
     logits = output[1]
     if labels.shape != logits.shape[:-1] or logits.shape[-1] == 1:
@@ -317,6 +321,8 @@ def _with_consistency(output: Any, other: Any, labels: torch.Tensor) -> Any:
             hint="attach with consistency=False",
         )
     counted = labels != _IGNORED
+    if shift:
+        counted = F.pad(counted[..., 1:], (0, 1), value=False)
     return with_loss(output, symmetric_kl(logits[counted], other[1][counted]))
 
 

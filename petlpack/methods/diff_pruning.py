@@ -170,6 +170,7 @@ class DiffPruning(Method):
         self.hook(model.register_state_dict_pre_hook(lambda *_args: self._write()))
         self.hook(model.register_load_state_dict_pre_hook(_refuse_state))
         self._inside = False
+        self._called: set[int] = set()
         for part in {getattr(model, "base_model", model), *_encoder_of(model)} - {model}:  # called by themselves, too
             self.hook(part.register_forward_pre_hook(lambda *_args: None if self._inside else self._write()))
 
@@ -233,6 +234,9 @@ class DiffPruning(Method):
                 at_most = f"a density of {self.density:g} changes {allowed}"
                 raise file.error(f"has {len(chosen)} weights that are not the model's, {at_most}")
             self._fix(chosen, flat[chosen], whole=True)
+            for name, buffer in self.model.named_buffers():
+                if name in file.tensors:  # what norms counted in training
+                    buffer.copy_(file.get(name, buffer.shape))
         file.copy_head(self)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -250,6 +254,7 @@ class DiffPruning(Method):
     def _probe(self, run: Callable[[], Any]) -> None:
         """Show by a training step that the weights' gradients become those of differences and gates."""
         self._follow()
+        self._note_tables(run)
         gates = self._stage if isinstance(self._stage, _Gates) else None
         halfway = gates.halfway() if gates is not None and gates.is_new() else nullcontext()
         try:
@@ -267,8 +272,17 @@ class DiffPruning(Method):
             if gates is None or not gates.is_new():
                 self._write()
 
-    def _check_training(self) -> None:
-        super()._check_training()
+    def _note_tables(self, run: Callable[[], Any]) -> None:
+        """Draw all rows of an embedding that the model does not call: DeBERTa reads the weights of one."""
+        self._called = set()
+        with running(self.model, training=False), torch.no_grad():
+            run()
+        for i, weight in enumerate(self._weights):
+            if i not in self._called:
+                weight.tables = []
+
+    def _check_training(self, loss: torch.Tensor | None) -> None:
+        super()._check_training(loss)
         group = torch.distributed
         processes = group.get_world_size() if group.is_available() and group.is_initialized() else 1
         if processes > 1:
@@ -315,6 +329,7 @@ class DiffPruning(Method):
         """Return what an embedding calls with the rows that it will look up."""
 
         def look(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._called.add(i)
             if isinstance(self._stage, _Gates) and self._stage.drawing:
                 with torch.no_grad():
                     self._stage.draw_rows(i, args[0])
@@ -337,6 +352,7 @@ class DiffPruning(Method):
         self._restore()
         self._stage = _Kept(self._weights, chosen, values, self._own, whole=whole)
         self._stage.write()
+        self.note_own()
 
     def _follow(self) -> None:
         """Go to the device that the model went to."""

@@ -55,6 +55,8 @@ class Method(ABC):
         self._inserts: list[Insert] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._added: list[nn.Module] = []
+        self._mine: list[nn.Parameter] = []
+        self._probing = False
         self._ran = False
         self._batch: dict[str, Any] | None = None
         self._probed: set[str] = set()
@@ -110,8 +112,8 @@ class Method(ABC):
         tokens; it is kept for later probes. Raises UsageError, which names the layer and the version of its library.
         """
         if batch is not None:
-            self._batch = dict(batch)
-        told, self._told = self._told, True
+            self._batch = {name: value for name, value in batch.items() if name not in _TARGETS}
+        told, self._told, self._probing = self._told, True, True
         try:
             with torch.inference_mode(False):
                 given = self._batch or few_tokens(self.model)
@@ -119,7 +121,7 @@ class Method(ABC):
                     functools.partial(self._run, {key: _own(self.device, value) for key, value in given.items()})
                 )
         finally:
-            self._told = told
+            self._told, self._probing = told, False
         self._probed.add(self.task)
 
     def _probe(self, run: Callable[[], Any]) -> None:
@@ -253,9 +255,10 @@ class Method(ABC):
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if not self._ran:  # written once: a compiled model would be compiled anew for a count
                 self._ran = True
-            if self.model.training and torch.is_grad_enabled():
-                self._check_training()
-            return self.forward(forward, *args, **kwargs)
+            output = self.forward(forward, *args, **kwargs)
+            if self.model.training and torch.is_grad_enabled() and not self._probing:
+                self._check_training(loss_of(output))
+            return output
 
         self.model.forward = wrapped
 
@@ -266,10 +269,14 @@ class Method(ABC):
 
         self._undo.append(restore)
 
-    def _check_training(self) -> None:
-        """Raise UsageError where other parameters of the model train, and none of the method's."""
-        own = [parameter for module in self._added for parameter in module.parameters()]
-        if own and not any(p.requires_grad for p in own) and any(p.requires_grad for p in self.model.parameters()):
+    def note_own(self) -> None:
+        """Note which parameters are the method's now: PEFT may put its own into the method's modules."""
+        self._mine = [parameter for module in self._added for parameter in module.parameters()]
+
+    def _check_training(self, loss: torch.Tensor | None) -> None:
+        """Raise UsageError where a loss trains something, and nothing of the method."""
+        frozen = bool(self._mine) and not any(parameter.requires_grad for parameter in self._mine)
+        if frozen and loss is not None and loss.requires_grad:
             raise UsageError(
                 f"{type(self).__name__} is frozen, while other parameters of {type(self.model).__name__} train",
                 hint="get_peft_model() and freezing by hand do that: put one method on a model",
@@ -385,6 +392,7 @@ def put_on(model: nn.Module, make: Callable[[], M], batch: Mapping[str, Any] | N
     before = getattr(model, "_petl_method", None)
     try:
         method = make()
+        method.note_own()
         method.probe(batch)
     except BaseException:
         left = getattr(model, "_petl_method", None)
@@ -417,6 +425,9 @@ def loading(method: Method) -> Iterator[None]:
         raise
     method.model.eval()
 
+
+_TARGETS = ("labels", "label", "label_ids", "start_positions", "end_positions", "next_sentence_label")
+"""What a batch may have that the probe does without: a task with fewer labels knows no such target."""
 
 _WEIGHTS = ("*.safetensors", "pytorch_*.bin", "propetl_*.bin", "*/adapter*.safetensors", "*/pytorch_adapter.bin")
 """Weights of a run, beside which no other run may be saved."""

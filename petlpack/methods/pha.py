@@ -189,7 +189,7 @@ class Pha(Method):
         self._adapters: list[Adapter] = []
         self._states: torch.Tensor | None = None
         self._memory: dict[str, torch.Tensor] = {}
-        width = model.config.hidden_size
+        width = self._generated[0].width
         stack = model.get_submodule(self.stack)
         self.generator = Generator(config, len(self._generated), width)
         self.add(stack, "param_gen", self.generator)
@@ -386,6 +386,7 @@ class Pha(Method):
         if self.heads is not None:
             head = with_outputs(self.heads[like], labels).to(self.device)
             self.heads[task] = head.train(self.model.training).requires_grad_(True)
+        self.note_own()
         self.switch(task)
         return like
 
@@ -413,7 +414,7 @@ class Pha(Method):
         settings |= {f"{end}_adapter": "pro-hyper", f"{end}_adapter_dim": self.config.bottleneck}
         config = self.config_json(
             **settings,
-            adapter_norm_input=self._generated[0].norm is None,
+            adapter_norm_input=self._generated[0].norm is None and self._generated[0].reads is not None,
             adapter_place=self.place,
             process_encoder_output=self.retriever is not None,
             hypernetwork_bottleneck=self.config.trunk,

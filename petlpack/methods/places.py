@@ -94,9 +94,29 @@ def blocks(model: nn.Module) -> list[Block]:
     found = [block for name, module in model.named_modules() if (block := _block(name, module))]
     if not found:
         raise UsageError(
-            f"{type(model).__name__} has no blocks of a known kind", hint=f"methods stand on models like {FAMILIES}"
+            f"{type(model).__name__} ({library_of(model)}) has no blocks of a known kind",
+            hint=f"methods stand on models like {FAMILIES}",
+        )
+    _refuse_some(model, found)
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise UsageError(
+            f"{type(model).__name__} changes its attention with the length of its input, and a method would go with it",
+            hint='load it with attention_type="original_full"',
         )
     return found
+
+
+def _refuse_some(model: nn.Module, found: list[Block]) -> None:
+    """Raise UsageError where blocks of a known kind stand among others, on which the method would not be."""
+    own = {block.layer for block in found}
+    for stack in {block.name.rpartition(".")[0] for block in found}:
+        members = list(model.get_submodule(stack).children())
+        others = [module for module in members if module not in own]
+        if isinstance(model.get_submodule(stack), nn.ModuleList) and others:
+            raise UsageError(
+                f"{type(model).__name__} has {len(members)} layers in '{stack}', {len(others)} of them built otherwise",
+                hint="a method stands on all layers or on none: take a model whose layers are alike",
+            )
 
 
 def _block(name: str, module: nn.Module) -> Block | None:

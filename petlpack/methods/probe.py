@@ -6,18 +6,20 @@ way leaves the hooks without an effect, and a method without an effect trains no
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from petlpack.errors import PetlpackError, UsageError
 from petlpack.methods.places import library_of
 
-_HINT = "this version may be newer than petlpack knows: install an earlier one, and report it"
+_HINT = "petlpack does not know this version, or a model that is built like this: try an earlier one, and report it"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def running(model: nn.Module, *, training: bool) -> Iterator[None]:
             hint="make the model, and attach or load, outside of torch.inference_mode(); run it inside",
         )
     modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]  # of norms that count in training
+    generators = random.getstate(), np.random.get_state()
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     try:
@@ -99,6 +103,11 @@ def running(model: nn.Module, *, training: bool) -> Iterator[None]:
             hint="where it runs on other inputs than `input_ids`, say them: attach(..., probe=batch)",
         ) from error
     finally:
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
         for module, mode in modes.items():
             module.training = mode
 
@@ -165,13 +174,23 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
 def few_tokens(model: Any) -> dict[str, torch.Tensor]:
     """Return inputs that a Transformers model of text runs on: one example of four tokens, for each of its stacks.
 
-    The last is the end-of-sequence token, of which T5's classifier reads.
+    The last is the end-of-sequence token, of which T5's classifier reads. Raises UsageError for other models.
     """
-    table = model.get_input_embeddings()
-    ids = [min(token, table.num_embeddings - 1) for token in (3, 5, 4)]
+    stacks = [model, *([model.get_decoder()] if getattr(model.config, "is_encoder_decoder", False) else [])]
+    try:
+        tables = [stack.get_input_embeddings() for stack in stacks]
+    except NotImplementedError:
+        tables = []
+    if not tables or not all(isinstance(table, nn.Embedding) for table in tables):
+        raise UsageError(
+            f"{type(model).__name__} ({library_of(model)}) takes no tokens to probe the method with",
+            hint="say what it runs on: attach(..., probe=batch)",
+        )
+    words = min(table.num_embeddings for table in tables)
+    ids = [min(token, words - 1) for token in (3, 5, 4)]
     end = getattr(model.config, "eos_token_id", None)
-    ids.append(end if isinstance(end, int) and 0 <= end < table.num_embeddings else ids[0])
-    batch = torch.tensor([ids], device=table.weight.device)
+    ids.append(end if isinstance(end, int) and 0 <= end < words else ids[0])
+    batch = torch.tensor([ids])
     if type(model).__name__.endswith("ForMultipleChoice"):
         batch = batch[:, None]
     names = ["input_ids", *(["decoder_input_ids"] if getattr(model.config, "is_encoder_decoder", False) else [])]

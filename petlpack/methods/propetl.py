@@ -85,8 +85,8 @@ class Config:
             if value is not None and (type(value) is not int or value < least):
                 raise UsageError(f"{name} is {value!r}", hint=f"a whole number from {least}")
         for name in ("alpha", "scaling"):
-            if not math.isfinite(getattr(self, name)):
-                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="a finite number")
+            if not math.isfinite(getattr(self, name)) or getattr(self, name) == 0:
+                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="a finite number, and not 0")
 
 
 def attach(
@@ -120,7 +120,7 @@ def attach(
         raise UsageError(
             f"{type(model).__name__} has no norm behind its feed-forward, where the adapter stands", hint="choose lora"
         )
-    if config.kind == "prefix" and (not first.is_bert or getattr(first.attention, "is_decoder", False)):
+    if config.kind == "prefix" and not all(_takes_prefix(block) for block in found):
         raise UsageError(
             f"{type(model).__name__} takes no prefix: its attention counts on the positions of its keys",
             hint="prefixes stand on encoders of the BERT and RoBERTa families; choose adapter or lora",
@@ -129,6 +129,11 @@ def attach(
         raise UsageError("a prefix of one task is saved with the network that makes it", hint="give hidden above 0")
     resolved = _resolved(config, first, tasks is not None)
     return put_on(model, lambda: Propetl(model, resolved, found, task, tasks), probe)
+
+
+def _takes_prefix(block: Block) -> bool:
+    attention = block.attention
+    return block.is_bert and hasattr(attention, "num_attention_heads") and not getattr(attention, "is_decoder", False)
 
 
 def _resolved(config: Config, block: Block, several: bool) -> Config:

@@ -29,7 +29,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ForSequenceClassification",
         {"vocab_size": 40, "max_position_embeddings": 20, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
     ),
-    "deberta-v2": ("DebertaV2", "ForSequenceClassification", {**_ENCODER, "relative_attention": True}),
+    "deberta-v2": (
+        "DebertaV2",
+        "ForSequenceClassification",
+        {**_ENCODER, "relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"]},
+    ),
     "modernbert": ("ModernBert", "ForSequenceClassification", {**_ENCODER, "pad_token_id": 0}),
     "t5": ("T5", "ForConditionalGeneration", {**_T5, "decoder_start_token_id": 0}),
     "gpt2": (
@@ -304,6 +308,47 @@ OF_IMAGES: dict[str, tuple[Any, Any]] = {
     "diff pruning": (diff_pruning, diff_pruning.Config(density=0.05)),
     "pha": (pha, pha.Config(bottleneck=4, code=8, trunk=8)),
 }
+
+
+def test_layers_that_are_built_otherwise_are_not_left_out() -> None:
+    sizes = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    config = transformers.Qwen3NextConfig(**{**_DECODER, "num_hidden_layers": 4}, **sizes, **experts)
+    with pytest.raises(UsageError, match=r"4 layers in 'model\.layers', 3 of them built otherwise"):
+        propetl.attach(transformers.Qwen3NextForCausalLM(config), propetl.Config())
+
+
+def test_a_prefix_is_not_put_on_a_decoder_behind_an_encoder() -> None:
+    sizes = {key: value for key, value in _ENCODER.items() if key != "num_labels"}
+    decoder = transformers.BertConfig(**sizes, is_decoder=True, add_cross_attention=True)
+    model = transformers.EncoderDecoderModel(
+        encoder=transformers.BertModel(transformers.BertConfig(**sizes)), decoder=transformers.BertLMHeadModel(decoder)
+    )
+    with pytest.raises(UsageError, match=_NO_PREFIX):
+        METHODS["propetl prefix"][1](model, "bert")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_adamix_compares_the_positions_whose_next_token_has_a_label(
+    bases: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened(bases, family)
+    adamix.attach(model, adamix.Config(bottleneck=4))
+    seen: list[torch.Tensor] = []
+    plain = adamix.symmetric_kl
+
+    def noting(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append(a)
+        return plain(a, b)
+
+    monkeypatch.setattr(adamix, "symmetric_kl", noting)
+    output = model.train()(input_ids=torch.tensor([[5, 6, 7, 8]]), labels=torch.tensor([[-100, -100, -100, 8]]))
+    assert torch.equal(seen[0], output.logits[:, 2])
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)

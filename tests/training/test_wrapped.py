@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+import transformers
 
 import petlpack
 from petlpack.errors import PetlpackError, RunError, UsageError
@@ -50,6 +51,18 @@ def test_peft_put_on_a_method_is_an_error_in_the_first_step(name: str) -> None:
     assert "get_peft_model" in str(caught.value.hint)
     with torch.no_grad():
         tuned(**BATCH)
+
+
+@peft_asks
+def test_a_prompt_of_peft_before_a_frozen_method_is_an_error() -> None:
+    """What trains is outside of the model."""
+    sizes = {"vocab_size": 40, "n_positions": 20, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    METHODS["propetl adapter"](model)
+    tuned = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).train()
+    ids = torch.tensor([[4, 5, 6]])
+    with pytest.raises(UsageError, match="is frozen"):
+        tuned(input_ids=ids, labels=ids)
 
 
 @pytest.mark.parametrize("name", ["adamix adapter", "diff pruning"])
@@ -148,3 +161,5 @@ def test_a_model_that_was_saved_with_its_method_is_no_full_fine_tune(name: str, 
         petlpack.encode(tmp_path / "run", pack=tmp_path / "pack")
     assert "method.save(" in str(caught.value.hint)
     assert not (tmp_path / "pack").exists()
+    with pytest.raises(RunError, match=r"is a model with (PROPETL|PHA) on it"):
+        petlpack.encode(tmp_path / "run" / "checkpoint-5" / "model.safetensors", pack=tmp_path / "pack")
