@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -432,4 +433,4 @@ def test_a_model_of_the_user_s_own_is_named_without_a_version() -> None:
         pass
 
     assert library_of(Own()) == __name__.partition(".")[0]
-    assert library_of(nn.Linear(1, 1)) == f"torch {torch.__version__}"
+    assert library_of(nn.Linear(1, 1)) == f"torch {metadata.version('torch')}"
