@@ -162,7 +162,7 @@ def _pha() -> list[Row]:
 
 
 LONGER = 3
-LONG = ("adamix-adapter", "adamix-adapter-one", "propetl-adapter", "diff-structured-0.5", "pha-100", "adapter-100")
+LONG = ("adamix-adapter", "adamix-adapter-one", "diff-structured-0.5", "pha-100", "adapter-100")
 
 
 def _checks(rows: Mapping[str, Row]) -> list[Row]:
