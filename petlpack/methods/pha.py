@@ -461,8 +461,8 @@ def attach(
 ) -> Pha:
     """Put PHA on a model for tasks with so many labels each, 0 for a T5 that generates; the first task comes first.
 
-    `probe` is a batch to probe it with (`Method.probe`). Raises UsageError for a model that is not built as BERT,
-    RoBERTa or T5 is, and for tasks that it cannot have.
+    `probe` is a batch to probe it with (`Method.probe`). Raises UsageError for a model whose blocks are not known, and
+    for tasks that it cannot have.
     """
     return put_on(model, lambda: Pha(model, config, tasks), probe)
 

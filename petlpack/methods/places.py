@@ -75,7 +75,7 @@ class Block:
     @property
     def width(self) -> int:
         """How many numbers a position has between blocks."""
-        if self.is_bert or self.query_and_value:
+        if self.query_and_value:
             return int(next(iter(self.query_and_value.values())).in_features)
         norm = self.norm if self.norm is not None else self.reads
         return int(norm.weight.numel())  # type: ignore[union-attr] # a norm's
