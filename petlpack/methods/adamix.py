@@ -108,11 +108,16 @@ def merge(experts: list[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
 def symmetric_kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return 1/2 (KL(A || B) + KL(B || A)) of two passes' logits (inputs, classes), the mean of the inputs.
 
-    Section 3.2. Computed in float32, or float64 where the logits are; both passes have a gradient.
+    Section 3.2. Computed in float32, or float64 where the logits are. Both passes have a gradient, by which each comes
+    nearer to the other as it stands: the target of a divergence has none (modeling_roberta.py:1179-1188).
     """
     wide = torch.promote_types(a.dtype, torch.float32)
     log_a, log_b = F.log_softmax(a.to(wide), -1), F.log_softmax(b.to(wide), -1)
-    return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(-1).mean()
+
+    def kl(log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+        return F.kl_div(log_q, log_p.detach(), reduction="batchmean", log_target=True)
+
+    return 0.5 * (kl(log_b, log_a) + kl(log_a, log_b))
 
 
 class _Idle(torch.autograd.Function):  # type: ignore[misc]  # torch is Any here
@@ -231,8 +236,8 @@ class AdaMix(Method):
             self.tell_without_labels()
         try:
             output = forward(*args, **kwargs)
-            if not self.routed or not self.config.consistency or self.config.experts == 1:
-                return output
+            if not self.routed or not self.config.consistency or self.config.experts == 1 or output[1].shape[-1] == 1:
+                return output  # a regression's one number is no distribution: in the reference their divergence is 0
             shift = type(self.model).__name__.endswith(_NEXT_TOKEN)
             return _with_consistency(output, forward(*args, **kwargs), labels, shift=shift)
         finally:
@@ -314,7 +319,7 @@ def _with_consistency(output: Any, other: Any, labels: torch.Tensor, *, shift: b
     do not count; with `shift` a position's logits are for the next token's label.
     """
     logits = output[1]
-    if labels.shape != logits.shape[:-1] or logits.shape[-1] == 1:
+    if labels.shape != logits.shape[:-1]:
         raise UsageError(
             f"labels {list(labels.shape)} are not one class for each of the logits {list(logits.shape)}, and AdaMix's "
             "consistency compares the probabilities of classes",

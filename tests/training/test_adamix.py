@@ -170,15 +170,17 @@ def test_routes_of_passes_layers_and_sides_are_independent(model: Any) -> None:
         assert chi_square(np.bincount(after, minlength=16)) < CHI[15]
 
 
-def kl_by_hand(a: Any, b: Any) -> float:
-    """Return 1/2 (KL(A || B) + KL(B || A)), input by input and class by class."""
+def divergence(a: Any, b: Any) -> float:
+    """Return KL(A || B) of logits, input by input and class by class."""
     total = 0.0
     for row_a, row_b in zip(a.tolist(), b.tolist(), strict=True):
         p, q = ([math.exp(value) / sum(map(math.exp, row)) for value in row] for row in (row_a, row_b))
-        forth = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
-        back = sum(y * math.log(y / x) for x, y in zip(p, q, strict=True))
-        total += (forth + back) / 2
+        total += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
     return total / len(a)
+
+
+def kl_by_hand(a: Any, b: Any) -> float:
+    return (divergence(a, b) + divergence(b, a)) / 2
 
 
 def differences(function: Callable[[], float], parameter: torch.Tensor, every: int = 1) -> torch.Tensor:
@@ -202,9 +204,9 @@ def test_the_consistency_is_the_symmetric_kl() -> None:
     assert adamix.symmetric_kl(b, a).item() == pytest.approx(value.item(), rel=1e-12)
     assert adamix.symmetric_kl(a, a).item() == 0
     value.backward()
-    for logits in (a, b):
+    for logits, target in ((a, b.detach().clone()), (b, a.detach().clone())):
         assert logits.grad is not None
-        expected = differences(lambda: kl_by_hand(a.detach(), b.detach()), logits)
+        expected = differences(lambda p=target, q=logits: divergence(p, q.detach()) / 2, logits)
         torch.testing.assert_close(logits.grad.view(-1), expected, rtol=1e-7, atol=1e-9)
     half = adamix.symmetric_kl(a.detach().bfloat16(), b.detach().bfloat16())
     assert half.dtype == torch.float32
@@ -236,7 +238,10 @@ def test_the_loss_is_the_first_pass_s_and_the_consistency(tmp_path: Path, family
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_the_loss_is_that_of_differences(model: Any, kind: str) -> None:
+def test_the_gradient_of_the_loss_is_that_of_differences(
+    model: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pass comes nearer to the other as it stands."""
     method = adamix.attach(model, settings(kind, experts=2, share_up=kind == "adapter"))
     train(model, method, 4)  # so that no factor is zero
     model.double()
@@ -246,7 +251,19 @@ def test_the_gradient_of_the_loss_is_that_of_differences(model: Any, kind: str) 
         torch.manual_seed(4)
         return model(**batch).loss
 
+    targets: list[torch.Tensor] = []
+    plain = adamix.symmetric_kl
+
+    def noting(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        targets.extend(logits.detach() for logits in (a, b))
+        return plain(a, b)
+
+    def held(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(divergence(targets[0], b) + divergence(targets[1], a), dtype=torch.float64) / 2
+
+    monkeypatch.setattr(adamix, "symmetric_kl", noting)
     loss().backward()
+    monkeypatch.setattr(adamix, "symmetric_kl", held)
     place = "ExpertSoup" if kind == "adapter" else "attention.self.query.experts_lora"
     found = {name: p for name, p in model.named_parameters() if "layer.0" in name and place in name}
     taken = {name: p for name, p in found.items() if p.grad is not None and p.grad.any()}
@@ -690,20 +707,29 @@ def test_models_that_cannot_have_it(model: Any) -> None:
         adamix.attach(model, settings())
 
 
-@pytest.mark.parametrize(("labels", "consistency"), [(1, True), (LABELS, True), (1, False)])
-def test_consistency_is_for_classes(tmp_path: Path, labels: int, consistency: bool) -> None:
-    """Regression and several labels at once have no distribution to compare."""
+def _several_outputs(tmp_path: Path, labels: int, consistency: bool) -> tuple[Any, dict[str, torch.Tensor]]:
     kind = "regression" if labels == 1 else "multi_label_classification"
     model = open_base(write_base(tmp_path / "base", num_labels=labels, problem_type=kind))
     adamix.attach(model, settings(consistency=consistency))
-    model.train()
-    batch = {"input_ids": a_batch()["input_ids"], "labels": torch.rand((8,) if labels == 1 else (8, labels))}
-    if not consistency:
-        model(**batch).loss.backward()
-        return
+    targets = torch.rand((8,) if labels == 1 else (8, labels))
+    return model.train(), {"input_ids": a_batch()["input_ids"], "labels": targets}
+
+
+def test_several_labels_at_once_have_no_distribution_to_compare(tmp_path: Path) -> None:
+    model, batch = _several_outputs(tmp_path, LABELS, consistency=False)
+    model(**batch).loss.backward()
+    model, batch = _several_outputs(tmp_path, LABELS, consistency=True)
     with pytest.raises(UsageError, match="one class") as caught:
         model(**batch)
     assert caught.value.hint == "attach with consistency=False"
+
+
+@pytest.mark.parametrize("consistency", [True, False])
+def test_a_regression_has_its_own_loss_alone(tmp_path: Path, consistency: bool) -> None:
+    model, batch = _several_outputs(tmp_path, 1, consistency)
+    output = model(**batch)
+    assert output.loss.item() == pytest.approx(((output.logits.view(-1) - batch["labels"]) ** 2).mean().item())
+    output.loss.backward()
 
 
 def edit(run: Path, **changes: Any) -> None:
