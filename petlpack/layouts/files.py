@@ -182,7 +182,13 @@ def _why(name: Path, path: Path) -> str:
     return "not known to be needed"
 
 
-METHODS = {"propetl": "PROPETL", "param_gen": "PHA", "ExpertSoup": "AdaMix", "experts_lora_A": "AdaMix"}
+METHODS = {
+    "propetl": "PROPETL",
+    "param_gen": "PHA",
+    "ExpertSoup": "AdaMix",
+    "experts_lora_A": "AdaMix",
+    "diff_pruning": "diff pruning",
+}
 """Modules that petlpack.methods puts on a model, in whose names no whole model has parts."""
 
 

@@ -13,7 +13,6 @@ Guo, Rush and Kim, "Parameter-Efficient Transfer Learning with Diff Pruning", AC
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,25 +23,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.gates import Gates, Kept, Weight, bits, exactly
 from petlpack.methods.method import Method, loading, loss_of, put_on, with_loss
 from petlpack.methods.places import head_of, in_front_of_head
 from petlpack.methods.probe import no_effect, running, weighed
 from petlpack.tensors.checkpoint import find_weights
-
-EDGE = 1e-4
-"""How near u may come to 0 and 1 (DiffPruning run_glue_diffpruning.py:122)."""
-
-_NUDGE = 1e-3
-"""A difference, for the probe."""
-_OPEN = 20.0
-"""The parameter of a gate that is open, whatever is drawn."""
-
-PIECE = 1 << 17
-"""Numbers to compute with at a time, so that they stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +42,15 @@ class Config:
     density: float = 0.005
     """Share of the base's weights that keep a difference: the target sparsity of section 3.2."""
     structured: bool = True
-    """Whether the differences of a tensor have a gate in common, too (section 3.3)."""
+    """Whether the differences of a tensor have a gate in common, too (section 3.3).
+
+    A weight is open with the product of both probabilities. The released code adds up those of weights and of groups.
+    """
     l0: float = 1.25e-7
     """lambda: what an open gate costs, for tens of thousands of steps; shorter trainings need more."""
     gate_lr: float = 0.1
-    """The learning rate of the gates."""
+    """The learning rate of the gates: a constant, whatever a schedule does with the others (in the released code they
+    have an optimizer of their own, and no schedule)."""
     low: float = -1.5
     high: float = 1.5
     """The interval (l, r) that the concrete distribution is stretched to."""
@@ -119,17 +113,6 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
     return method
 
 
-@dataclass
-class _Weight:
-    """A tensor of the base: its name, the model's own parameter, and p0, what that was before."""
-
-    name: str
-    theta: nn.Parameter
-    start: torch.Tensor
-    tables: list[nn.Module]
-    """The embeddings that look up rows of it, where nothing else uses it."""
-
-
 class DiffPruning(Method):
     """Diff pruning on a model, which always holds all weights as parameters of its own.
 
@@ -143,7 +126,6 @@ class DiffPruning(Method):
         """Take over every parameter but the head's; a tied one counts once."""
         super().__init__(model)
         self.config = config
-        self.density = config.density
         head = head_of(model)
         of_head_modules = [head[1], *in_front_of_head(model).values()] if head else []
         self._head = [parameter for module in of_head_modules for parameter in module.parameters()]
@@ -153,38 +135,47 @@ class DiffPruning(Method):
             for parameter in module.parameters(recurse=False):
                 users.setdefault(id(parameter), []).append(module)
         self._weights = [
-            _Weight(name, theta, theta.detach().clone(), users[id(theta)] if _look_up(users[id(theta)]) else [])
+            Weight(name, theta, theta.detach().clone(), users[id(theta)] if _look_up(users[id(theta)]) else [])
             for name, theta in model.named_parameters()
             if id(theta) not in of_head
         ]
         self.size = sum(weight.start.numel() for weight in self._weights)
-        self._own = _Own()
+        self._own = nn.Module()
         self.add(model, "diff_pruning", self._own)
         self._undo.append(self._restore)
-        self._stage: _Gates | _Kept = _Gates(self._weights, config, self._own)
+        self._stage: Gates | Kept = Gates(self._weights, config, self._own)
         for i, weight in enumerate(self._weights):
             weight.theta.requires_grad_(True)
             self.hook(weight.theta.register_post_accumulate_grad_hook(self._turn(i)))
             for table in weight.tables:
                 self.hook(table.register_forward_pre_hook(self._look(i)))
         self.hook(model.register_state_dict_pre_hook(lambda *_args: self._write()))
-        self.hook(model.register_load_state_dict_pre_hook(_refuse_state))
+        self.hook(model.register_load_state_dict_pre_hook(self._check_state))
+        self.hook(model.register_load_state_dict_post_hook(lambda *_args: self._take_state()))
+        self.hook(register_optimizer_step_pre_hook(_hold_rates))
+        self._named: set[str] = set()
         self._inside = False
         self._called: set[int] = set()
         for part in {getattr(model, "base_model", model), *_encoder_of(model)} - {model}:  # called by themselves, too
             self.hook(part.register_forward_pre_hook(lambda *_args: None if self._inside else self._write()))
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that keep a difference, or will."""
+        return float(self._own.density) if isinstance(self._stage, Kept) else self.config.density
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains: differences, gates and head."""
         return [*self._own.parameters(), *self._head]
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return the optimizer's groups: differences and head at `lr`, gates at `gate_lr`; nothing decays."""
+        """Return the optimizer's groups: differences and head at `lr`, gates constantly at `gate_lr`; no decay."""
         gates = self._stage.gates()
         own = {id(gate) for gate in gates}
         others = [parameter for parameter in self.parameters() if id(parameter) not in own]
         groups = [{"params": others, "lr": lr, "weight_decay": 0.0}]
-        return [*groups, {"params": gates, "lr": self.config.gate_lr, "weight_decay": 0.0}] if gates else groups
+        rate = self.config.gate_lr
+        return [*groups, {"params": gates, "lr": rate, "weight_decay": 0.0, _CONSTANT: rate}] if gates else groups
 
     def expected_l0(self) -> torch.Tensor:
         """Return how many of the `size` differences are expected not to be 0: a scalar, differentiable in stage 1."""
@@ -214,8 +205,7 @@ class DiffPruning(Method):
                     "all differences are 0: nothing was trained", hint="train in train mode: model.train()"
                 )
             chosen = largest(flat.abs(), round(density * self.size))
-            self._fix(chosen, flat[chosen])
-        self.density = density
+            self._fix(density, chosen, self._starts()[chosen], flat[chosen])
 
     def take(self, file: TensorFile) -> None:
         """Begin stage 3 with the weights of a tuned model, named as in its state dict.
@@ -226,22 +216,42 @@ class DiffPruning(Method):
             if (found := file.get(name, own.shape)).dtype != own.dtype:
                 raise file.error(f"has '{name}' as {found.dtype}, in the model it is {own.dtype}")
         with torch.no_grad():
-            start = torch.cat([weight.start.reshape(-1) for weight in self._weights])
+            start = self._starts()
             flat = torch.cat([file.tensors[weight.name].reshape(-1) for weight in self._weights]).to(start.device)
-            chosen = (_bits(flat) != _bits(start)).nonzero().reshape(-1)
+            chosen = (bits(flat) != bits(start)).nonzero().reshape(-1)
             allowed = round(self.density * self.size)
             if len(chosen) > allowed:
                 at_most = f"a density of {self.density:g} changes {allowed}"
                 raise file.error(f"has {len(chosen)} weights that are not the model's, {at_most}")
-            self._fix(chosen, flat[chosen], whole=True)
+            self._fix(self.density, chosen, *exactly(flat[chosen], start[chosen]))
             for name, buffer in self.model.named_buffers():
                 if name in file.tensors:  # what norms counted in training
                     buffer.copy_(file.get(name, buffer.shape))
         file.copy_head(self)
 
+    def resume(self, directory: str | os.PathLike[str]) -> None:
+        """Go to the state of a checkpoint of this model, a Trainer's, and to the stage that it was made in.
+
+        What trains is new where the stage is another one: make the optimizer then. Raises RunError where the checkpoint
+        does not fit.
+        """
+        weights = find_weights(Path(directory))
+        if weights is None:
+            raise RunError(f"'{printable(str(directory))}' has no weights", hint="give a Trainer's checkpoint")
+        held = TensorFile(weights).tensors
+        own = {name.removeprefix(_OWN): tensor for name, tensor in held.items() if name.startswith(_OWN)}
+        if set(own) == _KEPT:
+            own = {name: tensor.to(self.device) for name, tensor in own.items()}
+            with torch.no_grad():
+                self._fix(float(own["density"]), own["chosen"], own["start"], own["w"])
+        try:
+            self.model.load_state_dict(held, strict=False)
+        except UsageError as error:
+            raise RunError(f"'{printable(str(weights))}': {error.message}", hint=error.hint) from error
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tuned model and a config that states the density; raises UsageError before `prune`."""
-        if not isinstance(self._stage, _Kept):
+        if not isinstance(self._stage, Kept):
             raise UsageError(
                 "the differences of stage 1 are dense: there is nothing pruned to save",
                 hint="call prune(), and train what it keeps",
@@ -255,7 +265,7 @@ class DiffPruning(Method):
         """Show by a training step that the weights' gradients become those of differences and gates."""
         self._follow()
         self._note_tables(run)
-        gates = self._stage if isinstance(self._stage, _Gates) else None
+        gates = self._stage if isinstance(self._stage, Gates) else None
         halfway = gates.halfway() if gates is not None and gates.is_new() else nullcontext()
         try:
             with running(self.model, training=True), halfway, _without_gradients(self.parameters()):
@@ -301,7 +311,7 @@ class DiffPruning(Method):
     def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the model's output with the weights as they are now, in stage 1 with the gates' cost in the loss."""
         self._follow()
-        gates = self._stage if self.model.training and isinstance(self._stage, _Gates) else None
+        gates = self._stage if self.model.training and isinstance(self._stage, Gates) else None
         with torch.no_grad():
             self._stage.write() if gates is None else gates.draw()
         self._inside = True
@@ -330,7 +340,7 @@ class DiffPruning(Method):
 
         def look(_module: nn.Module, args: tuple[Any, ...]) -> None:
             self._called.add(i)
-            if isinstance(self._stage, _Gates) and self._stage.drawing:
+            if isinstance(self._stage, Gates) and self._stage.drawing:
                 with torch.no_grad():
                     self._stage.draw_rows(i, args[0])
 
@@ -346,13 +356,48 @@ class DiffPruning(Method):
 
         return turn
 
-    def _fix(self, chosen: torch.Tensor, values: torch.Tensor, *, whole: bool = False) -> None:
-        for name in [name for name, _ in self._own.named_parameters()]:
+    def _starts(self) -> torch.Tensor:
+        return torch.cat([weight.start.reshape(-1) for weight in self._weights])
+
+    def _fix(self, density: float, chosen: torch.Tensor, start: torch.Tensor, differences: torch.Tensor) -> None:
+        for name, _ in [*self._own.named_parameters(), *self._own.named_buffers()]:
             delattr(self._own, name)
         self._restore()
-        self._stage = _Kept(self._weights, chosen, values, self._own, whole=whole)
+        self._stage = Kept(self._weights, chosen, start, differences, self._own)
+        self._own.register_buffer("density", torch.tensor(density, dtype=torch.float64))
         self._stage.write()
         self.note_own()
+
+    def _check_state(self, _module: nn.Module, state: Mapping[str, Any], prefix: str, *_args: Any) -> None:
+        """Raise UsageError for a state dict that is not of this stage."""
+        whole = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        held = {name.removeprefix(_OWN): tensor for name, tensor in whole.items() if name.startswith(_OWN)}
+        own = self._own.state_dict()
+        if not held:
+            raise UsageError(
+                "a state dict of weights alone, without differences and gates",
+                hint="take one of a model with diff pruning on it; load() takes what save() wrote",
+            )
+        if {name: tensor.shape for name, tensor in held.items()} != {name: own[name].shape for name in own}:
+            raise UsageError(
+                "a state dict of another stage, density or model than the method's",
+                hint="call resume(DIRECTORY) of the checkpoint first, and make the optimizer then",
+            )
+        self._named = set(whole)
+
+    def _take_state(self) -> None:
+        """Write the weights that the state gives; raises UsageError where they are not those that came with it."""
+        with torch.no_grad():
+            loaded = [weight.theta.clone() for weight in self._weights]
+            self._stage.taken()
+            self._restore()
+            self._stage.write()
+        for weight, theta in zip(self._weights, loaded, strict=True):
+            if weight.name in self._named and not torch.allclose(weight.theta, theta, rtol=1e-2, atol=1e-5):
+                raise UsageError(
+                    f"the state dict has another '{weight.name}' than the base with its differences gives",
+                    hint="attach to the base that the checkpoint was trained on",
+                )
 
     def _follow(self) -> None:
         """Go to the device that the model went to."""
@@ -369,235 +414,19 @@ class DiffPruning(Method):
                 weight.theta.grad = None
 
 
-class _Gates:
-    """Stage 1: a difference w and a gate for every weight, and with `structured` a gate for every tensor."""
-
-    def __init__(self, weights: Sequence[_Weight], config: Config, own: nn.Module) -> None:
-        self.weights, self.config = weights, config
-        self.drawing = False
-        self.w = [nn.Parameter(torch.zeros_like(weight.start)) for weight in weights]
-        self.alpha = [nn.Parameter(torch.full_like(weight.start, config.alpha)) for weight in weights]
-        first = weights[0].start
-        self.groups = nn.Parameter(first.new_full((len(weights),), config.alpha)) if config.structured else None
-        for i in range(len(weights)):
-            own.register_parameter(f"w{i}", self.w[i])
-            own.register_parameter(f"alpha{i}", self.alpha[i])
-        own.register_parameter("groups", self.groups)
-        # of the last training forward: s of equation 4 and z = clamp(l + (r - l) s, 0, 1), by tensor and for the groups
-        self.s: list[Any] = [None] * len(weights)
-        self.z: list[Any] = [None] * len(weights)
-        self.rows: list[Any] = [None] * len(weights)
-        self.group_s = self.group_z = first.new_ones(len(weights))
-        self.buffer = first.new_empty(max(weight.start.numel() for weight in weights))
-
-    def gates(self) -> list[nn.Parameter]:
-        return [*self.alpha, *([] if self.groups is None else [self.groups])]
-
-    def is_new(self) -> bool:
-        """Tell whether nothing was trained yet."""
-        trained = any(bool(w.any()) for w in self.w)
-        return not trained and all(bool((gate == self.config.alpha).all()) for gate in self.gates())
-
-    @contextmanager
-    def halfway(self) -> Iterator[None]:
-        """Let the probe pass through small differences and half-open gates, where nothing was trained yet."""
-        half = math.log((0.5 - self.config.low) / (self.config.high - 0.5))
-        self._fill(_NUDGE, half, _OPEN)
-        try:
-            yield
-        finally:
-            self._fill(0.0, self.config.alpha, self.config.alpha)
-
-    def _fill(self, difference: float, alpha: float, group: float) -> None:
-        groups = [] if self.groups is None else [self.groups]
-        with torch.no_grad():
-            for parameters, value in ((self.w, difference), (self.alpha, alpha), (groups, group)):
-                for parameter in parameters:
-                    parameter.fill_(value)
-
-    def forget(self) -> None:
-        """Forget what was drawn, so that a gradient of it is refused."""
-        self.s, self.z, self.rows = ([None] * len(self.weights) for _ in range(3))
-
-    def reached(self) -> bool:
-        """Tell whether the last backward left gradients for differences and gates."""
-        return all(_reached(parameters) for parameters in (self.w, self.alpha))
-
-    def to(self, device: torch.device) -> None:
-        self.forget()
-        self.group_s, self.group_z = self.group_s.to(device), self.group_z.to(device)
-        self.buffer = self.buffer.to(device)
-
-    def expected_l0(self) -> torch.Tensor:
-        """Sum P(z > 0) over all weights (equation 6), times that of their group's gate."""
-        open_ = torch.stack([_Open.apply(alpha, self.config.shift) for alpha in self.alpha])
-        return (open_ if self.groups is None else open_ * torch.sigmoid(self.groups - self.config.shift)).sum()
-
-    def difference(self, i: int) -> torch.Tensor:
-        difference = self._stretch(torch.sigmoid(self.alpha[i])).mul_(self.w[i])
-        return difference if self.groups is None else difference.mul_(self._stretch(self.groups[i].sigmoid()))
-
-    def write(self) -> None:
-        for i, weight in enumerate(self.weights):
-            torch.add(weight.start, self.difference(i), out=weight.theta)
-
-    def draw(self) -> None:
-        """Draw the gates and write theta; of a tensor that only embeddings use, nothing yet."""
-        self.drawing = True
-        if self.groups is not None:
-            self.group_s, self.group_z = self._gate(self.groups)
-        for i, weight in enumerate(self.weights):
-            if weight.tables:
-                self.rows[i] = self.s[i] = self.z[i] = None
-            else:
-                self.s[i], self.z[i] = self._gate(self.alpha[i], self.s[i], self.z[i])
-                self._theta(i, self.z[i], self.w[i], weight.start, weight.theta)
-
-    def draw_rows(self, i: int, wanted: torch.Tensor) -> None:
-        """Draw the gates of those rows that were not drawn yet: the loss does not depend on any other row."""
-        rows = torch.unique(wanted)
-        if self.rows[i] is not None:
-            rows = rows[~torch.isin(rows, self.rows[i])]
-        s, z = self._gate(self.alpha[i][rows])
-        theta = torch.empty_like(z)
-        self._theta(i, z, self.w[i][rows], self.weights[i].start[rows], theta)
-        self.weights[i].theta[rows] = theta
-        for drawn, new in ((self.rows, rows), (self.s, s), (self.z, z)):
-            drawn[i] = new if drawn[i] is None else torch.cat([drawn[i], new])
-
-    def turn(self, i: int, gradient: torch.Tensor) -> None:
-        """Add to the gradients of w, alpha and the group's alpha, by theta = p0 + z_group z w.
-
-        dz / dalpha = (r - l) s (1 - s) inside (0, 1), and 0 where z is 0 or 1.
-        """
-        if self.z[i] is None:
-            raise UsageError(
-                f"a gradient of '{self.weights[i].name}', whose gates were not drawn",
-                hint="train in train mode, through the model's own forward",
-            )
-        rows = slice(None) if self.rows[i] is None else self.rows[i]
-        stretch, group = self.config.high - self.config.low, float(self.group_z[i])
-        part, w = gradient[rows], self.w[i].detach()[rows]
-        of_alpha = self.buffer[: w.numel()].view_as(w)  # new memory costs as much as the arithmetic
-        torch.mul(part, w, out=of_alpha)
-        torch.ops.aten.hardtanh_backward.grad_input(of_alpha, self.z[i], 0, 1, grad_input=of_alpha)
-        torch.ops.aten.sigmoid_backward.grad_input(of_alpha, self.s[i], grad_input=of_alpha)
-        alpha = _gradient_of(self.alpha[i])
-        if self.rows[i] is None:
-            alpha.add_(of_alpha, alpha=stretch * group)
-        else:
-            alpha.index_add_(0, rows, of_alpha, alpha=stretch * group)
-        part.mul_(self.z[i])
-        if self.groups is not None:
-            if 0 < group < 1:
-                s = float(self.group_s[i])
-                _gradient_of(self.groups)[i] += stretch * s * (1 - s) * (part * w).sum()
-            part.mul_(group)
-        if self.rows[i] is not None:
-            gradient[rows] = part  # in all others it is 0
-        if self.w[i].grad is None:
-            self.w[i].grad = gradient
-        else:
-            self.w[i].grad += gradient
-
-    def _gate(self, alpha: torch.Tensor, s: Any = None, z: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw s = sigmoid(logit u + alpha) and z of it (equation 4), into the memory of the last ones."""
-        s = (torch.empty_like(alpha) if s is None else s).uniform_().logit_(EDGE).add_(alpha).sigmoid_()
-        return s, self._stretch(s, z)
-
-    def _stretch(self, s: torch.Tensor, out: Any = None) -> torch.Tensor:
-        """Return clamp(l + (r - l) s, 0, 1) (equation 5)."""
-        return torch.mul(s, self.config.high - self.config.low, out=out).add_(self.config.low).clamp_(0, 1)
-
-    def _theta(self, i: int, z: torch.Tensor, w: torch.Tensor, start: torch.Tensor, out: torch.Tensor) -> None:
-        torch.mul(z, w, out=out)
-        if self.groups is not None:
-            out.mul_(self.group_z[i])
-        out.add_(start)
+_OWN = "diff_pruning."
+"""What the names of differences, gates and kept positions begin with, in a model's state dict."""
+_KEPT = {"w", "start", "chosen", "density"}
+"""What stands there in stage 3."""
+_CONSTANT = "constant_lr"
+"""A rate that no schedule changes, in an optimizer's group."""
 
 
-class _Kept:
-    """Stage 3: differences at `chosen`, flat positions in all of the base's tensors, ascending; theta = p0 + w there.
-
-    With `whole` the values are not differences but theta itself, whose every bit comes back.
-    """
-
-    def __init__(
-        self, weights: Sequence[_Weight], chosen: torch.Tensor, values: torch.Tensor, own: nn.Module, *, whole: bool
-    ) -> None:
-        ends = torch.tensor([0, *(weight.start.numel() for weight in weights)], device=chosen.device).cumsum(0)
-        cuts = torch.searchsorted(chosen, ends).tolist()
-        self.theta = [weight.theta for weight in weights]
-        self.part = [slice(first, last) for first, last in itertools.pairwise(cuts)]
-        self.places = [chosen[part] - end for part, end in zip(self.part, ends, strict=False)]
-        found = zip(weights, self.places, strict=True)
-        self.start = torch.cat([weight.start.reshape(-1)[places] for weight, places in found])
-        differences = values.clone()
-        if whole:
-            differences -= self.start
-            odd = _bits(self.start + differences) != _bits(values)  # no difference was found that gives this theta
-            self.start[odd], differences[odd] = -0.0, values[odd]
-        self.w = nn.Parameter(differences)
-        own.register_parameter("w", self.w)
-        for theta, places in zip(self.theta, self.places, strict=True):
-            theta.requires_grad_(len(places) > 0)
-
-    def gates(self) -> list[nn.Parameter]:
-        return []
-
-    def to(self, device: torch.device) -> None:
-        self.start = self.start.to(device)
-        self.places = [places.to(device) for places in self.places]
-
-    def expected_l0(self) -> torch.Tensor:
-        return (self.w.detach() != 0).sum()
-
-    def difference(self, i: int) -> torch.Tensor:
-        difference = torch.zeros_like(self.theta[i])
-        difference.view(-1)[self.places[i]] = self.w[self.part[i]]
-        return difference
-
-    def write(self) -> None:
-        values = self.start + self.w
-        for theta, places, part in zip(self.theta, self.places, self.part, strict=True):
-            if len(places):
-                theta.view(-1)[places] = values[part].to(theta.dtype)  # T5 keeps some in single precision
-
-    def turn(self, i: int, gradient: torch.Tensor) -> None:
-        _gradient_of(self.w)[self.part[i]] += gradient.reshape(-1)[self.places[i]]
-
-
-class _Own(nn.Module):  # type: ignore[misc]
-    """What trains in the place of the base's weights; state dicts are the model's, so none of it is in them."""
-
-    def _save_to_state_dict(self, *_args: Any) -> None:
-        pass
-
-    def _load_from_state_dict(self, *_args: Any) -> None:
-        pass
-
-
-class _Open(torch.autograd.Function):  # type: ignore[misc]
-    """The sum of P(z > 0) = sigmoid(alpha - log(-l / r)) over a tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, alpha: torch.Tensor, shift: float) -> torch.Tensor:
-        ctx.save_for_backward(alpha)
-        ctx.shift = shift
-        return torch.stack([(piece - shift).sigmoid_().sum() for piece in alpha.reshape(-1).split(PIECE)]).sum()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (alpha,) = ctx.saved_tensors
-        slope = torch.empty_like(alpha)
-        for piece, out in zip(alpha.reshape(-1).split(PIECE), slope.view(-1).split(PIECE), strict=True):
-            torch.sub(piece, ctx.shift, out=out).sigmoid_()
-            out.addcmul_(out, out, value=-1).mul_(gradient)
-        return slope, None
-
-
-def _reached(parameters: Sequence[nn.Parameter]) -> bool:
-    return any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)
+def _hold_rates(optimizer: torch.optim.Optimizer, *_args: Any) -> None:
+    """Take back what a schedule made of the gates' rate; torch calls it before each step of any optimizer."""
+    for group in optimizer.param_groups:
+        if _CONSTANT in group:
+            group["lr"] = group[_CONSTANT]
 
 
 @contextmanager
@@ -627,33 +456,16 @@ def _look_up(users: Sequence[nn.Module]) -> bool:
     return all(type(user) is nn.Embedding and user.max_norm is None for user in users)
 
 
-def _gradient_of(parameter: nn.Parameter) -> torch.Tensor:
-    """Return a parameter's gradient to add to."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
 def _encoder_of(model: nn.Module) -> list[nn.Module]:
     """Return the encoder that `generate` calls by itself, where a model has one."""
     return [model.get_encoder()] if getattr(model.config, "is_encoder_decoder", False) else []
-
-
-def _refuse_state(*_args: Any) -> None:
-    raise UsageError(
-        "diff pruning takes no state dict: checkpoints hold weights, and neither differences nor gates",
-        hint="leave out load_best_model_at_end and resume_from_checkpoint; save() and load() after prune()",
-    )
 
 
 def _untied(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a model's state dict with each tensor once, under its first name."""
     first: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
     for name, tensor in model.state_dict().items():
+        if name.startswith(_OWN):
+            continue
         first.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor))
     return dict(first.values())
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bits of numbers as integers of their width."""
-    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])

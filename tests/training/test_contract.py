@@ -206,10 +206,11 @@ def test_a_run_of_a_deeper_model_is_refused(base: Path, tmp_path: Path) -> None:
 # Diff pruning writes into the model's own weights
 
 
-def test_diff_pruning_takes_no_state_dict(base: Path) -> None:
+def test_diff_pruning_takes_no_state_dict_of_weights_alone(base: Path) -> None:
     method = ATTACH["diff pruning"](open_model(base))
-    with pytest.raises(UsageError, match="takes no state dict"):
-        method.model.load_state_dict(method.model.state_dict())
+    with pytest.raises(UsageError, match="without differences and gates") as caught:
+        method.model.load_state_dict(open_model(base).state_dict())
+    assert "load()" in str(caught.value.hint)
 
 
 def test_the_base_model_alone_computes_with_the_last_step_s_weights(base: Path) -> None:

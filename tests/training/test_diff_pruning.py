@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import petlpack
 from petlpack.errors import RunError, UsageError
 from petlpack.layouts.registry import read_run
-from petlpack.methods import diff_pruning
+from petlpack.methods import diff_pruning, gates
 from petlpack.methods.diff_pruning import Config, DiffPruning
 from petlpack.methods.places import head_of
 from tests.method_formulas import diff_pruned, hard_concrete
@@ -372,6 +372,28 @@ def test_groups_give_the_gates_their_own_rate(model: Any) -> None:
     assert [tuple(p.shape) for p in only["params"]] == [(round(0.005 * method.size),), (3, 16), (3,)]
 
 
+def test_no_schedule_changes_the_gates_rate(model: Any) -> None:
+    method = diff_pruning.attach(model, Config(l0=1.0))
+    optimizer = torch.optim.AdamW(method.groups(1e-3))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    used: list[list[float]] = []
+    optimizer.register_step_post_hook(lambda *_: used.append([group["lr"] for group in optimizer.param_groups]))
+    model.train()
+    gate = stage(method).alpha[5]
+    for _ in range(3):
+        model(**a_batch()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    assert used == [[1e-3, 0.1], [5e-4, 0.1], [2.5e-4, 0.1]]
+    assert torch.allclose(gate, torch.tensor(5 - 3 * 0.1), rtol=1e-3)  # each step is the whole rate
+    method.detach()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    assert used[-1] == [0.0, 0.0]
+
+
 def test_largest_keeps_the_first_of_equals() -> None:
     sizes = torch.tensor([1.0, 3, 2, 2, 0, 2, 3])
     assert diff_pruning.largest(sizes, 4).tolist() == [1, 2, 3, 6]
@@ -434,7 +456,8 @@ def test_a_state_dict_holds_what_eval_mode_computes_with(model: Any) -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = logits_of(model)
     method.detach()
-    model.load_state_dict(state)
+    left = model.load_state_dict(state, strict=False)
+    assert all(name.startswith("diff_pruning.") for name in left.unexpected_keys)
     assert torch.equal(logits_of(model), expected)
 
 
@@ -474,6 +497,96 @@ def test_trainer(tmp_path: Path, stages: int) -> None:
     saved = open_model(tmp_path / "out" / "checkpoint-6")
     assert torch.equal(logits_of(saved), logits_of(model))
     assert [name for name in saved.state_dict() if "diff_pruning" in name] == []
+
+
+def resuming(tmp_path: Path, stages: int, out: str, checkpoint: Path | None = None) -> tuple[Any, DiffPruning]:
+    """Train four steps with a checkpoint after two, or go on from one."""
+    model = open_model(tmp_path / "base")
+    torch.manual_seed(2)
+    method = diff_pruning.attach(model, Config(density=0.05, l0=1e-5))
+    if checkpoint is not None:
+        method.resume(checkpoint)
+    elif stages == 3:
+        train(model, method.groups(0.01), steps=3)
+        method.prune(0.03)
+    rows = [{name: tensor[i] for name, tensor in a_batch(rows=16).items()} for i in range(16)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / out),
+        max_steps=4,
+        save_steps=2,
+        per_device_train_batch_size=8,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    optimizer = torch.optim.AdamW(method.groups(0.01))
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, optimizers=(optimizer, None))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return model, method
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path, stages: int) -> None:
+    make_model(tmp_path / "base")
+    first, straight = resuming(tmp_path, stages, "straight")
+    second, resumed = resuming(tmp_path, stages, "resumed", tmp_path / "straight" / "checkpoint-2")
+    assert same(bits_of(first), bits_of(second))
+    own = [dict(method._own.state_dict()) for method in (straight, resumed)]
+    assert own[0].keys() == own[1].keys()
+    assert all(torch.equal(tensor, own[1][name]) for name, tensor in own[0].items())
+    assert straight.density == resumed.density == (0.05 if stages == 1 else 0.03)
+    for method in (straight, resumed):
+        method.prune()
+    assert same(bits_of(first), bits_of(second))
+    assert torch.equal(logits_of(first), logits_of(second))
+
+
+def test_a_state_of_another_stage_or_base_is_refused(tmp_path: Path, model: Any) -> None:
+    method = diff_pruning.attach(model, Config(density=0.05, l0=1e-5))
+    early = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, method.groups(0.01))
+    method.prune()
+    late = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match="of another stage") as caught:
+        model.load_state_dict(early)
+    assert "resume(DIRECTORY)" in str(caught.value.hint)
+    method.prune(0.01)
+    with pytest.raises(UsageError, match="of another stage"):
+        model.load_state_dict(late)
+    model.save_pretrained(tmp_path / "checkpoint")
+    other = make_model(tmp_path / "other")
+    with pytest.raises(RunError, match=r"has another '.*' than the base") as refused:
+        diff_pruning.attach(other, Config(density=0.05)).resume(tmp_path / "checkpoint")
+    assert "model.safetensors" in str(refused.value)
+    with pytest.raises(RunError, match="no weights"):
+        method.resume(tmp_path)
+
+
+def test_on_a_base_in_half_precision_differences_and_gates_are_in_single(tmp_path: Path) -> None:
+    dtype = torch.bfloat16
+    make_model(tmp_path / "base")
+    model = open_model(tmp_path / "base").to(dtype)
+    method = diff_pruning.attach(model, Config(density=0.05, l0=1e-5))
+    assert {parameter.dtype for parameter in method._own.parameters()} == {torch.float32}
+    spread(method)
+    i = next(i for i, weight in enumerate(method._weights) if weight.name.endswith("query.weight"))
+    weight, own = method._weights[i], stage(method)
+    model.train()
+    model(**a_batch()).loss.backward()
+    z = own.z[i] * own.group_z[i]
+    expected = (weight.start.float() + own.w[i] * z).to(dtype)
+    assert torch.equal(weight.theta, expected)
+    assert own.w[i].grad.dtype == torch.float32
+    train(model, method.groups(0.01), steps=3)
+    method.prune()
+    train(model, method.groups(0.01), steps=3)
+    method.save(tmp_path / "run")
+    fresh = open_model(tmp_path / "base").to(dtype)
+    fresh.classifier.load_state_dict(model.classifier.state_dict())
+    loaded = diff_pruning.load(fresh, tmp_path / "run")
+    assert torch.equal(logits_of(fresh), logits_of(model))
+    train(fresh, loaded.groups(1e-3), steps=2)
 
 
 @pytest.mark.parametrize("stages", [1, 3])
@@ -598,7 +711,8 @@ def test_safetensors_beside_a_config_that_says_so(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["diff_pruning"] == {"density": 0.05, "structured": True}
     expected = logits_of(model)
-    model.save_pretrained(tmp_path / "other")
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    model.config.save_pretrained(tmp_path / "other")
     (run,) = read_run(tmp_path / "other")
     assert run.layout == "transformers"
     shutil.copy(tmp_path / "run" / "config.json", tmp_path / "other" / "config.json")
@@ -655,7 +769,7 @@ def test_differences_that_cannot_be_pruned_are_refused(model: Any) -> None:
         method.prune(2)
     with pytest.raises(UsageError, match="has a method already"):
         diff_pruning.attach(model)
-    assert isinstance(stage(method), diff_pruning._Gates)  # nothing was begun
+    assert isinstance(stage(method), gates.Gates)  # nothing was begun
 
 
 def test_runs_that_do_not_fit_are_refused(tmp_path: Path) -> None:

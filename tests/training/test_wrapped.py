@@ -157,14 +157,14 @@ def test_diff_pruning_in_two_processes_is_refused(tmp_path: Path) -> None:
 # A Trainer saves the whole model, with the method on it
 
 
-@pytest.mark.parametrize("name", ["propetl adapter", "propetl lora", "propetl prefix of tasks", "pha"])
+@pytest.mark.parametrize("name", ["propetl adapter", "propetl lora", "propetl prefix of tasks", "pha", "diff pruning"])
 def test_a_model_that_was_saved_with_its_method_is_no_full_fine_tune(name: str, tmp_path: Path) -> None:
     model = bert()
     METHODS[name](model)
     model.save_pretrained(tmp_path / "run" / "checkpoint-5")
-    with pytest.raises(RunError, match=r"is a model with (PROPETL|PHA) on it") as caught:
+    with pytest.raises(RunError, match=r"is a model with (PROPETL|PHA|diff pruning) on it") as caught:
         petlpack.encode(tmp_path / "run", pack=tmp_path / "pack")
     assert "method.save(" in str(caught.value.hint)
     assert not (tmp_path / "pack").exists()
-    with pytest.raises(RunError, match=r"is a model with (PROPETL|PHA) on it"):
+    with pytest.raises(RunError, match=r"is a model with (PROPETL|PHA|diff pruning) on it"):
         petlpack.encode(tmp_path / "run" / "checkpoint-5" / "model.safetensors", pack=tmp_path / "pack")
