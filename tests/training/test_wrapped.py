@@ -77,6 +77,7 @@ def test_a_wrapped_model_is_refused(name: str, wrap: str) -> None:
 
 @pytest.mark.parametrize("name", ["propetl prefix", "adamix adapter"])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, of torch.compile
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_a_compiled_model_knows_the_method_that_it_has(name: str) -> None:
     """Also the second one: what torch compiled knows the hooks that were there then."""
     model = bert().eval()
