@@ -27,7 +27,7 @@ from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
 from petlpack.methods.method import Method, loading, put_on, with_loss
-from petlpack.methods.places import ACTIVATIONS, Block, blocks, refuse_merged
+from petlpack.methods.places import ACTIVATIONS, Block, Projection, blocks, refuse_merged
 
 _STD = 0.02
 """BERT's and RoBERTa's `initializer_range`, of which the reference draws adapters (modeling_bert.py _init_weights)."""
@@ -199,8 +199,8 @@ class AdaMix(Method):
             if config.kind == "adapter":
                 self._add_adapter(block)
             else:
-                for name, linear in block.query_and_value.items():
-                    self._add_lora(block, name, linear)
+                for name, projection in block.query_and_value.items():
+                    self._add_lora(block, name, projection)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write every expert and the head (pytorch_model_expert_soup.safetensors) and what they mean (config.json)."""
@@ -253,13 +253,13 @@ class AdaMix(Method):
         experts = [expert for side in (soup.MoA_A, soup.MoA_B) for expert in side.deepspeed_experts]
         self.insert("the mixture of adapters", block.name, block.layer, lambda: _parameters_of(experts))
 
-    def _add_lora(self, block: Block, name: str, linear: nn.Linear) -> None:
+    def _add_lora(self, block: Block, name: str, projection: Projection) -> None:
         """Add experts of a LoRA: A one Kaiming draw, the same for all of them, B zeros (loralib/layers.py:263-290)."""
-        config, place = self.config, f"{block.attention_name}.{name}"
-        a = torch.empty(config.rank, linear.in_features)
+        config, place, linear = self.config, f"{block.attention_name}.{name}", projection.module
+        shapes = projection.shapes(config.rank)
+        a = torch.empty(shapes["A"])
         nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-        b = torch.zeros(linear.out_features, config.rank)
-        sides = {"A": (config.counts[0], a), "B": (config.counts[1], b)}
+        sides = {"A": (config.counts[0], a), "B": (config.counts[1], torch.zeros(shapes["B"]))}
         for side, (count, first) in sides.items():
             experts = nn.ParameterList(nn.Parameter(first.clone()) for _ in range(count))
             self.add(linear, f"experts_lora_{side}", experts)
@@ -268,15 +268,16 @@ class AdaMix(Method):
         linear.register_parameter(_SCORES, scores)
         self._undo.append(lambda: delattr(linear, _SCORES))
         self._names.append(f"{place}.{_SCORES}")
-        self.hook(linear.register_forward_hook(lambda module, args, out: out + self._delta(module, args[0])))
+        self.hook(linear.register_forward_hook(lambda _module, args, out: out + self._delta(projection, args[0])))
         both = [linear.experts_lora_A, linear.experts_lora_B]
         self.insert(f"the mixture of LoRAs on {name}", block.name, block.layer, lambda: _parameters_of(both))
 
-    def _delta(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
+    def _delta(self, projection: Projection, x: torch.Tensor) -> torch.Tensor:
         """Return alpha / rank * B A x, shaped (..., outputs) and typed as x."""
+        linear: Any = projection.module
         scores = linear.lora_expert_score_weight
         a, b = (self._factor([*side], scores) for side in (linear.experts_lora_A, linear.experts_lora_B))
-        return (F.linear(F.linear(x.to(a.dtype), a), b) * (self.config.alpha / self.config.rank)).to(x.dtype)
+        return (projection.low_rank(x, a, b) * (self.config.alpha / self.config.rank)).to(x.dtype)
 
     def _factor(self, experts: list[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
         if len(experts) == 1:

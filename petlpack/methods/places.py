@@ -33,6 +33,37 @@ FIRST = ("pre_classifier", "pooler")
 
 
 @dataclass(frozen=True)
+class Projection:
+    """A matrix of an attention that LoRA changes: the query's or the value's, or the one that both are parts of."""
+
+    module: nn.Module
+    """A linear layer, or GPT-2's Conv1D, whose weight is (inputs, outputs)."""
+    enable: tuple[bool, ...] = (True,)
+    """Which of so many equal parts of its output have a LoRA, as loralib's MergedLinear says it."""
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers a position has before it and behind it."""
+        if hasattr(self.module, "in_features"):
+            return int(self.module.in_features), int(self.module.out_features)
+        inputs, outputs = self.module.weight.shape
+        return int(inputs), int(outputs)
+
+    def shapes(self, rank: int) -> dict[str, tuple[int, int]]:
+        """Return the shapes of a LoRA's A and B, those of the parts below each other, as loralib has them."""
+        parts, (inputs, outputs) = sum(self.enable), self.sizes
+        return {"A": (parts * rank, inputs), "B": (parts * (outputs // len(self.enable)), rank)}
+
+    def low_rank(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return B A x, shaped (..., outputs) and typed as A; zeros in the parts that have no LoRA."""
+        parts = sum(self.enable)
+        pairs = zip(F.linear(x.to(a.dtype), a).chunk(parts, -1), b.chunk(parts), strict=True)
+        made = [F.linear(hidden, own) for hidden, own in pairs]
+        nothing = torch.zeros_like(made[0])
+        return torch.cat([made.pop(0) if enabled else nothing for enabled in self.enable], -1)
+
+
+@dataclass(frozen=True)
 class Block:
     """One block of a model: modules, and their names in the model's state dict."""
 
@@ -53,7 +84,7 @@ class Block:
     attention_name: str
     """`bert.encoder.layer.0.attention.self`, `model.layers.0.self_attn`"""
     attention: nn.Module
-    query_and_value: Mapping[str, nn.Linear]
+    query_and_value: Mapping[str, Projection]
     """The projections that LoRA changes (Hu et al. 2022, section 4.2), by their names in `attention`; none where they
     are parts of one matrix."""
 
@@ -76,7 +107,7 @@ class Block:
     def width(self) -> int:
         """How many numbers a position has between blocks."""
         if self.query_and_value:
-            return int(next(iter(self.query_and_value.values())).in_features)
+            return next(iter(self.query_and_value.values())).sizes[0]
         norm = self.norm if self.norm is not None else self.reads
         return int(norm.weight.numel())  # type: ignore[union-attr] # a norm's
 
@@ -127,8 +158,8 @@ def _block(name: str, module: nn.Module) -> Block | None:
     return None
 
 
-def _linears(attention: nn.Module, *names: str) -> dict[str, nn.Linear]:
-    return {name: getattr(attention, name) for name in names if hasattr(attention, name)}
+def _linears(attention: nn.Module, *names: str) -> dict[str, Projection]:
+    return {name: Projection(getattr(attention, name)) for name in names if hasattr(attention, name)}
 
 
 def _like_bert(name: str, module: nn.Module) -> Block | None:

@@ -23,7 +23,7 @@ from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
 from petlpack.methods.method import Method, loading, put_on
-from petlpack.methods.places import ACTIVATIONS, Argument, Block, blocks, refuse_merged
+from petlpack.methods.places import ACTIVATIONS, Argument, Block, Projection, blocks, refuse_merged
 from petlpack.methods.probe import no_effect
 
 KINDS = ("adapter", "lora", "prefix")
@@ -261,8 +261,8 @@ def _shapes(config: Config, block: Block) -> dict[str, tuple[int, int]]:
     if config.kind == "lora":
         return {
             f"{name}_lora_{part}": shape
-            for name, linear in block.query_and_value.items()
-            for part, shape in (("A", (config.rank, linear.in_features)), ("B", (linear.out_features, config.rank)))
+            for name, projection in block.query_and_value.items()
+            for part, shape in projection.shapes(config.rank).items()
         }
     return {"prefix": (config.length, 2 * block.attention.query.out_features)}
 
@@ -357,17 +357,21 @@ class Propetl(Method):
         self.hook(block.feed_forward.register_forward_hook(add))
 
     def _add_lora(self, layer: int, block: Block) -> None:
-        for name, linear in block.query_and_value.items():
+        for name, projection in block.query_and_value.items():
             self._note(f"the LoRA on {name}", layer, f"{name}_lora_A", f"{name}_lora_B")
 
             def add(
-                _module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor, name: str = name
+                _module: nn.Module,
+                args: tuple[torch.Tensor, ...],
+                out: torch.Tensor,
+                name: str = name,
+                projection: Projection = projection,
             ) -> torch.Tensor:
                 a, b = (self.weight(f"{name}_lora_{part}", layer) for part in "AB")
-                low = F.linear(F.linear(args[0].to(a.dtype), a), b) * (self.config.alpha / self.config.rank)
+                low = projection.low_rank(args[0], a, b) * (self.config.alpha / self.config.rank)
                 return out + low.to(out.dtype)
 
-            self.hook(linear.register_forward_hook(add))
+            self.hook(projection.module.register_forward_hook(add))
 
     def _add_prefix(self, layer: int, block: Block) -> None:
         self._note("the prefix", layer, "prefix")
