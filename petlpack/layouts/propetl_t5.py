@@ -95,6 +95,7 @@ _KNOWN: Mapping[str, Callable[[Any], bool]] = {
     "scaling": lambda value: type(value) in (int, float) and math.isfinite(value),
     "alpha": lambda value: type(value) in (int, float) and math.isfinite(value),
     "rank": lambda value: type(value) is int and value > 0,
+    "enable": lambda value: isinstance(value, list) and [type(flag) for flag in value] == [bool] * 3 and any(value),
 }
 _NEEDED = {"adapter": ("activation", "form", "scaling"), "lora": ("alpha", "rank"), "prefix": ()}
 
@@ -105,7 +106,7 @@ def _about(file: Path) -> dict[str, Any]:
         return {}
     about = read_json(file)
     needed = ("kind", "combine", "keep_ratio", "tasks", *_NEEDED.get(str(about.get("kind")), ()))
-    for name in needed:
+    for name in (*needed, *(["enable"] if "enable" in about else ())):
         if name not in about or not _KNOWN[name](about[name]):
             raise RunError(
                 f"'{printable(str(file))}' has {name} {printable(repr(about.get(name)))}, which makes no sense",
@@ -330,7 +331,8 @@ def _use(path: Path, options: Options, about: Mapping[str, Any]) -> Use:
     kind = about.get("kind", "adapter")
     if kind == "lora":
         scaling = options.needed_number("scaling", path, about["alpha"] / about["rank"])
-        return Use(kind, {"scaling": scaling})
+        merged = {"enable": about["enable"]} if "enable" in about else {}
+        return Use(kind, {"scaling": scaling, **merged})
     if kind == "prefix":
         return Use(kind, {"baked": True})
     activation = options.text("activation", about.get("activation")) or options.needed("activation", path)

@@ -268,16 +268,20 @@ class AdaMix(Method):
         linear.register_parameter(_SCORES, scores)
         self._undo.append(lambda: delattr(linear, _SCORES))
         self._names.append(f"{place}.{_SCORES}")
-        self.hook(linear.register_forward_hook(lambda _module, args, out: out + self._delta(projection, args[0])))
+
+        def add(_module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+            return out + self._delta(projection, args[0]).to(out.dtype)  # under autocast another than the input's
+
+        self.hook(linear.register_forward_hook(add))
         both = [linear.experts_lora_A, linear.experts_lora_B]
         self.insert(f"the mixture of LoRAs on {name}", block.name, block.layer, lambda: _parameters_of(both))
 
     def _delta(self, projection: Projection, x: torch.Tensor) -> torch.Tensor:
-        """Return alpha / rank * B A x, shaped (..., outputs) and typed as x."""
+        """Return alpha / rank * B A x, shaped (..., outputs), in the experts' precision."""
         linear: Any = projection.module
         scores = linear.lora_expert_score_weight
         a, b = (self._factor([*side], scores) for side in (linear.experts_lora_A, linear.experts_lora_B))
-        return (projection.low_rank(x, a, b) * (self.config.alpha / self.config.rank)).to(x.dtype)
+        return projection.low_rank(x, a, b) * (self.config.alpha / self.config.rank)
 
     def _factor(self, experts: list[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
         if len(experts) == 1:

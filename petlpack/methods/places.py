@@ -86,7 +86,7 @@ class Block:
     attention: nn.Module
     query_and_value: Mapping[str, Projection]
     """The projections that LoRA changes (Hu et al. 2022, section 4.2), by their names in `attention`; none where they
-    are parts of one matrix."""
+    are parts of one matrix of another kind than GPT-2's and ModernBERT's."""
 
     @property
     def stack(self) -> str:
@@ -162,6 +162,13 @@ def _linears(attention: nn.Module, *names: str) -> dict[str, Projection]:
     return {name: Projection(getattr(attention, name)) for name in names if hasattr(attention, name)}
 
 
+def _merged(name: str, module: nn.Module) -> dict[str, Projection]:
+    """Return the projection to query, key and value, one behind the other; none where they differ in width."""
+    found = Projection(module, (True, False, True))
+    inputs, outputs = found.sizes
+    return {name: found} if outputs == 3 * inputs else {}
+
+
 def _like_bert(name: str, module: nn.Module) -> Block | None:
     attention, output = getattr(getattr(module, "attention", None), "self", None), getattr(module, "output", None)
     if attention is None or output is None or not hasattr(output, "dense"):
@@ -208,20 +215,25 @@ def _like_llama(name: str, module: nn.Module) -> Block | None:
 
 def _like_gpt2(name: str, module: nn.Module) -> Block | None:
     attention, mlp = getattr(module, "attn", None), getattr(module, "mlp", None)
-    if not hasattr(attention, "c_attn") or mlp is None or not hasattr(module, "ln_2"):
+    merged = getattr(attention, "c_attn", None)
+    if merged is None or mlp is None or not hasattr(module, "ln_2"):
         return None
-    return Block(name, module, f"{name}.mlp", mlp, mlp, None, module.ln_2, f"{name}.attn", attention, {})
+    # GPT-BigCode's is a linear layer, whose outputs are ordered by heads
+    pairs = {} if isinstance(merged, nn.Linear) else _merged("c_attn", merged)
+    return Block(name, module, f"{name}.mlp", mlp, mlp, None, module.ln_2, f"{name}.attn", attention, pairs)
 
 
 def _like_modernbert(name: str, module: nn.Module) -> Block | None:
     attention, mlp = getattr(module, "attn", None), getattr(module, "mlp", None)
-    if not hasattr(attention, "Wqkv") or mlp is None or not hasattr(module, "mlp_norm"):
+    merged = getattr(attention, "Wqkv", None)
+    if merged is None or mlp is None or not hasattr(module, "mlp_norm"):
         return None
-    return Block(name, module, f"{name}.mlp", mlp, mlp, None, module.mlp_norm, f"{name}.attn", attention, {})
+    pairs = _merged("Wqkv", merged)
+    return Block(name, module, f"{name}.mlp", mlp, mlp, None, module.mlp_norm, f"{name}.attn", attention, pairs)
 
 
 def refuse_merged(model: nn.Module, block: Block) -> None:
-    """Raise UsageError for a LoRA where query and value are parts of one matrix."""
+    """Raise UsageError for a LoRA where query and value are parts of one matrix, and no known ones."""
     if not block.query_and_value:
         raise UsageError(
             f"{type(model).__name__} has query and value in one matrix, where LoRA has no place of its own",

@@ -442,19 +442,22 @@ class Propetl(Method):
 
     def _about_tasks(self) -> dict[str, Any]:
         """Return what propetl_config.json says, so that nothing has to be said when the run is packed."""
-        form = (
-            {"form": "t5-output" if self.blocks[0].norm is None else "pfeiffer"}
-            if self.config.kind == "adapter"
-            else {}
-        )
         return {
             "kind": self.config.kind,
             "keep_ratio": self.keep,
             "combine": self.config.combine if self.tasks else "none",
             "tasks": self.tasks or {self.name: self.model.config.num_labels if self.head_tensors() else 0},
             **{name: getattr(self.config, name) for name in _FIELDS[self.config.kind]},
-            **form,
+            **self._form(),
         }
+
+    def _form(self) -> dict[str, Any]:
+        """Return what only the model knows: an adapter's place; of a merged matrix, which parts have a LoRA."""
+        first = self.blocks[0]
+        if self.config.kind == "adapter":
+            return {"form": "t5-output" if first.norm is None else "pfeiffer"}
+        merged = [projection.enable for projection in first.query_and_value.values() if len(projection.enable) > 1]
+        return {"enable": list(merged[0])} if self.config.kind == "lora" and merged else {}
 
     def _bits(self, scores: torch.Tensor) -> torch.Tensor:
         return top_mask(scores, self.keep).bool()

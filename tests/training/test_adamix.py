@@ -24,7 +24,7 @@ from petlpack.methods.adamix import Config
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
 from tests import method_formulas as formulas
-from tests.method_runs import Shape, base_config, write_adamix
+from tests.method_runs import Shape, base_config, write_adamix, write_adamix_nlg
 
 SOUP = "pytorch_model_expert_soup.safetensors"
 SMALL = Shape()
@@ -347,6 +347,71 @@ def test_a_lora_adds_alpha_over_r_times_b_a(tmp_path: Path, family: str) -> None
     head = {k: v for k, v in model.state_dict().items() if k.startswith("classifier")}
     merged.load_state_dict(head, strict=False)
     torch.testing.assert_close(logits_of(model, family), logits_of(merged, family), rtol=1e-4, atol=1e-4)
+
+
+def gpt2(directory: Path, **changes: Any) -> Any:
+    """Return AdaMix LoRA on a GPT-2 of the sizes that the reference's runs of tests have, all factors drawn."""
+    config = transformers.GPT2Config(**base_config("gpt2", SMALL), initializer_range=0.2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(directory / "base")
+    model = transformers.GPT2LMHeadModel.from_pretrained(directory / "base")
+    method = adamix.attach(model, settings("lora", rank=SMALL.rank, **changes))
+    for name, tensor in method.tensors().items():
+        if not name.endswith("score_weight"):
+            tensor.normal_(std=0.3)
+    return method
+
+
+@pytest.mark.parametrize(("share_up", "share_down"), [(True, False), (False, True), (False, False)])
+def test_a_lora_on_gpt2_has_the_names_and_shapes_of_the_reference(
+    tmp_path: Path, share_up: bool, share_down: bool
+) -> None:
+    method = gpt2(tmp_path, experts=3, share_up=share_up, share_down=share_down)
+    written = write_adamix_nlg(tmp_path / "run", experts=3, share_a=share_down, share_b=share_up, ddp_prefix=False)
+    assert {name: tuple(tensor.shape) for name, tensor in method.tensors().items()} == {
+        name: array.shape for name, array in written.tensors.items()
+    }
+
+
+def test_a_lora_on_gpt2_changes_query_and_value_as_the_reference_does(tmp_path: Path) -> None:
+    method = gpt2(tmp_path, experts=3, share_up=False, alpha=6.0)
+    state = {name: tensor.numpy() for name, tensor in method.tensors().items()}
+    inputs = {"input_ids": a_batch()["input_ids"]}
+    expected = method.model.eval()(**inputs).logits
+    merged = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    for layer in range(SMALL.layers):
+        place = f"transformer.h.{layer}.attn.c_attn"
+        a, b = ([state[f"{place}.experts_lora_{side}.{e}"] for e in range(3)] for side in "AB")
+        delta = formulas.adamix_lora_delta(a, b, np.zeros(3, "f4"), 6.0)
+        merged.state_dict()[f"{place}.weight"].add_(torch.from_numpy(delta))
+    torch.testing.assert_close(merged.eval()(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    method.save(tmp_path / "run")
+    (encoded,) = petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=tmp_path / "base")
+    packed = petlpack.open(tmp_path / "pack")[encoded.name]
+    rebuilt = packed.rebuild()
+    assert rebuilt is not None
+    assert rebuilt.settings == {"scaling": 6.0 / SMALL.rank, "enable": [True, False, True]}
+    packed.decode(tmp_path / "hub", base=tmp_path / "base", to="adapterhub")
+    assert json.loads((tmp_path / "hub" / "adapter_config.json").read_text())["config"]["attn_matrices"] == ["q", "v"]
+
+
+def test_a_pass_on_gpt2_takes_one_expert_for_query_and_value(tmp_path: Path) -> None:
+    """The expert that was drawn has a gradient in the ranks of both, the others in none."""
+    method = gpt2(tmp_path, experts=4, consistency=False)
+    ids = torch.randint(3, SMALL.vocab, (2, 6))
+    method.model.train()(input_ids=ids, labels=ids).loss.backward()
+    for block in method.model.transformer.h:
+        moved = [int(expert.grad.any(1).sum()) for expert in block.attn.c_attn.experts_lora_A]
+        assert sorted(moved) == [0, 0, 0, 2 * SMALL.rank]
+
+
+def test_under_autocast_a_lora_leaves_the_dtype_of_what_it_changes(model: Any) -> None:
+    adamix.attach(model, settings("lora"))
+    attention, seen = model.bert.encoder.layer[0].attention.self, set()
+    for projection in (attention.query, attention.key):
+        projection.register_forward_hook(lambda _module, _args, out: seen.add(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**a_batch()).loss.backward()
+    assert seen == {torch.bfloat16}
 
 
 # Training
