@@ -30,7 +30,7 @@ from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
 from petlpack.methods.gates import Gates, Kept, Weight, bits, exactly
 from petlpack.methods.method import Method, loading, loss_of, put_on, with_loss
-from petlpack.methods.places import head_of, in_front_of_head
+from petlpack.methods.places import head_modules
 from petlpack.methods.probe import no_effect, running, weighed
 from petlpack.tensors.checkpoint import find_weights
 
@@ -126,9 +126,7 @@ class DiffPruning(Method):
         """Take over every parameter but the head's; a tied one counts once."""
         super().__init__(model)
         self.config = config
-        head = head_of(model)
-        of_head_modules = [head[1], *in_front_of_head(model).values()] if head else []
-        self._head = [parameter for module in of_head_modules for parameter in module.parameters()]
+        self._head = [parameter for module in head_modules(model).values() for parameter in module.parameters()]
         of_head = {id(parameter) for parameter in self._head}
         users: dict[int, list[nn.Module]] = {}
         for module in model.modules():

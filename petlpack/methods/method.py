@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
-from petlpack.methods.places import head_of, in_front_of_head, refuse_wrapped
+from petlpack.methods.places import head_modules, head_of, refuse_wrapped
 from petlpack.methods.probe import Insert, check_inserts, few_tokens, no_effect
 
 
@@ -35,9 +35,9 @@ class Method(ABC):
 
     def __init__(self, model: nn.Module, tasks: Mapping[str, int] | None = None) -> None:
         refuse_wrapped(model)
-        if first := next(iter(in_front_of_head(model)) if tasks else iter(()), None):
+        if tasks and (first := list(head_modules(model))[1:]):
             raise UsageError(
-                f"{type(model).__name__} has '{first}' in front of its head, which several tasks cannot share",
+                f"{type(model).__name__} has '{first[0]}' in front of its head, which several tasks cannot share",
                 hint="attach for one task",
             )
         for task, labels in (tasks or {}).items():
@@ -151,32 +151,27 @@ class Method(ABC):
 
     def head_tensors(self, task: str = "") -> dict[str, torch.Tensor]:
         """Return a head's tensors as the model names them, `classifier.weight`; of a task with its own head, that."""
-        found = self._head_for(task)
-        if found is None:
-            return {}
-        modules = {found[0]: found[1], **in_front_of_head(self.model)}
         tensors = (
-            (f"{name}.{key}", own) for name, module in modules.items() for key, own in module.state_dict().items()
+            (f"{name}.{key}", own)
+            for name, module in self._head_for(task).items()
+            for key, own in module.state_dict().items()
         )
         return {name: tensor.detach().clone() for name, tensor in tensors}
 
     def load_head(self, tensors: Mapping[str, torch.Tensor], task: str = "") -> None:
         """Copy tensors named as `head_tensors` names them into the model's head, or into a task's."""
-        found = self._head_for(task)
-        if found is None or not tensors:
+        if not tensors:
             return
-        for name, module in {found[0]: found[1], **in_front_of_head(self.model)}.items():
+        for name, module in self._head_for(task).items():
             own = {
                 key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")
             }
             module.load_state_dict(own)
 
-    def _head_for(self, task: str) -> tuple[str, nn.Module] | None:
-        """Return the name of the model's head, and that head or a task's own; None where the model has none."""
-        found = head_of(self.model)
-        if found is None or self.heads is None or not task:
-            return found
-        return found[0], self.heads[task]
+    def _head_for(self, task: str) -> Mapping[str, nn.Module]:
+        """Return the modules of the model's head by their names, or a task's own under the same names."""
+        own = head_modules(self.model)
+        return own if self.heads is None or not task else dict.fromkeys(own, self.heads[task])
 
     def config_json(self, **more: Any) -> dict[str, Any]:
         """Return the model's config with the base's path and whatever the method notes in it."""
@@ -295,12 +290,10 @@ class Method(ABC):
     def _freeze(self) -> None:
         wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         training, problem = self.model.training, getattr(self.model.config, "problem_type", None)
-        head = head_of(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
-        if head is not None:
-            for module in (head[1], *in_front_of_head(self.model).values()):
-                module.requires_grad_(True)
+        for module in head_modules(self.model).values():
+            module.requires_grad_(True)
 
         def restore() -> None:
             for name, parameter in self.model.named_parameters():

@@ -306,8 +306,9 @@ def head_of(model: nn.Module) -> tuple[str, nn.Module] | None:
     return None
 
 
-def in_front_of_head(model: nn.Module) -> dict[str, nn.Module]:
-    """Return, by name, what is new in front of a model's head and trains with it; nothing where there is no head."""
-    if head_of(model) is None:
+def head_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return, by name, all that is new with a model's head: the head first, then what stands in front of it."""
+    head = head_of(model)
+    if head is None:
         return {}
-    return {name: module for name, module in model.named_children() if name in FIRST}
+    return {head[0]: head[1], **{name: module for name, module in model.named_children() if name in FIRST}}
