@@ -29,17 +29,13 @@ class Method(ABC):
 
     The base is frozen, the method's parameters and the head's train, and `model(..., labels=...).loss` is the method's
     whole loss, so that any loop and `transformers.Trainer` train it. With `tasks` (labels by task) the model gets a
-    head for each, and `switch` says whose batch comes next; a task with 0 labels has no head (a T5 that generates).
+    head for each, with what stands in front of it, and `switch` says whose batch comes next; a task with 0 labels has
+    no head (a T5 that generates).
     The model is in train mode after `attach`, and in eval mode after `load`.
     """
 
     def __init__(self, model: nn.Module, tasks: Mapping[str, int] | None = None) -> None:
         refuse_wrapped(model)
-        if tasks and (first := list(head_modules(model))[1:]):
-            raise UsageError(
-                f"{type(model).__name__} has '{first[0]}' in front of its head, which several tasks cannot share",
-                hint="attach for one task",
-            )
         for task, labels in (tasks or {}).items():
             check_task(model, task, labels)
         if getattr(model, "_petl_method", None) is not None:
@@ -170,8 +166,7 @@ class Method(ABC):
 
     def _head_for(self, task: str) -> Mapping[str, nn.Module]:
         """Return the modules of the model's head by their names, or a task's own under the same names."""
-        own = head_modules(self.model)
-        return own if self.heads is None or not task else dict.fromkeys(own, self.heads[task])
+        return head_modules(self.model) if self.heads is None or not task else dict(self.heads[task].items())
 
     def config_json(self, **more: Any) -> dict[str, Any]:
         """Return the model's config with the base's path and whatever the method notes in it."""
@@ -306,15 +301,13 @@ class Method(ABC):
 
     def _add_heads(self) -> nn.ModuleDict | None:
         """Give each task with labels a head: the model's, with as many outputs; its own stays as it is, unused."""
-        found = head_of(self.model)
-        if found is None or not any(self.tasks.values()):
+        own = head_modules(self.model)
+        if not own or not any(self.tasks.values()):
             return None
-        own = found[1]
-        heads = nn.ModuleDict({task: with_outputs(own, labels) for task, labels in self.tasks.items()})
+        heads = nn.ModuleDict({task: new_head(own, labels) for task, labels in self.tasks.items()})
         self.add(self.model, "task_heads", heads)
-        own.requires_grad_(False)
-        self.hook(own.register_forward_hook(lambda _module, args, _out: heads[self.task](*args)))
-        self.insert("the task's head", found[0], own, lambda: list(heads[self.task].parameters()))
+        for name, module in own.items():
+            self._give_way(name, module, heads)
         config = self.model.config
         names = config.id2label, config.label2id
 
@@ -326,6 +319,12 @@ class Method(ABC):
         self._set_labels(self.tasks[self.task])
         return heads
 
+    def _give_way(self, name: str, module: nn.Module, heads: nn.ModuleDict) -> None:
+        """Let the task's own take the place of a module of the model's head, which is computed and not used."""
+        module.requires_grad_(False)
+        self.hook(module.register_forward_hook(lambda _module, args, _out: heads[self.task][name](*args)))
+        self.insert("the task's head", name, module, lambda: list(heads[self.task][name].parameters()))
+
     def _set_labels(self, labels: int) -> None:
         """Tell the model's own loss how many labels there are; what it concluded of other labels is forgotten."""
         self.model.config.num_labels = labels
@@ -334,7 +333,14 @@ class Method(ABC):
             self.model.num_labels = labels
 
 
-def with_outputs(head: nn.Module, labels: int) -> nn.Module:
+def new_head(modules: Mapping[str, nn.Module], labels: int) -> nn.ModuleDict:
+    """Return a copy of a head, named first, and of what stands in front of it, the head with so many outputs."""
+    head, *others = modules
+    copies = {name: copy.deepcopy(modules[name]) for name in others}
+    return nn.ModuleDict({head: _with_outputs(modules[head], labels), **copies})
+
+
+def _with_outputs(head: nn.Module, labels: int) -> nn.Module:
     """Return a copy of a head with so many outputs, the last linear layer new: weights N(0, 0.02), bias 0."""
     head = copy.deepcopy(head)
     holder = nn.Sequential(head)

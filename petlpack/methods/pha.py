@@ -27,7 +27,7 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, check_task, loading, loss_of, put_on, with_loss, with_outputs
+from petlpack.methods.method import Method, check_task, loading, loss_of, new_head, put_on, with_loss
 from petlpack.methods.places import Argument, Block, blocks
 from petlpack.methods.probe import no_effect
 from petlpack.tensors.checkpoint import find_weights
@@ -384,7 +384,7 @@ class Pha(Method):
         self.prototypes.append(nn.Parameter(row))
         self.tasks[task] = labels
         if self.heads is not None:
-            head = with_outputs(self.heads[like], labels).to(self.device)
+            head = new_head(self.heads[like], labels).to(self.device)
             self.heads[task] = head.train(self.model.training).requires_grad_(True)
         self.note_own()
         self.switch(task)
