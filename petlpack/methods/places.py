@@ -56,9 +56,11 @@ class Projection:
 
     def low_rank(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return B A x, shaped (..., outputs) and typed as A; zeros in the parts that have no LoRA."""
+        hidden = F.linear(x.to(a.dtype), a)
+        if len(self.enable) == 1:
+            return F.linear(hidden, b)
         parts = sum(self.enable)
-        pairs = zip(F.linear(x.to(a.dtype), a).chunk(parts, -1), b.chunk(parts), strict=True)
-        made = [F.linear(hidden, own) for hidden, own in pairs]
+        made = [F.linear(low, own) for low, own in zip(hidden.chunk(parts, -1), b.chunk(parts), strict=True)]
         nothing = torch.zeros_like(made[0])
         return torch.cat([made.pop(0) if enabled else nothing for enabled in self.enable], -1)
 
