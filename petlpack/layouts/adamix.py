@@ -34,7 +34,7 @@ _EXPERT = re.compile(
 )
 _SIDES = {"A": "down", "B": "up"}
 
-_HEADS = ("classifier", "score", "classification_head", "pre_classifier", "pooler")
+_HEADS = ("classifier", "score", "classification_head", "pre_classifier", "pooler", "head")
 """What BERT, RoBERTa, GPT-2 and T5 call the head of a classifier, and DistilBERT and DeBERTa what is new before it."""
 
 _AVERAGED = 3

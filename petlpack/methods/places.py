@@ -28,8 +28,8 @@ HEADS = ("classifier", "score", "classification_head", "qa_outputs")
 """What a model's head is called, where it has one of its own."""
 
 
-FIRST = ("pre_classifier", "pooler")
-"""What stands in front of such a head in DistilBERT and DeBERTa, new with it and not the base's."""
+FIRST = ("pre_classifier", "pooler", "head")
+"""What stands in front of such a head in DistilBERT, DeBERTa and ModernBERT, new with it and not the base's."""
 
 
 @dataclass(frozen=True)
