@@ -140,6 +140,39 @@ class Generator(nn.Module):  # type: ignore[misc]
         return [Adapter(parts) for parts in zip(downs, down_bias, ups, up_bias, strict=True)]
 
 
+class Memory(nn.Module):  # type: ignore[misc]
+    """The retriever's last vectors of each task, by the task's row: the other tasks' negatives.
+
+    A checkpoint of the model keeps them, or training would go on from it with others. Their number grows, so they are
+    an extra state: (vectors, 1 + code), the row first.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Remember nothing."""
+        super().__init__()
+        self.vectors: dict[int, torch.Tensor] = {}
+        self._most = config.memory
+        self._none = torch.empty(0, 1 + config.code)
+
+    def others(self, row: int, like: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of all tasks but this; of the dtype and on the device of `like` where there are none."""
+        return torch.cat([like[:0], *(self.vectors[other] for other in sorted(self.vectors) if other != row)])
+
+    def add(self, row: int, vectors: torch.Tensor) -> None:
+        """Remember a task's vectors, and forget its oldest."""
+        past = self.vectors.get(row, vectors[:0])
+        self.vectors[row] = torch.cat([past, vectors]).detach()[-self._most :]
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Return what is remembered, as one tensor: a checkpoint holds nothing else."""
+        rows = [F.pad(vectors, (1, 0), value=row) for row, vectors in sorted(self.vectors.items())]
+        return torch.cat(rows) if rows else self._none
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Remember what a checkpoint did."""
+        self.vectors = {int(row): state[state[:, 0] == row, 1:] for row in state[:, 0].unique()}
+
+
 def instance_loss(vectors: torch.Tensor, others: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return InfoNCE between instances (n, code) of one task and `others` (m, code) of other tasks; section 3.2.
 
@@ -188,7 +221,6 @@ class Pha(Method):
         """`decoder`, `bert.encoder`: what the names of the method's tensors begin with."""
         self._adapters: list[Adapter] = []
         self._states: torch.Tensor | None = None
-        self._memory: dict[str, torch.Tensor] = {}
         width = self._generated[0].width
         stack = model.get_submodule(self.stack)
         self.generator = Generator(config, len(self._generated), width)
@@ -197,10 +229,12 @@ class Pha(Method):
         """A parameter for each task, so that no optimizer moves the rows of tasks that do not train."""
         self.add(stack, "adapter_task_embedding", self.prototypes)
         self.retriever: nn.Sequential | None = None
+        self.memory = Memory(config)
         if config.weight:
             self.retriever = nn.Sequential(
                 nn.Linear(width, config.trunk), nn.ReLU(), nn.Linear(config.trunk, config.code)
             )
+            self.add(stack, "pha_memory", self.memory)
             self.add(stack, "mlp", self.retriever)
         self.hook(stack.register_forward_pre_hook(self._generate))
         for layer, block in enumerate(self._generated):
@@ -311,15 +345,12 @@ class Pha(Method):
         The released code mixes tasks in a batch; here a batch holds one, and the negatives of the instance-instance
         loss are the last vectors of the other tasks, without a gradient.
         """
-        none = vectors.new_empty(0, vectors.shape[1])
-        others = torch.cat([none, *(past for task, past in self._memory.items() if task != self.task)])
-        past = self._memory.get(self.task, none)
-        self._memory[self.task] = torch.cat([past, vectors.detach()])[-self.config.memory :]
+        own = self._row(self.task)
+        others = self.memory.others(own, vectors)
+        self.memory.add(own, vectors)
         temperature = self.config.temperature
         table = torch.stack(list(self.prototypes))
-        return instance_loss(vectors, others, temperature) + prototype_loss(
-            vectors, table, self._row(self.task), temperature
-        )
+        return instance_loss(vectors, others, temperature) + prototype_loss(vectors, table, own, temperature)
 
     def nearest(self, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Return the tasks, nearest first, with the mean cosine of the examples' vectors and their prototypes.
