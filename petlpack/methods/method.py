@@ -245,7 +245,7 @@ class Method(ABC):
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if not self._ran:  # written once: a compiled model would be compiled anew for a count
                 self._ran = True
-            output = self.forward(forward, *args, **kwargs)
+            output = self._weighed(forward, *args, **kwargs)
             if self.model.training and torch.is_grad_enabled() and not self._probing:
                 self._check_training(loss_of(output))
             return output
@@ -258,6 +258,29 @@ class Method(ABC):
                 self.model.forward = own
 
         self._undo.append(restore)
+
+    def _weighed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output, its loss as large as the batch's share of the step's labels, where a loop says it.
+
+        A loop that accumulates gradients gives the number of labels in all of its batches (`num_items_in_batch`, as the
+        Trainer does), and adds the losses up. What a method adds to the loss is a mean of the batch like the rest, and
+        some models' own loss is, too, whatever they are told (BERT's classifiers): the whole is weighed here.
+        """
+        total, labels = kwargs.get(_TOTAL), kwargs.get("labels")
+        if total is None or not isinstance(labels, torch.Tensor):
+            return self.forward(forward, *args, **kwargs)
+        own = self._count(labels, kwargs.get("shift_labels"))
+        output = self.forward(forward, *args, **{**kwargs, _TOTAL: own.clamp(min=1)})
+        loss = loss_of(output)
+        share = own / torch.as_tensor(total, device=own.device)
+        return output if loss is None else set_loss(output, loss * share.to(loss.device))
+
+    def _count(self, labels: torch.Tensor, shifted: torch.Tensor | None) -> torch.Tensor:
+        """Return how many labels a batch's loss is the mean of; of a model of next tokens the first has none."""
+        if shifted is None:
+            next_token = type(self.model).__name__.endswith(NEXT_TOKEN)
+            shifted = labels[..., 1:] if next_token else labels
+        return (shifted != IGNORED).sum()
 
     def note_own(self) -> None:
         """Note which parameters are the method's now: PEFT may put its own into the method's modules."""
@@ -360,10 +383,15 @@ def loss_of(output: Any) -> torch.Tensor | None:
 
 
 def with_loss(output: Any, more: torch.Tensor) -> Any:
-    """Return a model's output with more added to its loss, which stands first in one that is a tuple."""
+    """Return a model's output with more added to its loss."""
+    return set_loss(output, (output[0] if isinstance(output, tuple) else output["loss"]) + more)
+
+
+def set_loss(output: Any, loss: torch.Tensor) -> Any:
+    """Return a model's output with this loss, which stands first in one that is a tuple."""
     if isinstance(output, tuple):  # return_dict=False
-        return (output[0] + more, *output[1:])
-    output["loss"] = output["loss"] + more
+        return (loss, *output[1:])
+    output["loss"] = loss
     return output
 
 
@@ -424,6 +452,15 @@ def loading(method: Method) -> Iterator[None]:
         raise
     method.model.eval()
 
+
+IGNORED = -100
+"""The label of what has no loss, as Transformers and torch say it."""
+
+NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
+"""Models whose labels are their own tokens: each position's logits are for the next one."""
+
+_TOTAL = "num_items_in_batch"
+"""How many labels the batches of one step have together, as Transformers' losses and its Trainer call it."""
 
 _TARGETS = ("labels", "label", "label_ids", "start_positions", "end_positions", "next_sentence_label")
 """What a batch may have that the probe does without: a task with fewer labels knows no such target."""
