@@ -39,10 +39,17 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "few_batches": [_batch() for _ in range(2)],
         "mixed_batches": [("sst2", _batch()), ("rte", _batch())] * 2,
         "rows": [{key: values[0] for key, values in _batch().items()} for _ in range(16)],
+        "few_rows": [{key: values[0] for key, values in _batch().items()} for _ in range(5)],
         "train": _train,
     }
     assert len(BLOCKS) >= 5
     for block in BLOCKS:
         exec(compile(block, str(PAGE), "exec"), names)
     assert sorted(petlpack.open("glue.pack")) == ["glue.rte", "glue.sst2", "sst2"]
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["glue", "sst2", "sst2-adamix", "sst2-diff"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == [
+        "glue",
+        "glue-propetl",
+        "sst2",
+        "sst2-adamix",
+        "sst2-diff",
+    ]

@@ -98,13 +98,18 @@ works = pytest.mark.parametrize(("family", "name"), WORKING)
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a base of each family, without its head."""
     directory = tmp_path_factory.mktemp("bases")
-    for family, (prefix, kind, sizes) in FAMILIES.items():
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which DeBERTa's code is written in
-            model = getattr(transformers, prefix + kind)(getattr(transformers, f"{prefix}Config")(**sizes))
-        (model if _generates(family) else model.base_model).save_pretrained(directory / family)
+    for family in FAMILIES:
+        write_base(directory, family)
     return directory
+
+
+def write_base(directory: Path, family: str) -> None:
+    prefix, kind, sizes = FAMILIES[family]
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which DeBERTa's code is written in
+        model = getattr(transformers, prefix + kind)(getattr(transformers, f"{prefix}Config")(**sizes))
+    (model if _generates(family) else model.base_model).save_pretrained(directory / family)
 
 
 def opened(bases: Path, family: str, dtype: Any = torch.float32, seed: int = 1) -> Any:
