@@ -26,19 +26,13 @@ from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import Method, loading, put_on, with_loss
+from petlpack.methods.method import IGNORED, NEXT_TOKEN, Method, loading, put_on, with_loss
 from petlpack.methods.places import ACTIVATIONS, Block, Projection, blocks, refuse_merged
 
 _STD = 0.02
 """BERT's and RoBERTa's `initializer_range`, of which the reference draws adapters (modeling_bert.py _init_weights)."""
 
 _SCORES = "lora_expert_score_weight"
-
-_IGNORED = -100
-"""The label of what has no loss, as Transformers and torch say it."""
-
-_NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
-"""Models whose labels are their own tokens: each position's logits are for the next one."""
 
 _MERGED = 3
 """The inference level that averages the experts (expert_soup.py:59-79)."""
@@ -238,7 +232,7 @@ class AdaMix(Method):
             output = forward(*args, **kwargs)
             if not self.routed or not self.config.consistency or self.config.experts == 1 or output[1].shape[-1] == 1:
                 return output  # a regression's one number is no distribution: in the reference their divergence is 0
-            shift = type(self.model).__name__.endswith(_NEXT_TOKEN)
+            shift = type(self.model).__name__.endswith(NEXT_TOKEN)
             return _with_consistency(output, forward(*args, **kwargs), labels, shift=shift)
         finally:
             # Checkpointed blocks run again in the backward pass; torch restores the generator, so they draw the same
@@ -330,7 +324,7 @@ def _with_consistency(output: Any, other: Any, labels: torch.Tensor, *, shift: b
             "consistency compares the probabilities of classes",
             hint="attach with consistency=False",
         )
-    counted = labels != _IGNORED
+    counted = labels != IGNORED
     if shift:
         counted = F.pad(counted[..., 1:], (0, 1), value=False)
     return with_loss(output, symmetric_kl(logits[counted], other[1][counted]))
