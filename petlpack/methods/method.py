@@ -258,6 +258,21 @@ class Method(ABC):
                 self.model.forward = own
 
         self._undo.append(restore)
+        if type(self).forward is not Method.forward:
+            self.hook(self.model.register_forward_pre_hook(self._await))
+            self.hook(self.model.register_forward_hook(self._check_ran))
+
+    def _await(self, *_args: Any) -> None:
+        self._ran = False
+
+    def _check_ran(self, *_args: Any) -> None:
+        """Raise UsageError for a training forward that went past the method's."""
+        if not self._ran and self.model.training and torch.is_grad_enabled():
+            raise UsageError(
+                f"{type(self.model).__name__}'s forward was replaced after attach: what {type(self).__name__} does in "
+                "training is left out",
+                hint="a trainer that does so (TRL's SFTTrainer) trains PROPETL; for the others take transformers.Trainer",
+            )
 
     def _weighed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the model's output, its loss as large as the batch's share of the step's labels, where a loop says it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,23 @@ def test_a_training_forward_without_labels_is_told_once(name: str, base: Path) -
     with pytest.warns(UserWarning, match="without labels"):
         model(input_ids=a_batch()["input_ids"]).logits.sum().backward()
     model(input_ids=a_batch()["input_ids"])  # a second warning would be an error here
+
+
+@every
+def test_a_forward_that_was_put_in_the_place_of_the_method_s_is_an_error_in_training(name: str, base: Path) -> None:
+    """TRL's SFTTrainer calls the model's class's; PROPETL, which stands in the layers alone, trains by it."""
+    model = open_model(base)
+    method = ATTACH[name](model)
+    own, model.forward = model.forward, types.MethodType(type(model).forward, model)
+    if name.startswith("propetl"):
+        model(**a_batch()).loss.backward()
+    else:
+        with pytest.raises(UsageError, match="forward was replaced after attach"):
+            model(**a_batch())
+    with torch.no_grad():
+        model(**a_batch())
+    model.forward = own
+    train(method)
 
 
 @pytest.mark.parametrize("saved", ["propetl", "adamix", "pha"])
