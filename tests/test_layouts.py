@@ -334,7 +334,8 @@ class _Opened:
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[list[str]]:
-        self.names = found = []
+        found: list[str] = []
+        self.names = found
         try:
             yield found
         finally:

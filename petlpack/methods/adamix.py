@@ -102,8 +102,9 @@ def merge(experts: list[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
 def symmetric_kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return 1/2 (KL(A || B) + KL(B || A)) of two passes' logits (inputs, classes), the mean of the inputs.
 
-    Section 3.2; of no inputs it is 0. Computed in float32, or float64 where the logits are. Both passes have a gradient, by which each comes
-    nearer to the other as it stands: the target of a divergence has none (modeling_roberta.py:1179-1188).
+    Section 3.2; of no inputs it is 0. Computed in float32, or float64 where the logits are. Both passes have a
+    gradient, by which each comes nearer to the other as it stands: the target of a divergence has none
+    (modeling_roberta.py:1179-1188).
     """
     wide = torch.promote_types(a.dtype, torch.float32)
     log_a, log_b = F.log_softmax(a.to(wide), -1), F.log_softmax(b.to(wide), -1)

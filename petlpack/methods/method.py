@@ -271,7 +271,7 @@ class Method(ABC):
             raise UsageError(
                 f"{type(self.model).__name__}'s forward was replaced after attach: what {type(self).__name__} does in "
                 "training is left out",
-                hint="a trainer that does so (TRL's SFTTrainer) trains PROPETL; for the others take transformers.Trainer",
+                hint="such a trainer (TRL's SFTTrainer) trains PROPETL; for the others take transformers.Trainer",
             )
 
     def _weighed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
