@@ -259,8 +259,8 @@ class Method(ABC):
 
         self._undo.append(restore)
         if type(self).forward is not Method.forward:
-            self.hook(self.model.register_forward_pre_hook(self._await))
-            self.hook(self.model.register_forward_hook(self._check_ran))
+            self._undo.append(self.model.register_forward_pre_hook(self._await).remove)
+            self._undo.append(self.model.register_forward_hook(self._check_ran).remove)
 
     def _await(self, *_args: Any) -> None:
         self._ran = False
