@@ -18,6 +18,9 @@ from petlpack.tensors.tensor import Tensor
 _CONV1D = {"c_attn", "c_proj", "c_fc"}
 """Modules of GPT-2 whose weights are (in, out): its Conv1D."""
 
+_HEADS = ("classifier", "score", "pre_classifier", "pooler", "head")
+"""Modules of Transformers' classifiers that are new with a task."""
+
 _ROBERTA_HEAD = {"1": "classifier.dense", "4": "classifier.out_proj"}
 """AdapterHub's head (dropout, dense, tanh, dropout, out on token 0) is RobertaClassificationHead, layer by layer."""
 
@@ -92,7 +95,7 @@ def _head(head: Mapping[str, Tensor], places: Iterable[str]) -> tuple[dict[str, 
         named = _named(head)
         if named is not None:
             return named, []
-    known = {name: tensor for name, tensor in head.items() if name.startswith(("classifier.", "score."))}
+    known = {name: tensor for name, tensor in head.items() if name.partition(".")[0] in _HEADS}
     others = [name for name in head if name not in known]
     return known, [left_out(others, "no module of a Transformers model has that form")] if others else []
 

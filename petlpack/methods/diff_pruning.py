@@ -13,8 +13,10 @@ Guo, Rush and Kim, "Parameter-Efficient Transfer Learning with Diff Pruning", AC
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -150,7 +152,9 @@ class DiffPruning(Method):
         self.hook(model.register_state_dict_pre_hook(lambda *_args: self._write()))
         self.hook(model.register_load_state_dict_pre_hook(self._check_state))
         self.hook(model.register_load_state_dict_post_hook(lambda *_args: self._take_state()))
-        self.hook(register_optimizer_step_pre_hook(_hold_rates))
+        holding = register_optimizer_step_pre_hook(functools.partial(_hold_rates, weakref.ref(self)))
+        self.hook(holding)
+        weakref.finalize(self, holding.remove)
         self._named: set[str] = set()
         self._inside = False
         self._called: set[int] = set()
@@ -420,10 +424,12 @@ _CONSTANT = "constant_lr"
 """A rate that no schedule changes, in an optimizer's group."""
 
 
-def _hold_rates(optimizer: torch.optim.Optimizer, *_args: Any) -> None:
+def _hold_rates(method: weakref.ref[DiffPruning], optimizer: torch.optim.Optimizer, *_args: Any) -> None:
     """Take back what a schedule made of the gates' rate; torch calls it before each step of any optimizer."""
+    alive = method()
+    gates = {id(gate) for gate in alive._stage.gates()} if alive is not None else set()
     for group in optimizer.param_groups:
-        if _CONSTANT in group:
+        if _CONSTANT in group and any(id(parameter) in gates for parameter in group["params"]):
             group["lr"] = group[_CONSTANT]
 
 

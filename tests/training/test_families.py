@@ -262,7 +262,9 @@ def test_checkpointing_and_accumulation_change_no_gradient(bases: Path, family: 
         assert plain is None or torch.allclose(plain, checkpointed, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "bert", "gpt2", "modernbert"])
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2", "gemma", "bert", "gpt2", "modernbert", "distilbert", "deberta-v2"]
+)
 @pytest.mark.parametrize("name", ["propetl lora", "adamix lora"])
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # that PEFT asks
 def test_a_lora_is_merged_by_peft(bases: Path, family: str, name: str, tmp_path: Path) -> None:
@@ -276,8 +278,8 @@ def test_a_lora_is_merged_by_peft(bases: Path, family: str, name: str, tmp_path:
     (encoded,) = petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=bases / family)
     petlpack.open(tmp_path / "pack")[encoded.name].decode(tmp_path / "peft", base=bases / family, to="peft")
     model = opened(bases, family)
-    if not _generates(family):  # the run's head is the method's own file's
-        model.classifier.load_state_dict(method.model.classifier.state_dict())
+    if not _generates(family) and "propetl" in name:  # the run's head is the method's own file's
+        model.load_state_dict(method.head_tensors(), strict=False)
     adapted: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
     merged = adapted.merge_and_unload()
     plain = logits_of(opened(bases, family), family)
@@ -368,6 +370,7 @@ def test_a_model_whose_norms_stand_behind_both_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["propetl lora", "adamix lora"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # that Transformers 5.0 calls
 def test_a_lora_is_not_put_on_a_matrix_whose_outputs_are_ordered_by_heads(name: str) -> None:
     sizes = {"vocab_size": 40, "n_positions": 20, "n_embd": 16, "n_layer": 2, "n_head": 2}
     model = transformers.GPTBigCodeForCausalLM(transformers.GPTBigCodeConfig(**sizes, multi_query=False))
