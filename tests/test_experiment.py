@@ -49,12 +49,12 @@ def test_a_rate_is_chosen_whose_neighbours_are_good_too(
 def test_a_check_takes_the_rate_of_the_row_it_looks_into() -> None:
     found = {row.id: row for row in rows.all_rows()}
     results: dict[str, Any] = {"searches": [], "runs": [], "bytes": []}
-    checks = [found["adamix-lora"], found["adamix-lora-one-rate"]]
-    assert {job.row for job in plan.next_jobs(results, checks, ())} == {"adamix-lora"}
+    checks = [found["adamix-adapter"], found["adamix-adapter-updates"]]
+    assert {job.row for job in plan.next_jobs(results, checks, ())} == {"adamix-adapter"}
     for rate, dev in ((0.00032, 0.4), (0.001, 0.6), (0.0032, 0.5)):
-        results["searches"].append({"row": "adamix-lora", "rate": rate, "dev": dev})
+        results["searches"].append({"row": "adamix-adapter", "rate": rate, "dev": dev})
     jobs = plan.next_jobs(results, checks, ())
-    assert {(job.row, job.seed) for job in jobs} == {("adamix-lora", 0), ("adamix-lora", 1), (checks[1].id, 0)}
+    assert {(job.row, job.seed) for job in jobs} == {("adamix-adapter", 0), ("adamix-adapter", 1), (checks[1].id, 0)}
     assert {job.rate for job in jobs} == {0.001}
 
 
@@ -99,7 +99,8 @@ def test_the_rates_are_those_that_a_search_from_nothing_takes() -> None:
         while (found := plan.rates(row, dev))[1] is None:
             dev |= {rate: recorded[rate] for rate in found[0]}
         assert dev == recorded, row.id
-        assert {run["rate"] for run in results["runs"] if run["row"] == row.id} == {found[1]}, row.id
+        used = {run["rate"] for run in results["runs"] if run["row"] == row.id}
+        assert used == {found[1]} or (row.check and not used), row.id  # a check may be still to be trained
 
 
 def test_every_score_and_every_byte_was_measured() -> None:

@@ -7,7 +7,7 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ HEAD_RATE = 5e-2
 """The heads' learning rate in every row: at the rates that methods bear, the head of a task with one frequent label
 never leaves the constant answer in 300 steps, and the method learns nothing either."""
 HEADS = ("classifier", "task_heads")
+DROPOUT, DECAY = 0.1, 0.1
+"""What the scripts of AdaMix train with (bert_base_mnli_expert_soup.sh, and BERT's own dropout)."""
+LOOK = 50
+"""Steps from one look at the held-out rows to the next, where the best step is taken."""
 SEARCH_TASKS = ("use", "role")
 SEARCH_SEED = 100
 SEARCH_SHARE = 1 / 3
@@ -81,8 +85,10 @@ def _search(row: Row, rate: float) -> float:
 def _measure(row: Row, job: Job, tasks: Sequence[str], cache: Path) -> list[dict[str, Any]]:
     """Train, score, encode, decode, score again; one record for each task."""
     group = [load(task) for task in tasks]
-    train = {d.name: d.train if row.examples is None else d.few(row.examples, job.seed) for d in group}
-    model, method = _trained(row, job.rate, job.seed, group, train, 1.0)
+    whole = {d.name: d.search if row.recipe else d.train for d in group}
+    train = whole if row.examples is None else {d.name: d.few(row.examples, job.seed) for d in group}
+    notes: dict[str, float] = {}
+    model, method = _trained(row, job.rate, job.seed, group, train, 1.0, notes)
     before = {data.name: _score(model, method, data, data.test) for data in group}
     trained = sum(parameter.numel() for parameter in method.parameters())
     pack = pack_of(cache, row.id, job.seed)
@@ -107,6 +113,7 @@ def _measure(row: Row, job: Job, tasks: Sequence[str], cache: Path) -> list[dict
                 "rows": len(data.test),
                 "codec": one.codec,
                 "exact": one.exact,
+                **notes,
             }
         )
     return records
@@ -117,10 +124,10 @@ def pack_of(cache: Path, row: str, seed: int) -> Path:
     return cache / "packs" / f"{row}-{seed}.pack"
 
 
-def fresh(labels: int) -> Any:
+def fresh(labels: int, dropout: float = 0.0) -> Any:
     """Return the base with a new head; without dropout, which costs a fifth of the time and which no row needs."""
     return transformers.AutoModelForSequenceClassification.from_pretrained(
-        base_dir(), num_labels=labels, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        base_dir(), num_labels=labels, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
     ).to(DEVICE)
 
 
@@ -139,20 +146,31 @@ def _trained(
     group: Sequence[Data],
     train: Mapping[str, Sequence[Example]],
     share: float,
+    notes: dict[str, float] | None = None,
 ) -> tuple[Any, Any]:
-    """Train a row for a share of its steps; returns the model and what was put on it."""
+    """Train a row for a share of its steps; returns the model and what was put on it.
+
+    In `notes` stands afterwards what pruning did: the share of the gates expected to be open at the end of stage 1, and
+    the accuracy before and after it.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    model = fresh(group[0].labels)
+    model = fresh(group[0].labels, DROPOUT if row.recipe else 0.0)
     method = row.attach(model, {data.name: data.labels for data in group})
     streams = {name: batches(examples, rng) for name, examples in train.items()}
     turns = _turns(list(streams), rng)
     feed = ((task if row.multi else None, batch) for task, batch in ((task, next(streams[task])) for task in turns))
     steps = round(row.steps * share) * len(group)
     finish = round(row.finish * share)
-    _train(model, method, rate, steps - finish, feed)
+    look = (lambda: _score(model, method, group[0], group[0].dev)[0]) if row.recipe else None
+    _train(model, method, rate, steps - finish, feed, DECAY if row.recipe else 0.0, look)
     if row.density is not None:
+        if notes is not None:
+            notes["open"] = method.expected_l0().item() / method.size
+            notes["gated"] = _score(model, method, group[0], group[0].test)[0]
         method.prune(row.density)
+        if notes is not None:
+            notes["pruned"] = _score(model, method, group[0], group[0].test)[0]
         _train(model, method, FINISH * rate, finish, feed)
     return model, method
 
@@ -170,16 +188,26 @@ def _turns(tasks: list[str], rng: random.Random) -> Iterator[str]:
     return itertools.chain.from_iterable(rng.sample(tasks, len(tasks)) for _ in itertools.count())
 
 
-def _train(model: Any, method: Any, rate: float, steps: int, feed: Iterator[tuple[str | None, list[Example]]]) -> None:
+def _train(
+    model: Any,
+    method: Any,
+    rate: float,
+    steps: int,
+    feed: Iterator[tuple[str | None, list[Example]]],
+    decay: float = 0.0,
+    look: Callable[[], float] | None = None,
+) -> None:
+    """Train; where `look` tells how good the model is, leave it as it was at the best of the steps looked at."""
     groups = _with_head_rate(model, method.groups(rate))
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
     rise = max(1, round(WARM_UP * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, (steps - step) / max(1, steps - rise))
     )
     trained = [parameter for group in groups for parameter in group["params"]]
+    best, kept = -1.0, trained
     model.train()
-    for task, batch in itertools.islice(feed, steps):
+    for step, (task, batch) in enumerate(itertools.islice(feed, steps), 1):
         if task is not None:
             method.switch(task)
         model(**collate(batch, DEVICE)).loss.backward()
@@ -187,6 +215,13 @@ def _train(model: Any, method: Any, rate: float, steps: int, feed: Iterator[tupl
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        if look is not None and (step % LOOK == 0 or step == steps):
+            if (found := look()) > best:
+                best, kept = found, [parameter.detach().clone() for parameter in trained]
+            model.train()
+    with torch.no_grad():
+        for parameter, one in zip(trained, kept, strict=True):
+            parameter.copy_(one)
     model.eval()
 
 

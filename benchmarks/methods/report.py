@@ -135,6 +135,7 @@ def sections(results: dict[str, Any], found: Sequence[Line]) -> dict[str, str]:
         "few": _scores(few, by_id) + "\n" + _bytes(few, by_id),
         "exact": _exact(found),
         "claims": _claims(by_id),
+        "pruning": _pruning([line for line in found if line.row.density is not None]),
         "checks": _checks(checks, by_id),
         "rates": _rates(results, found),
     }
@@ -190,13 +191,29 @@ def _scores(found: Sequence[Line], by_id: dict[str, Line]) -> str:
 def _checks(found: Sequence[Line], by_id: dict[str, Line]) -> str:
     rows = []
     for line in found:
-        usual_line = by_id.get(line.row.id.rpartition("-")[0])
-        if usual_line is None or 0 not in usual_line.seeds:
+        usual = by_id.get(line.row.id.rpartition("-")[0])
+        if usual is None or not set(line.seeds) <= set(usual.seeds):
             continue
-        usual = usual_line.accuracy()[0]  # seeds are in order
-        tasks = [f"{line.accuracy(task)[0]:.1f}" for task in TASKS]
-        rows.append([line.row.title, *tasks, f"**{line.mean:.1f}**", f"{usual:.1f}", f"{line.mean - usual:+.1f}"])
-    return _table(["row, seed 0", *TASKS, "mean", "as above", "gain"], rows)
+        as_above = Line(usual.row, {seed: usual.seeds[seed] for seed in line.seeds}, usual.bytes, usual.rate).mean
+        tasks = [f"{statistics.fmean(line.accuracy(task)):.1f}" for task in TASKS]
+        seeds = ", ".join(map(str, line.seeds))
+        rows.append(
+            [line.row.title, seeds, *tasks, f"**{line.mean:.1f}**", f"{as_above:.1f}", f"{line.mean - as_above:+.1f}"]
+        )
+    return _table(["row", "seeds", *TASKS, "mean", "as above", "gain"], rows)
+
+
+def _pruning(found: Sequence[Line]) -> str:
+    measured = [line for line in found if all("pruned" in record for record in line.records)]
+    rows = []
+    for line in measured:
+        stages = [
+            100 * statistics.fmean(record[key] for record in line.records)
+            for key in ("open", "gated", "pruned", "accuracy")
+        ]
+        rows.append([line.row.title, *(f"{stage:.1f}" for stage in stages)])
+    head = ["row", "gates open, %", "accuracy with gates", "right after pruning", "at the end"]
+    return _table(head, rows) if rows else "These rows are older than what they would say here.\n"
 
 
 def _bytes(found: Sequence[Line], by_id: dict[str, Line]) -> str:
@@ -241,7 +258,11 @@ CLAIMS = (
     ("PROPETL LoRA", "propetl-lora", "lora"),
     ("the same, all tasks in one run", "propetl-lora-all", "lora"),
     ("AdaMix: better than one adapter of its size", "adamix-adapter", "adamix-adapter-one"),
+    ("the same, as many updates of each expert", "adamix-adapter", "adamix-adapter-one-updates"),
+    ("the same, in more steps of four", "adamix-adapter-updates", "adamix-adapter-one"),
+    ("the same, with dropout, weight decay, best step", "adamix-adapter-recipe", "adamix-adapter-one-recipe"),
     ("AdaMix: better than one LoRA of its size", "adamix-lora", "adamix-lora-one"),
+    ("the same, as many updates of each expert", "adamix-lora", "adamix-lora-one-updates"),
     ("diff pruning: 0.5 % of the weights are as good as all", "diff-structured-0.5", "full"),
     ("the same without groups", "diff-0.5", "full"),
     ("0.1 %, structured", "diff-structured-0.1", "full"),

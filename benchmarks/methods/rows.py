@@ -39,6 +39,8 @@ class Row:
     """Diff pruning: the share of the weights that keep a difference."""
     finish: int = 0
     """Diff pruning: how many of the steps train on with a fixed mask."""
+    recipe: bool = False
+    """Trained as the AdaMix scripts do: with dropout and weight decay, and the best step by held-out rows is taken."""
     seeds: int = 2
     check: str = ""
     """Of a row that looks for the reason of another one's result: the row whose rate it takes."""
@@ -117,9 +119,7 @@ def _adamix() -> list[Row]:
     rows = []
     for kind, (title, settings) in kinds.items():
         for experts, suffix, said in ((4, "", "4 experts, merged"), (1, "-one", "1 expert")):
-            # as the results were measured; what Config has by default was not yet
-            config = adamix.Config(kind=kind, experts=experts, idle_gradients=False, **settings)
-            attach = _attaching(adamix, config)
+            attach = _attaching(adamix, adamix.Config(kind=kind, experts=experts, **settings))
             rows.append(Row(f"adamix-{kind}{suffix}", f"AdaMix {title}: {said}", 1e-3, attach, adamix.load))
     return rows
 
@@ -162,16 +162,22 @@ def _pha() -> list[Row]:
 
 
 LONGER = 3
-LONG = ("adamix-adapter", "adamix-adapter-one", "diff-structured-0.5", "pha-100", "adapter-100")
+LONG = ("diff-structured-0.5", "pha-100", "adapter-100")
+UPDATED = 1 - 0.75**2
+"""Share of the steps in which each of four experts is drawn by one of the two passes."""
 
 
 def _checks(rows: Mapping[str, Row]) -> list[Row]:
-    one = rows["adamix-lora-one"]
-    title = f"{one.title}, at the rate of 4"
-    longer = (rows[name] for name in LONG)
-    return [
-        replace(one, id=f"{one.id}-rate", title=title, check="adamix-lora", seeds=1),
-        *(
+    found = []
+    for name, share in (("adamix-adapter-one", UPDATED), ("adamix-lora-one", UPDATED), ("adamix-adapter", 1 / UPDATED)):
+        row, steps = rows[name], round(share * rows[name].steps)
+        title, seeds = f"{row.title}, {steps} steps", 2 if share < 1 else 1
+        found.append(replace(row, id=f"{name}-updates", title=title, check=name, steps=steps, seeds=seeds))
+    for name in ("adamix-adapter", "adamix-adapter-one"):
+        title = f"{rows[name].title}, recipe of its scripts"
+        found.append(replace(rows[name], id=f"{name}-recipe", title=title, check=name, recipe=True, seeds=1))
+    for row in (rows[name] for name in LONG):
+        found.append(
             replace(
                 row,
                 id=f"{row.id}-long",
@@ -181,9 +187,8 @@ def _checks(rows: Mapping[str, Row]) -> list[Row]:
                 finish=LONGER * row.finish,
                 seeds=1,
             )
-            for row in longer
-        ),
-    ]
+        )
+    return found
 
 
 def all_rows() -> list[Row]:
