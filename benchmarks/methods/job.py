@@ -205,7 +205,7 @@ def _train(
         optimizer, lambda step: min((step + 1) / rise, (steps - step) / max(1, steps - rise))
     )
     trained = [parameter for group in groups for parameter in group["params"]]
-    best, kept = -1.0, trained
+    best, kept = -1.0, list[Any]()
     model.train()
     for step, (task, batch) in enumerate(itertools.islice(feed, steps), 1):
         if task is not None:
@@ -219,9 +219,10 @@ def _train(
             if (found := look()) > best:
                 best, kept = found, [parameter.detach().clone() for parameter in trained]
             model.train()
-    with torch.no_grad():
-        for parameter, one in zip(trained, kept, strict=True):
-            parameter.copy_(one)
+    if kept:
+        with torch.no_grad():
+            for parameter, one in zip(trained, kept, strict=True):
+                parameter.copy_(one)
     model.eval()
 
 

@@ -35,7 +35,7 @@ _EXPERT = re.compile(
 _SIDES = {"A": "down", "B": "up"}
 
 _HEADS = ("classifier", "score", "classification_head", "pre_classifier", "pooler", "head")
-"""What BERT, RoBERTa, GPT-2 and T5 call the head of a classifier, and DistilBERT and DeBERTa what is new before it."""
+"""What BERT, RoBERTa, GPT-2 and T5 call the head of a classifier, and what is new before it in others (DistilBERT)."""
 
 _AVERAGED = 3
 """The inference level that averages the experts; 0 and 1 route at random (expert_soup.py:59-79)."""

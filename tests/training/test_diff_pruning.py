@@ -461,6 +461,21 @@ def test_a_state_dict_holds_what_eval_mode_computes_with(model: Any) -> None:
     assert torch.equal(logits_of(model), expected)
 
 
+def a_trainer(method: DiffPruning, out: Path, **arguments: Any) -> Any:
+    rows = [{name: tensor[i] for name, tensor in a_batch(rows=16).items()} for i in range(16)]
+    said = transformers.TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=8,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **arguments,
+    )
+    optimizer = torch.optim.AdamW(method.groups(0.01))
+    return transformers.Trainer(method.model, said, train_dataset=rows, eval_dataset=rows, optimizers=(optimizer, None))
+
+
 @pytest.mark.parametrize("stages", [1, 3])
 def test_trainer(tmp_path: Path, stages: int) -> None:
     model = make_model(tmp_path / "base")
@@ -469,25 +484,8 @@ def test_trainer(tmp_path: Path, stages: int) -> None:
         train(model, method.groups(0.01), steps=3)
         method.prune()
     batch = a_batch(rows=16)
-    rows = [{name: tensor[i] for name, tensor in batch.items()} for i in range(16)]
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "out"),
-        max_steps=6,
-        save_steps=3,
-        logging_steps=1,
-        eval_steps=3,
-        eval_strategy="steps",
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=2,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    optimizer = torch.optim.AdamW(method.groups(0.01))
-    trainer = transformers.Trainer(
-        model, arguments, train_dataset=rows, eval_dataset=rows, optimizers=(optimizer, None)
-    )
+    often = {"logging_steps": 1, "eval_steps": 3, "eval_strategy": "steps", "gradient_accumulation_steps": 2}
+    trainer = a_trainer(method, tmp_path / "out", max_steps=6, save_steps=3, **often)
     trainer.train()
     log = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert log[-1] < log[0]
@@ -509,19 +507,7 @@ def resuming(tmp_path: Path, stages: int, out: str, checkpoint: Path | None = No
     elif stages == 3:
         train(model, method.groups(0.01), steps=3)
         method.prune(0.03)
-    rows = [{name: tensor[i] for name, tensor in a_batch(rows=16).items()} for i in range(16)]
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path / out),
-        max_steps=4,
-        save_steps=2,
-        per_device_train_batch_size=8,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    optimizer = torch.optim.AdamW(method.groups(0.01))
-    trainer = transformers.Trainer(model, arguments, train_dataset=rows, optimizers=(optimizer, None))
+    trainer = a_trainer(method, tmp_path / out, max_steps=4, save_steps=2)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return model, method
 
