@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import random
@@ -57,6 +58,7 @@ def run(job: Job, cache: Path) -> dict[str, Any]:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
     row = next(row for row in all_rows() if row.id == job.row)
+    gc.collect()  # the last job's model: its hooks refer to it, and few objects are made that would call for it
     started = time.perf_counter()
     done: dict[str, Any] = {"row": row.id, "rate": job.rate}
     if job.task == "search":

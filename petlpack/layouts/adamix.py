@@ -61,7 +61,9 @@ class Adamix:
         _check_counts(experts, config, file)
         lora = any(key[1].startswith("lora") for key in experts)
         averaged = _is_averaged(config, file, options)
-        head = frozenset(name for name in weights.tensors if name.split(".")[0] in _HEADS)
+        roots = {key[0].split(".")[0] for key in experts}
+        whole = any(not _is_method(name) and name.split(".")[0] in roots for name in weights.tensors)
+        head = frozenset(name for name in weights.tensors if not _is_method(name) and _is_head(name, whole=whole))
         tensors = dict(weights.tensors)
         collapse = averaged and not options.wants("keep_experts")
         rows, names = _rows(tensors, experts, collapse=collapse, lora=lora)
@@ -72,7 +74,6 @@ class Adamix:
         if gone:
             why = "averaged into one expert (--keep-experts keeps all)"
             left_out = (*left_out, left_out_tensors(file.name, "experts beside the first", gone, why))
-        whole = any(not _is_method(name) and name not in head for name in weights.tensors)
         base = config.get("_name_or_path")
         trained = sum(tensor.size for name, tensor in weights.tensors.items() if _EXPERT.fullmatch(name))
         return [
@@ -182,6 +183,11 @@ def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> boo
         "which routes every input to a random expert: no average computes what it does",
         hint="--keep-experts stores all experts",
     )
+
+
+def _is_head(name: str, *, whole: bool) -> bool:
+    """Tell whether a tensor that is not the method's is the head's: in a file without the base all of them are."""
+    return not whole or name.split(".")[0] in _HEADS
 
 
 def _is_method(name: str) -> bool:

@@ -26,7 +26,7 @@ from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
 from petlpack.methods.files import TensorFile, write_json, write_tensors
-from petlpack.methods.method import IGNORED, NEXT_TOKEN, Method, loading, put_on, with_loss
+from petlpack.methods.method import IGNORED, Method, loading, predicts_next, put_on, with_loss
 from petlpack.methods.places import ACTIVATIONS, Block, Projection, blocks, refuse_merged
 
 _STD = 0.02
@@ -199,6 +199,7 @@ class AdaMix(Method):
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write every expert and the head (pytorch_model_expert_soup.safetensors) and what they mean (config.json)."""
+        self.check_precision()
         config = self.config
         about: dict[str, Any] = {"num_experts": config.experts, "inference_level": _MERGED}
         about |= {"consistency": config.consistency}
@@ -233,8 +234,8 @@ class AdaMix(Method):
             output = forward(*args, **kwargs)
             if not self.routed or not self.config.consistency or self.config.experts == 1 or output[1].shape[-1] == 1:
                 return output  # a regression's one number is no distribution: in the reference their divergence is 0
-            shift = type(self.model).__name__.endswith(NEXT_TOKEN)
-            return _with_consistency(output, forward(*args, **kwargs), labels, shift=shift)
+            other = forward(*args, **kwargs)
+            return _with_consistency(output, other, labels, shift=predicts_next(self.model))
         finally:
             # Checkpointed blocks run again in the backward pass; torch restores the generator, so they draw the same
             again = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())

@@ -135,7 +135,7 @@ class DiffPruning(Method):
             for parameter in module.parameters(recurse=False):
                 users.setdefault(id(parameter), []).append(module)
         self._weights = [
-            Weight(name, theta, theta.detach().clone(), users[id(theta)] if _look_up(users[id(theta)]) else [])
+            Weight(name, theta, theta.detach().clone(), users[id(theta)] if _look_up(name, users[id(theta)]) else [])
             for name, theta in model.named_parameters()
             if id(theta) not in of_head
         ]
@@ -160,6 +160,14 @@ class DiffPruning(Method):
         self._called: set[int] = set()
         for part in {getattr(model, "base_model", model), *_encoder_of(model)} - {model}:  # called by themselves, too
             self.hook(part.register_forward_pre_hook(lambda *_args: None if self._inside else self._write()))
+
+    def note_own(self) -> None:
+        """Note what is the method's: all of the model, which `save` writes whole."""
+        super().note_own()
+        self._frozen = []
+
+    def remember(self) -> None:
+        """Note nothing: the state dict of a stage tells by its names and shapes what it is of."""
 
     @property
     def density(self) -> float:
@@ -313,6 +321,12 @@ class DiffPruning(Method):
     def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the model's output with the weights as they are now, in stage 1 with the gates' cost in the loss."""
         self._follow()
+        first = self._weights[0]
+        if first.theta.dtype != first.start.dtype:
+            raise UsageError(
+                f"the model was cast from {first.start.dtype} to {first.theta.dtype} with diff pruning on it",
+                hint="cast the model before attach",
+            )
         gates = self._stage if self.model.training and isinstance(self._stage, Gates) else None
         with torch.no_grad():
             self._stage.write() if gates is None else gates.draw()
@@ -342,7 +356,7 @@ class DiffPruning(Method):
 
         def look(_module: nn.Module, args: tuple[Any, ...]) -> None:
             self._called.add(i)
-            if isinstance(self._stage, Gates) and self._stage.drawing:
+            if isinstance(self._stage, Gates) and self._stage.drawing and self._weights[i].tables:
                 with torch.no_grad():
                     self._stage.draw_rows(i, args[0])
 
@@ -455,9 +469,14 @@ def largest(sizes: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([above, equal[: count - len(above)]]).sort().values
 
 
-def _look_up(users: Sequence[nn.Module]) -> bool:
-    """Tell whether all that use a weight look up those rows of it that they are called with; a subclass may not."""
-    return all(type(user) is nn.Embedding and user.max_norm is None for user in users)
+def _look_up(name: str, users: Sequence[nn.Module]) -> bool:
+    """Tell whether all that use a weight look up those rows of it that they are called with; a subclass may not.
+
+    One inside a layer, as T5's relative positions are, counts as used whole: where activations are checkpointed the
+    layer is computed again, and nothing may be drawn in it.
+    """
+    inside = any(part.isdigit() for part in name.split("."))
+    return not inside and all(type(user) is nn.Embedding and user.max_norm is None for user in users)
 
 
 def _encoder_of(model: nn.Module) -> list[nn.Module]:

@@ -13,6 +13,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,8 @@ import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
-from petlpack.methods.places import head_modules, head_of, refuse_wrapped
+from petlpack.methods.base import refuse_new_weights
+from petlpack.methods.places import OF_METHOD, head_modules, head_of, refuse_wrapped
 from petlpack.methods.probe import Insert, check_inserts, few_tokens, no_effect
 
 
@@ -33,6 +35,9 @@ class Method(ABC):
     no head (a T5 that generates).
     The model is in train mode after `attach`, and in eval mode after `load`.
     """
+
+    config: Any
+    """The settings that it was attached with, a dataclass."""
 
     def __init__(self, model: nn.Module, tasks: Mapping[str, int] | None = None) -> None:
         refuse_wrapped(model)
@@ -52,10 +57,13 @@ class Method(ABC):
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._added: list[nn.Module] = []
         self._mine: list[nn.Parameter] = []
+        self._frozen: list[tuple[str, nn.Parameter]] = []
+        self._switched = self._widened = False
         self._probing = False
         self._ran = False
         self._batch: dict[str, Any] | None = None
         self._probed: set[str] = set()
+        refuse_new_weights(model)
         self._freeze()
         object.__setattr__(model, "_petl_method", self)  # not a submodule, and no parameter of the model
         self._undo.append(lambda: object.__delattr__(model, "_petl_method"))
@@ -63,6 +71,9 @@ class Method(ABC):
         self._undo.append(self._forget_compiled)
         self._wrap_forward()
         self.heads = self._add_heads() if self.tasks else None
+        self._settings = nn.Module()
+        self._settings._register_load_state_dict_pre_hook(self._check_settings, with_module=True)
+        self.add(model, "method_settings", self._settings)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Method:
         """Refuse to copy: hooks of the copied model would call this one's modules."""
@@ -87,7 +98,7 @@ class Method(ABC):
                 f"no task '{printable(task)}', the method was attached for {', '.join(self.tasks) or 'one task'}",
                 hint="name the tasks in attach(..., tasks={...})",
             )
-        before = self.task
+        before, self._switched = self.task, True
         self._turn_to(task)
         if task not in self._probed or not self._hooks_stand():
             try:
@@ -162,6 +173,8 @@ class Method(ABC):
             own = {
                 key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")
             }
+            if self._widened:  # of a method that was cast with its model the head is in half, too
+                module.to(next(iter(own.values())).dtype)
             module.load_state_dict(own)
 
     def _head_for(self, task: str) -> Mapping[str, nn.Module]:
@@ -230,6 +243,7 @@ class Method(ABC):
         if hasattr(parent, name):
             raise UsageError(f"{type(parent).__name__} has a '{name}' already")
         parent.add_module(name, child.to(self.device))
+        setattr(child, OF_METHOD, True)
         self._added.append(child)
         self._undo.append(lambda: delattr(parent, name))
 
@@ -293,22 +307,64 @@ class Method(ABC):
     def _count(self, labels: torch.Tensor, shifted: torch.Tensor | None) -> torch.Tensor:
         """Return how many labels a batch's loss is the mean of; of a model of next tokens the first has none."""
         if shifted is None:
-            next_token = type(self.model).__name__.endswith(NEXT_TOKEN)
-            shifted = labels[..., 1:] if next_token else labels
+            shifted = labels[..., 1:] if predicts_next(self.model) else labels
         return (shifted != IGNORED).sum()
 
     def note_own(self) -> None:
-        """Note which parameters are the method's now: PEFT may put its own into the method's modules."""
+        """Note which parameters are the method's now, and which stay frozen: what others do to them is refused."""
         self._mine = [parameter for module in self._added for parameter in module.parameters()]
+        mine = {id(parameter) for parameter in self._mine}
+        named = self.model.named_parameters()
+        self._frozen = [(name, own) for name, own in named if not own.requires_grad and id(own) not in mine]
 
     def _check_training(self, loss: torch.Tensor | None) -> None:
-        """Raise UsageError where a loss trains something, and nothing of the method."""
+        """Raise UsageError where a loss trains nothing of the method, or what it does not save."""
+        self.check_precision()
+        if thawed := next((name for name, own in self._frozen if own.requires_grad), None):
+            raise UsageError(
+                f"'{printable(thawed)}' of the base trains, and {type(self).__name__} does not save it",
+                hint="leave frozen what attach froze, or fine-tune the whole model without a method",
+            )
         frozen = bool(self._mine) and not any(parameter.requires_grad for parameter in self._mine)
         if frozen and loss is not None and loss.requires_grad:
             raise UsageError(
                 f"{type(self).__name__} is frozen, while other parameters of {type(self.model).__name__} train",
                 hint="get_peft_model() and freezing by hand do that: put one method on a model",
             )
+        if len(self.tasks) > 1 and not self._switched:
+            self._switched = True
+            warnings.warn(
+                f"no task was switched to, so every batch trains '{self.task}' of {', '.join(self.tasks)}: call "
+                "method.switch(task) before each batch, or train with SwitchTasks",
+                stacklevel=4,
+            )
+
+    def check_precision(self) -> None:
+        """Raise UsageError where the method's weights were cast to half precision with the model."""
+        if any(own.dtype in _HALF for own in self._mine):
+            raise UsageError(
+                f"the weights of {type(self).__name__} were cast to half precision, in which they do not train exactly",
+                hint="cast the model before attach: the method's own weights are then in single precision",
+            )
+
+    def remember(self) -> None:
+        """Put settings and tasks into the state dict: a checkpoint of other ones is refused when it is loaded."""
+        said = json.dumps({**asdict(self.config), "tasks": list(self.tasks.items())})
+        self._settings.register_buffer(
+            "settings", torch.tensor(list(said.encode()), dtype=torch.uint8, device=self.device)
+        )
+
+    def _check_settings(self, _module: nn.Module, state: Mapping[str, Any], prefix: str, *_args: Any) -> None:
+        held = state.get(f"{prefix}settings")
+        if held is None or torch.equal(held.cpu(), self._settings.settings.cpu()):
+            return
+        theirs, ours = (json.loads(bytes(own.tolist())) for own in (held, self._settings.settings))
+        name = next((name for name in ours if theirs.get(name) != ours[name]), "tasks")
+        raise UsageError(
+            f"the checkpoint was trained with {name} {printable(str(theirs.get(name)))}, the method was attached with "
+            f"{printable(str(ours.get(name)))}",
+            hint="attach with the settings, and the tasks in the order, that the checkpoint was trained with",
+        )
 
     def _forget_compiled(self) -> None:
         """Have a model that torch.compile has seen compiled anew: what it made knows the hooks that were there then."""
@@ -323,10 +379,13 @@ class Method(ABC):
     def _freeze(self) -> None:
         wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         training, problem = self.model.training, getattr(self.model.config, "problem_type", None)
+        chosen = problem == "multi_label_classification" or getattr(self.model.config, "num_labels", 1) > 1
+        self._problem = problem if chosen and problem != "single_label_classification" else None
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for module in head_modules(self.model).values():
             module.requires_grad_(True)
+            self._widen(module)
 
         def restore() -> None:
             for name, parameter in self.model.named_parameters():
@@ -336,6 +395,15 @@ class Method(ABC):
 
         self._undo.append(restore)
         self.model.train()
+
+    def _widen(self, head: nn.Module) -> None:
+        """Let a head in half precision train in single: in so few bits small steps are lost, and Adam's eps is 0."""
+        dtype = next(head.parameters()).dtype
+        if dtype in _HALF:
+            self._widened = True
+            head.float()
+            self._undo.append(lambda: head.to(dtype))
+            self.hook(head.register_forward_pre_hook(_in_its_precision, with_kwargs=True))
 
     def _add_heads(self) -> nn.ModuleDict | None:
         """Give each task with labels a head: the model's, with as many outputs; its own stays as it is, unused."""
@@ -364,9 +432,12 @@ class Method(ABC):
         self.insert("the task's head", name, module, lambda: list(heads[self.task][name].parameters()))
 
     def _set_labels(self, labels: int) -> None:
-        """Tell the model's own loss how many labels there are; what it concluded of other labels is forgotten."""
+        """Tell the model's own loss how many labels there are; what it concluded of other labels is forgotten.
+
+        Not so a problem that cannot be concluded of labels' number: several labels of one text, or numbers.
+        """
         self.model.config.num_labels = labels
-        self.model.config.problem_type = None
+        self.model.config.problem_type = self._problem
         if hasattr(self.model, "num_labels"):
             self.model.num_labels = labels
 
@@ -389,6 +460,16 @@ def _with_outputs(head: nn.Module, labels: int) -> nn.Module:
     parent, _, child = name.rpartition(".")
     setattr(holder.get_submodule(parent), child, new.to(last.weight))
     return holder[0]
+
+
+def _in_its_precision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Cast what a module is called with to the precision of its weights."""
+    dtype = next(module.parameters()).dtype
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
 
 def loss_of(output: Any) -> torch.Tensor | None:
@@ -434,6 +515,7 @@ def put_on(model: nn.Module, make: Callable[[], M], batch: Mapping[str, Any] | N
     before = getattr(model, "_petl_method", None)
     try:
         method = make()
+        method.remember()
         method.note_own()
         method.probe(batch)
     except BaseException:
@@ -468,11 +550,24 @@ def loading(method: Method) -> Iterator[None]:
     method.model.eval()
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
 IGNORED = -100
 """The label of what has no loss, as Transformers and torch say it."""
 
-NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
-"""Models whose labels are their own tokens: each position's logits are for the next one."""
+_NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
+
+
+def predicts_next(model: nn.Module) -> bool:
+    """Tell whether a model's labels are its own tokens: each position's logits are for the next one.
+
+    A subclass is what its parent is; of an image and a text the model that generates is a decoder alone, too.
+    """
+    names = [parent.__name__ for parent in type(model).__mro__]
+    generates = any(name.endswith("ForConditionalGeneration") for name in names)
+    decoder = generates and not getattr(model.config, "is_encoder_decoder", False)
+    return decoder or any(name.endswith(_NEXT_TOKEN) for name in names)
+
 
 _TOTAL = "num_items_in_batch"
 """How many labels the batches of one step have together, as Transformers' losses and its Trainer call it."""

@@ -317,6 +317,11 @@ class Pha(Method):
     def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the model's output, in training with the retriever's losses in the loss."""
         self._states = None
+        if self.model.training and any(map(_is_reentrant, self.model.modules())):
+            raise UsageError(
+                "PHA makes its adapters once for all layers, and reentrant checkpointing would go through that twice",
+                hint='checkpoint with gradient_checkpointing_kwargs={"use_reentrant": False}',
+            )
         output = forward(*args, **kwargs)
         if self.retriever is None or not self.model.training:
             return output
@@ -417,6 +422,7 @@ class Pha(Method):
         if self.heads is not None:
             head = new_head(self.heads[like], labels).to(self.device)
             self.heads[task] = head.train(self.model.training).requires_grad_(True)
+        self.remember()
         self.note_own()
         self.switch(task)
         return like
@@ -537,6 +543,13 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
             parameter.data = parameter.data.to(tensors[sizes["code"]].dtype)  # it may have been moved to another
         method._copy(file)
     return method
+
+
+def _is_reentrant(module: nn.Module) -> bool:
+    """Tell whether a module checkpoints activations by torch's older way, which runs backward in its own graph."""
+    run = getattr(module, "_gradient_checkpointing_func", None)
+    on = getattr(module, "gradient_checkpointing", False) and run is not None
+    return bool(on and getattr(run, "keywords", {}).get("use_reentrant"))
 
 
 def _parameters_of(module: nn.Module) -> list[torch.Tensor]:

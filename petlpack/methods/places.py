@@ -28,6 +28,9 @@ HEADS = ("classifier", "score", "classification_head", "qa_outputs")
 """What a model's head is called, where it has one of its own."""
 
 
+OF_METHOD = "petl_method_s_own"
+"""An attribute of modules that a method put on a model."""
+
 FIRST = ("pre_classifier", "pooler", "head")
 """What stands in front of such a head in DistilBERT, DeBERTa and ModernBERT, new with it and not the base's."""
 
@@ -298,19 +301,33 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Return the name and module of a model's own head, which trains with the method; None where it has none.
-
-    The output embeddings of a model that generates are the base's, not a head.
-    """
-    for name, module in model.named_children():
-        if name in HEADS:
-            return name, module
-    return None
+    """Return the name and module of a model's own head, which trains with the method; None where it has none."""
+    return next(iter(head_modules(model).items()), None)
 
 
 def head_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return, by name, all that is new with a model's head: the head first, then what stands in front of it."""
-    head = head_of(model)
+    """Return, by name, all that is new with a model's head: the head first, then what stands in front of it.
+
+    That is all beside the base model; the last of it is the head where none has a head's usual name. The output
+    embeddings of a model of language, and what stands in front of them, are the base's.
+    """
+    base = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    weighty = {
+        name: module
+        for name, module in model.named_children()
+        if any(True for _ in module.parameters()) and not hasattr(module, OF_METHOD)
+    }
+    named = next((name for name in weighty if name in HEADS), None)
+    if isinstance(base, nn.Module) and not _has_output_embeddings(model):
+        beside = [name for name, module in weighty.items() if module is not base]
+        head = named or (beside[-1] if beside else None)
+    else:
+        head, beside = named, [name for name in weighty if name in FIRST]
     if head is None:
         return {}
-    return {head[0]: head[1], **{name: module for name, module in model.named_children() if name in FIRST}}
+    return {head: weighty[head], **{name: weighty[name] for name in beside if name != head}}
+
+
+def _has_output_embeddings(model: nn.Module) -> bool:
+    find = getattr(model, "get_output_embeddings", None)
+    return find is not None and find() is not None

@@ -395,6 +395,7 @@ class Propetl(Method):
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the run: of one task on an encoder as the RoBERTa code does, else as the T5 code does."""
+        self.check_precision()
         with self.writing(directory) as made:
             write_json(made / "config.json", self.config_json())
             if self.tasks or not self.blocks[0].is_bert:

@@ -578,7 +578,7 @@ def test_a_base_in_half_precision_trains(tmp_path: Path, kind: str) -> None:
     losses = train(model, method, 10)
     assert all(math.isfinite(loss) for loss in losses)
     assert {tensor.dtype for tensor in method.tensors().values()} == {torch.float32}
-    assert logits_of(model).dtype == torch.bfloat16
+    assert logits_of(model).dtype == torch.float32  # a head trains in single precision, too
 
 
 @pytest.mark.parametrize("family", ["bert", "t5"])

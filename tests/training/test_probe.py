@@ -17,6 +17,7 @@ from petlpack.errors import UsageError
 from petlpack.methods import adamix, diff_pruning, pha, propetl
 from petlpack.methods.method import Method
 from petlpack.methods.places import Argument, blocks, library_of
+from tests.training.test_contract import switched
 
 VERSION = f"transformers {transformers.__version__}"
 TASKS = {"sst2": 2, "rte": 3}
@@ -294,7 +295,7 @@ def test_load_probes_what_it_has_loaded(name: str, tmp_path: Path, monkeypatch: 
 
 @cases
 def test_a_probe_leaves_no_trace(family: str, name: str) -> None:
-    method = METHODS[name](MODELS[family]())
+    method = switched(METHODS[name](MODELS[family]()))
     model = method.model
     inputs = torch.tensor([[4, 5, 6, 7]])
     labels = {"labels": inputs if family == "t5" else torch.tensor([1])}
