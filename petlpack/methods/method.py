@@ -428,7 +428,12 @@ class Method(ABC):
     def _give_way(self, name: str, module: nn.Module, heads: nn.ModuleDict) -> None:
         """Let the task's own take the place of a module of the model's head, which is computed and not used."""
         module.requires_grad_(False)
-        self.hook(module.register_forward_hook(lambda _module, args, _out: heads[self.task][name](*args)))
+
+        def instead(_module: nn.Module, args: tuple[Any, ...], _out: object) -> Any:
+            own = heads[self.task][name]
+            return own(*_in_its_precision(own, args, {})[0])
+
+        self.hook(module.register_forward_hook(instead))
         self.insert("the task's head", name, module, lambda: list(heads[self.task][name].parameters()))
 
     def _set_labels(self, labels: int) -> None:

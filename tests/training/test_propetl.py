@@ -389,8 +389,6 @@ def test_training_starts_near_the_base(family: str, kind: str) -> None:
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_a_plain_loop_trains_the_method_and_the_head_alone(family: str, kind: str, several: bool) -> None:
     method = attached(family, kind, several)
-    if several:
-        method.switch("sst2")
     model = method.model
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = train(method, 16)
@@ -443,6 +441,8 @@ def test_the_seed_makes_the_run(kind: str) -> None:
 )  # Transformers 5.0 and 5.1, of its own files
 def test_trainer_trains_it_and_saves_checkpoints(tmp_path: Path, family: str, kind: str, several: bool) -> None:
     method = attached(family, kind, several)
+    if several:
+        method.switch("sst2")
     model = method.model
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows = [{key: tensor[i] for key, tensor in batch_of(model).items()} for i in range(len(IDS))]
