@@ -20,6 +20,7 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import places, skipped
 from petlpack.layouts.files import other_weights, sort_files
+from petlpack.layouts.heads import module_of, modules_of
 from petlpack.layouts.options import Options
 from petlpack.modules import Average, Mixture, Plain, Use
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
@@ -33,9 +34,6 @@ _EXPERT = re.compile(
     r"|(?P<module>.+)\.experts_lora_(?P<lora>[AB])\.(?P<index>\d+)"
 )
 _SIDES = {"A": "down", "B": "up"}
-
-_HEADS = ("classifier", "score", "classification_head", "pre_classifier", "pooler", "head")
-"""What BERT, RoBERTa, GPT-2 and T5 call the head of a classifier, and what is new before it in others (DistilBERT)."""
 
 _AVERAGED = 3
 """The inference level that averages the experts; 0 and 1 route at random (expert_soup.py:59-79)."""
@@ -61,7 +59,8 @@ class Adamix:
         _check_counts(experts, config, file)
         lora = any(key[1].startswith("lora") for key in experts)
         averaged = _is_averaged(config, file, options)
-        head = frozenset(name for name in weights.tensors if name.split(".")[0] in _HEADS)
+        new = modules_of(config)
+        head = frozenset(name for name in weights.tensors if module_of(name, new))
         tensors = dict(weights.tensors)
         collapse = averaged and not options.wants("keep_experts")
         rows, names = _rows(tensors, experts, collapse=collapse, lora=lora)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
+from petlpack.layouts.heads import MODULES
 from petlpack.methods.places import head_modules, head_of, refuse_wrapped
 from petlpack.methods.probe import Insert, check_inserts, few_tokens, no_effect
 
@@ -169,13 +170,14 @@ class Method(ABC):
         return head_modules(self.model) if self.heads is None or not task else dict(self.heads[task].items())
 
     def config_json(self, **more: Any) -> dict[str, Any]:
-        """Return the model's config with the base's path and whatever the method notes in it."""
+        """Return the model's config with the base's path, the head's modules, and whatever the method notes in it."""
         config = json.loads(self.model.config.to_json_string(use_diff=False))
         name = getattr(self.model.config, "_name_or_path", "")
         return {
             **config,
             "architectures": [type(self.model).__name__],
             **({"_name_or_path": name} if name else {}),
+            MODULES: list(head_modules(self.model)),
             **more,
         }
 
@@ -379,13 +381,14 @@ def new_head(modules: Mapping[str, nn.Module], labels: int) -> nn.ModuleDict:
 
 
 def _with_outputs(head: nn.Module, labels: int) -> nn.Module:
-    """Return a copy of a head with so many outputs, the last linear layer new: weights N(0, 0.02), bias 0."""
+    """Return a copy of a head with so many outputs, the last linear layer new: weights N(0, 0.02), any bias 0."""
     head = copy.deepcopy(head)
     holder = nn.Sequential(head)
     name, last = [(name, module) for name, module in holder.named_modules() if isinstance(module, nn.Linear)][-1]
-    new = nn.Linear(last.in_features, labels)
+    new = nn.Linear(last.in_features, labels, bias=last.bias is not None)  # a decoder's has none
     nn.init.normal_(new.weight, std=0.02)
-    nn.init.zeros_(new.bias)
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
     parent, _, child = name.rpartition(".")
     setattr(holder.get_submodule(parent), child, new.to(last.weight))
     return holder[0]
