@@ -19,7 +19,7 @@ from petlpack.arithmetic import average, floats
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import places, skipped
-from petlpack.layouts.files import other_weights, sort_files
+from petlpack.layouts.files import other_weights, refuse_methods, sort_files
 from petlpack.layouts.heads import module_of, modules_of
 from petlpack.layouts.options import Options
 from petlpack.modules import Average, Mixture, Plain, Use
@@ -55,6 +55,8 @@ class Adamix:
         assert file is not None
         weights = open_saved(file, "model_state_dict")
         config = read_json(file.parent / "config.json") if (file.parent / "config.json").is_file() else {}
+        if file.name not in SOUPS and file.suffix != ".pt" and config.get("inference_level") is None:
+            refuse_methods(weights)  # the reference's own whole models say it
         experts = _experts(weights)
         _check_counts(experts, config, file)
         lora = any(key[1].startswith("lora") for key in experts)

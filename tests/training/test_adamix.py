@@ -719,6 +719,18 @@ def test_what_was_loaded_trains_on_as_what_was_saved(tmp_path: Path, kind: str) 
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["", "checkpoint-3"])
+def test_a_model_that_was_saved_with_the_method_on_it_is_refused(tmp_path: Path, kind: str, place: str) -> None:
+    model = open_base(write_base(tmp_path / "base"))
+    adamix.attach(model, settings(kind))
+    model.save_pretrained(tmp_path / "run" / place)
+    for said in ({}, {"inference_level": "3"}):
+        with pytest.raises(RunError, match="is a model with AdaMix on it") as caught:
+            petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=tmp_path / "base", settings=said)
+        assert "method.save(DIRECTORY)" in str(caught.value.hint)
+
+
 def test_all_experts_can_be_kept(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     model = open_base(base)
