@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import types
 import warnings
 from collections.abc import Callable
@@ -109,11 +110,22 @@ def test_what_was_on_the_model_is_there_again(name: str, base: Path) -> None:
 
 
 @every
-def test_a_model_with_a_method_is_not_copied(name: str, base: Path) -> None:
+def test_a_model_with_a_method_is_neither_copied_nor_pickled(name: str, base: Path, tmp_path: Path) -> None:
     model = open_model(base)
-    ATTACH[name](model)
-    with pytest.raises(UsageError, match="cannot be copied"):
-        copy.deepcopy(model)
+    method = ATTACH[name](model)
+    for refused in (
+        lambda: copy.deepcopy(model),
+        lambda: pickle.dumps(model),
+        lambda: torch.save(model, tmp_path / "model.pt"),
+        lambda: torch.save(torch.nn.Sequential(model), tmp_path / "model.pt"),
+        lambda: pickle.dumps(method),
+    ):
+        with pytest.raises(UsageError, match="cannot be copied or pickled") as caught:
+            refused()
+        assert "method.save()" in str(caught.value.hint)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    method.detach()
+    pickle.dumps(copy.deepcopy(model))
 
 
 @every
@@ -163,7 +175,7 @@ def test_numbers_that_are_not_finite_are_not_saved(name: str, base: Path, tmp_pa
 def test_a_name_that_is_none_is_refused_before_anything_is_touched(method: Any, task: str, base: Path) -> None:
     model = open_model(base)
     keys, modes = set(model.__dict__), [parameter.requires_grad for parameter in model.parameters()]
-    with pytest.raises(UsageError, match="no name for a task"):
+    with pytest.raises(UsageError, match=r"a task.* name must be|cannot be called"):
         method.attach(model, method.Config(bottleneck=4), tasks={"fine": 2, task: 2})
     assert set(model.__dict__) == keys
     assert [parameter.requires_grad for parameter in model.parameters()] == modes
@@ -174,6 +186,83 @@ def test_a_name_that_is_none_is_refused_before_anything_is_touched(method: Any, 
 def test_labels_that_the_model_has_no_use_for_are_refused(labels: Any, base: Path) -> None:
     with pytest.raises(UsageError, match="labels"):
         propetl.attach(open_model(base), propetl.Config(bottleneck=4), tasks={"sst2": labels})
+
+
+WRONG_SETTINGS = [
+    (propetl, "keep", "0.5", "a number in (0, 1], got '0.5'"),
+    (propetl, "keep", True, "a number in (0, 1], got True"),
+    (propetl, "alpha", "48", "a finite number other than 0, got '48'"),
+    (propetl, "kind", ["lora"], "one of adapter, lora, prefix, got ['lora']"),
+    (propetl, "rank", 2.0, "a whole number of at least 1, got 2.0"),
+    (adamix, "alpha", None, "a finite number above 0, got None"),
+    (adamix, "share_up", "no", "True or False, got 'no'"),
+    (adamix, "activation", "swiglu", "one of gelu, gelu_new, relu, silu, tanh, got 'swiglu'"),
+    (diff_pruning, "density", "5", "a number in (0, 1], got '5'"),
+    (diff_pruning, "l0", "a", "a finite number of at least 0, got 'a'"),
+    (diff_pruning, "low", None, "a finite number below 0, got None"),
+    (pha, "temperature", "a", "a finite number above 0, got 'a'"),
+    (pha, "weight", float("inf"), "a finite number of at least 0, got inf"),
+    (pha, "bottleneck", True, "a whole number of at least 1, got True"),
+    (pha, "code", "8\x1b", "a whole number of at least 1, got '8\\x1b'"),
+]
+
+
+@pytest.mark.parametrize(("method", "field", "value", "told"), WRONG_SETTINGS)
+def test_a_wrong_setting_is_told_in_the_words_of_its_field(method: Any, field: str, value: Any, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        method.Config(**{field: value})
+    assert caught.value.message == f"{field} must be {told}"
+    assert caught.value.hint
+
+
+def plain_module() -> torch.nn.Module:
+    """A module with blocks like BERT's, and no config."""
+    module = torch.nn.Module()
+    module.bert = BertModel(BertConfig(vocab_size=40, **SIZES))
+    return module
+
+
+WRONG_CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "the class": (lambda m: propetl.attach(m, propetl.Config), "config must be a propetl.Config, got the class"),  # type: ignore[arg-type]
+    "another's": (lambda m: adamix.attach(m, propetl.Config()), "an adamix.Config, got a propetl.Config"),  # type: ignore[arg-type]
+    "a dict": (lambda m: diff_pruning.attach(m, {"density": 1}), "a diff_pruning.Config, got a dict"),  # type: ignore[arg-type]
+    "nothing": (lambda m: pha.attach(m, None, {"one": 2}), "config must be a pha.Config, got None"),  # type: ignore[arg-type]
+    "a list of tasks": (lambda m: propetl.attach(m, propetl.Config(), tasks=["a", "b"]), "tasks must be a mapping"),  # type: ignore[arg-type]
+    "a list for pha": (lambda m: pha.attach(m, pha.Config(), ["a", "b"]), "got ['a', 'b']"),  # type: ignore[arg-type]
+    "a number for a task": (lambda m: pha.attach(m, pha.Config(), {1: 2}), "a task's name must be 1 to 128 letters"),  # type: ignore[dict-item]
+    "a number as the task": (lambda m: propetl.attach(m, propetl.Config(), task=1), "letters, digits, _ or -, got 1"),  # type: ignore[arg-type]
+    "a list as the probe": (lambda m: adamix.attach(m, adamix.Config(), probe=[1]), "probe must be a mapping"),  # type: ignore[arg-type]
+    "a plain module": (lambda _: diff_pruning.attach(plain_module()), "got a Module without a config"),
+    "a plain module, its blocks": (
+        lambda _: adamix.attach(plain_module(), adamix.Config()),
+        "model must be a model of Transformers, got a Module without a config",
+    ),
+    "a name of a model": (lambda _: propetl.attach("bert", propetl.Config()), "got 'bert'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CALLS)
+def test_a_wrong_argument_is_told_before_anything_is_touched(case: str, base: Path) -> None:
+    model = open_model(base)
+    keys = set(model.__dict__)
+    call, told = WRONG_CALLS[case]
+    with pytest.raises(UsageError) as caught:
+        call(model)
+    assert told in caught.value.message
+    assert caught.value.hint
+    assert set(model.__dict__) == keys
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", LOAD)
+def test_a_run_that_is_not_there_is_told_by_its_name(name: str, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for place, told in (("nope", "no directory"), ("file", "is not a directory"), ("empty", "empty")):
+        with pytest.raises(RunError, match=told) as caught:
+            LOAD[name](open_model(base), tmp_path / place)
+        assert "save" in str(caught.value.hint)
+        assert "permissions" not in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["adamix", "diff pruning", "pha"])
