@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import types
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertModel
 
 from petlpack.errors import RunError, UsageError
 from petlpack.methods import adamix, diff_pruning, pha, propetl
@@ -308,6 +309,86 @@ def test_a_run_of_a_deeper_model_is_refused(base: Path, tmp_path: Path) -> None:
     config = BertConfig(vocab_size=40, max_position_embeddings=16, **{**SIZES, "num_hidden_layers": 1})
     with pytest.raises(RunError, match="no place"):
         propetl.load(BertForSequenceClassification(config), tmp_path / "run")
+
+
+# What docs/training.md says of training
+
+
+def question() -> dict[str, torch.Tensor]:
+    ids = a_batch()["input_ids"]
+    return {"input_ids": ids, "start_positions": ids[:, 0] % 5, "end_positions": ids[:, 1] % 5}
+
+
+@every
+def test_questions_are_answered_by_all_but_adamix(name: str) -> None:
+    config = BertConfig(vocab_size=40, max_position_embeddings=16, initializer_range=0.2, **SIZES, **NO_DROPOUT)
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(config)
+    if name == "adamix":
+        with pytest.raises(UsageError, match="BertForQuestionAnswering takes no labels"):
+            ATTACH[name](model)
+        return
+    method = ATTACH[name](model)
+    optimizer = torch.optim.AdamW(method.groups(lr=1e-2), weight_decay=0.0)
+    losses = []
+    for _ in range(8):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # without labels
+            loss = model(**question()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert min(losses[1:]) < losses[0]
+
+
+def test_diff_pruning_has_a_rate_for_its_gates_and_no_weight_decay_in_its_own_groups_alone(base: Path) -> None:
+    method = ATTACH["diff pruning"](open_model(base))
+    own = torch.optim.AdamW(method.groups(lr=1e-3), weight_decay=0.1)
+    assert [(group["lr"], group["weight_decay"]) for group in own.param_groups] == [(1e-3, 0.0), (0.1, 0.0)]
+    plain = torch.optim.AdamW([p for p in method.model.parameters() if p.requires_grad], lr=1e-3)
+    gate = method._stage.alpha[0]
+    before = gate.detach().clone()
+    method.model(**a_batch()).loss.backward()
+    plain.step()
+    assert 0 < float((gate.detach() - before).abs().max()) < 2e-3
+
+
+def test_an_optimizer_made_before_prune_leaves_the_differences_as_they_are(base: Path) -> None:
+    method = ATTACH["diff pruning"](open_model(base))
+    optimizer = torch.optim.AdamW(method.groups(lr=1e-2), weight_decay=0.0)
+    train(method)
+    method.prune()
+    before = method.differences()
+    for made, same in ((optimizer, True), (torch.optim.AdamW(method.groups(lr=1e-2)), False)):
+        method.model(**a_batch()).loss.backward()
+        made.step()
+        after = method.differences()
+        assert all(torch.equal(after[key], before[key]) for key in before if key.startswith("bert.")) == same
+
+
+@every
+def test_what_was_loaded_trains_on_in_train_mode(name: str, base: Path, tmp_path: Path) -> None:
+    finished(name, base).save(tmp_path / "run")
+    model = open_model(base)
+    method = LOAD[name.split()[0]](model, tmp_path / "run")
+    before = logits_of(model)
+    model.train()
+    train(method)
+    assert not torch.equal(logits_of(model), before)
+
+
+def test_micro_batches_have_propetl_s_gradients_of_one_batch(base: Path) -> None:
+    batch = a_batch()
+    found = []
+    for cuts in ((0, 6), (0, 2, 6)):
+        torch.manual_seed(0)
+        method = ATTACH["propetl"](open_model(base))
+        for first, last in itertools.pairwise(cuts):
+            part = {key: tensor[first:last] for key, tensor in batch.items()}
+            method.model(**part, num_items_in_batch=torch.tensor(6)).loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None]))
+    assert torch.allclose(*found, atol=1e-6)
 
 
 # Diff pruning writes into the model's own weights
