@@ -12,7 +12,8 @@ import torch
 
 import petlpack
 from petlpack import RunError
-from petlpack.modules import Rebuilt
+from petlpack.layouts.registry import read_run
+from petlpack.modules import Dense, Rebuilt
 from tests import method_formulas as formulas
 from tests import method_runs as runs
 from tests.method_cases import KEEP, TASKS, Packed, edit_json, edit_weights, octets, pack_case, read_weights
@@ -473,6 +474,15 @@ def test_experts_that_are_routed_at_random_are_not_averaged(tmp_path: Path, leve
     tensors = task.load()
     assert tensors.keys() == written.tensors.keys()
     assert all(octets(tensors[name].numpy()) == octets(array) for name, array in written.tensors.items())
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, 2), (["classifier"], 2), ([], 0), ("classifier", 2)])
+def test_a_run_says_which_modules_are_its_head(tmp_path: Path, said: object, found: int) -> None:
+    written = runs.write_adamix(tmp_path / "run")
+    edit_json(written.path / "config.json", head_modules=said)
+    (run,) = read_run(written.path)
+    assert not isinstance(run.module, Dense)
+    assert len(run.module.head) == found
 
 
 # Diff pruning

@@ -178,6 +178,11 @@ def by_hand(kind: str, rebuilt: Rebuilt, head: Mapping[str, Tensor]) -> Any:
     return model
 
 
+def of_task(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same head in a run of several tasks."""
+    return {f"heads.mrpc.{name}": tensor for name, tensor in head.items()}
+
+
 PEFT = {
     "roberta": ("RobertaForSequenceClassification", lora(ROBERTA_LORA, head=roberta_head()), roberta_head()),
     "adapterhub-head": (
@@ -187,6 +192,11 @@ PEFT = {
     ),
     "bert": ("BertForSequenceClassification", lora([f"bert.{place}" for place in QUERY_VALUE[:3]]), {}),
     "bert-head": ("BertForSequenceClassification", lora(["bert.pooler.dense"], head=bert_head()), bert_head()),
+    "head-of-a-task": (
+        "RobertaForSequenceClassification",
+        lora(ROBERTA_LORA, head=of_task(roberta_head())),
+        roberta_head(),
+    ),
     "gpt2-qv": ("GPT2LMHeadModel", merged_lora([True, False, True]), {}),
     "gpt2-k": ("GPT2LMHeadModel", merged_lora([False, True, False]), {}),
     "gpt2-qkv": ("GPT2LMHeadModel", merged_lora([True, True, True], rank=3), {}),
@@ -259,6 +269,17 @@ def test_a_head_without_a_place_is_left_out_with_a_warning(tmp_path: Path) -> No
     assert "heads.mrpc.4.bias" in warning
 
 
+def test_a_run_says_which_modules_are_its_head_and_what_its_model_is_for(tmp_path: Path) -> None:
+    head = drawn({"heads.mrpc.bert.front.weight": (3, WIDTH), "heads.mrpc.odd.weight": (3, WIDTH)})
+    run = {"head_modules": ["odd", "bert.front"], "architectures": ["BertForTokenClassification"]}
+    assert write_peft(lora(["bert.x"], head=head), tmp_path / "said", None, run) == []
+    config = json.loads((tmp_path / "said" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["modules_to_save"] == ["bert.front", "odd"]
+    assert config["task_type"] == "TOKEN_CLS"
+    (warning,) = write_peft(lora(["bert.x"], head=head), tmp_path / "unsaid", None)
+    assert "heads.mrpc.odd.weight" in warning
+
+
 @pytest.mark.parametrize(
     ("scaling", "rank"),
     [(48 / 32, 32), (0.1, 4), (48 / 17, 17), (32 / 6, 18), (1 / 3, 3), (16 / 7, 7), (0.7 / 11, 11), (2, 8)],
@@ -320,6 +341,9 @@ HUB = {
     ),
     "pfeiffer-flexible": Case("RobertaAdapterModel", adapter(ROBERTA_FF, "pfeiffer", head=flexible_head("a")), 4),
     "pfeiffer-converted": Case("RobertaAdapterModel", adapter(ROBERTA_FF, "pfeiffer", head=roberta_head()), 4),
+    "pfeiffer-head-of-a-task": Case(
+        "RobertaForSequenceClassification", adapter(ROBERTA_FF, "pfeiffer", head=of_task(roberta_head())), 4
+    ),
     "pfeiffer-bert": Case("BertForSequenceClassification", adapter(BERT_FF, "pfeiffer", "gelu_new")),
     "pfeiffer-pickled": Case(
         "RobertaForSequenceClassification", adapter(ROBERTA_FF, "pfeiffer", head=roberta_head()), 4, pickled=True

@@ -19,7 +19,8 @@ from petlpack.arithmetic import average, floats
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import places, skipped
-from petlpack.layouts.files import other_weights, sort_files
+from petlpack.layouts.files import other_weights, refuse_methods, sort_files
+from petlpack.layouts.heads import module_of, modules_of
 from petlpack.layouts.options import Options
 from petlpack.modules import Average, Mixture, Plain, Use
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
@@ -33,9 +34,6 @@ _EXPERT = re.compile(
     r"|(?P<module>.+)\.experts_lora_(?P<lora>[AB])\.(?P<index>\d+)"
 )
 _SIDES = {"A": "down", "B": "up"}
-
-_HEADS = ("classifier", "score", "classification_head", "pre_classifier", "pooler", "head")
-"""What BERT, RoBERTa, GPT-2 and T5 call the head of a classifier, and what is new before it in others (DistilBERT)."""
 
 _AVERAGED = 3
 """The inference level that averages the experts; 0 and 1 route at random (expert_soup.py:59-79)."""
@@ -57,13 +55,14 @@ class Adamix:
         assert file is not None
         weights = open_saved(file, "model_state_dict")
         config = read_json(file.parent / "config.json") if (file.parent / "config.json").is_file() else {}
+        if file.name not in SOUPS and file.suffix != ".pt" and config.get("inference_level") is None:
+            refuse_methods(weights)  # the reference's own whole models say it
         experts = _experts(weights)
         _check_counts(experts, config, file)
         lora = any(key[1].startswith("lora") for key in experts)
         averaged = _is_averaged(config, file, options)
-        roots = {key[0].split(".")[0] for key in experts}
-        whole = any(not _is_method(name) and name.split(".")[0] in roots for name in weights.tensors)
-        head = frozenset(name for name in weights.tensors if not _is_method(name) and _is_head(name, whole=whole))
+        new = modules_of(config)
+        head = frozenset(name for name in weights.tensors if module_of(name, new))
         tensors = dict(weights.tensors)
         collapse = averaged and not options.wants("keep_experts")
         rows, names = _rows(tensors, experts, collapse=collapse, lora=lora)
@@ -74,6 +73,7 @@ class Adamix:
         if gone:
             why = "averaged into one expert (--keep-experts keeps all)"
             left_out = (*left_out, left_out_tensors(file.name, "experts beside the first", gone, why))
+        whole = any(not _is_method(name) and name not in head for name in weights.tensors)
         base = config.get("_name_or_path")
         trained = sum(tensor.size for name, tensor in weights.tensors.items() if _EXPERT.fullmatch(name))
         return [
@@ -183,11 +183,6 @@ def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> boo
         "which routes every input to a random expert: no average computes what it does",
         hint="--keep-experts stores all experts",
     )
-
-
-def _is_head(name: str, *, whole: bool) -> bool:
-    """Tell whether a tensor that is not the method's is the head's: in a file without the base all of them are."""
-    return not whole or name.split(".")[0] in _HEADS
 
 
 def _is_method(name: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import UsageError, printable
+from petlpack.layouts.heads import in_model
 from petlpack.layouts.places import (
     SAFETENSORS_HINT,
     alpha_of,
@@ -319,7 +320,7 @@ def _head(rebuilt: Rebuilt, name: str) -> tuple[dict[str, Any], dict[str, Tensor
     """Return the config of the head, its tensors, and warnings where AdapterHub has no such head."""
     model = _model(rebuilt)["model_type"]
     if model in ("roberta", "bert"):
-        for config, head in (_flexible(rebuilt.head, name), _static(rebuilt.head, model)):
+        for config, head in (_flexible(rebuilt.head, name), _static(in_model(rebuilt.head), model)):
             if head:
                 return config, head, []
     names = list(rebuilt.head)

@@ -104,6 +104,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object; raises RunError that names the file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"'{printable(str(path))}' is missing", hint="copy the run again, or save it again") from error
     except OSError as error:
         raise RunError(
             f"'{printable(str(path))}' cannot be read: {error.strerror}",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from petlpack.layouts.heads import in_model, module_of, modules_of
 from petlpack.layouts.places import alpha_of, left_out, lora_factors, write_json
 from petlpack.modules import Rebuilt
 from petlpack.tensors.safetensors_file import write_safetensors
@@ -18,15 +19,27 @@ from petlpack.tensors.tensor import Tensor
 _CONV1D = {"c_attn", "c_proj", "c_fc"}
 """Modules of GPT-2 whose weights are (in, out): its Conv1D."""
 
-_HEADS = ("classifier", "score", "pre_classifier", "pooler", "head")
-"""Modules of Transformers' classifiers that are new with a task."""
+_TASK_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+"""What PEFT calls the task of a model with a head, by the end of the model's class."""
+
+_NO_MODULE = (
+    "no module of a Transformers model has that form; what PEFT loads computes with the head of the model it is given"
+)
 
 _ROBERTA_HEAD = {"1": "classifier.dense", "4": "classifier.out_proj"}
 """AdapterHub's head (dropout, dense, tanh, dropout, out on token 0) is RobertaClassificationHead, layer by layer."""
 
 
-def write_peft(rebuilt: Rebuilt, directory: Path, base_name: str | None) -> list[str]:
+def write_peft(
+    rebuilt: Rebuilt, directory: Path, base_name: str | None, run: Mapping[str, Any] | None = None
+) -> list[str]:
     """Write adapter_model.safetensors and adapter_config.json; return warnings about what was left out.
+
+    `run` is the run's config.json, where it has one: it names the model's class, and the modules of its head.
 
     The places are module paths of the model with its head: `roberta.encoder...` is one of
     RobertaForSequenceClassification, `transformer.h...` one of GPT2LMHeadModel. Load onto that class, not AutoModel's.
@@ -34,7 +47,9 @@ def write_peft(rebuilt: Rebuilt, directory: Path, base_name: str | None) -> list
     """
     factors = lora_factors(rebuilt, "PEFT")
     scaling = float(rebuilt.settings["scaling"])
-    head, warnings = _head(rebuilt.head, factors)
+    run = run or {}
+    modules = modules_of(run)
+    head, warnings = _head(rebuilt.head, factors, modules)
     enable: Sequence[bool] = rebuilt.settings.get("enable") or ()
     tensors: dict[str, Tensor] = {}
     for place, (a, b) in factors.items():
@@ -48,10 +63,10 @@ def write_peft(rebuilt: Rebuilt, directory: Path, base_name: str | None) -> list
         "fan_in_fan_out": all(place.rpartition(".")[2] in _CONV1D for place in factors),
         "inference_mode": True,
         "lora_dropout": 0.0,
-        "modules_to_save": sorted({name.partition(".")[0] for name in head}) or None,
+        "modules_to_save": sorted({module_of(name, modules) or "" for name in head}) or None,
         "peft_type": "LORA",
         "target_modules": list(factors),  # full paths: a suffix might match modules that were not trained
-        "task_type": "SEQ_CLS" if head else None,
+        "task_type": _task_type(run) if head else None,
         "use_dora": False,
         "use_rslora": False,
     }
@@ -89,15 +104,26 @@ def _ranks(ranks: Mapping[str, int], scaling: float) -> dict[str, Any]:
     }
 
 
-def _head(head: Mapping[str, Tensor], places: Iterable[str]) -> tuple[dict[str, Tensor], list[str]]:
+def _task_type(run: Mapping[str, Any]) -> str | None:
+    """Return what PEFT calls the task of a run's model; a run that does not name its class is a text classifier's."""
+    classes = run.get("architectures")
+    if not isinstance(classes, list) or len(classes) != 1:
+        return "SEQ_CLS"
+    return next((kind for end, kind in _TASK_TYPES.items() if str(classes[0]).endswith(end)), None)
+
+
+def _head(
+    head: Mapping[str, Tensor], places: Iterable[str], modules: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
     """Return the head under the names it has in Transformers, and warnings about what has none there."""
     if any(name.startswith("heads.") for name in head) and all(place.startswith("roberta.") for place in places):
         named = _named(head)
         if named is not None:
             return named, []
-    known = {name: tensor for name, tensor in head.items() if name.partition(".")[0] in _HEADS}
-    others = [name for name in head if name not in known]
-    return known, [left_out(others, "no module of a Transformers model has that form")] if others else []
+    named = in_model(head)
+    known = {name: tensor for name, tensor in named.items() if module_of(name, modules)}
+    others = [name for name, own in zip(head, named, strict=True) if own not in known]
+    return known, [left_out(others, _NO_MODULE)] if others else []
 
 
 def _named(head: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

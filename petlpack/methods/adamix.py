@@ -25,9 +25,10 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.base import read_json
-from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_json, write_tensors
 from petlpack.methods.method import IGNORED, Method, loading, predicts_next, put_on, with_loss
 from petlpack.methods.places import ACTIVATIONS, Block, Projection, blocks, refuse_merged
+from petlpack.methods.settings import POSITIVE, TRUTH, check_all, check_config, one_of, whole
 
 _STD = 0.02
 """BERT's and RoBERTa's `initializer_range`, of which the reference draws adapters (modeling_bert.py _init_weights)."""
@@ -36,6 +37,20 @@ _SCORES = "lora_expert_score_weight"
 
 _MERGED = 3
 """The inference level that averages the experts (expert_soup.py:59-79)."""
+
+
+_RULES = {
+    "kind": (one_of(("adapter", "lora")), "kind says what the experts are"),
+    "experts": (whole(1), "experts is how many are mixed; 1 is a plain adapter or LoRA"),
+    "bottleneck": (whole(1), "bottleneck is the width of an adapter"),
+    "rank": (whole(1), "rank is a LoRA's"),
+    "alpha": (POSITIVE, "alpha / rank scales the LoRA"),
+    "share_up": (TRUTH, "with share_up all experts have one up projection"),
+    "share_down": (TRUTH, "with share_down all experts have one down projection"),
+    "consistency": (TRUTH, "consistency=False leaves out the second pass"),
+    "activation": (one_of(ACTIVATIONS), "activation is an adapter's non-linearity"),
+    "idle_gradients": (TRUTH, "idle_gradients=False leaves experts that were not drawn without a gradient"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,23 +77,11 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what no mixture can have."""
-        if self.kind not in ("adapter", "lora"):
-            raise UsageError(f"kind is '{printable(str(self.kind))}'", hint="kind is 'adapter' or 'lora'")
-        for name in ("experts", "bottleneck", "rank"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} is {value!r}", hint=f"{name} is an integer of at least 1")
-        if not (isinstance(self.alpha, (int, float)) and math.isfinite(self.alpha) and self.alpha > 0):
-            raise UsageError(f"alpha is {self.alpha!r}", hint="alpha is a number above 0: alpha / rank scales the LoRA")
-        if self.activation not in ACTIVATIONS:
-            raise UsageError(
-                f"activation is '{printable(str(self.activation))}'",
-                hint=f"activations are {', '.join(ACTIVATIONS)}",
-            )
+        check_all(self, _RULES)
         if self.experts > 1 and self.share_up and self.share_down:
             raise UsageError(
-                f"share_up and share_down leave nothing of {self.experts} experts to mix",
-                hint="share one side only, or say experts=1",
+                f"share_up and share_down together leave {self.experts} experts nothing to differ in",
+                hint="share one side only, or set experts=1",
             )
 
     @property
@@ -180,8 +183,8 @@ class AdaMix(Method):
         found = blocks(model)
         if "labels" not in inspect.signature(model.forward).parameters:
             raise UsageError(
-                f"{type(model).__name__} takes no labels, of which AdaMix makes its loss",
-                hint="take a model for classification, or a T5 that generates",
+                f"{type(model).__name__} takes no labels, which AdaMix needs for its loss",
+                hint="use a model for classification, or one that generates",
             )
         if config.kind == "lora":
             refuse_merged(model, found[0])
@@ -294,15 +297,17 @@ def attach(model: nn.Module, config: Config, *, probe: Mapping[str, Any] | None 
     The adapters' output is tiny at first, as both projections are drawn of N(0, 0.02): the model begins near the base.
     A LoRA's is zero, as B is: it begins at the base. `probe` is a batch to probe it with (`Method.probe`).
     """
+    check_config(config, Config)
     return put_on(model, lambda: AdaMix(model, config), probe)
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> AdaMix:
     """Put a saved or decoded run on a model of its base; raises RunError where they do not fit."""
-    about = Path(directory) / "config.json"
-    found = next((path for name in SOUPS if (path := Path(directory) / name).is_file()), None)
+    path = run_directory(directory)
+    about = path / "config.json"
+    found = next((path / name for name in SOUPS if (path / name).is_file()), None)
     if found is None:
-        raise RunError(f"'{printable(str(directory))}' has no {SOUPS[0]}", hint="give the directory that save() wrote")
+        raise RunError(f"'{printable(str(path))}' has no {SOUPS[0]}", hint=GIVE)
     file = TensorFile(found)
     lora = any(".experts_lora_" in name for name in file.tensors)
     method = attach(model, _config(read_json(about), about, lora=lora), probe=probe)
@@ -322,8 +327,8 @@ def _with_consistency(output: Any, other: Any, labels: torch.Tensor, *, shift: b
     logits = output[1]
     if labels.shape != logits.shape[:-1]:
         raise UsageError(
-            f"labels {list(labels.shape)} are not one class for each of the logits {list(logits.shape)}, and AdaMix's "
-            "consistency compares the probabilities of classes",
+            f"labels of shape {list(labels.shape)} do not give one class for each row of logits of shape "
+            f"{list(logits.shape)}, and AdaMix's consistency compares the probabilities of classes",
             hint="attach with consistency=False",
         )
     counted = labels != IGNORED
@@ -355,10 +360,8 @@ def _config(about: Mapping[str, Any], file: Path, *, lora: bool) -> Config:
         settings |= {"rank": said("lora_r"), "alpha": said("lora_alpha")}
     else:
         settings |= {"bottleneck": said("adapter_size"), "activation": said("adapter_activation", "hidden_act")}
-    try:
+    with stated_in(file):
         return Config(**settings)
-    except UsageError as error:
-        raise RunError(f"'{printable(str(file))}': {error}", hint=error.hint) from error
 
 
 def _parameters_of(modules: Sequence[nn.Module]) -> list[torch.Tensor]:

@@ -20,7 +20,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +28,23 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
-from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_json, write_tensors
 from petlpack.methods.gates import Gates, Kept, Weight, bits, exactly
 from petlpack.methods.method import Method, loading, loss_of, put_on, with_loss
 from petlpack.methods.places import head_modules
 from petlpack.methods.probe import no_effect, running, weighed
+from petlpack.methods.settings import NOT_NEGATIVE, POSITIVE, SHARE, TRUTH, check, check_all, check_config, number
 from petlpack.tensors.checkpoint import find_weights
+
+_RULES = {
+    "density": (SHARE, "density is the share of the base's weights that may change"),
+    "structured": (TRUTH, "with structured=True the differences of a tensor have a gate in common, too"),
+    "l0": (NOT_NEGATIVE, "l0 is what an open gate adds to the loss"),
+    "gate_lr": (POSITIVE, "gate_lr is the learning rate of the gates"),
+    "low": (number("a finite number below 0", lambda value: value < 0), "above it no gate could close"),
+    "high": (number("a finite number above 1", lambda value: value > 1), "below it no gate could open fully"),
+    "alpha": (number("a finite number"), "alpha is what the gates' parameters start at"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,17 +71,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the values; raises UsageError."""
-        _check_density(self.density)
-        rules = {
-            "l0": (0 <= self.l0 < math.inf, "what an open gate costs, 0 or more"),
-            "gate_lr": (0 < self.gate_lr < math.inf, "a learning rate, above 0"),
-            "low": (-math.inf < self.low < 0, "below 0, so that a gate can be closed"),
-            "high": (1 < self.high < math.inf, "above 1, so that a gate can be open"),
-            "alpha": (math.isfinite(self.alpha), "a finite number"),
-        }
-        for name, (holds, what) in rules.items():
-            if not holds:
-                raise UsageError(f"{name} is {getattr(self, name)!r}", hint=f"it is {what}")
+        check_all(self, _RULES)
 
     @property
     def shift(self) -> float:
@@ -80,8 +80,7 @@ class Config:
 
 
 def _check_density(density: float) -> None:
-    if not 0 < density <= 1:
-        raise UsageError(f"density is {density!r}", hint="it is the share of the weights to change, above 0, at most 1")
+    check("density", density, *_RULES["density"])
 
 
 def attach(model: nn.Module, config: Config | None = None, *, probe: Mapping[str, Any] | None = None) -> DiffPruning:
@@ -89,7 +88,9 @@ def attach(model: nn.Module, config: Config | None = None, *, probe: Mapping[str
 
     `probe` is a batch to probe it with (`Method.probe`).
     """
-    return put_on(model, lambda: DiffPruning(model, config or Config()), probe)
+    chosen = Config() if config is None else config
+    check_config(chosen, Config)
+    return put_on(model, lambda: DiffPruning(model, chosen), probe)
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[str, Any] | None = None) -> DiffPruning:
@@ -97,19 +98,18 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
 
     Kept are the positions whose bits changed. Raises RunError that names the file and what does not fit.
     """
-    directory = Path(directory)
+    directory = run_directory(directory)
     shown = printable(str(directory))
     said = read_json(directory / "config.json").get("diff_pruning")
-    if not isinstance(said, dict) or not isinstance(said.get("density"), float | int):
-        raise RunError(
-            f"'{shown}/config.json' states no 'diff_pruning' with its density",
-            hint="give a directory that save() or petlpack decode wrote",
-        )
+    if not isinstance(said, dict) or "density" not in said:
+        raise RunError(f"'{shown}/config.json' has no 'diff_pruning' that states a density", hint=GIVE)
     weights = find_weights(directory)
     if weights is None:
-        raise RunError(f"'{shown}' has no weights", hint="give a directory that save() or petlpack decode wrote")
+        raise RunError(f"'{shown}' has no weights", hint=GIVE)
     file = TensorFile(weights)
-    method = attach(model, Config(density=said["density"], structured=bool(said.get("structured", True))), probe=probe)
+    with stated_in(directory / "config.json"):
+        config = Config(density=said["density"], structured=bool(said.get("structured", True)))
+    method = attach(model, config, probe=probe)
     with loading(method):
         method.take(file)
     return method
@@ -209,7 +209,7 @@ class DiffPruning(Method):
         with torch.no_grad():
             flat = torch.cat([self._stage.difference(i).reshape(-1) for i in range(len(self._weights))])
             if not bool(torch.isfinite(flat).all()):
-                raise UsageError("not all differences are finite", hint="train with lower learning rates")
+                raise UsageError("not all differences are finite", hint="train with a lower learning rate")
             if not bool(flat.any()):
                 raise UsageError(
                     "all differences are 0: nothing was trained", hint="train in train mode: model.train()"
@@ -224,15 +224,15 @@ class DiffPruning(Method):
         """
         for name, own in _untied(self.model).items():
             if (found := file.get(name, own.shape)).dtype != own.dtype:
-                raise file.error(f"has '{name}' as {found.dtype}, in the model it is {own.dtype}")
+                raise file.error(f"has '{name}' as {found.dtype}, but in the model it is {own.dtype}")
         with torch.no_grad():
             start = self._starts()
             flat = torch.cat([file.tensors[weight.name].reshape(-1) for weight in self._weights]).to(start.device)
             chosen = (bits(flat) != bits(start)).nonzero().reshape(-1)
             allowed = round(self.density * self.size)
             if len(chosen) > allowed:
-                at_most = f"a density of {self.density:g} changes {allowed}"
-                raise file.error(f"has {len(chosen)} weights that are not the model's, {at_most}")
+                at_most = f"a density of {self.density:g} allows only {allowed}"
+                raise file.error(f"changes {len(chosen)} weights of the model, but {at_most}")
             self._fix(self.density, chosen, *exactly(flat[chosen], start[chosen]))
             for name, buffer in self.model.named_buffers():
                 if name in file.tensors:  # what norms counted in training
@@ -245,7 +245,7 @@ class DiffPruning(Method):
         What trains is new where the stage is another one: make the optimizer then. Raises RunError where the checkpoint
         does not fit.
         """
-        weights = find_weights(Path(directory))
+        weights = find_weights(run_directory(directory))
         if weights is None:
             raise RunError(f"'{printable(str(directory))}' has no weights", hint="give a Trainer's checkpoint")
         held = TensorFile(weights).tensors
@@ -263,8 +263,8 @@ class DiffPruning(Method):
         """Write the tuned model and a config that states the density; raises UsageError before `prune`."""
         if not isinstance(self._stage, Kept):
             raise UsageError(
-                "the differences of stage 1 are dense: there is nothing pruned to save",
-                hint="call prune(), and train what it keeps",
+                "nothing has been pruned yet: the differences of stage 1 are dense",
+                hint="call prune() first, and train what it keeps",
             )
         said = {"density": self.density, "structured": self.config.structured}
         with self.writing(directory) as made:
@@ -282,7 +282,7 @@ class DiffPruning(Method):
                 self._backward(weighed(run()))
                 stuck = [weight.name for weight in self._weights if weight.theta.grad is not None]
                 if stuck:
-                    raise no_effect(f"the gradient of '{stuck[0]}' does not become its difference's", self.model)
+                    raise no_effect(f"the gradient of '{stuck[0]}' does not reach its difference", self.model)
                 if gates is not None and not gates.reached():
                     raise no_effect("no gradient reaches the differences and their gates", self.model)
         finally:
@@ -307,7 +307,7 @@ class DiffPruning(Method):
         processes = group.get_world_size() if group.is_available() and group.is_initialized() else 1
         if processes > 1:
             raise UsageError(
-                f"diff pruning in {processes} processes: gradients of differences and gates do not leave their process",
+                f"diff pruning runs in {processes} processes, which do not share gradients of differences and gates",
                 hint="train it in one process",
             )
 
@@ -391,13 +391,13 @@ class DiffPruning(Method):
         own = self._own.state_dict()
         if not held:
             raise UsageError(
-                "a state dict of weights alone, without differences and gates",
-                hint="take one of a model with diff pruning on it; load() takes what save() wrote",
+                "the state dict has weights alone, without differences and gates",
+                hint="give that of a model with diff pruning on it; what save() wrote is for load()",
             )
         if {name: tensor.shape for name, tensor in held.items()} != {name: own[name].shape for name in own}:
             raise UsageError(
-                "a state dict of another stage, density or model than the method's",
-                hint="call resume(DIRECTORY) of the checkpoint first, and make the optimizer then",
+                "the state dict is of another stage, density or model than the method's",
+                hint="call method.resume(CHECKPOINT) first, and make the optimizer after it",
             )
         self._named = set(whole)
 
@@ -411,7 +411,7 @@ class DiffPruning(Method):
         for weight, theta in zip(self._weights, loaded, strict=True):
             if weight.name in self._named and not torch.allclose(weight.theta, theta, rtol=1e-2, atol=1e-5):
                 raise UsageError(
-                    f"the state dict has another '{weight.name}' than the base with its differences gives",
+                    f"'{weight.name}' in the state dict is not the base plus its difference",
                     hint="attach to the base that the checkpoint was trained on",
                 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +33,31 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UsageError(f"'{name}' has numbers that are not finite", hint="train with lower learning rates")
+            raise UsageError(f"'{name}' has numbers that are not finite", hint="train with a lower learning rate")
     path.parent.mkdir(parents=True, exist_ok=True)
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.write_bytes(save(own, metadata={"format": "pt"}))  # save_file's are for their owner's eyes only
+
+
+GIVE = "give the directory that save() or petlpack decode wrote"
+
+
+def run_directory(directory: str | os.PathLike[str]) -> Path:
+    """Return the directory of a run; raises RunError where there is none."""
+    path = Path(directory)
+    if not path.is_dir():
+        shown = printable(str(path))
+        raise RunError(f"'{shown}' is not a directory" if path.exists() else f"no directory '{shown}'", hint=GIVE)
+    return path
+
+
+@contextmanager
+def stated_in(file: Path) -> Iterator[None]:
+    """Raise RunError, which names the file, for a setting in it that is refused."""
+    try:
+        yield
+    except UsageError as error:
+        raise RunError(f"'{printable(str(file))}': {error.message}", hint=error.hint) from error
 
 
 class TensorFile:
@@ -53,7 +76,7 @@ class TensorFile:
         self._others.discard(name)
         tensor = self.tensors[name]
         if tuple(tensor.shape) != tuple(shape):
-            raise self.error(f"has '{name}' of {list(tensor.shape)}, in the model it is {list(shape)}")
+            raise self.error(f"has '{name}' of {list(tensor.shape)}, but in the model it is {list(shape)}")
         return tensor
 
     def copy(self, wanted: Mapping[str, torch.Tensor]) -> None:
@@ -65,7 +88,7 @@ class TensorFile:
             if first == name:
                 own.data.copy_(tensor)
             elif not torch.equal(own.data, tensor.to(own)):
-                raise self.error(f"has '{name}', which differs from '{first}', and in the model they are one")
+                raise self.error(f"has '{name}', which differs from '{first}', but in the model they are one tensor")
 
     def copy_head(self, method: Method, prefix: str = "", task: str = "") -> None:
         """Copy the model's head, or a task's, whose names begin with `prefix` in the file."""

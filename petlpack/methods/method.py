@@ -6,7 +6,6 @@ import copy
 import functools
 import json
 import os
-import re
 import sys
 import tempfile
 import warnings
@@ -21,9 +20,11 @@ import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
+from petlpack.layouts.heads import MODULES
 from petlpack.methods.base import refuse_new_weights
 from petlpack.methods.places import OF_METHOD, head_modules, head_of, refuse_wrapped
 from petlpack.methods.probe import Insert, check_inserts, few_tokens, no_effect
+from petlpack.methods.settings import Rule, check, check_name, check_tasks, whole
 
 
 class Method(ABC):
@@ -41,11 +42,12 @@ class Method(ABC):
 
     def __init__(self, model: nn.Module, tasks: Mapping[str, int] | None = None) -> None:
         refuse_wrapped(model)
+        check_tasks(tasks or {})
         for task, labels in (tasks or {}).items():
             check_task(model, task, labels)
         if getattr(model, "_petl_method", None) is not None:
             raise UsageError(
-                f"{type(model).__name__} has a method already ({type(model._petl_method).__module__})",
+                f"{type(model).__name__} already has a method on it ({type(model._petl_method).__module__})",
                 hint="take it off first: method.detach()",
             )
         self.model = model
@@ -65,8 +67,9 @@ class Method(ABC):
         self._probed: set[str] = set()
         refuse_new_weights(model)
         self._freeze()
-        object.__setattr__(model, "_petl_method", self)  # not a submodule, and no parameter of the model
-        self._undo.append(lambda: object.__delattr__(model, "_petl_method"))
+        for name, value in (("_petl_method", self), ("__reduce_ex__", _refuse_copies)):
+            object.__setattr__(model, name, value)  # not a submodule, and no parameter of the model
+            self._undo.append(functools.partial(object.__delattr__, model, name))
         self._forget_compiled()
         self._undo.append(self._forget_compiled)
         self._wrap_forward()
@@ -75,9 +78,9 @@ class Method(ABC):
         self._settings._register_load_state_dict_pre_hook(self._check_settings, with_module=True)
         self.add(model, "method_settings", self._settings)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Method:
-        """Refuse to copy: hooks of the copied model would call this one's modules."""
-        raise UsageError("a model with a method on it cannot be copied", hint="save(), then load() on another model")
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to copy and to pickle."""
+        return _refuse_copies(protocol)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains: the method's parameters and the head's."""
@@ -95,7 +98,7 @@ class Method(ABC):
         """
         if task not in self.tasks:
             raise UsageError(
-                f"no task '{printable(task)}', the method was attached for {', '.join(self.tasks) or 'one task'}",
+                f"no task '{printable(str(task))}': the method was attached for {', '.join(self.tasks) or 'one task'}",
                 hint="name the tasks in attach(..., tasks={...})",
             )
         before, self._switched = self.task, True
@@ -119,6 +122,7 @@ class Method(ABC):
         tokens; it is kept for later probes. Raises UsageError, which names the layer and the version of its library.
         """
         if batch is not None:
+            check("probe", batch, _BATCH, "pass what the model is called with, as in model(**batch)")
             self._batch = {name: value for name, value in batch.items() if name not in _TARGETS}
         told, self._told, self._probing = self._told, True, True
         try:
@@ -182,13 +186,14 @@ class Method(ABC):
         return head_modules(self.model) if self.heads is None or not task else dict(self.heads[task].items())
 
     def config_json(self, **more: Any) -> dict[str, Any]:
-        """Return the model's config with the base's path and whatever the method notes in it."""
+        """Return the model's config with the base's path, the head's modules, and whatever the method notes in it."""
         config = json.loads(self.model.config.to_json_string(use_diff=False))
         name = getattr(self.model.config, "_name_or_path", "")
         return {
             **config,
             "architectures": [type(self.model).__name__],
             **({"_name_or_path": name} if name else {}),
+            MODULES: list(head_modules(self.model)),
             **more,
         }
 
@@ -210,7 +215,7 @@ class Method(ABC):
             there = {path.relative_to(target) for pattern in _WEIGHTS for path in target.glob(pattern)}
             if others := sorted(path.as_posix() for path in there - set(written) if path.parts[0] != Path(made).name):
                 raise UsageError(
-                    f"'{printable(str(target))}' holds other weights: {printable(others[0])}",
+                    f"'{printable(str(target))}' already holds other weights: {printable(others[0])}",
                     hint="give the run a directory of its own",
                 )
             for file in written:
@@ -222,8 +227,8 @@ class Method(ABC):
         if self.model.training and torch.is_grad_enabled() and not self._told:
             self._told = True
             warnings.warn(
-                f"a training forward without labels: what {type(self).__name__} adds to the loss is left out "
-                "(Trainer takes labels away with label_smoothing_factor and compute_loss_func)",
+                f"a training forward without labels leaves out what {type(self).__name__} adds to the loss "
+                "(Trainer removes labels where label_smoothing_factor or compute_loss_func is set)",
                 stacklevel=4,
             )
 
@@ -241,7 +246,10 @@ class Method(ABC):
     def add(self, parent: nn.Module, name: str, child: nn.Module) -> None:
         """Register a module on the model, on the device of the model's weights; `detach` takes it out."""
         if hasattr(parent, name):
-            raise UsageError(f"{type(parent).__name__} has a '{name}' already")
+            raise UsageError(
+                f"{type(parent).__name__} already has a '{name}'",
+                hint="load the model anew: something else has changed it",
+            )
         parent.add_module(name, child.to(self.device))
         setattr(child, OF_METHOD, True)
         self._added.append(child)
@@ -283,9 +291,9 @@ class Method(ABC):
         """Raise UsageError for a training forward that went past the method's."""
         if not self._ran and self.model.training and torch.is_grad_enabled():
             raise UsageError(
-                f"{type(self.model).__name__}'s forward was replaced after attach: what {type(self).__name__} does in "
-                "training is left out",
-                hint="such a trainer (TRL's SFTTrainer) trains PROPETL; for the others take transformers.Trainer",
+                f"{type(self.model).__name__}'s forward was replaced after attach, which leaves out what "
+                f"{type(self).__name__} does in training",
+                hint="trainers that do this (TRL's SFTTrainer) train only PROPETL: use transformers.Trainer",
             )
 
     def _weighed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -329,7 +337,7 @@ class Method(ABC):
         if frozen and loss is not None and loss.requires_grad:
             raise UsageError(
                 f"{type(self).__name__} is frozen, while other parameters of {type(self.model).__name__} train",
-                hint="get_peft_model() and freezing by hand do that: put one method on a model",
+                hint="get_peft_model() and freezing by hand do that: put only one method on a model",
             )
         if len(self.tasks) > 1 and not self._switched:
             self._switched = True
@@ -447,6 +455,14 @@ class Method(ABC):
             self.model.num_labels = labels
 
 
+def _refuse_copies(_protocol: Any) -> Any:
+    """Refuse to copy and to pickle a model, in whose `__reduce_ex__` it stands: its hooks call the method's modules."""
+    raise UsageError(
+        "a model with a method on it cannot be copied or pickled",
+        hint="method.save(), then load() on another model; torch.save(model.state_dict(), ...) for a checkpoint",
+    )
+
+
 def new_head(modules: Mapping[str, nn.Module], labels: int) -> nn.ModuleDict:
     """Return a copy of a head, named first, and of what stands in front of it, the head with so many outputs."""
     head, *others = modules
@@ -455,13 +471,14 @@ def new_head(modules: Mapping[str, nn.Module], labels: int) -> nn.ModuleDict:
 
 
 def _with_outputs(head: nn.Module, labels: int) -> nn.Module:
-    """Return a copy of a head with so many outputs, the last linear layer new: weights N(0, 0.02), bias 0."""
+    """Return a copy of a head with so many outputs, the last linear layer new: weights N(0, 0.02), any bias 0."""
     head = copy.deepcopy(head)
     holder = nn.Sequential(head)
     name, last = [(name, module) for name, module in holder.named_modules() if isinstance(module, nn.Linear)][-1]
-    new = nn.Linear(last.in_features, labels)
+    new = nn.Linear(last.in_features, labels, bias=last.bias is not None)  # a decoder's has none
     nn.init.normal_(new.weight, std=0.02)
-    nn.init.zeros_(new.bias)
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
     parent, _, child = name.rpartition(".")
     setattr(holder.get_submodule(parent), child, new.to(last.weight))
     return holder[0]
@@ -498,15 +515,11 @@ def set_loss(output: Any, loss: torch.Tensor) -> Any:
 
 def check_task(model: nn.Module, task: str, labels: int) -> None:
     """Raise UsageError for a name that cannot stand in names of tensors, or labels that the model has no use for."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", task) or hasattr(nn.ModuleDict(), task):
-        raise UsageError(
-            f"'{printable(task)}' is no name for a task: it is part of names of tensors and modules",
-            hint="use letters, digits, _ and -, and no word of torch's modules, as 'type' and 'training' are",
-        )
+    hint = "it becomes part of names of tensors and modules, and may be no attribute of torch's modules, such as 'type'"
+    check_name(task, functools.partial(hasattr, nn.ModuleDict()), hint)
     has_head = head_of(model) is not None
-    if type(labels) is not int or labels < 0 or bool(labels) != has_head:
-        wanted = "has a head, which needs 1 label or more" if has_head else "has no head, which is 0 labels"
-        raise UsageError(f"task '{task}' has {labels!r} labels", hint=f"{type(model).__name__} {wanted}")
+    rule, has = (whole(1), "has a head") if has_head else (_NO_LABELS, "has no head of its own")
+    check(f"the number of labels of task '{task}'", labels, rule, f"{type(model).__name__} {has}")
 
 
 M = TypeVar("M", bound=Method)
@@ -556,6 +569,8 @@ def loading(method: Method) -> Iterator[None]:
 
 
 _HALF = (torch.float16, torch.bfloat16)
+_NO_LABELS = Rule("0", lambda value: type(value) is int and value == 0)
+_BATCH = Rule("a mapping from the names of the model's inputs to tensors", lambda value: isinstance(value, Mapping))
 
 IGNORED = -100
 """The label of what has no loss, as Transformers and torch say it."""

@@ -18,7 +18,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,15 +25,25 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
-from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_json, write_tensors
 from petlpack.methods.method import Method, check_task, loading, loss_of, new_head, put_on, with_loss
 from petlpack.methods.places import Argument, Block, blocks
 from petlpack.methods.probe import no_effect
+from petlpack.methods.settings import NOT_NEGATIVE, POSITIVE, check_all, check_config, check_tasks, whole
 from petlpack.tensors.checkpoint import find_weights
 
 FILE = "model.safetensors"
 
 _PROTOTYPES = "adapter_task_embedding.weight"
+
+_RULES = {
+    "bottleneck": (whole(1), "bottleneck is the width of an adapter"),
+    "code": (whole(1), "code is the length of a prototype"),
+    "trunk": (whole(1), "trunk is the width of the generator's hidden layer"),
+    "temperature": (POSITIVE, "temperature divides the retriever's cosines"),
+    "weight": (NOT_NEGATIVE, "weight multiplies the retriever's losses; with 0 there is no retriever"),
+    "memory": (whole(1), "memory is how many vectors of each task are remembered"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,14 +64,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
-        for name in ("bottleneck", "code", "trunk", "memory"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} is {value!r}", hint=f"{name} is a whole number from 1")
-        if not self.temperature > 0:
-            raise UsageError(f"temperature is {self.temperature!r}", hint="it divides cosines, and is above 0")
-        if not self.weight >= 0:
-            raise UsageError(f"weight is {self.weight!r}", hint="it is 0, without a retriever, or above")
+        check_all(self, _RULES)
 
 
 class Adapter(tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]):
@@ -211,7 +213,8 @@ class Pha(Method):
         """Install what `attach` says."""
         self.config = config
         if not tasks:
-            raise UsageError("PHA has a prototype for each task, and no task was named", hint='say tasks={"sst2": 2}')
+            raise UsageError("no tasks were given, and PHA needs a prototype for each", hint='say tasks={"sst2": 2}')
+        check_tasks(tasks)
         self._manual, self._generated = _stacks(model)
         super().__init__(model, tasks)
         first = self._generated[0].output_name
@@ -297,7 +300,7 @@ class Pha(Method):
         if layer == 0 and not self._manual:
             self._states = x  # before any generated adapter: of the instance alone, whatever the task
         if not self._adapters:
-            raise no_effect(f"no adapters are generated: the forward of '{self.stack}' is not run", self.model)
+            raise no_effect(f"no adapters were generated: the forward of '{self.stack}' did not run", self.model)
         return self._adapters[layer](x)
 
     def _acting(self, layer: int) -> list[torch.Tensor]:
@@ -365,8 +368,8 @@ class Pha(Method):
         batches = [batches] if isinstance(batches, Mapping) else batches
         if self.retriever is None:
             raise UsageError(
-                "no retriever to find the nearest prototype with: a pack leaves it out, and weight 0 has none",
-                hint="say which task's prototype to start from: like='...'; encode with --keep-retriever",
+                "there is no retriever to find the nearest prototype with: packs leave it out, and weight=0 makes none",
+                hint="name the task to start from, like='...', or encode with --keep-retriever",
             )
         training = self.model.training
         self.model.eval()
@@ -385,7 +388,9 @@ class Pha(Method):
             self._states = None
             self.model.train(training)
         if not cosines:
-            raise UsageError("no examples to find the nearest prototype with", hint="give a batch of the new task")
+            raise UsageError(
+                "there are no examples to find the nearest prototype with", hint="give batches of the new task"
+            )
         means = dict(zip(self.tasks, torch.cat(cosines).mean(0).tolist(), strict=True))
         return dict(sorted(means.items(), key=lambda found: -found[1]))
 
@@ -408,9 +413,11 @@ class Pha(Method):
         optimizer, for other parameters train.
         """
         if task in self.tasks:
-            raise UsageError(f"task '{task}' is there already", hint="give the new task a name of its own")
+            raise UsageError(f"task '{printable(task)}' exists already", hint="give the new task a name of its own")
         if like is not None and like not in self.tasks:
-            raise UsageError(f"no task '{like}' to start from", hint=f"choose one of {', '.join(self.tasks)}")
+            raise UsageError(
+                f"no task '{printable(like)}' to start from", hint=f"choose one of {', '.join(self.tasks)}"
+            )
         check_task(self.model, task, labels)
         like = next(iter(self.nearest(batches))) if like is None else like
         if freeze_generator:
@@ -438,7 +445,7 @@ class Pha(Method):
         unknown = [task for task in tasks if task not in self.tasks]
         if unknown or not tasks:
             raise UsageError(
-                f"no task '{unknown[0]}' to save" if unknown else "no task to save",
+                f"no task '{printable(unknown[0])}' to save" if unknown else "no task to save",
                 hint=f"choose from {', '.join(self.tasks)}",
             )
         tensors = self._shared()
@@ -501,6 +508,7 @@ def attach(
     `probe` is a batch to probe it with (`Method.probe`). Raises UsageError for a model whose blocks are not known, and
     for tasks that it cannot have.
     """
+    check_config(config, Config)
     return put_on(model, lambda: Pha(model, config, tasks), probe)
 
 
@@ -510,11 +518,12 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
     A decoded run has one task, and the retriever only where the pack kept it; without it, training goes on without its
     losses. Raises RunError.
     """
-    weights = find_weights(Path(directory)) or Path(directory) / FILE
+    directory = run_directory(directory)
+    weights = find_weights(directory) or directory / FILE
     said = weights.parent / "config.json"
     for path in (weights, said):
         if not path.is_file():
-            raise RunError(f"'{printable(str(path))}' is missing", hint="a run of PHA is what its `save` writes")
+            raise RunError(f"'{printable(str(path))}' is missing", hint=GIVE)
     file = TensorFile(weights)
     tensors = file.tensors
     try:
@@ -534,11 +543,12 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
         raise file.error(f"has no '{missing if stack else _PROTOTYPES}'")
     if not any(name.startswith(f"{stack}.mlp.") for name in tensors):
         losses["weight"] = 0.0
-    config = Config(**{size: len(tensors[name]) for size, name in sizes.items()}, **losses)
+    with stated_in(said):
+        config = Config(**{size: len(tensors[name]) for size, name in sizes.items()}, **losses)
     method = attach(model, config, tasks, probe=probe)
     with loading(method):
         if method.stack != stack:
-            raise file.error(f"has its generator at '{stack}', {type(model).__name__} at '{method.stack}'")
+            raise file.error(f"has its generator at '{stack}', but {type(model).__name__} has it at '{method.stack}'")
         for parameter in method.own_parameters():
             parameter.data = parameter.data.to(tensors[sizes["code"]].dtype)  # it may have been moved to another
         method._copy(file)
@@ -565,10 +575,10 @@ def _stacks(model: nn.Module) -> tuple[list[Block], list[Block]]:
     if len(found) > 2 or (len(found) == 2 and not found[0][0].is_t5):
         raise UsageError(
             f"{type(model).__name__} has {len(found)} stacks: {', '.join(stacks)}",
-            hint="PHA stands on an encoder, on a decoder, or on a T5",
+            hint="PHA works on an encoder, on a decoder, or on a T5",
         )
     if not found[-1][0].stack:
         raise UsageError(
-            f"{type(model).__name__} is a stack without a model around it", hint="take the one with a head"
+            f"{type(model).__name__} is a bare stack of layers", hint="attach to the model with a head around it"
         )
     return (found[0], found[1]) if len(found) == 2 else ([], found[0])

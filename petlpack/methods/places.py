@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import UsageError
+from petlpack.methods.settings import shown
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
@@ -131,12 +132,12 @@ def blocks(model: nn.Module) -> list[Block]:
     if not found:
         raise UsageError(
             f"{type(model).__name__} ({library_of(model)}) has no blocks of a known kind",
-            hint=f"methods stand on models like {FAMILIES}",
+            hint=f"methods work on models like {FAMILIES}",
         )
     _refuse_some(model, found)
     if getattr(model.config, "attention_type", None) == "block_sparse":
         raise UsageError(
-            f"{type(model).__name__} changes its attention with the length of its input, and a method would go with it",
+            f"{type(model).__name__} replaces its attention where inputs are short, and with it the method",
             hint='load it with attention_type="original_full"',
         )
     return found
@@ -150,8 +151,8 @@ def _refuse_some(model: nn.Module, found: list[Block]) -> None:
         others = [module for module in members if module not in own]
         if isinstance(model.get_submodule(stack), nn.ModuleList) and others:
             raise UsageError(
-                f"{type(model).__name__} has {len(members)} layers in '{stack}', {len(others)} of them built otherwise",
-                hint="a method stands on all layers or on none: take a model whose layers are alike",
+                f"{type(model).__name__} has {len(members)} layers in '{stack}', {len(others)} built differently",
+                hint="a method needs all layers alike: choose another model",
             )
 
 
@@ -241,7 +242,7 @@ def refuse_merged(model: nn.Module, block: Block) -> None:
     """Raise UsageError for a LoRA where query and value are parts of one matrix, and no known ones."""
     if not block.query_and_value:
         raise UsageError(
-            f"{type(model).__name__} has query and value in one matrix, where LoRA has no place of its own",
+            f"{type(model).__name__} has query and value in one matrix, in an order that is not known",
             hint="choose kind='adapter'",
         )
 
@@ -259,8 +260,8 @@ class Argument:
         found = next((name for name in names if name in taken), None)
         if found is None:
             raise UsageError(
-                f"{type(module).__name__}.forward of {library_of(module)} takes {', '.join(taken)}, and no {names[0]}",
-                hint="this version is not known to petlpack: install an earlier one, and report it",
+                f"{type(module).__name__}.forward of {library_of(module)} takes no {names[0]}, only {', '.join(taken)}",
+                hint="petlpack does not know this version: install an earlier one, and please report it",
             )
         self.name, self._position = found, taken.index(found)
 
@@ -284,20 +285,27 @@ def library_of(module: nn.Module) -> str:
         return name
 
 
+_FROM_PRETRAINED = "load one, AutoModelForSequenceClassification.from_pretrained(...) for example"
+
+
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise UsageError for a model inside another one, or under PEFT: its head would neither train nor be saved."""
     name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be a model of Transformers, got {shown(model)}", hint=_FROM_PRETRAINED)
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise UsageError(
             f"{name} has an adapter of PEFT on it, which attach would freeze",
-            hint="take the model below: model.merge_and_unload(), or load it anew",
+            hint="merge it first, model.merge_and_unload(), or load the model anew",
         )
     inner = next((getattr(model, key) for key in ("module", "_orig_mod") if hasattr(model, key)), None)
     if isinstance(inner, nn.Module):
         raise UsageError(
-            f"{name} is wrapped around {type(inner).__name__}, and a method stands on the model itself",
+            f"{name} is wrapped around {type(inner).__name__}, but a method is put on the model itself",
             hint="attach to the model first, then compile, distribute or wrap it",
         )
+    if not hasattr(getattr(model, "config", None), "to_json_string"):
+        raise UsageError(f"model must be a model of Transformers, got a {name} without a config", hint=_FROM_PRETRAINED)
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module] | None:

@@ -19,7 +19,7 @@ from torch import nn
 from petlpack.errors import PetlpackError, UsageError
 from petlpack.methods.places import library_of
 
-_HINT = "petlpack does not know this version, or a model that is built like this: try an earlier one, and report it"
+_HINT = "petlpack may not know this version, or this kind of model: try an earlier version, and please report it"
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def check_inserts(model: nn.Module, inserts: Sequence[Insert], run: Callable[[],
     if idle := [insert for insert in inserts if insert not in acting]:
         first, others = idle[0], len(idle) - 1
         why = "changes nothing that the layer computes" if first.module in ran else "is in a layer that did not run"
-        raise no_effect(
-            f"{first.what} in '{first.layer}' {why}", model, f", and so for {others} more" if others else ""
-        )
+        more = f"; the same holds for {others} more" if others else ""
+        raise no_effect(f"{first.what} in '{first.layer}' {why}", model, more)
 
 
 def no_effect(what: str, model: nn.Module, more: str = "") -> UsageError:
@@ -81,8 +80,8 @@ def running(model: nn.Module, *, training: bool) -> Iterator[None]:
     """
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise UsageError(
-            f"{type(model).__name__} has weights that were made in inference mode: its probe needs slopes",
-            hint="make the model, and attach or load, outside of torch.inference_mode(); run it inside",
+            f"{type(model).__name__} has weights that were made in inference mode, and the probe needs gradients",
+            hint="make the model, and attach or load, outside torch.inference_mode(); it may run inside",
         )
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]  # of norms that count in training
@@ -100,7 +99,7 @@ def running(model: nn.Module, *, training: bool) -> Iterator[None]:
         raise UsageError(
             f"{type(model).__name__} ({library_of(model)}) does not run on the method's probe: "
             f"{type(error).__name__}: {error}",
-            hint="where it runs on other inputs than `input_ids`, say them: attach(..., probe=batch)",
+            hint="if it needs other inputs than `input_ids`, pass them: attach(..., probe=batch)",
         ) from error
     finally:
         random.setstate(generators[0])
@@ -184,7 +183,7 @@ def few_tokens(model: Any) -> dict[str, torch.Tensor]:
     if not tables or not all(isinstance(table, nn.Embedding) for table in tables):
         raise UsageError(
             f"{type(model).__name__} ({library_of(model)}) takes no tokens to probe the method with",
-            hint="say what it runs on: attach(..., probe=batch)",
+            hint="pass a batch that it runs on: attach(..., probe=batch)",
         )
     words = min(table.num_embeddings for table in tables)
     ids = [min(token, words - 1) for token in (3, 5, 4)]

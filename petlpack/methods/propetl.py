@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,22 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.base import read_json
-from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.files import GIVE, TensorFile, run_directory, write_json, write_tensors
 from petlpack.methods.method import Method, loading, put_on
 from petlpack.methods.places import ACTIVATIONS, Argument, Block, Projection, blocks, refuse_merged
 from petlpack.methods.probe import no_effect
+from petlpack.methods.settings import (
+    NOT_ZERO,
+    SHARE,
+    check_all,
+    check_config,
+    check_name,
+    check_tasks,
+    one_of,
+    optional,
+    shown,
+    whole,
+)
 
 KINDS = ("adapter", "lora", "prefix")
 
@@ -51,6 +62,19 @@ _KEEP = {"adapter": 0.5, "lora": 0.1, "prefix": 0.1}
 _KEEP_OF_TASKS = 0.3
 _REDUCTION = 12
 
+_RULES = {
+    "kind": (one_of(KINDS), "kind says what the prototype is"),
+    "keep": (optional(SHARE), "keep is the share of the prototype's entries that a mask keeps; None takes the paper's"),
+    "bottleneck": (optional(whole(1)), "bottleneck is the width of an adapter; None takes the model's width / 12"),
+    "rank": (whole(1), "rank is a LoRA's"),
+    "alpha": (NOT_ZERO, "alpha / rank scales the LoRA"),
+    "length": (whole(1), "length is how many positions a prefix has"),
+    "hidden": (whole(0), "hidden is the width of the network that makes a prefix; with 0 the prefix itself trains"),
+    "scaling": (NOT_ZERO, "scaling multiplies an adapter's output"),
+    "combine": (one_of(COMBINE), "combine says how a task's and a layer's mask become one"),
+    "activation": (optional(one_of(ACTIVATIONS)), "activation is an adapter's non-linearity; None takes the usual one"),
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -75,18 +99,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        for name, known in (("kind", KINDS), ("combine", tuple(COMBINE)), ("activation", (None, *ACTIVATIONS))):
-            if (value := getattr(self, name)) not in known:
-                raise UsageError(f"{name} is {value!r}", hint=f"choose one of {', '.join(filter(None, known))}")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise UsageError(f"keep is {self.keep:g}, which is no share", hint="a number above 0 and at most 1")
-        for name, least in (("bottleneck", 1), ("rank", 1), ("length", 1), ("hidden", 0)):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise UsageError(f"{name} is {value!r}", hint=f"a whole number from {least}")
-        for name in ("alpha", "scaling"):
-            if not math.isfinite(getattr(self, name)) or getattr(self, name) == 0:
-                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="a finite number, and not 0")
+        check_all(self, _RULES)
 
 
 def attach(
@@ -104,29 +117,32 @@ def attach(
     `probe` is a batch to probe the method with (`Method.probe`), where the model does not run on tokens alone.
     Raises UsageError.
     """
+    check_config(config, Config)
     found = blocks(model)
+    if tasks is not None:
+        check_tasks(tasks)
     for name in [task] if tasks is None else tasks:
-        if name == LAYER or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", name):
-            raise UsageError(
-                f"'{printable(name)}' is no name for a task: it is part of tensor names",
-                hint=f"use letters, digits, _ and -, and not '{LAYER}'",
-            )
+        check_name(name, lambda name: name == LAYER, f"it becomes part of tensor names; '{LAYER}' stands there already")
     if tasks is not None and not tasks:
-        raise UsageError("tasks is empty", hint="give labels by task, or leave it out for one task")
+        raise UsageError("tasks is empty", hint="name each task with its number of labels, or omit tasks for one task")
     first = found[0]
     if config.kind == "lora":
         refuse_merged(model, first)
     if config.kind == "adapter" and first.norm is None and first.reads is None:
         raise UsageError(
-            f"{type(model).__name__} has no norm behind its feed-forward, where the adapter stands", hint="choose lora"
+            f"{type(model).__name__} has no norm behind its feed-forward, where the adapter would stand",
+            hint="choose kind='lora'",
         )
     if config.kind == "prefix" and not all(_takes_prefix(block) for block in found):
         raise UsageError(
-            f"{type(model).__name__} takes no prefix: its attention counts on the positions of its keys",
-            hint="prefixes stand on encoders of the BERT and RoBERTa families; choose adapter or lora",
+            f"{type(model).__name__} takes no prefix: its attention depends on the positions of its keys",
+            hint="prefixes work on encoders of the BERT and RoBERTa families; choose kind='adapter' or kind='lora'",
         )
     if config.kind == "prefix" and tasks is None and config.hidden == 0:
-        raise UsageError("a prefix of one task is saved with the network that makes it", hint="give hidden above 0")
+        raise UsageError(
+            "hidden must be a whole number of at least 1 for a prefix of one task, got 0",
+            hint="such a prefix is saved with the network that makes it",
+        )
     resolved = _resolved(config, first, tasks is not None)
     return put_on(model, lambda: Propetl(model, resolved, found, task, tasks), probe)
 
@@ -559,14 +575,14 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
     entries then get the largest size that scores start with, the others a hundredth of it, and training can go on.
     Raises RunError where a file is missing or does not fit the model.
     """
-    path = Path(directory)
+    path = run_directory(directory)
     if (path / MULTI_TASK).is_file():
         return _load_tasks(model, path, probe)
     folders = [folder for folder in (path, *sorted(path.glob("*/"))) if (folder / "adapter_config.json").is_file()]
     if len(folders) != 1:
         raise RunError(
-            f"'{printable(str(path))}' has {len(folders)} adapters, and no {MULTI_TASK}",
-            hint="give the directory that `save` wrote, or that of one adapter",
+            f"'{printable(str(path))}' has {len(folders)} adapters and no {MULTI_TASK}",
+            hint=f"{GIVE}, or that of one adapter",
         )
     return _load_adapter(model, folders[0], probe)
 
@@ -575,9 +591,9 @@ def _load_tasks(model: nn.Module, path: Path, probe: Mapping[str, Any] | None) -
     about = _Json(path / ABOUT)
     kind, combine, tasks = about.get("kind", str), about.get("combine", str), about.get("tasks", dict)
     if kind not in _FIELDS:
-        raise about.error(f"has kind '{printable(kind)}', known are {', '.join(_FIELDS)}")
+        raise about.error(f"has kind '{printable(kind)}', which must be one of {', '.join(_FIELDS)}")
     if not tasks or not all(type(labels) is int and labels >= 0 for labels in tasks.values()):
-        raise about.error(f"has tasks {tasks!r:.100}, which are no labels by task")
+        raise about.error(f"has tasks {shown(tasks)}, which must map the tasks' names to numbers of labels")
     own = {name: about.get(name, wanted) for name, wanted in _FIELDS[kind].items()}
     several = combine != "none"
     config = about.config(
@@ -639,7 +655,7 @@ class _Json:
         value = self.table.get(name)
         fits = type(value) in (int, float) if wanted is float else type(value) is wanted
         if not fits:
-            raise self.error(f"has {name} {value!r:.100}, which has to be of type {wanted.__name__}")
+            raise self.error(f"has {name} {shown(value)}, which must be of type {wanted.__name__}")
         return value
 
     def config(self, **settings: Any) -> Config:
@@ -647,7 +663,7 @@ class _Json:
         try:
             return Config(**settings)
         except UsageError as error:
-            raise self.error(f"says what cannot be: {error.message}") from error
+            raise self.error(f"has a setting that makes no sense: {error.message}") from error
 
     def error(self, what: str) -> RunError:
         return RunError(f"'{printable(str(self.path))}' {printable(what)}", hint=_AGAIN)
@@ -663,7 +679,7 @@ def _copy_masks(
     for own, row in zip(scores, tensor if stacked else [tensor], strict=True):
         kept, wanted = int((row != 0).sum()), kept_count(row.numel(), keep)
         if row.dtype == torch.bool and kept != wanted:
-            raise file.error(f"has '{name}' that keeps {kept:,} entries, a keep ratio of {keep:g} {wanted:,}")
+            raise file.error(f"has '{name}' that keeps {kept:,} entries, but a keep ratio of {keep:g} keeps {wanted:,}")
         values = (row + _DROPPED * ~row) * _bound(own.shape) if row.dtype == torch.bool else row
         own.data.copy_(values.T if transposed else values)
 

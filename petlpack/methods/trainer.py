@@ -18,11 +18,15 @@ import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from petlpack.errors import UsageError, printable
+from petlpack.methods.settings import NOT_NEGATIVE, Rule, check, whole
 
 if TYPE_CHECKING:
     from transformers import Trainer
 else:
     Trainer = object  # what `SwitchTasks` is mixed into; no library of models is imported here
+
+_ROWS = Rule("a mapping from task names to rows", lambda value: isinstance(value, Mapping))
+_BY_TASK = 'give rows by task: Tasks({"sst2": ..., "rte": ...})'
 
 TASK = "task"
 """The key under which a row, and a batch of rows, says whose it is."""
@@ -48,7 +52,8 @@ class Tasks(ConcatDataset):  # type: ignore[misc] # torch is Any here
 
     def __init__(self, rows: Mapping[str, Any]) -> None:
         if not rows:
-            raise UsageError("no task has rows", hint='give rows by task: Tasks({"sst2": ..., "rte": ...})')
+            raise UsageError("no task has rows", hint=_BY_TASK)
+        check("rows", rows, _ROWS, _BY_TASK)
         self.each = {name: Task(name, own) for name, own in rows.items()}
         """Every task by itself: what `eval_dataset` takes, and so each is evaluated alone."""
         self.epoch = 0
@@ -73,12 +78,8 @@ class TaskBatches(Sampler[list[int]]):  # type: ignore[misc] # torch is Any here
     drop_last = False  # Accelerate asks
 
     def __init__(self, tasks: Tasks, batch_size: int, *, exponent: float = 1.0, seed: int = 0) -> None:
-        if type(batch_size) is not int or batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size!r}", hint="a whole number from 1")
-        if not (math.isfinite(exponent) and exponent >= 0):
-            raise UsageError(
-                f"exponent is {exponent!r}", hint="1 is by size, 0 evenly, a number between them in between"
-            )
+        check("batch_size", batch_size, whole(1), "batch_size is the number of rows of a batch")
+        check("exponent", exponent, NOT_NEGATIVE, "1 draws tasks in proportion to their size, 0 equally often")
         self.tasks, self.batch_size, self.exponent, self.seed = tasks, batch_size, exponent, seed
         self.passes = [math.ceil(len(task) / batch_size) for task in tasks.each.values()]
         """How many batches a pass over each task has."""
@@ -139,7 +140,7 @@ class TaskCollator:
         """Return the batch; raises UsageError for rows of several tasks, and such that say none."""
         found = {str(row.get(TASK, "")) for row in rows}
         if "" in found:
-            raise UsageError("rows do not say their task", hint='give them by task: Tasks({"sst2": ..., "rte": ...})')
+            raise UsageError("the rows do not say their task", hint=_BY_TASK)
         if len(found) > 1:
             raise UsageError(
                 f"a batch has rows of several tasks: {printable(', '.join(sorted(found)))}",
@@ -180,10 +181,7 @@ class SwitchTasks(Trainer):  # type: ignore[misc] # transformers is Any here
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's own loader, with batches of one task each."""
         if not isinstance(self.train_dataset, Tasks):
-            raise UsageError(
-                f"train_dataset is a {type(self.train_dataset).__name__}",
-                hint='give rows by task: train_dataset=Tasks({"sst2": ..., "rte": ...})',
-            )
+            raise UsageError(f"train_dataset must be Tasks, got a {type(self.train_dataset).__name__}", hint=_BY_TASK)
         made = super().get_train_dataloader()
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batches = TaskBatches(self.train_dataset, made.batch_sampler.batch_size, exponent=self.exponent, seed=seed)

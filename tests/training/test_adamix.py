@@ -719,6 +719,18 @@ def test_what_was_loaded_trains_on_as_what_was_saved(tmp_path: Path, kind: str) 
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["", "checkpoint-3"])
+def test_a_model_that_was_saved_with_the_method_on_it_is_refused(tmp_path: Path, kind: str, place: str) -> None:
+    model = open_base(write_base(tmp_path / "base"))
+    adamix.attach(model, settings(kind))
+    model.save_pretrained(tmp_path / "run" / place)
+    for said in ({}, {"inference_level": "3"}):
+        with pytest.raises(RunError, match="is a model with AdaMix on it") as caught:
+            petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=tmp_path / "base", settings=said)
+        assert "method.save(DIRECTORY)" in str(caught.value.hint)
+
+
 def test_all_experts_can_be_kept(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     model = open_base(base)
@@ -752,13 +764,13 @@ def test_a_run_of_the_reference_code_is_loaded(tmp_path: Path, family: str) -> N
     ("changes", "said"),
     [
         ({"kind": "prefix"}, "prefix"),
-        ({"experts": 0}, "experts is 0"),
-        ({"experts": 2.0}, r"experts is 2\.0"),
-        ({"bottleneck": -1}, "bottleneck is -1"),
-        ({"rank": True}, "rank is True"),
-        ({"alpha": float("inf")}, "alpha is inf"),
-        ({"alpha": 0}, "alpha is 0"),
-        ({"alpha": "16"}, "alpha is '16'"),
+        ({"experts": 0}, r"experts must be .*, got 0"),
+        ({"experts": 2.0}, r"experts must be .*, got 2\.0"),
+        ({"bottleneck": -1}, r"bottleneck must be .*, got -1"),
+        ({"rank": True}, r"rank must be .*, got True"),
+        ({"alpha": float("inf")}, r"alpha must be .*, got inf"),
+        ({"alpha": 0}, r"alpha must be .*, got 0"),
+        ({"alpha": "16"}, r"alpha must be .*, got '16'"),
         ({"activation": "swiglu"}, "swiglu"),
         ({"share_down": True}, "4 experts"),
     ],
@@ -773,7 +785,7 @@ def test_models_that_cannot_have_it(model: Any) -> None:
     with pytest.raises(UsageError, match="BertModel takes no labels"):
         adamix.attach(model.bert, settings())
     adamix.attach(model, settings())
-    with pytest.raises(UsageError, match="has a method already"):
+    with pytest.raises(UsageError, match="already has a method on it"):
         adamix.attach(model, settings())
 
 
@@ -828,8 +840,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another activation": (lambda run: edit(run, adapter_activation="swiglu"), r"config\.json': .*swiglu"),
     "random routes": (lambda run: edit(run, inference_level=1), "inference_level 1"),
-    "fewer experts": (lambda run: edit(run, num_experts=2), r"expert_score_weight' of \[4\], in the model it is \[2\]"),
-    "another size": (lambda run: edit(run, adapter_size=5), r"of \[4, 16\], in the model it is \[5, 16\]"),
+    "fewer experts": (
+        lambda run: edit(run, num_experts=2),
+        r"score_weight' of \[4\], but in the model it is \[2\]",
+    ),
+    "another size": (lambda run: edit(run, adapter_size=5), r"of \[4, 16\], but in the model it is \[5, 16\]"),
     "no head": (lambda run: drop(run, "classifier"), r"has no 'classifier\.weight'"),
     "half of it": (lambda run: drop(run, "layer.1"), "has no 'bert.encoder.layer.1"),
     "more than it": (lambda run: insert(run, "more"), "has 'more', for which the model has no place"),

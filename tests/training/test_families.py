@@ -48,10 +48,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral": ("Mistral", "ForCausalLM", _DECODER),
     "gemma": ("Gemma", "ForCausalLM", _DECODER),
 }
+CLASSIFIERS = {
+    **{family: case for family, case in FAMILIES.items() if case[1] == "ForSequenceClassification"},
+    "mistral classifier": ("Mistral", "ForSequenceClassification", _DECODER),
+    "gpt2 classifier": ("GPT2", "ForSequenceClassification", {**FAMILIES["gpt2"][2], "pad_token_id": 0}),
+    "t5 classifier": ("T5", "ForSequenceClassification", {**FAMILIES["t5"][2], "eos_token_id": 1}),
+}
+_ALL = FAMILIES | CLASSIFIERS
 
 
 def _generates(family: str) -> bool:
-    return not FAMILIES[family][1].endswith("ForSequenceClassification")
+    return not _ALL[family][1].endswith("ForSequenceClassification")
 
 
 def _tasks(family: str) -> dict[str, int]:
@@ -102,13 +109,13 @@ works = pytest.mark.parametrize(("family", "name"), WORKING)
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a base of each family, without its head."""
     directory = tmp_path_factory.mktemp("bases")
-    for family in FAMILIES:
+    for family in _ALL:
         write_base(directory, family)
     return directory
 
 
 def write_base(directory: Path, family: str) -> None:
-    prefix, kind, sizes = FAMILIES[family]
+    prefix, kind, sizes = _ALL[family]
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which DeBERTa's code is written in
@@ -116,13 +123,13 @@ def write_base(directory: Path, family: str) -> None:
     (model if _generates(family) else model.base_model).save_pretrained(directory / family)
 
 
-def opened(bases: Path, family: str, dtype: Any = torch.float32, seed: int = 1) -> Any:
+def opened(bases: Path, family: str, dtype: Any = torch.float32, seed: int = 1, **settings: Any) -> Any:
     """Return a family's model on its base, the head drawn anew, without dropout."""
     torch.manual_seed(seed)
-    prefix, kind, _ = FAMILIES[family]
+    prefix, kind, _ = _ALL[family]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = getattr(transformers, prefix + kind).from_pretrained(bases / family, dtype=dtype)
+        model = getattr(transformers, prefix + kind).from_pretrained(bases / family, dtype=dtype, **settings)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -131,6 +138,8 @@ def opened(bases: Path, family: str, dtype: Any = torch.float32, seed: int = 1) 
 
 def batch_of(family: str, seed: int = 0) -> dict[str, torch.Tensor]:
     ids = torch.randint(3, 40, (4, 6), generator=torch.Generator().manual_seed(seed))
+    if family == "t5 classifier":
+        ids[:, -1] = 1  # the end of a sentence, which it reads
     return {"input_ids": ids, "labels": ids.clone() if _generates(family) else ids[:, 0] % 2}
 
 
@@ -280,14 +289,34 @@ def test_a_lora_is_merged_by_peft(bases: Path, family: str, name: str, tmp_path:
     method.save(tmp_path / "run")
     (encoded,) = petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=bases / family)
     petlpack.open(tmp_path / "pack")[encoded.name].decode(tmp_path / "peft", base=bases / family, to="peft")
-    model = opened(bases, family)
-    if not _generates(family) and "propetl" in name:  # the run's head is the method's own file's
-        model.load_state_dict(method.head_tensors(), strict=False)
-    adapted: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
+    adapted: Any = peft.PeftModel.from_pretrained(opened(bases, family), str(tmp_path / "peft"))
     merged = adapted.merge_and_unload()
     plain = logits_of(opened(bases, family), family)
     assert not torch.allclose(expected, plain, atol=1e-3)
     assert torch.allclose(logits_of(merged, family), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+@pytest.mark.parametrize("name", ["propetl lora", "propetl lora of tasks", "adamix lora"])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # that PEFT asks
+@pytest.mark.filterwarnings("error:.*missing adapter keys:UserWarning")
+def test_a_classifier_goes_to_peft_with_its_head(bases: Path, family: str, name: str, tmp_path: Path) -> None:
+    if name == "propetl lora of tasks":
+        method = of_two_tasks(bases, family, name)
+        expected = logits_by_task(method, family, method.tasks)
+    else:
+        method = finished(bases, family, name)
+        expected = {"run": logits_of(method.model, family)}
+    method.save(tmp_path / "run")
+    for encoded in petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", base=bases / family):
+        task = encoded.name.rpartition(".")[2]
+        decoded = petlpack.open(tmp_path / "pack")[encoded.name].decode(tmp_path / "peft" / task, to="peft")
+        assert decoded.notes == ()
+        model = opened(bases, family, seed=7, num_labels=expected[task].shape[1])
+        adapted: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft" / task))
+        assert adapted.peft_config["default"].task_type == "SEQ_CLS"
+        assert torch.equal(logits_of(adapted, family), expected[task])
+        assert torch.allclose(logits_of(adapted.merge_and_unload(), family), expected[task], atol=5e-5, rtol=0)
 
 
 FRONTS = {"distilbert": "pre_classifier", "deberta-v2": "pooler"}
@@ -401,7 +430,7 @@ def test_layers_that_are_built_otherwise_are_not_left_out() -> None:
     }
     experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
     config = transformers.Qwen3NextConfig(**{**_DECODER, "num_hidden_layers": 4}, **sizes, **experts)
-    with pytest.raises(UsageError, match=r"4 layers in 'model\.layers', 3 of them built otherwise"):
+    with pytest.raises(UsageError, match=r"4 layers in 'model\.layers', 3 built differently"):
         propetl.attach(transformers.Qwen3NextForCausalLM(config), propetl.Config())
 
 

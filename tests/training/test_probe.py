@@ -160,7 +160,8 @@ def test_a_prefix_that_the_layer_ignores_is_an_error(monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError) as caught:
         METHODS["propetl prefix"](model)
     assert caught.value.message == (
-        f"the prefix in 'bert.encoder.layer.0' changes nothing that the layer computes ({VERSION}), and so for 1 more"
+        f"the prefix in 'bert.encoder.layer.0' changes nothing that the layer computes ({VERSION}); "
+        "the same holds for 1 more"
     )
 
 
@@ -173,7 +174,7 @@ def test_a_method_that_got_half_way_is_taken_off_again(monkeypatch: pytest.Monke
         return plain(self, hidden_states, attention_mask, **more)
 
     monkeypatch.setattr(attention, "forward", without_cache)
-    with pytest.raises(UsageError, match=r"takes hidden_states, attention_mask, more, and no cache"):
+    with pytest.raises(UsageError, match=r"takes no cache, only hidden_states, attention_mask, more"):
         METHODS["propetl prefix of tasks"](model)
     assert set(model.__dict__) == keys
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -186,7 +187,7 @@ def test_an_argument_that_is_called_otherwise_is_an_error(renamed: str) -> None:
     class Other(nn.Module):  # type: ignore[misc]
         def forward(self, hidden_states: Any, mask: Any = None, memory: Any = None) -> Any: ...
 
-    with pytest.raises(UsageError, match=f"takes hidden_states, mask, memory, and no {renamed}"):
+    with pytest.raises(UsageError, match=f"takes no {renamed}, only hidden_states, mask, memory"):
         Argument(Other(), renamed, "past_key_values")
 
 

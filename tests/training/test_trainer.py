@@ -178,9 +178,9 @@ def list_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     [
         (lambda: Tasks({}), "no task has rows"),
         (lambda: Tasks({"one": []}), "task 'one' has no rows"),
-        (lambda: TaskBatches(tasks_of(), 0), "batch_size is 0"),
-        (lambda: TaskBatches(tasks_of(), 2, exponent=-1.0), "exponent is -1.0"),
-        (lambda: TaskBatches(tasks_of(), 2, exponent=float("nan")), "exponent is nan"),
+        (lambda: TaskBatches(tasks_of(), 0), r"batch_size must be .*, got 0"),
+        (lambda: TaskBatches(tasks_of(), 2, exponent=-1.0), r"exponent must be .*, got -1\.0"),
+        (lambda: TaskBatches(tasks_of(), 2, exponent=float("nan")), r"exponent must be .*, got nan"),
         (lambda: TaskCollator(list_of)([tasks_of()[0], tasks_of()[-1]]), "rows of several tasks: one, two"),
         (lambda: TaskCollator(list_of)(rows_of("one", 2)), "rows do not say their task"),
     ],
@@ -322,7 +322,7 @@ def test_a_trainer_without_tasks_is_refused(bases: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="no method for several tasks"):
         TaskTrainer(attached(bases, "propetl adapter").model, arguments)
     trainer = TaskTrainer(attached(bases, "pha").model, arguments, train_dataset=rows_of("one", 4))
-    with pytest.raises(UsageError, match="train_dataset is a list"):
+    with pytest.raises(UsageError, match="train_dataset must be Tasks, got a list"):
         trainer.train()
     trainer = TaskTrainer(attached(bases, "pha").model, arguments, train_dataset=Tasks({"other": rows_of("one", 4)}))
     with pytest.raises(UsageError, match="no task 'other'"):

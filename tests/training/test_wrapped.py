@@ -152,7 +152,7 @@ def test_processes_train_one_method(name: str, tmp_path: Path) -> None:
 @needs_gloo
 def test_diff_pruning_in_two_processes_is_refused(tmp_path: Path) -> None:
     for said in in_two_processes("diff pruning", tmp_path):
-        assert said.startswith("diff pruning in 2 processes")
+        assert said.startswith("diff pruning runs in 2 processes")
 
 
 # A Trainer saves the whole model, with the method on it
