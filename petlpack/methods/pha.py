@@ -416,7 +416,7 @@ class Pha(Method):
             raise UsageError(f"task '{printable(task)}' exists already", hint="give the new task a name of its own")
         if like is not None and like not in self.tasks:
             raise UsageError(
-                f"no task '{printable(like)}' to start from", hint=f"choose one of {', '.join(self.tasks)}"
+                f"no task '{printable(str(like))}' to start from", hint=f"choose one of {', '.join(self.tasks)}"
             )
         check_task(self.model, task, labels)
         like = next(iter(self.nearest(batches))) if like is None else like
@@ -445,7 +445,7 @@ class Pha(Method):
         unknown = [task for task in tasks if task not in self.tasks]
         if unknown or not tasks:
             raise UsageError(
-                f"no task '{printable(unknown[0])}' to save" if unknown else "no task to save",
+                f"no task '{printable(str(unknown[0]))}' to save" if unknown else "no task to save",
                 hint=f"choose from {', '.join(self.tasks)}",
             )
         tensors = self._shared()

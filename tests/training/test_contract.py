@@ -383,7 +383,7 @@ def test_an_optimizer_made_before_prune_leaves_the_differences_as_they_are(base:
 def test_what_was_loaded_trains_on_in_train_mode(name: str, base: Path, tmp_path: Path) -> None:
     finished(name, base).save(tmp_path / "run")
     model = open_model(base)
-    method = LOAD[name.split()[0]](model, tmp_path / "run")
+    method = switched(LOAD[name.split()[0]](model, tmp_path / "run"))
     before = logits_of(model)
     model.train()
     train(method)
