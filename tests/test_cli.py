@@ -557,11 +557,12 @@ def test_help_tells_every_option_and_what_it_may_be(command: str) -> None:
     assert HELP[command] <= options
     for option in options:
         assert re.search(rf"^  (-., )?{option}\b.*\S", text, re.MULTILINE), option
-    from petlpack.layouts.options import SETTINGS
+    from petlpack.layouts.registry import settings
     from petlpack.loading import TARGETS
 
     words = set(re.findall(r"[a-z_]+", text))
-    assert set(SETTINGS if command == "encode" else TARGETS) <= words
+    texts = {name for name, setting in settings().items() if not setting.flag}
+    assert set(texts if command == "encode" else TARGETS) <= words
 
 
 def test_some_runs_that_fail_are_3_and_do_not_stop_the_rest(place: Path, tmp_path: Path) -> None:
@@ -670,7 +671,7 @@ def test_tables_go_on_past_a_codec_of_a_newer_version(command: list[str], code: 
 
 @pytest.mark.parametrize("nbytes", [10**400, 2**63, -5, True, "many", None], ids=lambda nbytes: str(nbytes)[:20])
 def test_a_fact_that_makes_no_sense_is_not_known(nbytes: object, pack: Path) -> None:
-    rewrite(pack, "sst2", facts={**petlpack.open(pack)["sst2"].manifest.facts, "dense_bytes": nbytes})
+    rewrite(pack, "sst2", facts={**petlpack.open(pack)["sst2"].manifest.facts, "run_bytes": nbytes})
     result = run("list", pack, "--long")
     assert (result.exit_code, result.stderr) == (0, "")
     assert re.search(r"^sst2 +full fine-tune +ulp +\? +[0-9.]+ k?B +-$", result.stdout, re.MULTILINE)

@@ -58,7 +58,7 @@ def test_a_run_comes_back_as_the_reference_code_loads_it(tmp_path: Path, name: s
         for file in case.files:
             changes: dict[str, dict[str, object]] = {"pha": {"tasks": [task]}, "adamix": {"num_experts": 1}}
             change = changes.get(case.layout)
-            if change is not None and file == "config.json" and not case.options.get("keep_experts"):
+            if change is not None and file == "config.json" and "keep_experts" not in case.options.get("settings", {}):
                 config = json.loads((packed.run / file).read_text(encoding="utf-8"))
                 assert json.loads(back[file]) == {**config, **change}
             else:
