@@ -27,8 +27,8 @@ class Facts:
 
     `whole` tells that the run is a whole trained model; `run_bytes` are those of all its tensors; `errors` are the
     largest absolute errors of tensors that lost changes, `density` the share of changes that they kept. `figures` are
-    counts: `trained` parameters, mask entries `kept`, float numbers and bytes (`base`, `base_bytes`) of a base that only
-    the accounting needs.
+    counts: `trained` parameters, mask entries `kept`, float numbers and bytes (`base`, `base_bytes`) of a base that
+    only the accounting needs.
     """
 
     layout: str = "unknown"
