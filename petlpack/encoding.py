@@ -22,7 +22,8 @@ import numpy as np
 
 from petlpack import coding, container
 from petlpack.codecs.base import Codec, Section, Unit
-from petlpack.codecs.registry import codecs_for, wanted_codec
+from petlpack.codecs.registry import CODECS, codecs_for, wanted_codec
+from petlpack.codecs.registry import codec as registered_codec
 from petlpack.coding.base import Level
 from petlpack.container import Encoded as EncodedSection
 from petlpack.decoding import given_of, joined, with_kinds
@@ -389,14 +390,15 @@ def _candidates(run: Run, wanted: str, density: float | None) -> list[Codec]:
         )
     if density is None:
         return tried
-    sparse = [codec for codec in tried if any(way.density is not None for way in codec.takes[kind])]
-    if not sparse:
+    pruning = [codec for codec in tried if kind in codec.prunes]
+    if not pruning:
+        ids = " or ".join(codec_id for codec_id in CODECS if registered_codec(codec_id).prunes)
         raise UsageError(
-            f"a density is for a full fine-tune by codec sparse, not for '{printable(str(run.path))}' "
+            f"a density is for a full fine-tune by codec {ids}, not for '{printable(str(run.path))}' "
             f"({run.method}) by codec {wanted}",
             hint="leave out the density",
         )
-    return sparse
+    return pruning
 
 
 def _encode_section(section: Section, level: Level) -> EncodedSection:

@@ -138,7 +138,7 @@ def plan(
     base: str | Path | Base | None = None,
     *,
     sample: float | None = None,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, str | bool] | None = None,
     jobs: int | None = None,
     progress: Callable[[str], Progress | None] | None = None,
 ) -> Plans:
@@ -151,13 +151,13 @@ def plan(
     runs = [runs] if isinstance(runs, (str, Path)) else runs
     if sample is not None and not 0 < sample < 1:
         raise UsageError(f"a sample of {sample:g}", hint="it is the share of the units to measure, between 0 and 1")
-    options_of(settings or {})
+    said = options_of(settings or {}).settings
     opened = Base(base) if isinstance(base, (str, Path)) else base
     done: list[RunPlan] = []
     failed: list[Failed] = []
     names: dict[str, Path] = {}
     with _scratch() as place:
-        planner = _Planner(Path(place), opened, sample, settings or {}, count_jobs(jobs), progress)
+        planner = _Planner(Path(place), opened, sample, said, count_jobs(jobs), progress)
         for path in runs:
             try:
                 _refuse_taken(Path(path), names)
@@ -261,7 +261,7 @@ class _Planner:
             source_bytes=sum(run.weight_bytes for run in runs),
             directory_bytes=sum(self._files[str(path)].values()),
             offers=(
-                *sorted(_with_auto(measured, runs[0]), key=lambda offer: offer.total_bytes),
+                *sorted(self._with_auto(measured, runs[0]), key=lambda offer: offer.total_bytes),
                 *(offer for offer in offers if offer.refused is not None),
             ),
             warnings=tuple(dict.fromkeys(text for run in runs for text in run.warnings)),
@@ -308,7 +308,7 @@ class _Planner:
             return read_run(path, options), options, [self._offer(path, _Try(None, Way()), refused=error)]
 
     def _measure(self, path: Path, runs: Sequence[Run], tries: Sequence[_Try]) -> Iterator[Offer]:
-        sampler = None
+        samplers: dict[str | None, Sampler] = {}
         for one in tries:
             try:
                 base = self._base_for(runs[0], one)
@@ -320,11 +320,17 @@ class _Planner:
                         "not measured on a sample, for which changes are the largest shows in all of them only",
                         hint="leave out --sample",
                     )
-                sampler = sampler or Sampler(runs[0], self._sample, self._jobs)
-                found = sampler.measure(one.codec, one.way.level, base, self._moved(path, one))
-                yield self._offer(path, one, exact=True, loss=NOTHING, **found)
+                if one.way.setting not in samplers:
+                    (run,) = self._read_as(path, one)
+                    samplers[one.way.setting] = Sampler(run, self._sample, self._jobs)
+                found = samplers[one.way.setting].measure(one.codec, one.way.level, base, self._moved(path, one))
+                yield self._offer(path, one, exact=runs[0].exact and one.codec.exact, loss=one.way.lost, **found)
             except PetlpackError as error:
                 yield self._offer(path, one, refused=self._why(runs[0], one, error))
+
+    def _read_as(self, path: Path, one: _Try) -> Sequence[Run]:
+        """Read a run with what a way switches on."""
+        return read_run(path, options_of({**self._settings, **one.settings}))
 
     def _why(self, run: Run, one: _Try, error: PetlpackError) -> PetlpackError:
         """Return why a codec is refused: where it declined the run, with the share of weights that changed."""
@@ -368,6 +374,18 @@ class _Planner:
             error=error,
         )
 
+    def _with_auto(self, offers: Sequence[Offer], run: Run) -> list[Offer]:
+        """Mark the offer that `--codec auto` takes: of its candidates, in its order, the first whose file is smallest.
+
+        With what was said of the run, but without settings that only the offer switches on.
+        """
+        said = [None, *(name for name, value in self._settings.items() if value == "true")]
+        codecs = [codec for codec in codecs_for(run.module) if type(run.module) not in codec.on_request]
+        tried = [_Try(codec, Way(setting=setting)).options for codec in codecs for setting in said]
+        candidates = [offer for options in tried for offer in offers if offer.options == options]
+        best = min(candidates, key=lambda offer: offer.nbytes, default=None)
+        return [dataclasses.replace(offer, auto=offer is best) for offer in offers]
+
     def _base_for(self, run: Run, one: _Try) -> Base | None:
         """Return the base to give to `encode`, each opened once; raises BaseError where the codec needs one."""
         if self._base is not None or not run.needs_base or (one.codec is not None and not one.codec.uses_base):
@@ -404,25 +422,23 @@ class _Planner:
 def _tries(run: Run, options: Options) -> list[_Try]:
     """Return what differs for a run: of ways with a setting those on whose setting something in the run depends.
 
-    A run that was read with a setting is encoded with it.
+    A run that was read with a setting is encoded with it, by every codec.
     """
-    ways = [_Try(codec, way) for codec in codecs_for(run.module) for way in codec.takes[type(run.module)]]
     flags = {asked.name: options.wants(asked) for asked in options.used.values() if asked.flag}
-    if any(flags.values()):
-        return [one for one in ways if flags.get(one.way.setting or "", False)]
-    without = [one for one in ways if one.way.setting is None]
-    flagged = [one for one in ways if one.way.setting in flags]
-    if not flagged:  # nothing in the run depends on a setting, so nothing is lost without
-        without = [_Try(one.codec, dataclasses.replace(one.way, lost=NOTHING)) for one in without]
-    return [*without, *flagged]
-
-
-def _with_auto(offers: Sequence[Offer], run: Run) -> list[Offer]:
-    """Mark the offer that `--codec auto` takes: of its candidates, in its order, the first whose file is smallest."""
-    tried = [_Try(codec, Way()) for codec in codecs_for(run.module) if type(run.module) not in codec.on_request]
-    candidates = [offer for one in tried for offer in offers if offer.options == one.options]
-    best = min(candidates, key=lambda offer: offer.nbytes, default=None)
-    return [dataclasses.replace(offer, auto=offer is best) for offer in offers]
+    on = [name for name, wanted in flags.items() if wanted]
+    tries: list[_Try] = []
+    for codec in codecs_for(run.module):
+        ways = list(codec.takes[type(run.module)])
+        without = [way for way in ways if way.setting is None]
+        flagged = [way for way in ways if way.setting in (on or flags)]
+        if on:
+            ways = flagged or [dataclasses.replace(way, setting=on[0]) for way in without]
+        elif flagged:
+            ways = [*without, *flagged]
+        else:  # nothing in the run depends on a setting, so nothing is lost without
+            ways = [dataclasses.replace(way, lost=NOTHING) for way in without]
+        tries += [_Try(codec, way) for way in ways]
+    return tries
 
 
 def _files_of(path: Path) -> dict[Path, int]:

@@ -171,7 +171,7 @@ def check_suits(codec: Codec, work: Work, jobs: int) -> None:
         shown = f"{percent:.{1 if percent >= 0.05 else 4}f} %"
         raise RunError(
             f"{shown} of the weights differ from the base, and `{codec.id}` is for few",
-            hint="--density keeps the largest changes only",
+            hint="--density keeps the largest changes only" if codec.prunes else None,
         )
 
 

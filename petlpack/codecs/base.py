@@ -117,6 +117,11 @@ class Codec(ABC):
     picks: ClassVar[bool] = False
     """Whether it stores only those elements that differ from the base, and where they are."""
 
+    @property
+    def prunes(self) -> frozenset[type[Module]]:
+        """The kinds of modules of which it keeps the largest changes only, where a density is asked for."""
+        return frozenset(kind for kind, ways in self.takes.items() for way in ways if way.density is not None)
+
     @abstractmethod
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut the tensors that have to be stored into units, by a rule that encoder and decoder share.
