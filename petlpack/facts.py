@@ -49,6 +49,12 @@ class Facts:
         """The largest error that is stated of a tensor; None where none is."""
         return max((self.errors or {}).values(), default=None)
 
+    @property
+    def asked_density(self) -> float | None:
+        """The share of changes that the encoder was asked to keep; None where it was to keep all."""
+        density = _number(self.options.get("density"))
+        return density if density is not None and 0 < density < 1 else None
+
     @classmethod
     def parse(cls, said: Mapping[str, Any]) -> Facts:
         """Read the facts of a manifest; what makes no sense counts as not said."""

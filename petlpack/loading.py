@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -223,7 +223,7 @@ class Task:
         """
         if to not in TARGETS:
             raise UsageError(f"no layout '{printable(to)}' to decode to", hint=f"choose one of {', '.join(TARGETS)}")
-        if to == self.facts.layout:
+        if to != "run" and self._is_already(to):
             to = "run"
         with new_directory(Path(out)) as directory:
             if to == "run":
@@ -240,6 +240,26 @@ class Task:
         same = {tensors.plan.slots[i].name: tensors.plan.slots[j].name for i, j in tensors.plan.aliases.items()}
         write_weights(directory, self.template.headers, tensors.stream(jobs=jobs, progress=progress), same)
         return [self.facts.note] if self.facts.note else []
+
+    def _is_already(self, to: str) -> bool:
+        """Tell from the run's own files whether they are what is asked for, so that nothing has to be made of them."""
+        from petlpack.layouts.adapterhub_writer import is_adapterhub
+        from petlpack.layouts.peft_writer import is_peft
+
+        weights, kept = list(self.template.headers), self.template.files
+        if to == "safetensors":
+            alone = not kept and len(weights) == 1 and weights[0].endswith(".safetensors")
+            return alone and self.template.rule is None
+        configs = [self._read_json(name) for name in kept if name.rpartition("/")[2] == "adapter_config.json"]
+        return is_peft(weights, configs) if to == "peft" else is_adapterhub(weights, configs)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        """Return the object that a kept file holds; an empty one where it holds none."""
+        try:
+            value = json.loads(self.read_file(name))
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def _write_as(
         self, to: str, directory: Path, base: str | Path | Base | None, jobs: int | None, progress: Progress | None

@@ -177,13 +177,11 @@ def _run_of(task: Task, against: str | Path, base: Base | None) -> dict[str, Ten
     """Read the run that a task is to be compared with, as it was read when it was encoded."""
     facts = task.facts
     runs = read_run(against, options_in(facts.options))
-    run = next((run for run in runs if run.task == facts.task), None)
+    run = next((run for run in runs if printable(run.task) == facts.task), None)
     if run is None:
         names = printable(", ".join(run.task for run in runs))
         raise RunError(f"'{printable(str(against))}' has no task '{facts.task}', it has {names}")
-    density = facts.options.get("density")
-    if not (isinstance(density, float) and 0 < density < 1):
-        density = None
+    density = facts.asked_density
     if base is None or not (run.omits_base or density):
         return dict(run.module.tensors)
     return prepare(run, base, count_jobs(None), rule=task.template.rule, density=density).tensors
