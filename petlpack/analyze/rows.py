@@ -62,7 +62,7 @@ class TaskRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON has it; sections are told by `--by section`."""
-        row = {name: value for name, value in vars(self).items() if name != "sections"}
+        row = {name: value for name, value in vars(self).items() if name not in ("sections", "whole")}
         score = None if self.score is None else vars(self.score)
         return {
             **row,
