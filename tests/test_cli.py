@@ -25,6 +25,7 @@ import petlpack
 from petlpack import container, store
 from petlpack_cli.app import COMMANDS, cli
 from petlpack_cli.output.sizes import bar, ratio, size
+from tests import method_runs
 from tests.conftest import METHOD_SETTINGS, make_base, make_pair, weights, write_methods, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -560,9 +561,34 @@ def test_help_tells_every_option_and_what_it_may_be(command: str) -> None:
     from petlpack.layouts.registry import settings
     from petlpack.loading import TARGETS
 
-    words = set(re.findall(r"[a-z_]+", text))
-    texts = {name for name, setting in settings().items() if not setting.flag}
-    assert set(texts if command == "encode" else TARGETS) <= words
+    if command == "decode":
+        assert set(TARGETS) <= set(re.findall(r"[a-z]+", text))
+        return
+    named = re.search(r"--set KEY=VALUE[^:]*: ([^.]*)\.", text)
+    assert named is not None
+    assert (
+        set(re.findall(r"[a-z_]+", named[1])) <= settings().keys()
+    )  # those of a layout from outside stand in an error
+
+
+PREFIX = ["encode", "run", "--pack", "p"]
+
+
+@pytest.mark.parametrize(
+    "said", [["--bake"], ["--set", "bake=true"], ["--bake", "--set", "bake=true"], ["--set", "bake=true", "--bake"]]
+)
+def test_a_flag_is_short_for_a_setting(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    method_runs.write_propetl_roberta(Path("run"), "sst2", kind="prefix", keep=0.5)
+    for others in ([], ["--set", "keep_experts=false"]):
+        for line in ([*PREFIX, *said, *others], [*PREFIX, *others, *said]):
+            assert run(*line, "--replace").exit_code == 0, line
+            assert petlpack.open("p")["run"].facts.options == {"bake": True}
+    refused = run(*PREFIX, *said, "--set", "bake=false")
+    assert (refused.exit_code, "--set gives bake two values" in refused.stderr) == (2, True)
+    refused = run(*PREFIX, "--set", "bake=false", *said)
+    assert (refused.exit_code, "--set gives bake two values" in refused.stderr) == (2, True)
+    assert "neither true nor false" in run(*PREFIX, "--set", "bake=yes", "--replace").stderr
 
 
 def test_some_runs_that_fail_are_3_and_do_not_stop_the_rest(place: Path, tmp_path: Path) -> None:

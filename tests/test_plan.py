@@ -27,15 +27,26 @@ from petlpack.analyze.sampling import Estimate, estimate, sample_of
 from petlpack.codecs import plain, sparse, ulp
 from petlpack.codecs.base import Way
 from petlpack.codecs.registry import CODECS, codec
-from petlpack.modules import Module
+from petlpack.modules import Dense, Module
 from petlpack_cli.app import cli
 from tests import method_runs
-from tests.conftest import METHOD_SETTINGS, make_base, make_pair, nudged, weights, write_methods, write_run
+from tests.conftest import (
+    DENSE_CODECS,
+    METHOD_SETTINGS,
+    make_base,
+    make_pair,
+    nudged,
+    weights,
+    write_methods,
+    write_run,
+)
 from tests.test_cli import SCHEMAS, table
 
 ROOT = Path(__file__).parent.parent
 
-DENSE = ["sparse", "sparse --density 0.05", "sparse --density 0.005", "ulp", "ulp --level fast", "plain"]
+TRIES = [planning._Try(codec(one), way) for one in DENSE_CODECS for way in codec(one).takes[Dense]]
+DENSE = {" ".join(one.options[1:]): one for one in TRIES}
+"""What is offered of a full fine-tune, by its label, in the order of the codecs."""
 
 
 @pytest.fixture
@@ -440,7 +451,9 @@ def test_a_full_fine_tune_without_a_base_can_be_plain(place: Path) -> None:
     assert "needs its base, and no base was given" in result.stdout.replace("\n", " ")
     assert result.stdout.count("petlpack encode much --codec plain\n") == 1
     offers = offers_of(petlpack.plan("much").runs[0])
-    assert {label for label, offer in offers.items() if isinstance(offer.refused, petlpack.BaseError)} == {*DENSE[:5]}
+    assert {label for label, offer in offers.items() if isinstance(offer.refused, petlpack.BaseError)} == {
+        label for label, one in DENSE.items() if one.codec is not None and one.codec.uses_base
+    }
     sampled = offers_of(petlpack.plan("much", sample=0.5).runs[0])
     assert {label for label, offer in sampled.items() if offer.refused is None} == {"plain"}
 
