@@ -710,7 +710,21 @@ NONSENSE = [5, "x", [], [{}], None, {"a": [1]}, True, -1, 10**400, 1e308]
 
 
 @pytest.mark.parametrize(
-    "fact", ["figures", "options", "layout", "method", "task", "exact", "density", "error", "dense_bytes"]
+    "fact",
+    [
+        "figures",
+        "options",
+        "layout",
+        "method",
+        "task",
+        "exact",
+        "density",
+        "error",
+        "run_bytes",
+        "whole",
+        "score",
+        "note",
+    ],
 )
 @pytest.mark.parametrize("task", ["mask.a", "merge", "sst2"])
 def test_no_fact_is_trusted(fact: str, task: str, place: Path, methods: Path, tmp_path: Path) -> None:

@@ -182,6 +182,21 @@ def test_a_planned_command_does_what_was_planned(place: Path, said: str) -> None
     assert "toy" in halved or said == "toy_half=false"
 
 
+@pytest.mark.parametrize("said", [[], ["--set", "toy_half=true"], ["--set", "toy_colour=red"]])
+def test_a_sample_measures_what_an_offer_switches_on(place: Path, said: list[str]) -> None:
+    (whole,) = run_json("plan", f"runs/{WHOLE[0]}", "--base", "base", *said)["runs"]
+    (sampled,) = run_json("plan", f"runs/{WHOLE[0]}", "--base", "base", "--sample", "0.9", *said)["runs"]
+    truth = {tuple(offer["options"]): offer for offer in whole["offers"]}
+    measured = [offer for offer in sampled["offers"] if offer["refused"] is None]
+    assert any("toy_half=true" in offer["options"] for offer in measured)
+    for offer in measured:
+        known = truth[tuple(offer["options"])]
+        assert offer["sampled_share"] == 1  # there are few units
+        assert offer["bytes"] == pytest.approx(known["bytes"], abs=32)  # of the manifest
+        for field in ("shared_bytes", "exact", "loss", "auto", "best"):
+            assert offer[field] == known[field], (offer["options"], field)
+
+
 def test_the_toys_have_rows_in_every_table(place: Path) -> None:
     tables = {key: run_json("stats", "pack", "--by", key) for key in KEYS}
     assert {row["layout"] for row in tables["task"]["tasks"]} == {"toy"}

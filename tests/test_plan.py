@@ -27,6 +27,7 @@ from petlpack.analyze.sampling import Estimate, estimate, sample_of
 from petlpack.codecs import plain, sparse, ulp
 from petlpack.codecs.base import Way
 from petlpack.codecs.registry import CODECS, codec
+from petlpack.layouts.registry import settings
 from petlpack.modules import Dense, Module
 from petlpack_cli.app import cli
 from tests import method_runs
@@ -104,6 +105,7 @@ def test_every_codec_that_takes_a_module_is_tried() -> None:
         for kind, ways in codec(codec_id).takes.items():
             assert ways[0] == Way(lost=ways[0].lost)  # what `auto` does is measured
             assert len(set(ways)) == len(ways)
+            assert all(settings()[way.setting].flag for way in ways if way.setting is not None)
             assert kind in get_args(Module)
     assert {kind for codec_id in CODECS for kind in codec(codec_id).takes} == set(get_args(Module))
 

@@ -312,7 +312,7 @@ class _Planner:
         for one in tries:
             try:
                 base = self._base_for(runs[0], one)
-                if self._sample is None or not runs[0].whole or one.codec is None:
+                if self._sample is None or one.codec is None or not runs[0].whole or len(runs) > 1:
                     yield self._encode(path, one, base)
                     continue
                 if one.way.density is not None:
@@ -321,16 +321,17 @@ class _Planner:
                         hint="leave out --sample",
                     )
                 if one.way.setting not in samplers:
-                    (run,) = self._read_as(path, one)
-                    samplers[one.way.setting] = Sampler(run, self._sample, self._jobs)
+                    samplers[one.way.setting] = self._sampler(path, one, self._sample)
                 found = samplers[one.way.setting].measure(one.codec, one.way.level, base, self._moved(path, one))
-                yield self._offer(path, one, exact=runs[0].exact and one.codec.exact, loss=one.way.lost, **found)
+                yield self._offer(path, one, loss=one.way.lost, **found)
             except PetlpackError as error:
                 yield self._offer(path, one, refused=self._why(runs[0], one, error))
 
-    def _read_as(self, path: Path, one: _Try) -> Sequence[Run]:
-        """Read a run with what a way switches on."""
-        return read_run(path, options_of({**self._settings, **one.settings}))
+    def _sampler(self, path: Path, one: _Try, share: float) -> Sampler:
+        """Return what samples a run, read with what a way switches on."""
+        options = options_of({**self._settings, **one.settings})
+        (run,) = read_run(path, options)
+        return Sampler(run, share, self._jobs, options.to_facts())
 
     def _why(self, run: Run, one: _Try, error: PetlpackError) -> PetlpackError:
         """Return why a codec is refused: where it declined the run, with the share of weights that changed."""

@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -109,8 +109,9 @@ def quantile(freedom: float) -> float:
 class Sampler:
     """Estimates what codecs make of one full fine-tune. What equals the base is known from all of it."""
 
-    def __init__(self, run: Run, share: float, jobs: int) -> None:
-        self._run, self._share, self._jobs = run, share, jobs
+    def __init__(self, run: Run, share: float, jobs: int, options: Mapping[str, str | bool]) -> None:
+        """Sample this share of the units; `options` are what the run was read with, as a manifest keeps them."""
+        self._run, self._share, self._jobs, self._options = run, share, jobs, options
         self._digests = Digests(jobs)
         self._works: dict[bool, Work] = {}
 
@@ -127,13 +128,15 @@ class Sampler:
             "nbytes": estimated.nbytes + _header_bytes(codec, units, work),
             "error_bytes": estimated.error_bytes,
             "sampled_share": estimated.share,
+            "exact": self._run.exact and codec.exact,
             "shared": {sha256: len(shared_file(content)) for sha256, content in work.content.items()},
         }
 
     def _prepare(self, base: Base | None) -> Work:
         with_base = base is not None
         if with_base not in self._works:
-            self._works[with_base] = prepare(self._run, base, self._jobs, digests=self._digests)
+            work = prepare(self._run, base, self._jobs, digests=self._digests)
+            self._works[with_base] = replace(work, facts=replace(work.facts, options=self._options))
         return self._works[with_base]
 
     def _code(
