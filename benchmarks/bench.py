@@ -138,7 +138,7 @@ def _full_fine_tune(report: Report, runs: Path, task: str, dtype: str) -> None:
         seen = rows.setdefault(row["name"], (row["bytes"], [], []))
         seen[1].append(row["encode"])
         seen[2].append(row["decode"])
-    units = [unit for unit in codec("ulp").units(work.plan.stored) if unit.from_base]
+    units = [unit for unit in codec("ulp").units(work.plan.stored) if unit.role == "base"]
     for level in ("fast", "small"):
         rows[f"**petlpack {level}**"] = _petlpack(units, work.tensors, base, level)
     report.say(f"#### {task}, {dtype}: {raw:,} bytes of {len(pairs)} tensors")

@@ -104,7 +104,7 @@ def _propetl_roberta(report: Report, directory: Path, rows: list[tuple[str, ...]
     unshared = 4 * shape.layers * formulas.adapter_floats(shape.width, shape.bottleneck)
     for kind, keep in (("adapter", 0.5), ("lora", 0.1), ("prefix", 0.1)):
         written = runs.write_propetl_roberta(directory / kind, "sst2", shape, kind=kind, keep=keep)
-        tasks = _encode(written.path, directory / "pack", bake=kind == "prefix")
+        tasks = _encode(written.path, directory / "pack", settings={"bake": str(kind == "prefix").lower()})
         figures = _figures(tasks[0])
         method = _bytes(tasks)
         rows.append(_row(f"PROPETL {kind}, RoBERTa-base, k {keep}", _size(written.path), method, tasks))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from petlpack import coding
-from petlpack.codecs.base import MOST_ELEMENTS, Codec, Piece, Unit
+from petlpack.codecs.base import MOST_ELEMENTS, Codec, Piece, Role, Unit
 from petlpack.container import Container, Sections
 from petlpack.errors import BaseError, DamageError
 from petlpack.parallel import ordered_map
@@ -25,10 +25,11 @@ RECENT = 4
 
 @dataclass(frozen=True)
 class DecodedSection:
-    """One section: its name and unit, its elements, the prediction or the masks that its coder is given, its row."""
+    """One section: its name, unit and role, its elements, the prediction or masks that its coder is given, its row."""
 
     name: str
     unit: Unit
+    role: Role
     dtype: DType
     bits: Bits
     given: Bits | None
@@ -55,7 +56,7 @@ class Decoder:
             raise DamageError(f"{what} claims more weights than its sections can hold")
         self._units = codec.units(slots, list(self._shared))
         self._rows = {row.name: row for row in opened.manifest.sections}
-        expected = [section for unit in self._units for section in codec.section_names(unit)]
+        expected = [section for unit in self._units for section in codec.sections(unit)]
         if expected != list(self._rows):
             first = ", ".join(expected[:3])
             raise DamageError(f"{what} has {len(self._rows)} sections, its tensors need {len(expected)}: {first} ...")
@@ -79,16 +80,22 @@ class Decoder:
     @property
     def units(self) -> dict[str, Unit]:
         """The unit that each section is of, by the section's name."""
-        return {name: unit for unit in self._units for name in self._codec.section_names(unit)}
+        return {name: unit for unit in self._units for name in self._codec.sections(unit)}
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """The role of each section, by its name."""
+        return {name: role for unit in self._units for name, role in self._codec.sections(unit).items()}
 
     def sections(self) -> Iterator[DecodedSection]:
         """Yield every section decoded, with what its coder is given: what their entropy is counted from."""
         for unit in self._units:
             found: list[DecodedSection] = []
+            roles = self._codec.sections(unit)
 
             def read(name: str, dtype: DType, counts: range, row: int, given: Bits | None, unit: Unit = unit) -> Bits:
                 bits = self._read_section(name, dtype, counts, row, given)
-                found.append(DecodedSection(name, unit, dtype, bits, given, row))  # noqa: B023 - called before the next
+                found.append(DecodedSection(name, unit, roles[name], dtype, bits, given, row))  # noqa: B023 - used at once
                 return bits
 
             self._codec.decode(unit, read, given_of(unit, self._base, self._shared.__getitem__))
@@ -142,7 +149,7 @@ def needed(base: Base | None) -> Base:
 
 def given_of(unit: Unit, base: Base | None, shared: Callable[[Slot], Tensor]) -> Bits | None:
     """Return what a unit's coder is given: the base's elements, or tensors of shared parts; or nothing."""
-    if unit.from_base:
+    if unit.role == "base":
         return predict(base, unit)
     return joined([shared(slot).read_flat(0, slot.size) for slot in unit.given]) if unit.given else None
 

@@ -22,18 +22,16 @@ import numpy as np
 
 from petlpack import coding, container
 from petlpack.codecs.base import Codec, Section, Unit
+from petlpack.codecs.registry import CODECS, codecs_for, wanted_codec
 from petlpack.codecs.registry import codec as registered_codec
-from petlpack.codecs.registry import wanted_codec
-from petlpack.codecs.sparse import Sparse
 from petlpack.coding.base import Level
 from petlpack.container import Encoded as EncodedSection
 from petlpack.decoding import given_of, joined, with_kinds
 from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, UsageError, printable
 from petlpack.layouts.base import LeftOut, Run
 from petlpack.layouts.options import Options
-from petlpack.layouts.registry import read_run
+from petlpack.layouts.registry import options_of, read_run
 from petlpack.loading import Task, open_base
-from petlpack.modules import Dense, Generator, Masked, Mixture, Plain
 from petlpack.parallel import Progress, count_jobs, ordered_map
 from petlpack.parts import BYTES, Part, Templates, part_params, part_slots, unreadable
 from petlpack.preparing import Digests, SharedTensors, Work, prepare
@@ -42,15 +40,6 @@ from petlpack.template import Slot
 from petlpack.tensors.base import Base
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
-
-CODECS_OF = {
-    Dense: ("sparse", "ulp"),
-    Plain: ("plain",),
-    Masked: ("mask",),
-    Mixture: ("merge",),
-    Generator: ("hyper",),
-}
-"""The codecs to try on a kind of module, the cheap refusal first; `plain` takes a full fine-tune, too, on request."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +67,7 @@ def encode(
     task: str | None = None,
     codec: str = "auto",
     level: Level = "small",
-    settings: Mapping[str, str] | None = None,
-    keep_experts: bool = False,
-    keep_retriever: bool = False,
-    bake: bool = False,
+    settings: Mapping[str, str | bool] | None = None,
     density: float | None = None,
     replace: bool = False,
     jobs: int | None = None,
@@ -92,10 +78,10 @@ def encode(
     `base` is the pretrained checkpoint (directory, weights file or `Base`), by default the directory that the run's own
     config names. `task` is the task's name, by default the directory's; several tasks are called `<task>.<theirs>`.
     `codec` "auto" keeps the codec whose task file is smallest. `settings` say what the run's directory does not (its
-    combine rule, activation, ...); `keep_experts`, `keep_retriever` keep what averaging and inference drop, `bake`
-    stores a produced prefix in the place of the network that makes it. `density` keeps only that share of the changes
-    of a full fine-tune, the largest ones. Raises RunError, BaseError, UsageError, or TaskError (name taken and not
-    `replace`), and then leaves the pack as it was.
+    combine rule, activation, ...), and what to keep of it: `keep_experts` and `keep_retriever` what averaging and
+    inference drop, `bake` a produced prefix in the place of the network that makes it. `density` keeps only that share
+    of the changes of a full fine-tune, the largest ones. Raises RunError, BaseError, UsageError, or TaskError (name
+    taken and not `replace`), and then leaves the pack as it was.
     """
     started = time.perf_counter()
     if level not in ("fast", "small"):
@@ -106,7 +92,7 @@ def encode(
     name = check_task_name(task if task is not None else default_name(run_dir))
     if codec != "auto":
         wanted_codec(codec)
-    options = Options(settings or {}, keep_experts, keep_retriever, bake)
+    options = options_of(settings or {})
     runs = read_run(run_dir, options)
     names = [name] if len(runs) == 1 else _names(name, runs)
     opened_base = _find_base(runs[0], base, codec)
@@ -148,16 +134,17 @@ def _names(name: str, runs: Sequence[Run]) -> list[str]:
 
 def _find_base(run: Run, base: str | Path | Base | None, codec: str) -> Base | None:
     """Open the base that a run needs: the one given, else the one that the run names; raises BaseError without one."""
-    if codec == "plain" or not run.needs_base:
+    if not run.needs_base or (codec != "auto" and not wanted_codec(codec).uses_base):
         return None
     opened = open_base(base, run.base_name)
     if opened is not None:
         return opened
     told = f"; it names '{printable(run.base_name)}', which is no directory here" if run.base_name else ""
+    without = [one for one in codecs_for(run.module) if not one.uses_base and not run.on_base]
     raise BaseError(
         f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
         hint="give the pretrained model's directory with --base"
-        + ("; --codec plain stores the run without a base" if isinstance(run.module, Dense) else ""),
+        + "".join(f"; --codec {one.id} stores the run without a base" for one in without),
     )
 
 
@@ -195,7 +182,7 @@ def _encoded(one: _Written, store: Store, seconds: float) -> Encoded:
     )
 
 
-class _DoesNotSuitError(Exception):
+class _DeclinedError(Exception):
     """A codec declined a unit."""
 
 
@@ -225,18 +212,16 @@ class _Writer:
         """Write one task by the codec whose file is smallest; raises RunError where the wanted one does not suit."""
         best: Path | None = None
         work: Work | None = None
-        for codec_id in _candidates(run, wanted, density):
-            codec = registered_codec(codec_id)
-            if density is not None and isinstance(codec, Sparse):
-                codec = Sparse(most=1)  # asked for, it is not declined
+        for codec in _candidates(run, wanted, density):
             rule = codec.rule_of(run.module)
             if work is None or work.template.rule != rule:
                 work = self._prepare(run, rule, density, options)
                 _check_rule(run, codec, work)
             self._write_parts(work, codec)
             path = self._scratch.enter_context(self._store.scratch())
-            if self._write_task(path, work, codec) and (best is None or path.stat().st_size < best.stat().st_size):
-                best, best_id, best_work = path, codec_id, work
+            suits = self._write_task(path, work, codec, asked=density is not None)
+            if suits and (best is None or path.stat().st_size < best.stat().st_size):
+                best, best_id, best_work = path, codec.id, work
         if best is None:
             raise RunError(
                 f"codec '{wanted}' does not suit '{printable(str(run.path))}': too many weights differ from the base",
@@ -250,6 +235,7 @@ class _Writer:
         return _Written(name, best, run, best_id, task.exact, shared)
 
     def _prepare(self, run: Run, rule: Mapping[str, Any] | None, density: float | None, options: Options) -> Work:
+        said = {**options.to_facts(), **({} if density is None else {"density": density})}
         work = prepare(
             run,
             self._base,
@@ -259,13 +245,10 @@ class _Writer:
             digests=self._digests,
             base_size=self._base_size,
         )
-        said = {**options.to_facts(), **({} if density is None else {"density": density})}
-        if said:
-            work.facts["options"] = said
-        return work
+        return dataclasses.replace(work, facts=dataclasses.replace(work.facts, options=said))
 
-    def _write_task(self, path: Path, work: Work, codec: Codec) -> bool:
-        """Write the task file by one codec; returns False where the codec does not suit the run."""
+    def _write_task(self, path: Path, work: Work, codec: Codec, *, asked: bool) -> bool:
+        """Write the task file by one codec; returns False where the codec declines the run, and was not `asked`."""
         kinds = codec.kinds(work.template.rule)
         shared = [
             (slot, tensor)
@@ -276,11 +259,13 @@ class _Writer:
 
         def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
             parts = (next(iter(work.content)), *(part.sha256 for part in work.parts))
-            return container.Manifest("task", codec.id, rows, parts, work.decoded, work.plan.to_params(), work.facts)
+            return container.Manifest(
+                "task", codec.id, rows, parts, work.decoded, work.plan.to_params(), work.facts.to_json()
+            )
 
         try:
-            self._write_file(path, codec, units, work.tensors, manifest_of, dict(shared))
-        except _DoesNotSuitError:
+            self._write_file(path, codec, units, work.tensors, manifest_of, dict(shared), may_decline=not asked)
+        except _DeclinedError:
             return False
         return True
 
@@ -318,24 +303,30 @@ class _Writer:
         tensors: Mapping[str, Tensor],
         manifest_of: Callable[[tuple[container.SectionRow, ...]], container.Manifest],
         shared: Mapping[Slot, Tensor],
+        *,
+        may_decline: bool = False,
     ) -> None:
-        names = [name for unit in units for name in codec.section_names(unit)]
+        names = [name for unit in units for name in codec.sections(unit)]
         limit = sum(unit.size * (unit.dtype.itemsize + 1) for unit in units) + 1024 * (1 + len(names))
         with path.open("wb") as file:
-            container.write(file, names, limit, self._sections(codec, units, tensors, shared), manifest_of)
+            container.write(file, names, limit, self._sections(codec, units, tensors, shared, may_decline), manifest_of)
 
     def _sections(
-        self, codec: Codec, units: list[Unit], tensors: Mapping[str, Tensor], shared: Mapping[Slot, Tensor]
+        self,
+        codec: Codec,
+        units: list[Unit],
+        tensors: Mapping[str, Tensor],
+        shared: Mapping[Slot, Tensor],
+        may_decline: bool,
     ) -> Iterator[EncodedSection]:
         total, done = sum(unit.size * unit.dtype.itemsize for unit in units), 0
 
         def encode_unit(unit: Unit) -> tuple[Unit, list[EncodedSection]]:
             given = given_of(unit, self._base, shared.__getitem__)
             tuned = joined([tensors[p.slot.name].read_flat(p.start, p.stop) for p in unit.pieces])
-            sections = codec.encode(unit, tuned, given)
-            if sections is None:
-                raise _DoesNotSuitError
-            return unit, [_encode_section(section, self._level) for section in sections]
+            if may_decline and codec.declines(unit, tuned, given):
+                raise _DeclinedError
+            return unit, [_encode_section(section, self._level) for section in codec.encode(unit, tuned, given)]
 
         for unit, encoded in ordered_map(encode_unit, units, self._jobs):
             yield from encoded
@@ -387,24 +378,27 @@ def _shared_slots(work: Work, kinds: Mapping[str, str]) -> list[list[Slot]]:
     ]
 
 
-def _candidates(run: Run, wanted: str, density: float | None) -> list[str]:
+def _candidates(run: Run, wanted: str, density: float | None) -> list[Codec]:
     """Return the codecs to try; raises UsageError for one that cannot take the run."""
-    known = CODECS_OF[type(run.module)]
-    if density is not None and (not isinstance(run.module, Dense) or wanted not in ("auto", "sparse")):
+    kind, known = type(run.module), codecs_for(run.module)
+    if wanted == "auto":
+        tried = [codec for codec in known if kind not in codec.on_request]
+    elif not (tried := [codec for codec in known if codec.id == wanted]) and density is None:
         raise UsageError(
-            f"a density is for a full fine-tune by codec sparse, not for '{printable(str(run.path))}' "
+            f"codec '{wanted}' does not take '{printable(str(run.path))}' ({run.method})",
+            hint=f"choose one of auto, {', '.join(codec.id for codec in known)}",
+        )
+    if density is None:
+        return tried
+    pruning = [codec for codec in tried if kind in codec.prunes]
+    if not pruning:
+        ids = " or ".join(codec_id for codec_id in CODECS if registered_codec(codec_id).prunes)
+        raise UsageError(
+            f"a density is for a full fine-tune by codec {ids}, not for '{printable(str(run.path))}' "
             f"({run.method}) by codec {wanted}",
             hint="leave out the density",
         )
-    if wanted == "auto":
-        return ["sparse"] if density is not None else list(known)
-    known = (*known, "plain") if isinstance(run.module, Dense) else known
-    if wanted not in known:
-        raise UsageError(
-            f"codec '{wanted}' does not take '{printable(str(run.path))}' ({run.method})",
-            hint=f"choose one of auto, {', '.join(known)}",
-        )
-    return [wanted]
+    return pruning
 
 
 def _encode_section(section: Section, level: Level) -> EncodedSection:

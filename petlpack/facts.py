@@ -1,13 +1,16 @@
-"""What a manifest tells people of a task: nothing that decoding depends on, so anything may stand there."""
+"""What a manifest tells people of a task. Decoding depends on nothing of it, so anything may stand there."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from petlpack.errors import printable
+
+_MOST = 1 << 62
+"""No count is larger; what says more says nothing."""
 
 
 @dataclass(frozen=True)
@@ -18,29 +21,91 @@ class Score:
     value: float
 
 
-def text_of(facts: Mapping[str, Any], name: str) -> str:
-    """Return a fact that should be a text, as people can read it; `unknown` where there is none."""
-    return printable(str(facts.get(name, "unknown")))
+@dataclass(frozen=True)
+class Facts:
+    """What the encoder knew of a run. Texts are as people can read them; what a manifest does not say has its default.
+
+    `whole` tells that the run is a whole trained model; `run_bytes` are those of all its tensors; `errors` are the
+    largest absolute errors of tensors that lost changes, `density` the share of changes that they kept. `figures` are
+    counts: `trained` parameters, mask entries `kept`, float numbers and bytes (`base`, `base_bytes`) of a base that
+    only the accounting needs.
+    """
+
+    layout: str = "unknown"
+    method: str = "unknown"
+    whole: bool = False
+    exact: bool = True
+    run_bytes: int | None = None
+    task: str = ""
+    score: Score | None = None
+    note: str = ""
+    density: float | None = None
+    errors: Mapping[str, float] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float | None:
+        """The largest error that is stated of a tensor; None where none is."""
+        return max((self.errors or {}).values(), default=None)
+
+    @property
+    def asked_density(self) -> float | None:
+        """The share of changes that the encoder was asked to keep; None where it was to keep all."""
+        density = _number(self.options.get("density"))
+        return density if density is not None and 0 < density < 1 else None
+
+    @classmethod
+    def parse(cls, said: Mapping[str, Any]) -> Facts:
+        """Read the facts of a manifest; what makes no sense counts as not said."""
+        errors = said.get("error")
+        figures, options = _object(said, "figures"), _object(said, "options")
+        return cls(
+            layout=_text(said, "layout", "unknown"),
+            method=_text(said, "method", "unknown"),
+            whole=said.get("whole") is True,
+            exact=said.get("exact", True) is True,
+            run_bytes=_count(said.get("run_bytes")),
+            task=_text(said, "task", ""),
+            score=_score(said.get("score")),
+            note=_text(said, "note", ""),
+            density=_number(said.get("density")),
+            errors={n: v for n, v in errors.items() if _number(v) is not None} if isinstance(errors, dict) else None,
+            options=options,
+            figures={name: count for name, value in figures.items() if (count := _count(value)) is not None},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as a manifest holds them: those that say anything."""
+        score = None if self.score is None else [self.score.metric, self.score.value]
+        rows: dict[str, Any] = {
+            **{"layout": self.layout, "method": self.method, "whole": self.whole or None},
+            **{"exact": None if self.exact else False, "run_bytes": self.run_bytes, "task": self.task or None},
+            **{"score": score, "note": self.note or None, "density": self.density, "error": self.errors},
+            **{"options": dict(self.options) or None, "figures": dict(self.figures) or None},
+        }
+        return {name: row for name, row in rows.items() if row is not None}
 
 
-def counts_of(facts: Mapping[str, Any]) -> dict[str, int]:
-    """Return the counts among the figures."""
-    said = facts.get("figures")
-    rows = said.items() if isinstance(said, dict) else ()
-    return {name: count for name, count in rows if type(count) is int and 0 <= count < 1 << 62}
+def _text(said: Mapping[str, Any], name: str, default: str) -> str:
+    return printable(str(said.get(name, default)))
 
 
-def error_of(facts: Mapping[str, Any]) -> float | None:
-    """Return the largest error that is stated of a tensor; None where none is."""
-    said = facts.get("error")
-    values = said.values() if isinstance(said, dict) else ()
-    return max((value for value in values if type(value) is float and math.isfinite(value)), default=None)
+def _object(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = said.get(name)
+    return value if isinstance(value, dict) else {}
 
 
-def score_of(facts: Mapping[str, Any]) -> Score | None:
-    """Return the score that the run stated; None where it stated none."""
-    said = facts.get("score")
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < _MOST else None
+
+
+def _number(value: object) -> float | None:
+    return value if type(value) is float and math.isfinite(value) else None
+
+
+def _score(said: object) -> Score | None:
     if not isinstance(said, list) or len(said) != 2 or not isinstance(said[0], str):
         return None
-    metric, value = said
-    return Score(printable(metric), value) if type(value) is float and math.isfinite(value) else None
+    value = _number(said[1])
+    return None if value is None else Score(printable(said[0]), value)

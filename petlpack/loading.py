@@ -21,6 +21,7 @@ from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest, ReplacedError, Sections
 from petlpack.decoding import DecodedSection, Decoder, needed, whole_digest, with_kinds
 from petlpack.errors import BaseError, DamageError, UnknownFormatError, UsageError, printable
+from petlpack.facts import Facts
 from petlpack.modules import Rebuilt
 from petlpack.parallel import Progress, count_jobs
 from petlpack.parts import Part, Templates, find_shared, read_shared
@@ -99,6 +100,11 @@ class Task:
         """The validated manifest."""
         return self._container.manifest
 
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """What the encoder knew of the run."""
+        return Facts.parse(self.manifest.facts)
+
     @property
     def codec(self) -> str:
         """Id of the codec."""
@@ -107,12 +113,12 @@ class Task:
     @property
     def method(self) -> str:
         """How the run was trained, in words."""
-        return printable(str(self.manifest.facts.get("method", "unknown")))
+        return self.facts.method
 
     @property
     def exact(self) -> bool:
-        """Whether every bit of what the run's rule needs comes back; `manifest.facts` tells how far it does not."""
-        return codec(self.codec).exact and self.manifest.facts.get("exact", True) is True
+        """Whether every bit of what the run's rule needs comes back; `facts` tell how far it does not."""
+        return codec(self.codec).exact and self.facts.exact
 
     @property
     def nbytes(self) -> int:
@@ -217,7 +223,7 @@ class Task:
         """
         if to not in TARGETS:
             raise UsageError(f"no layout '{printable(to)}' to decode to", hint=f"choose one of {', '.join(TARGETS)}")
-        if to == self.manifest.facts.get("layout"):
+        if to != "run" and self._is_already(to):
             to = "run"
         with new_directory(Path(out)) as directory:
             if to == "run":
@@ -233,7 +239,27 @@ class Task:
         self._write_files(directory, list(self.template.files))
         same = {tensors.plan.slots[i].name: tensors.plan.slots[j].name for i, j in tensors.plan.aliases.items()}
         write_weights(directory, self.template.headers, tensors.stream(jobs=jobs, progress=progress), same)
-        return [printable(str(self.manifest.facts["note"]))] if "note" in self.manifest.facts else []
+        return [self.facts.note] if self.facts.note else []
+
+    def _is_already(self, to: str) -> bool:
+        """Tell from the run's own files whether they are what is asked for, so that nothing has to be made of them."""
+        from petlpack.layouts.adapterhub_writer import is_adapterhub
+        from petlpack.layouts.peft_writer import is_peft
+
+        weights, kept = list(self.template.headers), self.template.files
+        if to == "safetensors":
+            alone = not kept and len(weights) == 1 and weights[0].endswith(".safetensors")
+            return alone and self.template.rule is None
+        configs = [self._read_json(name) for name in kept if name.rpartition("/")[2] == "adapter_config.json"]
+        return is_peft(weights, configs) if to == "peft" else is_adapterhub(weights, configs)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        """Return the object that a kept file holds; an empty one where it holds none."""
+        try:
+            value = json.loads(self.read_file(name))
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def _write_as(
         self, to: str, directory: Path, base: str | Path | Base | None, jobs: int | None, progress: Progress | None

@@ -11,8 +11,7 @@ import numpy as np
 from petlpack.codecs.registry import codec
 from petlpack.encoding import Encoded, encode
 from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, printable
-from petlpack.layouts.options import Options
-from petlpack.layouts.registry import read_run
+from petlpack.layouts.registry import options_in, read_run
 from petlpack.loading import Task
 from petlpack.parallel import Progress, count_jobs
 from petlpack.parts import Templates, check_shared
@@ -176,18 +175,13 @@ def _check_shared(pack: Pack, sha256: str) -> Checked | None:
 
 def _run_of(task: Task, against: str | Path, base: Base | None) -> dict[str, Tensor]:
     """Read the run that a task is to be compared with, as it was read when it was encoded."""
-    facts = task.manifest.facts
-    runs = read_run(against, Options.from_facts(facts.get("options")))
-    run = next((run for run in runs if run.task == facts.get("task", "")), None)
+    facts = task.facts
+    runs = read_run(against, options_in(facts.options))
+    run = next((run for run in runs if printable(run.task) == facts.task), None)
     if run is None:
         names = printable(", ".join(run.task for run in runs))
-        raise RunError(
-            f"'{printable(str(against))}' has no task '{printable(str(facts.get('task', '')))}', it has {names}"
-        )
-    said = facts.get("options")
-    density = said.get("density") if isinstance(said, dict) else None
-    if not (isinstance(density, float) and 0 < density < 1):
-        density = None
+        raise RunError(f"'{printable(str(against))}' has no task '{facts.task}', it has {names}")
+    density = facts.asked_density
     if base is None or not (run.omits_base or density):
         return dict(run.module.tensors)
     return prepare(run, base, count_jobs(None), rule=task.template.rule, density=density).tensors

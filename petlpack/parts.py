@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from petlpack import coding, container
-from petlpack.codecs.base import Unit
+from petlpack.codecs.base import Role, Unit
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest
 from petlpack.decoding import DecodedSection, Decoder
@@ -126,6 +126,11 @@ class Part:
     def units(self) -> dict[str, Unit]:
         """The unit that each section is of, by the section's name."""
         return self._decoder.units
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """The role of each section, by its name."""
+        return self._decoder.roles
 
     def sections(self) -> Iterator[DecodedSection]:
         """Yield every section decoded, with what its coder is given."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from petlpack.decoding import needed, whole_digest
 from petlpack.errors import BaseError, RunError, printable
+from petlpack.facts import Facts, Score
 from petlpack.layouts.base import Run
 from petlpack.modules import Dense, Masked
 from petlpack.parallel import ordered_map
@@ -55,7 +56,7 @@ class Work:
     content: dict[str, bytes]
     """Shared parts of bytes by sha256, the template first."""
     parts: tuple[SharedTensors, ...]
-    facts: dict[str, Any]
+    facts: Facts
 
 
 class Digests:
@@ -158,27 +159,23 @@ def _template(
 
 def _facts(
     run: Run, template: Template, plan: Plan, pruned: Pruned | None, base_size: tuple[int, int] | None, kept: int | None
-) -> dict[str, Any]:
-    """Return what people are told about the task; nothing of it is needed to decode."""
+) -> Facts:
+    """Return what people are told about the task."""
     parameters, nbytes = base_size or (None, None)
-    figures = {"kept": kept, "base": parameters, "base_bytes": nbytes}
-    facts: dict[str, Any] = {
-        "layout": run.layout,
-        "method": run.method,
-        "dense_bytes": template.run_bytes(plan.aliases),
-        "figures": {**run.figures, **{name: count for name, count in figures.items() if count is not None}},
-    }
-    if not run.exact:
-        facts["exact"] = False
-    if run.task:
-        facts["task"] = run.task
-    if run.score is not None:
-        facts["score"] = list(run.score)
-    if run.note:
-        facts["note"] = run.note
-    if pruned is not None:
-        facts |= {"exact": False, "density": pruned.density, "error": pruned.error}
-    return {name: fact for name, fact in facts.items() if fact != {} or name == "error"}
+    figures = {**run.figures, "kept": kept, "base": parameters, "base_bytes": nbytes}
+    return Facts(
+        layout=run.layout,
+        method=run.method,
+        whole=run.whole,
+        exact=run.exact and pruned is None,
+        run_bytes=template.run_bytes(plan.aliases),
+        task=run.task,
+        score=None if run.score is None else Score(*run.score),
+        note=run.note,
+        density=None if pruned is None else pruned.density,
+        errors=None if pruned is None else pruned.error,
+        figures={name: count for name, count in figures.items() if count is not None},
+    )
 
 
 def _count_kept(run: Run, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> int | None:

@@ -19,6 +19,8 @@ import safetensors
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
+from petlpack.codecs.registry import CODECS, codec
+from petlpack.modules import Dense
 from petlpack.tensors.dtypes import DTYPES, Bits
 from petlpack.tensors.tensor import Tensor
 from tests.locks import differences
@@ -180,6 +182,10 @@ def make_pair(
         tuned["classifier.bias"] = weights(dtype, (labels,), seed * 1000 + 999)
     return tuned, base
 
+
+DENSE_CODECS = tuple(codec_id for codec_id in CODECS if Dense in codec(codec_id).takes)
+METHOD_CODECS = tuple(codec_id for codec_id in CODECS if codec_id not in DENSE_CODECS)
+"""Codecs that take full fine-tunes, and those that do not: `write_methods` has a run for each of these."""
 
 METHOD_SETTINGS = {"combine": "or", "activation": "gelu_new"}
 """What a run of PROPETL for T5 does not say of itself."""

@@ -185,7 +185,7 @@ def _hub(kind: str, **more: Any) -> Write:
     return lambda path, base, shape: runs.write_adapterhub(path, "sst2", shape, kind=kind, seed=3, **more)
 
 
-def _set(**settings: str) -> dict[str, Any]:
+def _set(**settings: str | bool) -> dict[str, Any]:
     return {"settings": settings}
 
 
@@ -253,7 +253,7 @@ CASES: dict[str, Case] = {
         ("merge",),
         as_written,
         TOKENIZER | {"config.json"},
-        options={"keep_experts": True},
+        options=_set(keep_experts=True),
     ),
     "adamix nlg lora": Case(
         lambda path, base, shape: runs.write_adamix_nlg(path, shape, seed=3),
@@ -306,7 +306,7 @@ CASES: dict[str, Case] = {
         with_retriever,
         SPIECE | {"config.json"},
         "t5",
-        {"keep_retriever": True},
+        _set(keep_retriever=True),
         TASKS,
     ),
     "hyperformer": Case(

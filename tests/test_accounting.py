@@ -20,6 +20,7 @@ from petlpack.analyze.growth import Growth, Role, break_even, linear
 from petlpack.analyze.sampling import estimate, quantile
 from petlpack.analyze.stats import shares_of
 from petlpack.analyze.tables import divided
+from petlpack.codecs.base import Role as SectionRole
 from petlpack.codecs.base import Unit
 from petlpack.decoding import DecodedSection
 from petlpack.tensors.dtypes import DTYPES
@@ -129,10 +130,11 @@ def test_example_forecast() -> None:
 
 def _section(name: str, dtype: str, values: list[int], row: int, size: int = 0) -> DecodedSection:
     bits = np.array(values, DTYPES[dtype].bits)
-    unit = Unit(name.removesuffix(".positions"), DTYPES[dtype], row, (), from_base=False)
+    role: SectionRole = "positions" if name.endswith(".positions") else "own"
+    unit = Unit(name.removesuffix(".positions"), DTYPES[dtype], row, (), "own")
     if size:
         unit = type("Sized", (), {"size": size})()
-    return DecodedSection(name, unit, DTYPES[dtype], bits, None, row)
+    return DecodedSection(name, unit, role, DTYPES[dtype], bits, None, row)
 
 
 def test_example_bounds() -> None:

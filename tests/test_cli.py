@@ -25,6 +25,7 @@ import petlpack
 from petlpack import container, store
 from petlpack_cli.app import COMMANDS, cli
 from petlpack_cli.output.sizes import bar, ratio, size
+from tests import method_runs
 from tests.conftest import METHOD_SETTINGS, make_base, make_pair, weights, write_methods, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -557,11 +558,37 @@ def test_help_tells_every_option_and_what_it_may_be(command: str) -> None:
     assert HELP[command] <= options
     for option in options:
         assert re.search(rf"^  (-., )?{option}\b.*\S", text, re.MULTILINE), option
-    from petlpack.layouts.options import SETTINGS
+    from petlpack.layouts.registry import settings
     from petlpack.loading import TARGETS
 
-    words = set(re.findall(r"[a-z_]+", text))
-    assert set(SETTINGS if command == "encode" else TARGETS) <= words
+    if command == "decode":
+        assert set(TARGETS) <= set(re.findall(r"[a-z]+", text))
+        return
+    named = re.search(r"--set KEY=VALUE[^:]*: ([^.]*)\.", text)
+    assert named is not None
+    assert (
+        set(re.findall(r"[a-z_]+", named[1])) <= settings().keys()
+    )  # those of a layout from outside stand in an error
+
+
+PREFIX = ["encode", "run", "--pack", "p"]
+
+
+@pytest.mark.parametrize(
+    "said", [["--bake"], ["--set", "bake=true"], ["--bake", "--set", "bake=true"], ["--set", "bake=true", "--bake"]]
+)
+def test_a_flag_is_short_for_a_setting(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    method_runs.write_propetl_roberta(Path("run"), "sst2", kind="prefix", keep=0.5)
+    for others in ([], ["--set", "keep_experts=false"]):
+        for line in ([*PREFIX, *said, *others], [*PREFIX, *others, *said]):
+            assert run(*line, "--replace").exit_code == 0, line
+            assert petlpack.open("p")["run"].facts.options == {"bake": True}
+    refused = run(*PREFIX, *said, "--set", "bake=false")
+    assert (refused.exit_code, "--set gives bake two values" in refused.stderr) == (2, True)
+    refused = run(*PREFIX, "--set", "bake=false", *said)
+    assert (refused.exit_code, "--set gives bake two values" in refused.stderr) == (2, True)
+    assert "neither true nor false" in run(*PREFIX, "--set", "bake=yes", "--replace").stderr
 
 
 def test_some_runs_that_fail_are_3_and_do_not_stop_the_rest(place: Path, tmp_path: Path) -> None:
@@ -670,7 +697,7 @@ def test_tables_go_on_past_a_codec_of_a_newer_version(command: list[str], code: 
 
 @pytest.mark.parametrize("nbytes", [10**400, 2**63, -5, True, "many", None], ids=lambda nbytes: str(nbytes)[:20])
 def test_a_fact_that_makes_no_sense_is_not_known(nbytes: object, pack: Path) -> None:
-    rewrite(pack, "sst2", facts={**petlpack.open(pack)["sst2"].manifest.facts, "dense_bytes": nbytes})
+    rewrite(pack, "sst2", facts={**petlpack.open(pack)["sst2"].manifest.facts, "run_bytes": nbytes})
     result = run("list", pack, "--long")
     assert (result.exit_code, result.stderr) == (0, "")
     assert re.search(r"^sst2 +full fine-tune +ulp +\? +[0-9.]+ k?B +-$", result.stdout, re.MULTILINE)
@@ -683,7 +710,21 @@ NONSENSE = [5, "x", [], [{}], None, {"a": [1]}, True, -1, 10**400, 1e308]
 
 
 @pytest.mark.parametrize(
-    "fact", ["figures", "options", "layout", "method", "task", "exact", "density", "error", "dense_bytes"]
+    "fact",
+    [
+        "figures",
+        "options",
+        "layout",
+        "method",
+        "task",
+        "exact",
+        "density",
+        "error",
+        "run_bytes",
+        "whole",
+        "score",
+        "note",
+    ],
 )
 @pytest.mark.parametrize("task", ["mask.a", "merge", "sst2"])
 def test_no_fact_is_trusted(fact: str, task: str, place: Path, methods: Path, tmp_path: Path) -> None:

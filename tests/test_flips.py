@@ -15,9 +15,8 @@ from petlpack import Base, DamageError, UnknownFormatError, container
 from petlpack.codecs.registry import CODECS
 from petlpack.parts import check_shared
 from petlpack.store import SUFFIX
-from tests.conftest import make_pair, weights, write_methods, write_run
+from tests.conftest import DENSE_CODECS, METHOD_CODECS, make_pair, weights, write_methods, write_run
 
-METHODS = ("mask", "merge", "hyper")
 REFUSED = (DamageError, UnknownFormatError)
 SAMPLE = 101
 """After every so many flips the rest of the pack is read too; odd and no divisor of 8, so that all bits take part."""
@@ -102,20 +101,20 @@ def pack_of_dense_runs(directory: Path) -> Small:
     config = '{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "modules_to_save": ["classifier"], "bias": "none"}'
     (adapter / "adapter_config.json").write_text(config, encoding="utf-8")
     pack, base = directory / "pack", Base(base_dir)
-    for codec in ("ulp", "sparse", "plain"):
+    for codec in DENSE_CODECS:
         petlpack.encode(run, pack, base, codec=codec, task=codec)
     petlpack.encode(adapter, pack, task="adapter")
     return packed(pack, base)
 
 
 def pack_of_methods(directory: Path) -> Small:
-    """Return a pack with tasks of the codecs mask, merge and hyper, and the parts of tensors that they share."""
+    """Return a pack with a task of each codec of a method, and the parts of tensors that they share."""
     for run, options in write_methods(directory).values():
         petlpack.encode(run, directory / "pack", **options)
     return packed(directory / "pack", Base(directory / "t5"))
 
 
-PACKS = {"dense": (pack_of_dense_runs, {"ulp", "sparse", "plain"}), "methods": (pack_of_methods, set(METHODS))}
+PACKS = {"dense": (pack_of_dense_runs, set(DENSE_CODECS)), "methods": (pack_of_methods, set(METHOD_CODECS))}
 
 
 @pytest.fixture(scope="module", params=PACKS)

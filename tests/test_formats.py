@@ -310,7 +310,7 @@ def test_codec_encodes_to_these_sections(vector: Vector) -> None:
     made = []
     for unit, bits, predicted in encoded_units(vector):
         assert [section.name for section in codec(vector["codec"]).encode(unit, bits, predicted) or ()] == list(
-            codec(vector["codec"]).section_names(unit)
+            codec(vector["codec"]).sections(unit)
         )
         made += codec(vector["codec"]).encode(unit, bits, predicted) or []
     assert [section.name for section in made] == [section["name"] for section in vector["sections"]]

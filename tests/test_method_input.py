@@ -499,7 +499,7 @@ BAD: dict[str, Bad] = {
         "adamix",
         lambda run: None,
         ("no setting 'rank'",),
-        "settings are activation, combine",
+        "settings are activation, bake, combine",
         UsageError,
         {"settings": {"rank": "3"}},
     ),

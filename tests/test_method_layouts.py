@@ -13,12 +13,16 @@ import torch
 
 import petlpack
 from petlpack import DamageError, UsageError
+from petlpack.layouts.registry import LAYOUTS
+from petlpack.loading import TARGETS
+from petlpack.store import SUFFIX
 from tests import method_runs as runs
 from tests.method_cases import (
     ADAPTER,
     CASES,
     TASKS,
     TOKENIZER,
+    Packed,
     edit_weights,
     files_of,
     octets,
@@ -27,6 +31,7 @@ from tests.method_cases import (
     shown,
     write_case,
 )
+from tests.test_cli import rewrite
 
 SHAPES = {
     "even": runs.Shape(),
@@ -58,7 +63,7 @@ def test_a_run_comes_back_as_the_reference_code_loads_it(tmp_path: Path, name: s
         for file in case.files:
             changes: dict[str, dict[str, object]] = {"pha": {"tasks": [task]}, "adamix": {"num_experts": 1}}
             change = changes.get(case.layout)
-            if change is not None and file == "config.json" and not case.options.get("keep_experts"):
+            if change is not None and file == "config.json" and "keep_experts" not in case.options.get("settings", {}):
                 config = json.loads((packed.run / file).read_text(encoding="utf-8"))
                 assert json.loads(back[file]) == {**config, **change}
             else:
@@ -328,6 +333,47 @@ def test_what_a_task_can_be_written_as(tmp_path: Path, name: str, to: str) -> No
         assert found.keys() == expected.keys()
         for key, tensor in expected.items():
             assert octets(found[key]) == octets(tensor.numpy()), key
+
+
+def outcome(packed: Packed, out: Path, to: str) -> dict[str, bytes] | str:
+    """Return the files that a task is written as, or how that is refused."""
+    try:
+        packed.task(TASKS[0]).decode(out, packed.base, to=to)
+    except UsageError as error:
+        return error.message
+    return files_of(out)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("name", ["propetl lora", "propetl prefix", "hub lora", "diff pruning 3", "adamix experts"])
+def test_facts_change_nothing_of_what_is_written(tmp_path: Path, name: str, to: str) -> None:
+    packed = pack_case(name, tmp_path)
+    (file,) = (packed.pack / "tasks").iterdir()
+    task = file.name.removesuffix(SUFFIX)
+    before = outcome(packed, tmp_path / "out", to)
+    method = packed.task(TASKS[0]).method
+    for layout in (*LAYOUTS, "run"):
+        rewrite(packed.pack, task, facts={"layout": layout, "method": method})
+        assert outcome(packed, tmp_path / f"out-{layout}", to) == before, layout
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("hub lora", "adapterhub"), ("hub seq_bn", "adapterhub"), ("hub prefix", "adapterhub")]
+)
+def test_what_a_library_loads_already_is_written_as_it_was(tmp_path: Path, name: str, to: str) -> None:
+    packed = pack_case(name, tmp_path)
+    assert outcome(packed, tmp_path / "out", to) == outcome(packed, tmp_path / "run-again", "run")
+
+
+def test_peft_and_bare_files_are_written_as_they_were(tmp_path: Path) -> None:
+    packed = pack_case("propetl lora", tmp_path)
+    packed.task().decode(tmp_path / "peft", packed.base, to="peft")
+    bare = tmp_path / "my weights.safetensors"
+    shutil.copy(tmp_path / "peft" / "adapter_model.safetensors", bare)
+    for run, to, codec in ((tmp_path / "peft", "peft", "auto"), (bare, "safetensors", "plain")):
+        petlpack.encode(run, tmp_path / "pack", task=to, codec=codec)
+        petlpack.open(tmp_path / "pack")[to].decode(tmp_path / f"out-{to}", to=to)
+        assert files_of(tmp_path / f"out-{to}") == (files_of(run) if run.is_dir() else {run.name: run.read_bytes()})
 
 
 def test_no_layout_of_that_name(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_mask_scores_are_listed_as_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bake", [True, False])
 def test_what_a_prefix_loses_is_listed_as_left_out(tmp_path: Path, bake: bool) -> None:
     written = runs.write_propetl_roberta(tmp_path / "run", "sst2", SHAPE, kind="prefix", keep=0.5)
-    encoded = encode(written.path, tmp_path, bake=bake)
+    encoded = encode(written.path, tmp_path, settings={"bake": bake})
     names = [left.file for left in encoded.left_out]
     assert any("mask scores (1 tensor)" in name for name in names)
     assert any("the network of the prefix" in name for name in names) == bake

@@ -112,7 +112,7 @@ def test_propetl_loras_are_prototype_times_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bake", [False, True])
 def test_propetl_prefixes_are_the_produced_prefix_times_mask(tmp_path: Path, bake: bool) -> None:
     written = runs.write_propetl_roberta(tmp_path / "run", "sst2", kind="prefix", keep=0.1, seed=3)
-    task = encode(written.path, tmp_path, bake=bake)
+    task = encode(written.path, tmp_path, settings={"bake": bake})
     module = "roberta.prefix_tuning.prefix_tunings.sst2.self_prefix"
     weights = [
         written.tensors[f"{module}.{part}"].astype(np.float64)
@@ -335,7 +335,7 @@ def test_adamix_experts_are_averaged_in_their_order(
     places = [f"bert.encoder.layer.{i}.output" for i in range(SHAPE.layers)]
     expected = merged_soup(written, places)
     merged = encode(written.path, tmp_path).rebuild()
-    whole = encode(written.path, tmp_path / "experts", keep_experts=True)
+    whole = encode(written.path, tmp_path / "experts", settings={"keep_experts": True})
     kept = whole.rebuild()
     assert merged is not None
     assert kept is not None
@@ -396,7 +396,7 @@ def test_scores_that_are_not_zero_weigh_the_experts(tmp_path: Path, experts: int
     """The scores are frozen at zero; of others softmax is rounded once, and torch's own lies within two ulps of it."""
     written = runs.write_adamix(tmp_path / "run", experts=experts, share_up=False, score_scale=1.0, seed=3)
     merged, kept = encode(written.path, tmp_path).rebuild(), None
-    kept = encode(written.path, tmp_path / "experts", keep_experts=True).rebuild()
+    kept = encode(written.path, tmp_path / "experts", settings={"keep_experts": True}).rebuild()
     assert merged is not None
     assert kept is not None
     check_bits(kept, numbers(merged))
@@ -416,7 +416,7 @@ def test_adamix_lora_on_gpt2_gains_what_the_paper_says(
     alpha = 32.0
     settings = {"scaling": str(alpha / SHAPE.rank)}
     rebuilt = encode(written.path, tmp_path, settings=settings).rebuild()
-    kept = encode(written.path, tmp_path / "experts", settings=settings, keep_experts=True).rebuild()
+    kept = encode(written.path, tmp_path / "experts", settings={**settings, "keep_experts": True}).rebuild()
     assert rebuilt is not None
     assert kept is not None
     assert rebuilt.settings == {"scaling": 8.0, "enable": [True, False, True]}
@@ -469,7 +469,7 @@ def test_experts_that_are_routed_at_random_are_not_averaged(tmp_path: Path, leve
     ) as caught:
         encode(written.path, tmp_path)
     assert caught.value.hint == "--keep-experts stores all experts"
-    task = encode(written.path, tmp_path, keep_experts=True)
+    task = encode(written.path, tmp_path, settings={"keep_experts": True})
     assert (task.codec, task.rebuild(), task.formula()) == ("plain", None, [])
     tensors = task.load()
     assert tensors.keys() == written.tensors.keys()

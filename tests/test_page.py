@@ -86,7 +86,7 @@ def many(found: Stats, number: int) -> Stats:
     for i in range(number):
         payload = 10**9 if not i else draw.randrange(3000, 3100)
         nbytes = dataclasses.replace(row.bytes, payload=payload, head=0, files=0, header=500, total=payload + 500)
-        section = SectionBytes("tensors", "tensors", "raw", "F32", 1, payload)
+        section = SectionBytes("tensors", "tensors", "own", "raw", "F32", 1, payload)
         method = "lora" if i % 3 else "diff"
         rows.append(dataclasses.replace(row, name=f"t{i:05}", method=method, bytes=nbytes, sections=(section,)))
     rows.sort(key=lambda row: (-row.bytes.takes, row.name))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import numpy as np
@@ -23,20 +23,31 @@ from click.testing import CliRunner, Result
 
 import petlpack
 from petlpack.analyze import planning, sampling
-from petlpack.analyze.planning import WAYS
 from petlpack.analyze.sampling import Estimate, estimate, sample_of
 from petlpack.codecs import plain, sparse, ulp
-from petlpack.codecs.registry import CODECS
-from petlpack.encoding import CODECS_OF
-from petlpack.modules import Dense
+from petlpack.codecs.base import Way
+from petlpack.codecs.registry import CODECS, codec
+from petlpack.layouts.registry import settings
+from petlpack.modules import Dense, Module
 from petlpack_cli.app import cli
 from tests import method_runs
-from tests.conftest import METHOD_SETTINGS, make_base, make_pair, nudged, weights, write_methods, write_run
+from tests.conftest import (
+    DENSE_CODECS,
+    METHOD_SETTINGS,
+    make_base,
+    make_pair,
+    nudged,
+    weights,
+    write_methods,
+    write_run,
+)
 from tests.test_cli import SCHEMAS, table
 
 ROOT = Path(__file__).parent.parent
 
-DENSE = ["ulp", "ulp --level fast", "sparse", "sparse --density 0.05", "sparse --density 0.005", "plain"]
+TRIES = [planning._Try(codec(one), way) for one in DENSE_CODECS for way in codec(one).takes[Dense]]
+DENSE = {" ".join(one.options[1:]): one for one in TRIES}
+"""What is offered of a full fine-tune, by its label, in the order of the codecs."""
 
 
 @pytest.fixture
@@ -90,10 +101,13 @@ def reason(offer: petlpack.Offer) -> str:
 
 
 def test_every_codec_that_takes_a_module_is_tried() -> None:
-    assert {way.codec for ways in WAYS.values() for way in ways} == set(CODECS)
-    for kind, codecs in CODECS_OF.items():
-        first = {way.codec for way in WAYS[kind] if way == planning.Way(way.codec, lost=way.lost)}
-        assert set(codecs) <= first
+    for codec_id in CODECS:
+        for kind, ways in codec(codec_id).takes.items():
+            assert ways[0] == Way(lost=ways[0].lost)  # what `auto` does is measured
+            assert len(set(ways)) == len(ways)
+            assert all(settings()[way.setting].flag for way in ways if way.setting is not None)
+            assert kind in get_args(Module)
+    assert {kind for codec_id in CODECS for kind in codec(codec_id).takes} == set(get_args(Module))
 
 
 def test_a_full_fine_tune_is_offered_cheapest_first(place: Path) -> None:
@@ -137,10 +151,10 @@ def test_sparse_is_refused_with_the_share_of_weights_that_changed(place: Path) -
 
 METHODS: dict[str, tuple[dict[str, Any], set[str], str]] = {
     "mask": ({"settings": METHOD_SETTINGS}, {"mask"}, "nothing"),
-    "prefix": ({}, {"mask", "mask --bake"}, "nothing"),
-    "merge": ({}, {"merge", "merge --keep-experts"}, "all but the average"),
-    "random": ({}, {"merge", "plain --keep-experts"}, "nothing"),
-    "hyper": ({"base": "t5"}, {"hyper", "hyper --keep-retriever"}, "the retriever"),
+    "prefix": ({}, {"mask", "mask --set bake=true"}, "nothing"),
+    "merge": ({}, {"merge", "merge --set keep_experts=true"}, "all but the average"),
+    "random": ({}, {"auto", "plain --set keep_experts=true"}, "nothing"),
+    "hyper": ({"base": "t5"}, {"hyper", "hyper --set keep_retriever=true"}, "the retriever"),
     "adapter": ({}, {"plain"}, "nothing"),
 }
 """Arguments, offers, and what the best one loses."""
@@ -155,11 +169,11 @@ def test_methods_are_offered_with_what_they_may_keep(methods: Path, name: str) -
     assert (one.best.loss, one.best.exact) == (lost, True)
     assert one.tasks == (2 if name in ("mask", "hyper") else 1)
     if name == "prefix":
-        baked = offers_of(one)["mask --bake"]
+        baked = offers_of(one)["mask --set bake=true"]
         assert (baked.exact, baked.loss) == (False, "the network; one rounding")
     if name == "random":
-        assert "inference level 1" in reason(offers_of(one)["merge"])
-        assert "--keep-experts" in one.best.command
+        assert "inference level 1" in reason(offers_of(one)["auto"])
+        assert "keep_experts=true" in one.best.command
 
 
 # The figures are those of real files
@@ -226,7 +240,7 @@ def test_runs_that_need_different_options_get_a_command_each(methods: Path) -> N
     commands = answer["pack"]["commands"]
     assert [words[2:] for words in commands] == [
         ["much", "--codec", "plain"],
-        ["random", "--codec", "plain", "--keep-experts"],
+        ["random", "--codec", "plain", "--set", "keep_experts=true"],
         ["merge"],
     ]
     for words in commands:
@@ -269,8 +283,8 @@ def test_a_base_may_be_given_opened(place: Path) -> None:
 @pytest.fixture
 def wide(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the place with a pair of 80 units, most weights moved, later layers further; and one with few moved."""
-    for codec, log2 in ((ulp, 12), (plain, 12), (sparse, 13)):
-        monkeypatch.setattr(codec, "UNIT", 1 << log2)
+    for module, log2 in ((ulp, 12), (plain, 12), (sparse, 13)):
+        monkeypatch.setattr(module, "UNIT", 1 << log2)
     base = {f"layer.{i}.weight": weights("BF16", (64, 64), i) for i in range(80)}
     base |= {f"layer.{i}.bias": weights("BF16", (64,), 500 + i) for i in range(80)}
     tuned = {name: nudged(tensor, i, steps=40 + i) for i, (name, tensor) in enumerate(base.items())}
@@ -287,7 +301,8 @@ def test_the_truth_is_within_the_stated_error(
     wide: Path, monkeypatch: pytest.MonkeyPatch, name: str, label: str
 ) -> None:
     base = petlpack.Base("wide-base")
-    monkeypatch.setitem(WAYS, Dense, [way for way in WAYS[Dense] if way.options == way_of(label)])
+    tries = planning._tries
+    monkeypatch.setattr(planning, "_tries", lambda *run: [one for one in tries(*run) if one.options == way_of(label)])
     truth = offers_of(petlpack.plan([name], base).runs[0])[label].nbytes
     inside, widths = 0, []
     for seed in range(20):
@@ -438,7 +453,9 @@ def test_a_full_fine_tune_without_a_base_can_be_plain(place: Path) -> None:
     assert "needs its base, and no base was given" in result.stdout.replace("\n", " ")
     assert result.stdout.count("petlpack encode much --codec plain\n") == 1
     offers = offers_of(petlpack.plan("much").runs[0])
-    assert {label for label, offer in offers.items() if isinstance(offer.refused, petlpack.BaseError)} == {*DENSE[:5]}
+    assert {label for label, offer in offers.items() if isinstance(offer.refused, petlpack.BaseError)} == {
+        label for label, one in DENSE.items() if one.codec is not None and one.codec.uses_base
+    }
     sampled = offers_of(petlpack.plan("much", sample=0.5).runs[0])
     assert {label for label, offer in sampled.items() if offer.refused is None} == {"plain"}
 

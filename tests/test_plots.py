@@ -91,7 +91,7 @@ def hostile(found: Stats, names: Sequence[str], pack: str) -> Stats:
             name=text,
             method=text,
             score=Score(names[0], 0.5),
-            sections=(*found.tasks[0].sections, SectionBytes(text, text, "raw", "U8", 9, 9)),
+            sections=(*found.tasks[0].sections, SectionBytes(text, text, "own", "raw", "U8", 9, 9)),
         )
         for text in names
     )

@@ -160,6 +160,33 @@ def test_a_base_is_known_from_tasks_the_option_or_the_encoder(base: Path, tmp_pa
     assert petlpack.stats(tmp_path / "alone", lora_rank=2).lora_bytes == 4 * 2 * (16 + 16) * 2
 
 
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_whole_model_is_counted_once_whatever_stands_beside_it(dtype: str, tmp_path: Path) -> None:
+    """Of a directory of sentence-transformers, too, and of weights that take half of what the base's take."""
+    tuned, _ = make_pair(1, dtype)
+    modules = json.dumps([{"path": "", "type": "sentence_transformers.models.Transformer"}]).encode()
+    write_run(tmp_path / "base", make_pair(0, "F32")[1])
+    write_run(tmp_path / "alone", tuned)
+    write_run(tmp_path / "beside", tuned, files={"modules.json": modules})
+    found = {}
+    for name in ("alone", "beside"):
+        petlpack.encode(tmp_path / name, tmp_path / f"{name}.pack", tmp_path / "base", task="a")
+        found[name] = petlpack.stats(tmp_path / f"{name}.pack")
+    weights = sum(tensor.nbytes for tensor in tuned.values())
+    rows = {name: stats.tasks[0] for name, stats in found.items()}
+    assert {name: row.layout for name, row in rows.items()} == {
+        "alone": "transformers",
+        "beside": "sentence-transformers",
+    }
+    for name, row in rows.items():
+        assert (row.whole, row.run_bytes, row.dense_bytes, row.base) == (True, weights, weights, "task")
+        assert found[name].dense_bytes == weights
+        (told,) = table_by("task", found[name]).rows[:1]
+        assert told["dense"] == weights
+    assert rows["alone"].bytes.payload == rows["beside"].bytes.payload
+    assert rows["alone"].bytes.head == rows["beside"].bytes.head
+
+
 def test_two_bases_are_counted_each_once(base: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", make_base(1, layers=3))
     petlpack.encode(write_run(tmp_path / "a", make_pair(1)[0]), tmp_path / "pack", base)

@@ -28,6 +28,7 @@ from petlpack.analyze.survey.equality import PAGE
 from petlpack.analyze.survey.kinds import KINDS
 from petlpack.facts import Score
 from petlpack.layouts.files import TRAINING
+from petlpack.store import is_pack
 from petlpack.tensors.tensor import Tensor
 from petlpack_cli.output import Output
 from petlpack_cli.output.sizes import bar
@@ -690,6 +691,22 @@ def test_a_pack_is_not_looked_into(tmp_path: Path) -> None:
         assert [(row.path, row.bytes) for row in found.packs] == [(str(tmp_path / "tree" / "pack"), found.disk_bytes)]
     put(tmp_path / "tree" / "pack.json", b'{"format": "another"}')
     assert len(look(tmp_path / "tree").packs) == 1
+
+
+@pytest.mark.parametrize("mark", [b"", b"{", b"[1]", b'{"format": "petlpack"', b'{"format": "petl"}'])
+def test_a_pack_with_a_spoilt_mark_is_one_to_all(tmp_path: Path, mark: bytes) -> None:
+    run, base = write_pair(tmp_path)
+    pack = run / "pack"
+    petlpack.encode(run, pack, base, jobs=1)
+    (pack / "pack.json").write_bytes(mark)
+    assert is_pack(pack)
+    (done,) = petlpack.encode(run, tmp_path / "other", base, jobs=1)
+    assert [(left.file, left.why) for left in done.left_out] == [("pack", "a pack")]
+    assert [row.path for row in look(run).packs] == [str(pack)]
+    with pytest.raises(UsageError, match="is a directory of a pack"):
+        survey([pack / "tasks"])
+    (pack / "pack.json").unlink()
+    assert not is_pack(pack)
 
 
 @pytest.mark.parametrize("inside", ["tasks/run.petl.safetensors", "tasks", "shared"])

@@ -421,7 +421,7 @@ def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
     for unit in codec(vector["codec"]).units(stored, [row.slot for row in shared]):
         bits = np.concatenate([tuned[piece.slot.name][piece.start : piece.stop] for piece in unit.pieces])
         given = None
-        if unit.from_base:
+        if unit.role == "base":
             pieces = []
             for piece in unit.pieces:
                 assert piece.slot.base is not None

@@ -71,7 +71,7 @@ SOME_FAILED = 3
 
 def _settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
     """Return the settings of --set by name."""
-    chosen: dict[str, str] = {}
+    chosen: dict[str, str] = dict(context.params.get("settings", {}))
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not value:
@@ -79,6 +79,20 @@ def _settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]
         if chosen.setdefault(name, value) != value:
             raise click.UsageError(f"--set gives {name} two values", context)
     return chosen
+
+
+def _switch(context: click.Context, parameter: click.Parameter, said: bool) -> None:
+    if said:
+        assert parameter.name is not None
+        chosen = context.params.setdefault("settings", {})
+        if chosen.setdefault(parameter.name, "true") != "true":
+            raise click.UsageError(f"--set gives {parameter.name} two values", context)
+
+
+def flag_option(name: str, text: str) -> Decorator[Any]:
+    """Return a short way to write --set NAME=true."""
+    option = f"--{name.replace('_', '-')}"
+    return click.option(option, name, is_flag=True, expose_value=False, callback=_switch, help=text)
 
 
 def settings_option(text: str) -> Decorator[Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 import petlpack
-from petlpack_cli.command import SOME_FAILED, base_option, command, jobs_option, settings_option
+from petlpack_cli.command import SOME_FAILED, base_option, command, flag_option, jobs_option, settings_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import Problem, describe, naming, show_traceback
 from petlpack_cli.output.sizes import count, ratio, size
@@ -50,9 +50,9 @@ Item = TypeVar("Item")
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Keep only this share of a full fine-tune's changes, the largest ones: inexact, the error is stated.",
 )
-@click.option("--bake", is_flag=True, help="PROPETL prefixes: store what the reparametrisation produces, not itself.")
-@click.option("--keep-experts", is_flag=True, help="AdaMix: store all experts, not their average.")
-@click.option("--keep-retriever", is_flag=True, help="PHA: store the retriever, which inference does not use.")
+@flag_option("bake", "PROPETL prefixes: store what the reparametrisation produces, not itself.")
+@flag_option("keep_experts", "AdaMix: store all experts, not their average.")
+@flag_option("keep_retriever", "PHA: store the retriever, which inference does not use.")
 @click.option("--replace", is_flag=True, help="Overwrite tasks of the same name.")
 @jobs_option
 def run(

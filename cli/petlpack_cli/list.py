@@ -79,7 +79,7 @@ def _print_long(out: Output, pack: Path, rows: list[Row]) -> int | None:
         out.json({"pack": str(pack), "tasks": table})
         return worst(problems.values())
     cells = [_long_cells(row, tasks.get(row.name)) for row in rows]
-    before = sum(_run_bytes(task) or 0 for task in tasks.values())
+    before = sum(task.facts.run_bytes or 0 for task in tasks.values())
     total = (_total(rows)[0], "", "", size(before), _total(rows)[1], "")
     out.table(
         {"Task": "name", "Method": "text", "Codec": "text", "Run": "number", "Bytes": "number", "Ratio": "number"},
@@ -91,12 +91,6 @@ def _print_long(out: Output, pack: Path, rows: list[Row]) -> int | None:
     return worst(problems.values())
 
 
-def _run_bytes(task: petlpack.Task) -> int | None:
-    """Return what the manifest says of the bytes of the run's tensors: a fact for people, so it may be anything."""
-    nbytes = task.manifest.facts.get("dense_bytes")
-    return nbytes if type(nbytes) is int and 0 <= nbytes < 2**63 else None
-
-
 def _long_json(row: Row, task: petlpack.Task | None, problem: Problem | None) -> dict[str, object]:
     return {
         "name": row.name,
@@ -104,7 +98,7 @@ def _long_json(row: Row, task: petlpack.Task | None, problem: Problem | None) ->
         "method": task and task.method,
         "codec": task and task.codec,
         "exact": task and task.exact,
-        "run_bytes": task and _run_bytes(task),
+        "run_bytes": task and task.facts.run_bytes,
         "error": problem and problem.to_json(),
     }
 
@@ -112,7 +106,7 @@ def _long_json(row: Row, task: petlpack.Task | None, problem: Problem | None) ->
 def _long_cells(row: Row, task: petlpack.Task | None) -> tuple[str, ...]:
     if task is None:
         return row.name, "cannot be read", "-", "-", size(row.nbytes), "-"
-    nbytes = _run_bytes(task)
+    nbytes = task.facts.run_bytes
     return (
         row.name,
         task.method,

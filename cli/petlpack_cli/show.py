@@ -26,18 +26,17 @@ def run(out: Output, pack: Path, task: str) -> None:
     How it is stored, what base it needs, how many bits an element takes, which files are kept. Reads the task's
     header and the small shared parts that it names, and no weights.
     """
-    facts = _facts(petlpack.open(pack), task)
+    opened = petlpack.open(pack)
+    shown = _to_json(opened, opened[task])
     if out.as_json:
-        out.json(facts)
+        out.json(shown)
     else:
-        _print(out, facts)
+        _print(out, shown, _exactness(opened[task]))
 
 
-def _facts(pack: petlpack.Pack, name: str) -> dict[str, Any]:
-    """Return what --json prints."""
+def _to_json(pack: petlpack.Pack, task: petlpack.Task) -> dict[str, Any]:
     from petlpack.parts import find_shared
 
-    task = pack[name]
     template, payload = task.template, task.payload
     plan = task.plan
     shared = [
@@ -46,9 +45,9 @@ def _facts(pack: petlpack.Pack, name: str) -> dict[str, Any]:
     ]
     files = [{"file": file, "bytes": len(task.read_file(file))} for file in template.files]
     return {
-        "name": name,
+        "name": task.name,
         "method": task.method,
-        "layout": task.manifest.facts.get("layout"),
+        "layout": task.facts.layout,
         "codec": task.codec,
         "exact": task.exact,
         "bytes": task.nbytes,
@@ -100,18 +99,17 @@ def _holds(task: petlpack.Task, sha256: str) -> list[str]:
     return [file for file, digest in template.files.items() if digest == sha256]
 
 
-def _exactness(facts: dict[str, Any]) -> str:
+def _exactness(task: petlpack.Task) -> str:
     """Say how near the task is to what was trained."""
-    said = facts["facts"]
-    if facts["exact"]:
+    if task.exact:
         return "exact to the bit"
-    if "error" in said:
-        worst = max(said["error"].values(), default=0.0)
-        return f"inexact: {said['density']:.4%} of the weights changed, others off by at most {worst:g}"
+    if task.facts.density is not None:
+        changed, error = f"{task.facts.density:.4%} of the weights changed", task.facts.error or 0.0
+        return f"inexact: {changed}, others off by at most {error:g}"
     return "computed from the run, rounded once"
 
 
-def _print(out: Output, facts: dict[str, Any]) -> None:
+def _print(out: Output, facts: dict[str, Any], exactness: str) -> None:
     tensors, base = facts["tensors"], facts["base"]
     needs = "none: the task stands by itself"
     if base is not None:
@@ -123,7 +121,7 @@ def _print(out: Output, facts: dict[str, Any]) -> None:
             ("Task", facts["name"]),
             ("Method", facts["method"]),
             ("Layout", str(facts["layout"])),
-            ("Codec", f"{facts['codec']}, {_exactness(facts)}"),
+            ("Codec", f"{facts['codec']}, {exactness}"),
             ("File", f"{size(facts['bytes'])} ({facts['bytes']:,} bytes)"),
             ("Payload", f"{size(facts['payload_bytes'])} ({facts['payload_bytes']:,} bytes)"),
             ("Run", f"{size(facts['run_bytes'])} of tensors, {ratio(facts['run_bytes'], facts['bytes'])} the file"),

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from petlpack.analyze.reading import Opened, Reader
-from petlpack.facts import counts_of
 from petlpack.tensors.base import BaseRef
 from petlpack.tensors.dtypes import DType
 from petlpack.tensors.tensor import Tensor
-
-WHOLE = frozenset({"transformers", "safetensors", "diff-pruning"})
-"""Layouts whose runs are whole models; those of the others leave the base out, or have it frozen."""
 
 LORA_RANK = 8
 """Rank of the LoRA that a pack is compared with: PEFT's default."""
@@ -69,7 +65,7 @@ class Bases:
         table = task.kind.template.base_table
         if table is not None:
             return self._tables[table], "task"
-        said = counts_of(task.facts).get("base_bytes")
+        said = task.facts.figures.get("base_bytes")
         if said is not None and said <= MOST_BYTES:
             known = [*self._tables.values(), *([self._given] if self._given else [])]
             return next((base for base in known if base.nbytes == said), BaseSize(str(said), said, None)), "encoder"
@@ -91,8 +87,8 @@ def _rows_of(tensors: Mapping[str, BaseRef] | Mapping[str, Tensor]) -> Rows:
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
-def dense_bytes(task: Opened, layout: str, base: BaseSize | None) -> int | None:
+def dense_bytes(task: Opened, base: BaseSize | None) -> int | None:
     """Return the bytes of a whole model of a task: of a whole run its own, else the base's and the head's."""
-    if layout in WHOLE:
+    if task.facts.whole:
         return task.kind.run_bytes
     return None if base is None else base.nbytes + sum(slot.nbytes for slot in task.kind.stored if slot.head)

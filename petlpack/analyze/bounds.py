@@ -26,8 +26,6 @@ LEADING = 3
 FEW = 8
 """Numbers of which an eighth or fewer are distinct are counted as they are; of more, counts say nothing."""
 
-POSITIONS = ".positions"
-
 
 def choose_bits(whole: int, kept: int) -> float:
     """Return log2 C(whole, kept): the bits that name one set of `kept` among `whole`."""
@@ -42,7 +40,7 @@ def counted_bounds(task: Opened) -> dict[str, float]:
     return {
         row.name: choose_bits(task.kind.units[row.name].size, row.count)
         for row in task.sections
-        if row.name.endswith(POSITIONS)
+        if row.role == "positions"
     }
 
 
@@ -53,7 +51,7 @@ def measured_bounds(sections: Iterable[DecodedSection]) -> dict[str, float]:
 
 def bound_bits(section: DecodedSection) -> float:
     """Return the bound of one section in bits."""
-    if section.name.endswith(POSITIONS):
+    if section.role == "positions":
         return choose_bits(section.unit.size, len(section.bits))
     if section.dtype.name == "BOOL":
         masks = section.bits.reshape(-1, section.row) if section.row else section.bits.reshape(1, -1)

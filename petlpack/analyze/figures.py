@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from petlpack.analyze.reading import Opened, PartBytes
-from petlpack.facts import counts_of
 from petlpack.tensors.dtypes import DTYPES
 
 
@@ -39,17 +38,17 @@ class Figures:
 def figures_of(opened: Opened, parts: Sequence[PartBytes]) -> Figures:
     """Count one task, which uses these shared parts of tensors; decodes no weights."""
     counts, template = opened.kind.counts, opened.kind.template
-    said = counts_of(opened.facts)
+    said = opened.facts.figures
     base = template.base_parameters or said.get("base")
     numbers, own, nbytes = counts.numbers, counts.own, counts.nbytes
     density = _ratio(said.get("kept"), counts.entries)
-    if opened.codec == "sparse":
-        values = [row for row in opened.sections if row.kind == "sparse.values"]
+    if opened.kind.picks:
+        values = [row for row in opened.sections if row.role == "base"]
         numbers = own = sum(row.count for row in values)
         nbytes = sum(row.count * DTYPES[row.dtype].itemsize for row in values)
         density = _ratio(numbers, counts.from_base)
-    masks = [row for row in opened.sections if row.kind == "masks"]
-    masks += [row for part in parts for row in part.sections if row.kind == "masks"]
+    masks = [row for row in opened.sections if row.role == "mask"]
+    masks += [row for part in parts for row in part.sections if row.role == "mask"]
     mask_bytes = sum(row.nbytes for row in masks)
     return Figures(
         trained_parameters=said.get("trained"),

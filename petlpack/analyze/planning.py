@@ -16,67 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from petlpack.analyze.sampling import Sampler, refuse_many
-from petlpack.coding.base import Level
-from petlpack.encoding import CODECS_OF, default_name, encode
+from petlpack.analyze.sampling import Sampler, check_suits
+from petlpack.codecs.base import NOTHING, Codec, Way
+from petlpack.codecs.registry import codecs_for
+from petlpack.encoding import default_name, encode
 from petlpack.errors import BaseError, PetlpackError, RunError, UsageError, printable
 from petlpack.layouts.base import Run
-from petlpack.layouts.options import FLAGS, Options
-from petlpack.layouts.registry import read_run
+from petlpack.layouts.options import Options
+from petlpack.layouts.registry import options_of, read_run
 from petlpack.loading import open_base
-from petlpack.modules import Dense, Generator, Masked, Mixture, Plain
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.preparing import prepare
 from petlpack.store import PACK_JSON, check_task_name
 from petlpack.tensors.base import Base
-
-NOTHING = "nothing"
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to encode a kind of module: codec and options of `encode`, and what is lost.
-
-    Without its `flag` nothing is lost where nothing in the run depends on that.
-    """
-
-    codec: str
-    level: Level = "small"
-    density: float | None = None
-    flag: str | None = None
-    lost: str = NOTHING
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The options as the command line wants them."""
-        words = ["--codec", self.codec]
-        words += ["--level", self.level] if self.level != "small" else []
-        words += ["--density", f"{self.density:g}"] if self.density is not None else []
-        words += [f"--{self.flag.replace('_', '-')}"] if self.flag is not None else []
-        return tuple(words)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the options as `encode` wants them."""
-        flags = {self.flag: True} if self.flag is not None else {}
-        return {"codec": self.codec, "level": self.level, "density": self.density, **flags}
-
-
-WAYS: Mapping[type, tuple[Way, ...]] = {
-    Dense: (
-        Way("ulp"),
-        Way("ulp", level="fast"),
-        Way("sparse"),
-        Way("sparse", density=0.05),
-        Way("sparse", density=0.005),
-        Way("plain"),
-    ),
-    Plain: (Way("plain"), Way("plain", flag="keep_experts")),
-    Masked: (Way("mask"), Way("mask", flag="bake", lost="the network; one rounding")),
-    Mixture: (Way("merge", lost="all but the average"), Way("merge", flag="keep_experts")),
-    Generator: (Way("hyper", lost="the retriever"), Way("hyper", flag="keep_retriever")),
-}
-"""What is measured of each kind of module. 0.005 is what diff pruning keeps, 0.05 ten times that."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +138,7 @@ def plan(
     base: str | Path | Base | None = None,
     *,
     sample: float | None = None,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, str | bool] | None = None,
     jobs: int | None = None,
     progress: Callable[[str], Progress | None] | None = None,
 ) -> Plans:
@@ -198,13 +151,13 @@ def plan(
     runs = [runs] if isinstance(runs, (str, Path)) else runs
     if sample is not None and not 0 < sample < 1:
         raise UsageError(f"a sample of {sample:g}", hint="it is the share of the units to measure, between 0 and 1")
-    Options(settings or {})
+    said = options_of(settings or {}).settings
     opened = Base(base) if isinstance(base, (str, Path)) else base
     done: list[RunPlan] = []
     failed: list[Failed] = []
     names: dict[str, Path] = {}
     with _scratch() as place:
-        planner = _Planner(Path(place), opened, sample, settings or {}, count_jobs(jobs), progress)
+        planner = _Planner(Path(place), opened, sample, said, count_jobs(jobs), progress)
         for path in runs:
             try:
                 _refuse_taken(Path(path), names)
@@ -248,6 +201,32 @@ def _refuse_taken(path: Path, names: dict[str, Path]) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _Try:
+    """One way of a codec, which is measured; without a codec, what `--codec auto` would do."""
+
+    codec: Codec | None
+    way: Way
+
+    @property
+    def codec_id(self) -> str:
+        return "auto" if self.codec is None else self.codec.id
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the way switches on."""
+        return {} if self.way.setting is None else {self.way.setting: "true"}
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options as the command line wants them."""
+        words = ["--codec", self.codec_id]
+        words += ["--level", self.way.level] if self.way.level != "small" else []
+        words += ["--density", f"{self.way.density:g}"] if self.way.density is not None else []
+        words += [word for name, said in self.settings.items() for word in ("--set", f"{name}={said}")]
+        return tuple(words)
+
+
 class _Planner:
     """Measures the runs of one call, and knows what they have in common."""
 
@@ -268,7 +247,7 @@ class _Planner:
     def plan(self, path: Path) -> RunPlan:
         """Measure one run; raises what its only offers are refused with."""
         runs, options, refused = self._read(path)
-        offers = [*refused, *self._measure(path, runs, _ways(runs, options))]
+        offers = [*refused, *self._measure(path, runs, _tries(runs[0], options))]
         measured = [offer for offer in offers if offer.refused is None]
         if not measured:
             assert offers[0].refused is not None
@@ -282,7 +261,7 @@ class _Planner:
             source_bytes=sum(run.weight_bytes for run in runs),
             directory_bytes=sum(self._files[str(path)].values()),
             offers=(
-                *sorted(_with_auto(measured, runs[0]), key=lambda offer: offer.total_bytes),
+                *sorted(self._with_auto(measured, runs[0]), key=lambda offer: offer.total_bytes),
                 *(offer for offer in offers if offer.refused is not None),
             ),
             warnings=tuple(dict.fromkeys(text for run in runs for text in run.warnings)),
@@ -318,45 +297,54 @@ class _Planner:
 
         That is AdaMix which routes at random: its experts have no average, and can be kept.
         """
-        options = Options(self._settings)
+        options = options_of(self._settings)
         try:
             return read_run(path, options), options, []
         except RunError as error:
-            flag = next((flag for flag in FLAGS if flag in options.used), None)
-            if flag is None:
+            flag = next((asked.name for asked in options.used.values() if asked.flag), None)
+            if flag is None or flag in self._settings:
                 raise
-            options = Options(self._settings, **{flag: True})  # type: ignore[arg-type]
-            return read_run(path, options), options, [self._offer(path, Way("merge"), refused=error)]
+            options = options_of({**self._settings, flag: "true"})
+            return read_run(path, options), options, [self._offer(path, _Try(None, Way()), refused=error)]
 
-    def _measure(self, path: Path, runs: Sequence[Run], ways: Sequence[Way]) -> Iterator[Offer]:
-        sampler = None
-        for way in ways:
+    def _measure(self, path: Path, runs: Sequence[Run], tries: Sequence[_Try]) -> Iterator[Offer]:
+        samplers: dict[str | None, Sampler] = {}
+        for one in tries:
             try:
-                base = self._base_for(runs[0], way)
-                if self._sample is None or not isinstance(runs[0].module, Dense):
-                    yield self._encode(path, way, base)
+                base = self._base_for(runs[0], one)
+                if self._sample is None or one.codec is None or not runs[0].whole or len(runs) > 1:
+                    yield self._encode(path, one, base)
                     continue
-                if way.density is not None:
+                if one.way.density is not None:
                     raise RunError(
                         "not measured on a sample, for which changes are the largest shows in all of them only",
                         hint="leave out --sample",
                     )
-                sampler = sampler or Sampler(runs[0], self._sample, self._jobs)
-                found = sampler.measure(way.codec, way.level, base, self._moved(path, way))
-                yield self._offer(path, way, exact=True, loss=NOTHING, **found)
+                if one.way.setting not in samplers:
+                    samplers[one.way.setting] = self._sampler(path, one, self._sample)
+                found = samplers[one.way.setting].measure(one.codec, one.way.level, base, self._moved(path, one))
+                yield self._offer(path, one, loss=one.way.lost, **found)
             except PetlpackError as error:
-                yield self._offer(path, way, refused=self._why(runs[0], way, error))
+                yield self._offer(path, one, refused=self._why(runs[0], one, error))
 
-    def _why(self, run: Run, way: Way, error: PetlpackError) -> PetlpackError:
-        """Return why a way is refused: of `sparse` by itself, with the share of weights that changed."""
-        if way == Way("sparse") and self._sample is None and isinstance(error, RunError):
+    def _sampler(self, path: Path, one: _Try, share: float) -> Sampler:
+        """Return what samples a run, read with what a way switches on."""
+        options = options_of({**self._settings, **one.settings})
+        (run,) = read_run(path, options)
+        return Sampler(run, share, self._jobs, options.to_facts())
+
+    def _why(self, run: Run, one: _Try, error: PetlpackError) -> PetlpackError:
+        """Return why a codec is refused: where it declined the run, with the share of weights that changed."""
+        declined = one.codec is not None and one.way.density is None and isinstance(error, RunError)
+        if declined and run.whole and self._sample is None:
+            assert one.codec is not None
             try:
-                refuse_many(prepare(run, self._base_for(run, way), self._jobs), self._jobs)
+                check_suits(one.codec, prepare(run, self._base_for(run, one), self._jobs), self._jobs)
             except PetlpackError as counted:
                 return counted
         return error
 
-    def _encode(self, path: Path, way: Way, base: Base | None) -> Offer:
+    def _encode(self, path: Path, one: _Try, base: Base | None) -> Offer:
         """Encode a run into a pack of its own, and take that away again."""
         pack = self._place / "pack"
         try:
@@ -364,30 +352,44 @@ class _Planner:
                 path,
                 pack,
                 base,
-                settings=self._settings,
+                settings={**self._settings, **one.settings},
                 jobs=self._jobs,
-                progress=self._moved(path, way),
-                **way.arguments(),
+                progress=self._moved(path, one),
+                codec=one.codec_id,
+                level=one.way.level,
+                density=one.way.density,
             )
-            facts = [Pack(pack)[task.name].manifest.facts for task in tasks]
+            facts = [Pack(pack)[task.name].facts for task in tasks]
         finally:
             shutil.rmtree(pack, ignore_errors=True)
-        density = facts[0].get("density") if way.density is not None else None
-        error = max(facts[0]["error"].values(), default=0.0) if density is not None else None
+        density = facts[0].density if one.way.density is not None else None
+        error = facts[0].error or 0.0 if density is not None else None
         return self._offer(
             path,
-            way,
+            one,
             nbytes=sum(task.nbytes for task in tasks),
             shared={sha256: size for task in reversed(tasks) for sha256, size in task.shared.items()},
             exact=all(task.exact for task in tasks),
-            loss=f"up to {error:g} a weight" if error else way.lost,
+            loss=f"up to {error:g} a weight" if error else one.way.lost,
             density=density,
             error=error,
         )
 
-    def _base_for(self, run: Run, way: Way) -> Base | None:
-        """Return the base to give to `encode`, each opened once; raises BaseError where the way needs one."""
-        if self._base is not None or way.codec == "plain" or not run.needs_base:
+    def _with_auto(self, offers: Sequence[Offer], run: Run) -> list[Offer]:
+        """Mark the offer that `--codec auto` takes: of its candidates, in its order, the first whose file is smallest.
+
+        With what was said of the run, but without settings that only the offer switches on.
+        """
+        said = [None, *(name for name, value in self._settings.items() if value == "true")]
+        codecs = [codec for codec in codecs_for(run.module) if type(run.module) not in codec.on_request]
+        tried = [_Try(codec, Way(setting=setting)).options for codec in codecs for setting in said]
+        candidates = [offer for options in tried for offer in offers if offer.options == options]
+        best = min(candidates, key=lambda offer: offer.nbytes, default=None)
+        return [dataclasses.replace(offer, auto=offer is best) for offer in offers]
+
+    def _base_for(self, run: Run, one: _Try) -> Base | None:
+        """Return the base to give to `encode`, each opened once; raises BaseError where the codec needs one."""
+        if self._base is not None or not run.needs_base or (one.codec is not None and not one.codec.uses_base):
             return self._base
         name = run.base_name
         if name is not None and name not in self._named:
@@ -402,39 +404,42 @@ class _Planner:
             )
         return self._named[name]
 
-    def _moved(self, path: Path, way: Way) -> Progress | None:
-        return None if self._progress is None else self._progress(f"{default_name(path)}: {' '.join(way.options[1:])}")
+    def _moved(self, path: Path, one: _Try) -> Progress | None:
+        return None if self._progress is None else self._progress(f"{default_name(path)}: {' '.join(one.options[1:])}")
 
-    def _offer(self, path: Path, way: Way, **found: Any) -> Offer:
-        return Offer(way.codec, way.options, self._command([str(path)], way.options), **found)
+    def _offer(self, path: Path, one: _Try, **found: Any) -> Offer:
+        return Offer(one.codec_id, one.options, self._command([str(path)], one.options), **found)
 
     def _command(self, paths: Iterable[str], options: tuple[str, ...]) -> tuple[str, ...]:
         """Return the command that encodes runs so: what was said of them here is said there."""
         runs = [f"./{path}" if path.startswith("-") else path for path in paths]
         base = [] if self._base is None else ["--base", str(self._base.path)]
-        said = [word for name, value in self._settings.items() for word in ("--set", f"{name}={value}")]
+        known = {word.partition("=")[0] for word in options}
+        own = [(name, value) for name, value in self._settings.items() if name not in known]
+        said = [word for name, value in own for word in ("--set", f"{name}={value}")]
         return ("petlpack", "encode", *runs, *base, *said, *options)
 
 
-def _ways(runs: Sequence[Run], options: Options) -> list[Way]:
-    """Return the ways that differ for a run: those with a flag where something in the run depends on it.
+def _tries(run: Run, options: Options) -> list[_Try]:
+    """Return what differs for a run: of ways with a setting those on whose setting something in the run depends.
 
-    A run that was read with a flag is encoded with it.
+    A run that was read with a setting is encoded with it, by every codec.
     """
-    ways = WAYS[type(runs[0].module)]
-    if any(getattr(options, flag) for flag in FLAGS):
-        return [way for way in ways if way.flag is not None and getattr(options, way.flag)]
-    without = [way for way in ways if way.flag is None]
-    flagged = [way for way in ways if way.flag is not None and way.flag in options.used]
-    return [*(way if flagged else dataclasses.replace(way, lost=NOTHING) for way in without), *flagged]
-
-
-def _with_auto(offers: Sequence[Offer], run: Run) -> list[Offer]:
-    """Mark the offer that `--codec auto` takes: of its candidates, in its order, the first whose file is smallest."""
-    known = CODECS_OF[type(run.module)]
-    candidates = [offer for codec_id in known for offer in offers if offer.options == Way(codec_id).options]
-    best = min(candidates, key=lambda offer: offer.nbytes, default=None)
-    return [dataclasses.replace(offer, auto=offer is best) for offer in offers]
+    flags = {asked.name: options.wants(asked) for asked in options.used.values() if asked.flag}
+    on = [name for name, wanted in flags.items() if wanted]
+    tries: list[_Try] = []
+    for codec in codecs_for(run.module):
+        ways = list(codec.takes[type(run.module)])
+        without = [way for way in ways if way.setting is None]
+        flagged = [way for way in ways if way.setting in (on or flags)]
+        if on:
+            ways = flagged or [dataclasses.replace(way, setting=on[0]) for way in without]
+        elif flagged:
+            ways = [*without, *flagged]
+        else:  # nothing in the run depends on a setting, so nothing is lost without
+            ways = [dataclasses.replace(way, lost=NOTHING) for way in without]
+        tries += [_Try(codec, way) for way in ways]
+    return tries
 
 
 def _files_of(path: Path) -> dict[Path, int]:

@@ -13,12 +13,12 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from petlpack import container
-from petlpack.codecs.base import Unit
+from petlpack.codecs.base import Role, Unit
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest
 from petlpack.decoding import with_kinds
 from petlpack.errors import DamageError, PetlpackError, printable
-from petlpack.facts import text_of
+from petlpack.facts import Facts
 from petlpack.parallel import Progress
 from petlpack.parts import Part, Templates, find_shared
 from petlpack.plans import Plan, parse_plan
@@ -32,10 +32,11 @@ LEAST_FILE = 256
 
 @dataclass(frozen=True)
 class SectionBytes:
-    """One section: its name, what it is of (the name without its number), coder, dtype, elements, bytes in the file."""
+    """One section: its name, that of its kind (without the number), role, coder, dtype, elements, bytes in the file."""
 
     name: str
     kind: str
+    role: Role
     coder: str
     dtype: str
     count: int
@@ -77,6 +78,7 @@ class Kind:
         self.plan: Plan = parse_plan(params, template.slots)
         self._codec = codec(codec_id)
         self.exact = self._codec.exact
+        self.picks = self._codec.picks
         self.run_bytes = template.run_bytes(self.plan.aliases)
         self.stored: tuple[Slot, ...] = tuple(self.plan.stored)
         self.shared: tuple[Slot, ...] = tuple(slot for slot in template.slots if slot.part is not None)
@@ -99,7 +101,13 @@ class Kind:
     def units(self) -> Mapping[str, Unit]:
         """The unit that each section is of, by the section's name."""
         units = self._codec.units(with_kinds(self.stored, self._codec.kinds(self.template.rule)))
-        return {name: unit for unit in units for name in self._codec.section_names(unit)}
+        return {name: unit for unit in units for name in self._codec.sections(unit)}
+
+    @cached_property
+    def section_roles(self) -> Mapping[str, Role]:
+        """The role of each section, by its name."""
+        units = {id(unit): unit for unit in self.units.values()}.values()
+        return {name: role for unit in units for name, role in self._codec.sections(unit).items()}
 
     @cached_property
     def counts(self) -> Counts:
@@ -127,7 +135,7 @@ class Opened:
     nbytes: int
     """Bytes of its file."""
     codec: str
-    facts: Mapping[str, Any]
+    facts: Facts
     kind: Kind
     shared: tuple[str, ...]
     """The template and the shared parts of tensors, as the manifest names them."""
@@ -148,7 +156,7 @@ class Opened:
     @property
     def method(self) -> str:
         """How the run was trained, in words."""
-        return text_of(self.facts, "method")
+        return self.facts.method
 
 
 class Reader:
@@ -176,11 +184,12 @@ class Reader:
                 f"task '{name}' has {len(manifest.shared) - 1} shared parts of tensors, "
                 f"its template {len(kind.template.parts)}"
             )
-        roles = kind.roles_of(manifest.shared)
-        task = Opened(name, file.nbytes, manifest.codec, manifest.facts, kind, manifest.shared, _sections(file), roles)
-        for row in task.sections:
+        for row in manifest.sections:
             if row.name not in kind.units or row.count > kind.units[row.name].size:
                 raise DamageError(f"task '{name}' has a section '{row.name}' that its tensors do not need")
+        sections, parts = _sections(file, kind.section_roles), kind.roles_of(manifest.shared)
+        facts = Facts.parse(manifest.facts)
+        task = Opened(name, file.nbytes, manifest.codec, facts, kind, manifest.shared, sections, parts)
         for sha256 in task.parts:
             if self.part_bytes(sha256) < LEAST_FILE:
                 raise DamageError(f"shared part {sha256} has {self._sizes[sha256]} bytes, at least {LEAST_FILE} it had")
@@ -226,7 +235,8 @@ class Reader:
         """Read what is in a shared part of tensors; raises PetlpackError where its file is not as it was written."""
         if sha256 not in self._parts:
             path = self.store.shared_path(sha256)
-            self._parts[sha256] = PartBytes(_sections(container.read(path)), Part(path, sha256).units)
+            part = Part(path, sha256)
+            self._parts[sha256] = PartBytes(_sections(container.read(path), part.roles), part.units)
         return self._parts[sha256]
 
     def table(self, kind: Kind) -> BaseTable | None:
@@ -288,9 +298,17 @@ def users_of(tasks: Iterable[Opened]) -> tuple[dict[str, tuple[str, ...]], dict[
     return {sha256: tuple(names) for sha256, names in users.items()}, roles
 
 
-def _sections(file: Container) -> tuple[SectionBytes, ...]:
+def _sections(file: Container, roles: Mapping[str, Role]) -> tuple[SectionBytes, ...]:
     return tuple(
-        SectionBytes(row.name, kind_of(row.name), row.coder, row.dtype, row.count, file.section_bytes(row.name))
+        SectionBytes(
+            name=row.name,
+            kind=kind_of(row.name),
+            role=roles[row.name],
+            coder=row.coder,
+            dtype=row.dtype,
+            count=row.count,
+            nbytes=file.section_bytes(row.name),
+        )
         for row in file.manifest.sections
     )
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from petlpack.analyze.bases import WHOLE, BaseSize, Source, dense_bytes
+from petlpack.analyze.bases import BaseSize, Source, dense_bytes
 from petlpack.analyze.figures import Figures, figures_of
 from petlpack.analyze.reading import Opened, Reader, SectionBytes
-from petlpack.facts import Score, error_of, score_of, text_of
+from petlpack.facts import Score
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class TaskRow:
     name: str
     method: str
     layout: str
+    whole: bool
+    """Whether its run is a whole model."""
     codec: str
     exact: bool
     error: float | None
@@ -58,14 +60,9 @@ class TaskRow:
     figures: Figures
     sections: tuple[SectionBytes, ...] = field(repr=False)
 
-    @property
-    def whole(self) -> bool:
-        """Whether its run is a whole model."""
-        return self.layout in WHOLE
-
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON has it; sections are told by `--by section`."""
-        row = {name: value for name, value in vars(self).items() if name != "sections"}
+        row = {name: value for name, value in vars(self).items() if name not in ("sections", "whole")}
         score = None if self.score is None else vars(self.score)
         return {
             **row,
@@ -80,22 +77,22 @@ def task_row(
 ) -> TaskRow:
     """Count one task; `alone` holds the bytes of the shared parts that no other task uses, by sha256."""
     size, source = base
-    head = sum(row.nbytes for row in task.sections if row.kind == "head")
+    head = sum(row.nbytes for row in task.sections if row.role == "head")
     payload = sum(row.nbytes for row in task.sections) - head
     files, own = sum(alone.values()), task.nbytes
-    layout = text_of(task.facts, "layout")
     return TaskRow(
         name=task.name,
         method=task.method,
-        layout=layout,
+        layout=task.facts.layout,
+        whole=task.facts.whole,
         codec=task.codec,
-        exact=task.kind.exact and task.facts.get("exact", True) is True,
-        error=error_of(task.facts),
+        exact=task.kind.exact and task.facts.exact,
+        error=task.facts.error,
         bytes=TaskBytes(payload, head, files, own - payload - head, own + files, share),
         run_bytes=task.kind.run_bytes,
-        dense_bytes=dense_bytes(task, layout, size),
+        dense_bytes=dense_bytes(task, size),
         base=source,
-        score=score_of(task.facts),
+        score=task.facts.score,
         shared=tuple(sha256 for sha256 in task.parts if sha256 not in alone),
         figures=figures_of(task, [reader.part(sha256) for sha256 in task.tensors]),
         sections=task.sections,

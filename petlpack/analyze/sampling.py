@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from petlpack import coding, container
 from petlpack.codecs.base import Codec, Unit, base_pieces
-from petlpack.codecs.registry import codec as registered_codec
-from petlpack.codecs.sparse import MOST, Sparse
 from petlpack.coding.base import Level
 from petlpack.decoding import given_of, joined
 from petlpack.encoding import shared_file
@@ -111,17 +109,16 @@ def quantile(freedom: float) -> float:
 class Sampler:
     """Estimates what codecs make of one full fine-tune. What equals the base is known from all of it."""
 
-    def __init__(self, run: Run, share: float, jobs: int) -> None:
-        self._run, self._share, self._jobs = run, share, jobs
+    def __init__(self, run: Run, share: float, jobs: int, options: Mapping[str, str | bool]) -> None:
+        """Sample this share of the units; `options` are what the run was read with, as a manifest keeps them."""
+        self._run, self._share, self._jobs, self._options = run, share, jobs, options
         self._digests = Digests(jobs)
         self._works: dict[bool, Work] = {}
 
-    def measure(self, codec_id: str, level: Level, base: Base | None, progress: Progress | None) -> dict[str, Any]:
+    def measure(self, codec: Codec, level: Level, base: Base | None, progress: Progress | None) -> dict[str, Any]:
         """Return the figures of an offer; raises RunError where the codec does not suit the run."""
-        work = self._prepare(base if codec_id != "plain" else None)
-        if codec_id == "sparse":
-            refuse_many(work, self._jobs)
-        codec = registered_codec(codec_id)
+        work = self._prepare(base if codec.uses_base else None)
+        check_suits(codec, work, self._jobs)
         units = codec.units(work.plan.stored)
         sizes = [unit.size for unit in units]
         chosen = sample_of(sizes, self._share, seed=int(work.decoded[:16], 16))
@@ -131,13 +128,15 @@ class Sampler:
             "nbytes": estimated.nbytes + _header_bytes(codec, units, work),
             "error_bytes": estimated.error_bytes,
             "sampled_share": estimated.share,
+            "exact": self._run.exact and codec.exact,
             "shared": {sha256: len(shared_file(content)) for sha256, content in work.content.items()},
         }
 
     def _prepare(self, base: Base | None) -> Work:
         with_base = base is not None
         if with_base not in self._works:
-            self._works[with_base] = prepare(self._run, base, self._jobs, digests=self._digests)
+            work = prepare(self._run, base, self._jobs, digests=self._digests)
+            self._works[with_base] = replace(work, facts=replace(work.facts, options=self._options))
         return self._works[with_base]
 
     def _code(
@@ -148,7 +147,6 @@ class Sampler:
 
         def code(unit: Unit) -> int:
             sections = codec.encode(unit, *_read_unit(unit, work))
-            assert sections is not None  # refused before
             return sum(len(coding.encode(one.bits, one.array, one.coders, level)[1]) for one in sections)
 
         for unit, nbytes in zip(units, ordered_map(code, units, self._jobs), strict=True):
@@ -158,21 +156,25 @@ class Sampler:
                 progress(done, total)
 
 
-def refuse_many(work: Work, jobs: int) -> None:
-    """Raise RunError, with the share of changed weights, where `sparse` declines a unit; all of them are looked at."""
-    units = [unit for unit in Sparse().units(work.plan.stored) if unit.from_base]
+def check_suits(codec: Codec, work: Work, jobs: int) -> None:
+    """Raise RunError, with the share of changed weights, where a codec declines a unit; all of them are looked at."""
+    if type(codec).declines is Codec.declines:
+        return
+    units = [unit for unit in codec.units(work.plan.stored) if unit.role == "base"]
 
-    def count(unit: Unit) -> int:
+    def look(unit: Unit) -> tuple[bool, int]:
         tuned, given = _read_unit(unit, work)
-        return int(np.count_nonzero(tuned != given))
+        return codec.declines(unit, tuned, given), int(np.count_nonzero(tuned != given))
 
-    changed = list(ordered_map(count, units, jobs))
-    if any(number > MOST * unit.size for number, unit in zip(changed, units, strict=True)):
+    looked = list(ordered_map(look, units, jobs))
+    if any(declined for declined, _ in looked):
+        changed = sum(number for _, number in looked)
         weights = sum(piece.size for piece in base_pieces(work.template.slots))
-        percent = 100 * sum(changed) / weights
+        percent = 100 * changed / weights
+        shown = f"{percent:.{1 if percent >= 0.05 else 4}f} %"
         raise RunError(
-            f"{percent:.{1 if percent >= 0.05 else 4}f} % of the weights differ from the base, and `sparse` is for few",
-            hint="--density keeps the largest changes only",
+            f"{shown} of the weights differ from the base, and `{codec.id}` is for few",
+            hint="--density keeps the largest changes only" if codec.prunes else None,
         )
 
 
@@ -188,7 +190,7 @@ def _no_part(slot: Slot) -> Tensor:
 
 def _header_bytes(codec: Codec, units: Sequence[Unit], work: Work) -> int:
     """Return the bytes of a task's file without its sections: of one with stand-ins, whose digests differ as theirs."""
-    names = [(unit, name) for unit in units for name in codec.section_names(unit)]
+    names = [(unit, name) for unit in units for name in codec.sections(unit)]
     limit = sum(unit.size * (unit.dtype.itemsize + 1) for unit in units) + 1024 * (1 + len(names))
     stand_ins = (
         container.Encoded(name, "rows", unit.dtype.name, unit.size, i.to_bytes(8, "little"))
@@ -198,7 +200,8 @@ def _header_bytes(codec: Codec, units: Sequence[Unit], work: Work) -> int:
 
     def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
         template = next(iter(work.content))
-        return container.Manifest("task", codec.id, rows, (template,), work.decoded, work.plan.to_params(), work.facts)
+        params, facts = work.plan.to_params(), work.facts.to_json()
+        return container.Manifest("task", codec.id, rows, (template,), work.decoded, params, facts)
 
     container.write(file, [name for _, name in names], limit, stand_ins, manifest_of)
     return len(file.getvalue()) - 8 * len(names)

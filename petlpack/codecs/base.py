@@ -7,11 +7,12 @@ elements (large tensors stream, threads have work, one tensor can be read withou
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from petlpack.coding.base import Array
+from petlpack.coding.base import Array, Level
 from petlpack.errors import DamageError
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import Bits, DType
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 MOST_ELEMENTS = 1 << 24
 """No unit of any codec has more elements, so a file's number of sections bounds what it can decode to."""
+
+Role = Literal["base", "own", "head", "mask", "positions"]
+"""What a unit is to its task: predicted by the base, of the method, of the head, masks. A section has its unit's role,
+or says which of the unit's elements another section is of: their positions."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Unit:
-    """Pieces that are coded together; `from_base` tells whether the base predicts every element of them.
+    """Pieces that are coded together; of role `base` every element of them has its prediction there.
 
     `given` are tensors of shared parts that the coder is given whole.
     """
@@ -49,7 +54,7 @@ class Unit:
     dtype: DType
     row: int
     pieces: tuple[Piece, ...]
-    from_base: bool
+    role: Role
     given: tuple[Slot, ...] = ()
 
     @property
@@ -77,62 +82,85 @@ def exactly(count: int) -> range:
     return range(count, count + 1)
 
 
-class Codec(Protocol):
+NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in which a codec encodes a kind of module, as `plan` offers it: options of `encode`, and what is lost.
+
+    `setting` is one of the run's layout that is switched on; without it nothing is lost where the run has no such
+    setting.
+    """
+
+    level: Level = "small"
+    density: float | None = None
+    setting: str | None = None
+    lost: str = NOTHING
+
+
+class Codec(ABC):
     """One method's way from weights to sections and back. Pure: it sees neither bytes nor paths.
 
     `given` is what the base says of a unit's elements, or the bits of the unit's `given` tensors; None without either.
+    The first line of its docstring says to people what it stores. Tensors come back as they are, unless it has a rule.
     """
 
-    id: str
-    exact: bool
+    id: ClassVar[str]
+    exact: ClassVar[bool] = True
+    takes: ClassVar[Mapping[type[Module], tuple[Way, ...]]]
+    """The kinds of modules that it encodes, each with the ways that `plan` offers."""
+    on_request: ClassVar[tuple[type[Module], ...]] = ()
+    """Those of them that it encodes where it is asked for by its id, and not as one of several that are tried."""
+    uses_base: ClassVar[bool] = True
+    """Whether it codes a tensor of the base as a difference, and so needs the base where a run has such tensors."""
+    picks: ClassVar[bool] = False
+    """Whether it stores only those elements that differ from the base, and where they are."""
 
+    @property
+    def prunes(self) -> frozenset[type[Module]]:
+        """The kinds of modules of which it keeps the largest changes only, where a density is asked for."""
+        return frozenset(kind for kind, ways in self.takes.items() for way in ways if way.density is not None)
+
+    @abstractmethod
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut the tensors that have to be stored into units, by a rule that encoder and decoder share.
 
         `shared` are the tensors of shared parts, which may be given to a unit.
         """
 
-    def section_names(self, unit: Unit) -> tuple[str, ...]:
-        """Return the names of the sections that a unit takes."""
+    def sections(self, unit: Unit) -> Mapping[str, Role]:
+        """Return the names of the sections that a unit takes, in their order, each with its role: one of its own."""
+        return {unit.name: unit.role}
 
-    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section] | None:
-        """Return the sections of one unit, or None where the codec does not suit it."""
+    def declines(self, unit: Unit, tuned: Bits, given: Bits | None) -> bool:
+        """Tell whether a unit does not suit the codec, which is then not tried any further."""
+        return False
 
+    @abstractmethod
+    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
+        """Return the sections of one unit."""
+
+    @abstractmethod
     def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
         """Return the flat elements of one unit."""
 
     def rule_of(self, module: Module) -> dict[str, Any] | None:
         """Return the rule by which dense modules are rebuilt, as a template holds it; None for tensors as they are."""
+        return None
 
     def kinds(self, rule: Mapping[str, Any] | None) -> dict[str, str]:
         """Return the kinds of those tensors whose names do not tell it; raises DamageError for a rule of another."""
-
-    def rebuild(self, rule: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Rebuilt | None:
-        """Return the dense modules, computed when they are read, without the head; None where there is no rule."""
-
-    def formula(self, rule: Mapping[str, Any] | None) -> list[str]:
-        """Return the rule as formulas for people, one a line."""
-
-
-class NoRule:
-    """The part of a codec whose tensors are not rebuilt into anything else."""
-
-    def rule_of(self, module: Module) -> None:
-        """Return None: there is no rule."""
-        return
-
-    def kinds(self, rule: Mapping[str, Any] | None) -> dict[str, str]:
-        """Return no kinds; raises DamageError where a template has a rule all the same."""
         if rule is not None:
             raise DamageError("a template has a rule, and its codec knows none")
         return {}
 
-    def rebuild(self, rule: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
-        """Return None: the tensors are what was trained."""
-        return
+    def rebuild(self, rule: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Rebuilt | None:
+        """Return the dense modules, computed when they are read, without the head; None where there is no rule."""
+        return None
 
     def formula(self, rule: Mapping[str, Any] | None) -> list[str]:
-        """Return no formulas."""
+        """Return the rule as formulas for people, one a line."""
         return []
 
 
@@ -167,7 +195,7 @@ def own_pieces(slots: Iterable[Slot]) -> Iterator[Piece]:
 
 
 def group(
-    pieces: Iterable[Piece], label: str, most: int, *, from_base: bool, row: Callable[[Slot], int] = lambda slot: 1
+    pieces: Iterable[Piece], label: str, most: int, *, role: Role, row: Callable[[Slot], int] = lambda slot: 1
 ) -> list[Unit]:
     """Cut pieces into units `label.N`: one dtype and row length each, kinds together, at most `most` elements.
 
@@ -180,7 +208,7 @@ def group(
     for (_, length), family in sorted(families.items()):
         family.sort(key=lambda piece: piece.slot.kind)
         for run in _cut(family, most // length * length):
-            units.append(Unit(f"{label}.{len(units)}", run[0].slot.dtype, length, tuple(run), from_base))
+            units.append(Unit(f"{label}.{len(units)}", run[0].slot.dtype, length, tuple(run), role))
     return units
 
 

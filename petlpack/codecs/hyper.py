@@ -11,12 +11,14 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.arithmetic import computed, floats
+from petlpack.codecs.base import Way
 from petlpack.codecs.method import (
     Method,
     Rule,
@@ -43,6 +45,7 @@ class Hyper(Method):
     """A generator, shared by all tasks, and a row of codes for each."""
 
     id = "hyper"
+    takes = MappingProxyType({Generator: (Way(lost="the retriever"), Way(setting="keep_retriever"))})
 
     def rule_of(self, module: Module) -> dict[str, Any]:
         """Return the rule of a generator."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
 
 from petlpack.arithmetic import computed, floats, produce
+from petlpack.codecs.base import Way
 from petlpack.codecs.method import (
     Method,
     Rule,
@@ -42,6 +44,7 @@ class Mask(Method):
     """Prototype times mask."""
 
     id = "mask"
+    takes = MappingProxyType({Masked: (Way(), Way(setting="bake", lost="the network; one rounding"))})
 
     def rule_of(self, module: Module) -> dict[str, Any]:
         """Return the rule of a masked module."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from petlpack import arithmetic
+from petlpack.codecs.base import Way
 from petlpack.codecs.method import (
     Method,
     Rule,
@@ -35,6 +37,7 @@ class Merge(Method):
     """Weighted sum of experts; one expert is itself."""
 
     id = "merge"
+    takes = MappingProxyType({Mixture: (Way(lost="all but the average"), Way(setting="keep_experts"))})
 
     def rule_of(self, module: Module) -> dict[str, Any]:
         """Return the rule of a mixture."""

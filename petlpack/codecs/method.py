@@ -11,6 +11,7 @@ from dataclasses import astuple, replace
 from typing import Any
 
 from petlpack.codecs.base import (
+    Codec,
     Piece,
     ReadSection,
     Section,
@@ -40,10 +41,8 @@ LEAST_LAYER = 1 << 10
 Rule = Mapping[str, Any]
 
 
-class Method:
+class Method(Codec):
     """Units of a method: masks with what shared parts say of them, tensors, what differs from the base, the head."""
-
-    exact = True
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into `masks.N`, `tensors.N`, `changed.N` against the base, and `head.N`."""
@@ -55,23 +54,19 @@ class Method:
                 (piece for piece in own if not is_mask(piece.slot)),
                 "tensors",
                 UNIT,
-                from_base=False,
+                role="own",
                 row=lambda slot: slot.row,
             ),
-            *group(base_pieces(slots), "changed", UNIT, from_base=True, row=lambda slot: slot.row),
-            *group((p for p in own_pieces(slots) if p.slot.head), "head", UNIT, from_base=False),
+            *group(base_pieces(slots), "changed", UNIT, role="base", row=lambda slot: slot.row),
+            *group((p for p in own_pieces(slots) if p.slot.head), "head", UNIT, role="head"),
         ]
-
-    def section_names(self, unit: Unit) -> tuple[str, ...]:
-        """Return the names of the sections that a unit takes."""
-        return (unit.name,)
 
     def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
         """Return one section."""
-        if unit.from_base:
+        if unit.role == "base":
             array = Array(unit.dtype, unit.size, unit.row, given)
             return [Section(unit.name, tuned, array, ("rows", "ulps", "numbers"))]
-        if unit.name.startswith("masks."):
+        if unit.role == "mask":
             return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, given), ("masks", "bitmap"))]
         return [own_section(unit, tuned)]
 
@@ -101,7 +96,7 @@ def _mask_units(masks: list[Piece]) -> list[Unit]:
     units: list[Unit] = []
     for kind in sorted({piece.slot.kind for piece in masks}):
         members = (piece for piece in masks if piece.slot.kind == kind)
-        for unit in group(members, "masks", MASKS, from_base=False, row=entries):
+        for unit in group(members, "masks", MASKS, role="mask", row=entries):
             units.append(replace(unit, name=f"masks.{len(units)}"))
     return units
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from petlpack.codecs.base import (
+    Codec,
     Piece,
     ReadSection,
     Section,
     Unit,
+    Way,
     group,
     own_section,
     read_own,
 )
 from petlpack.codecs.method import Rule, any_layer, check_rule, find, pair, parse_rows, rebuilt, to_rule
-from petlpack.modules import Copy, Module, Rebuilt
+from petlpack.modules import Copy, Dense, Module, Rebuilt
 from petlpack.modules import Plain as PlainModule
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import Bits
@@ -27,23 +30,21 @@ UNIT = 1 << 20
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Codec):
     """Every tensor as it is."""
 
     id = "plain"
-    exact = True
+    takes = MappingProxyType({PlainModule: (Way(), Way(setting="keep_experts")), Dense: (Way(),)})
+    on_request = (Dense,)
+    uses_base = False
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into `tensors.N` and `head.N`."""
         tensors, head = ([Piece(slot, 0, slot.size) for slot in slots if slot.head == part] for part in (False, True))
         return [
-            *group(tensors, "tensors", UNIT, from_base=False, row=lambda slot: slot.row),
-            *group(head, "head", UNIT, from_base=False),
+            *group(tensors, "tensors", UNIT, role="own", row=lambda slot: slot.row),
+            *group(head, "head", UNIT, role="head"),
         ]
-
-    def section_names(self, unit: Unit) -> tuple[str, ...]:
-        """Return the names of the sections that a unit takes."""
-        return (unit.name,)
 
     def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
         """Return one section."""

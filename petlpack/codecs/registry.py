@@ -7,10 +7,12 @@ import importlib
 
 from petlpack.codecs.base import Codec
 from petlpack.errors import UnknownFormatError, UsageError, printable
+from petlpack.modules import Module
 
 CODECS = {
-    "ulp": "petlpack.codecs.ulp:Ulp",
+    # of those that are tried on one kind of module, what declines it at once stands first
     "sparse": "petlpack.codecs.sparse:Sparse",
+    "ulp": "petlpack.codecs.ulp:Ulp",
     "mask": "petlpack.codecs.mask:Mask",
     "merge": "petlpack.codecs.merge:Merge",
     "hyper": "petlpack.codecs.hyper:Hyper",
@@ -29,6 +31,11 @@ def codec(codec_id: str) -> Codec:
     module, _, name = CODECS[codec_id].partition(":")
     loaded: Codec = getattr(importlib.import_module(module), name)()
     return loaded
+
+
+def codecs_for(module: Module) -> list[Codec]:
+    """Return the codecs that take a module, in the order of the table."""
+    return [one for one in map(codec, CODECS) if type(module) in one.takes]
 
 
 def wanted_codec(codec_id: str) -> Codec:

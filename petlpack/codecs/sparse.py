@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from petlpack.codecs.base import (
-    NoRule,
+    Codec,
     ReadSection,
+    Role,
     Section,
     Unit,
+    Way,
     base_pieces,
     exactly,
     group,
@@ -21,6 +24,7 @@ from petlpack.codecs.base import (
 )
 from petlpack.coding.base import Array
 from petlpack.errors import DamageError
+from petlpack.modules import Dense
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import DTYPES, Bits
 
@@ -34,33 +38,37 @@ POSITION = DTYPES["U32"]
 
 
 @dataclass(frozen=True)
-class Sparse(NoRule):
+class Sparse(Codec):
     """Positions of the changed weights over all tensors, and their bits given the base's."""
 
     id = "sparse"
-    exact = True
-    most: float = MOST
+    takes = MappingProxyType({Dense: (Way(), Way(density=0.05), Way(density=0.005))})
+    """0.005 is what diff pruning keeps, 0.05 ten times that."""
+    picks = True
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into `sparse.N`, tensors one behind another in one range of positions, and `head.N` without a base."""
         return [
-            *group(base_pieces(slots), "sparse", UNIT, from_base=True),
-            *group(own_pieces(slots), "head", UNIT, from_base=False),
+            *group(base_pieces(slots), "sparse", UNIT, role="base"),
+            *group(own_pieces(slots), "head", UNIT, role="head"),
         ]
 
-    def section_names(self, unit: Unit) -> tuple[str, ...]:
-        """Return the names of the sections that a unit takes."""
-        return (f"{unit.name}.positions", f"{unit.name}.values") if unit.from_base else (unit.name,)
+    def sections(self, unit: Unit) -> Mapping[str, Role]:
+        """Return the names of the sections that a unit takes: of what the base predicts positions and values."""
+        if unit.role != "base":
+            return {unit.name: unit.role}
+        return {f"{unit.name}.positions": "positions", f"{unit.name}.values": unit.role}
 
-    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section] | None:
-        """Return the positions and the values of what changed, or None where too much did."""
+    def declines(self, unit: Unit, tuned: Bits, given: Bits | None) -> bool:
+        """Tell whether more of a unit differs from the base than positions are worth."""
+        return given is not None and int(np.count_nonzero(tuned != given)) > MOST * unit.size
+
+    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
+        """Return the positions and the values of what changed."""
         if given is None:
             return [own_section(unit, tuned)]
-        differs = tuned != given
-        count = int(np.count_nonzero(differs))
-        if count > self.most * unit.size:
-            return None
-        changed = np.flatnonzero(differs)
+        changed = np.flatnonzero(tuned != given)
+        count = len(changed)
         positions = Section(
             f"{unit.name}.positions", changed.astype("<u4"), Array(POSITION, count, max(1, count)), ("gaps",)
         )

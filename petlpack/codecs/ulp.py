@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from petlpack import coding
 from petlpack.codecs.base import (
-    NoRule,
+    Codec,
     ReadSection,
     Section,
     Unit,
+    Way,
     base_pieces,
     exactly,
     group,
@@ -19,6 +21,7 @@ from petlpack.codecs.base import (
     read_own,
 )
 from petlpack.coding.base import Array
+from petlpack.modules import Dense
 from petlpack.template import Slot
 from petlpack.tensors.dtypes import Bits
 
@@ -30,22 +33,18 @@ SAMPLE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Ulp(NoRule):
+class Ulp(Codec):
     """Every weight near its base: ordered-integer differences, exactly invertible."""
 
     id = "ulp"
-    exact = True
+    takes = MappingProxyType({Dense: (Way(), Way(level="fast"))})
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into units of one row length: `ulps.N` against the base, `head.N` without."""
         return [
-            *group(base_pieces(slots), "ulps", UNIT, from_base=True, row=lambda slot: slot.row),
-            *group(own_pieces(slots), "head", UNIT, from_base=False),
+            *group(base_pieces(slots), "ulps", UNIT, role="base", row=lambda slot: slot.row),
+            *group(own_pieces(slots), "head", UNIT, role="head"),
         ]
-
-    def section_names(self, unit: Unit) -> tuple[str, ...]:
-        """Return the names of the sections that a unit takes."""
-        return (unit.name,)
 
     def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
         """Return one section."""

@@ -21,13 +21,17 @@ from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import places, skipped
 from petlpack.layouts.files import other_weights, refuse_methods, sort_files
 from petlpack.layouts.heads import module_of, modules_of
-from petlpack.layouts.options import Options
+from petlpack.layouts.layout import Layout, first_of, model_in
+from petlpack.layouts.options import ACTIVATION, SCALING, Options, Setting
 from petlpack.modules import Average, Mixture, Plain, Use
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
 from petlpack.tensors.tensor import Tensor
 
 SOUPS = ("pytorch_model_expert_soup.safetensors", "pytorch_model_expert_soup.bin")
 """The file of experts and classifier alone, which run_glue.py pickles and petlpack.methods does not."""
+
+INFERENCE_LEVEL = Setting("inference_level", "how AdaMix's experts are used (3: averaged)")
+KEEP_EXPERTS = Setting("keep_experts", "AdaMix: store all experts, not their average", flag=True)
 
 _EXPERT = re.compile(
     r"(?P<side>(?P<place>.+)\.ExpertSoup\.MoA_(?P<letter>[AB]))\.deepspeed_experts\.(?P<number>\d+)\.(?P<part>weight|bias)"
@@ -40,10 +44,12 @@ _AVERAGED = 3
 
 
 @dataclass(frozen=True)
-class Adamix:
+class Adamix(Layout):
     """The expert soup, a full model with experts, or an NLG `model.*.pt`."""
 
     id = "adamix"
+    method = "AdaMix"
+    settings = (INFERENCE_LEVEL, KEEP_EXPERTS, SCALING, ACTIVATION)
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has a weight file with experts."""
@@ -64,7 +70,7 @@ class Adamix:
         new = modules_of(config)
         head = frozenset(name for name in weights.tensors if module_of(name, new))
         tensors = dict(weights.tensors)
-        collapse = averaged and not options.wants("keep_experts")
+        collapse = averaged and not options.wants(KEEP_EXPERTS)
         rows, names = _rows(tensors, experts, collapse=collapse, lora=lora)
         use = _use(config, lora, experts, weights, file, options)
         kept, left_out = sort_files(path, file.parent, weights.sources)
@@ -92,6 +98,10 @@ class Adamix:
                 figures={"trained": trained},
             )
         ]
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the expert soup, else the model, else the last of the NLG examples."""
+        return first_of(place, SOUPS) or model_in(place) or first_of(place, ("model.final.pt", "model.*.pt"))
 
 
 def _weights(path: Path) -> Path | None:
@@ -169,14 +179,14 @@ def _check_counts(experts: Experts, config: Mapping[str, Any], file: Path) -> No
 def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> bool:
     """Tell whether inference averages the experts; raises RunError where it routes at random and they are not kept."""
     said = config.get("inference_level")
-    text = options.text("inference_level", str(said) if isinstance(said, int) else None)
+    text = options.text(INFERENCE_LEVEL, str(said) if isinstance(said, int) else None)
     if text is None and file.suffix == ".pt":
         return True  # the NLG examples only ever average
     if text is None:
-        text = options.needed("inference_level", file)
+        text = options.needed(INFERENCE_LEVEL, file)
     if text == str(_AVERAGED):
         return True
-    if options.wants("keep_experts"):
+    if options.wants(KEEP_EXPERTS):
         return False
     raise RunError(
         f"'{printable(str(file.parent))}' has inference level {printable(text)}, "
@@ -263,7 +273,7 @@ def _use(
     config: Mapping[str, Any], lora: bool, experts: Experts, weights: Checkpoint, file: Path, options: Options
 ) -> Use:
     if lora:
-        settings: dict[str, Any] = {"scaling": options.needed_number("scaling", file, _scaling(config, file))}
+        settings: dict[str, Any] = {"scaling": options.needed_number(SCALING, file, _scaling(config, file))}
         a, b = (
             next(weights.tensors[n[0]] for k, n in experts.items() if k[1] == side) for side in ("lora_A", "lora_B")
         )
@@ -273,7 +283,7 @@ def _use(
         return Use("lora", settings)
     said = config.get("adapter_activation", config.get("hidden_act"))
     found = said if isinstance(said, str) else None
-    activation = options.text("activation", found) or options.needed("activation", file)
+    activation = options.text(ACTIVATION, found) or options.needed(ACTIVATION, file)
     return Use("adapter", {"activation": activation, "scaling": 1.0, "form": "output"})
 
 

@@ -15,6 +15,7 @@ from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
 
+ADAPTERS = ("pytorch_adapter.bin", "adapter.safetensors")
 HEAD_FILES = ("pytorch_model_head.bin", "model_head.safetensors")
 MASKS = ("adapter_mask.bin", "adapter_mask.safetensors")
 """The file of masks that only PROPETL has: pickled by its own fork, not so by petlpack.methods."""
@@ -71,6 +72,13 @@ def adapter_folders(path: Path) -> list[Path]:
     return []
 
 
+def weight_files(path: Path) -> list[Path]:
+    """Return the weight files of all adapters of a run, by names alone."""
+    ways = [(folder, names) for folder in adapter_folders(path) for names in (ADAPTERS, MASKS, HEAD_FILES)]
+    found = [[folder / name for name in names if (folder / name).is_file()] for folder, names in ways]
+    return [files[0] for files in found if files]
+
+
 def open_adapter(path: Path, folder: Path) -> AdapterFiles:
     """Open the adapter in a folder of a run; raises RunError where a file is missing or a tensor stands twice."""
     about = read_json(folder / "adapter_config.json")
@@ -80,7 +88,7 @@ def open_adapter(path: Path, folder: Path) -> AdapterFiles:
             f"'{printable(str(folder / 'adapter_config.json'))}' has no name of its adapter",
             hint="save the adapter again with the library that trained it",
         )
-    found = [_weights(folder, "pytorch_adapter.bin", "adapter.safetensors")]
+    found = [_weights(folder, *ADAPTERS)]
     if found == [None]:
         raise RunError(
             f"'{printable(str(folder))}' has adapter_config.json, but no weights: pytorch_adapter.bin is missing",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.adapter_files import AdapterFiles, adapter_folders, open_adapter, sort_adapter_files
-from petlpack.layouts.base import Run
+from petlpack.layouts.adapter_files import AdapterFiles, adapter_folders, open_adapter, sort_adapter_files, weight_files
+from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import skipped
 from petlpack.layouts.files import other_weights
+from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options
 from petlpack.modules import Copy, Plain, Use
 
@@ -21,10 +23,11 @@ _MODULE = re.compile(
 
 
 @dataclass(frozen=True)
-class Adapterhub:
+class Adapterhub(Layout):
     """adapter_config.json of AdapterHub's schema, pytorch_adapter.bin or adapter.safetensors."""
 
     id = "adapterhub"
+    method = "adapter"
 
     def detect(self, path: Path) -> bool:
         """Tell whether the directory, folders in it, or those of a checkpoint, hold an AdapterHub adapter."""
@@ -34,6 +37,21 @@ class Adapterhub:
         """Read every adapter of the run."""
         adapters = [open_adapter(path, folder) for folder in adapter_folders(path)]
         return [_read(path, adapter, adapters) for adapter in adapters]
+
+    def choices(self, path: Path) -> Iterator[tuple[Path, list[Path]]]:
+        """Yield the weight files of all adapters."""
+        if files := weight_files(path):
+            yield path, files
+
+    def folders(self, path: Path) -> list[Path]:
+        """Return the adapters' directories."""
+        return adapter_folders(path)
+
+    def method_of(self, place: Path) -> str:
+        """Return the architecture that the adapter's config names."""
+        config = read_json(place / "adapter_config.json").get("config")
+        said = config.get("architecture") if isinstance(config, dict) else None
+        return said.lower() if isinstance(said, str) else self.method
 
 
 def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Run:

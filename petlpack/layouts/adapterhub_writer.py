@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import UsageError, printable
+from petlpack.layouts.adapter_files import ADAPTERS, HEAD_FILES
 from petlpack.layouts.heads import in_model
 from petlpack.layouts.places import (
     SAFETENSORS_HINT,
@@ -90,6 +91,18 @@ _SITES = (
         frozenset({"output"}),
     ),
 )
+
+
+def is_adapterhub(weights: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether AdapterHub loads a run as it is, from the names of its weight files and its adapter_config.json.
+
+    A file of masks, or one prefix for all layers, only PROPETL's own fork understands.
+    """
+    own = {name.rpartition("/")[2] for name in weights} <= {*ADAPTERS, *HEAD_FILES}
+    if not own or len(configs) != 1 or "peft_type" in configs[0]:
+        return False
+    config = configs[0].get("config")
+    return isinstance(config, dict) and config.get("share_adapter") is not True
 
 
 def write_adapterhub(

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from petlpack.layouts.base import Run
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
+from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import Options
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import open_checkpoint
 
 
 @dataclass(frozen=True)
-class Bare:
+class Bare(Layout):
     """A bare `.safetensors` file."""
 
     id = "safetensors"
+    method = "full fine-tune"
 
     def detect(self, path: Path) -> bool:
         """Tell whether this is such a file, or a directory with exactly one."""
@@ -42,6 +44,10 @@ class Bare:
             warnings=warnings_of(weights, left_out),
         )
         return [run]
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the file."""
+        return model_in(place) or first_of(place, ("*.safetensors",))
 
 
 def _file(path: Path) -> Path | None:

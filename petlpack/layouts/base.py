@@ -1,15 +1,14 @@
-"""What a layout reader is, and what it returns: a run, read from its directory."""
+"""What a layout reader returns: a run, read from its directory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.options import Options
 from petlpack.modules import Dense, Module
 from petlpack.tensors.safetensors_file import Header, build_header
 from petlpack.tensors.tensor import Tensor
@@ -63,21 +62,14 @@ class Run:
     """Counts that only the run can tell: `trained` parameters, mask entries `kept`."""
 
     @property
+    def whole(self) -> bool:
+        """Whether its weight files are a whole model that was trained, and not a method on a frozen one."""
+        return isinstance(self.module, Dense)
+
+    @property
     def needs_base(self) -> bool:
         """Whether the run cannot be encoded without its base."""
-        return self.on_base or isinstance(self.module, Dense)
-
-
-class Layout(Protocol):
-    """One way in which runs stand on disk."""
-
-    id: str
-
-    def detect(self, path: Path) -> bool:
-        """Tell whether a path holds a run of this layout; reads names and small JSON files only."""
-
-    def read(self, path: Path, options: Options) -> Sequence[Run]:
-        """Read the tasks of a run; raises RunError that names the file."""
+        return self.on_base or self.whole
 
 
 def left_out_tensors(file: str, what: str, sizes: Collection[int], why: str) -> LeftOut:

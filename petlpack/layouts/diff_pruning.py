@@ -13,6 +13,7 @@ from pathlib import Path
 from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of, read_json
 from petlpack.layouts.files import sort_files, warnings_of
+from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import Options
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import name_text, open_saved
@@ -22,10 +23,11 @@ _STAGES = ("checkpoint-best-info.pt", "checkpoint-last-info.pt")
 
 
 @dataclass(frozen=True)
-class DiffPruning:
+class DiffPruning(Layout):
     """The final model, else the best epoch's, else the last's, or a pruned `mag*.pt`; or what a config says is one."""
 
     id = "diff-pruning"
+    method = "diff pruning"
 
     def detect(self, path: Path) -> bool:
         """Tell whether this is such a stage file, or a directory with one, or with a model that says it is pruned."""
@@ -58,6 +60,10 @@ class DiffPruning:
                 warnings=warnings_of(weights, left_out),
             )
         ]
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the final model, else the stage that counts, else the model."""
+        return first_of(place, (_FINAL, *_STAGES, "mag*.pt")) or model_in(place)
 
 
 def _stage_files(path: Path) -> list[Path]:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import LeftOut, read_json
+from petlpack.layouts.base import LeftOut
+from petlpack.store import is_pack
 from petlpack.tensors.checkpoint import Checkpoint
 
 LOADING = frozenset(
@@ -54,7 +55,7 @@ def sort_files(
     stored = {path.resolve() for path in weights}
     names = {*LOADING, *also}
     directories = {_TEMPLATES, *module_types(chosen if (chosen / "modules.json").is_file() else run)}
-    packs = {path.parent for path in run.rglob("pack.json") if path.parent != run and is_pack(path)}
+    packs = {path.parent for path in run.rglob("pack.json") if path.parent != run and is_pack(path.parent)}
     kept: dict[str, Path] = {}
     left_out: list[LeftOut] = []
     for path in sorted(run.rglob("*")):
@@ -119,14 +120,6 @@ def module_types(directory: Path) -> dict[PurePosixPath, str]:
         ) from error
     paths = [(PurePosixPath(path), str(kind)) for path, kind in rows if isinstance(path, str)]
     return {path: kind for path, kind in paths if path.parts and not path.is_absolute() and ".." not in path.parts}
-
-
-def is_pack(marker: Path) -> bool:
-    """Tell whether a pack.json is that of a pack; a pipe of that name is not waited for."""
-    try:
-        return marker.is_file() and read_json(marker).get("format") == "petlpack"
-    except (RunError, OSError):
-        return False
 
 
 def some(names: list[str]) -> str:

@@ -14,7 +14,8 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
-from petlpack.layouts.options import Options
+from petlpack.layouts.layout import Layout, model_in
+from petlpack.layouts.options import ACTIVATION, Options
 from petlpack.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
@@ -26,10 +27,12 @@ _BLOCKS = {"encoder": {0: "layer.1", 1: "layer.0"}, "decoder": {0: "layer.2", 1:
 
 
 @dataclass(frozen=True)
-class Hyperformer:
+class Hyperformer(Layout):
     """A model with `adapter_layers_hyper_net` and an embedding for each task."""
 
     id = "hyperformer"
+    method = "HyperFormer"
+    settings = (ACTIVATION,)
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has a model with HyperFormer++'s networks."""
@@ -45,7 +48,7 @@ class Hyperformer:
             raise RunError(f"'{printable(str(file))}' has a hypernetwork, and no task embeddings")
         trunks, stacks = _trunks(weights.tensors, file)
         kept, left_out = sort_files(path, file.parent, weights.sources)
-        use = Use("adapter", {"activation": options.needed("activation", path), "scaling": 1.0, "form": "output-norm"})
+        use = Use("adapter", {"activation": options.needed(ACTIVATION, path), "scaling": 1.0, "form": "output-norm"})
         common = {name: tensor for name, tensor in weights.tensors.items() if not _TASK.fullmatch(name)}
         trained = sum(tensor.size for name, tensor in weights.tensors.items() if _NET in name or _TASK.fullmatch(name))
         header = next(iter(weights.headers))
@@ -73,6 +76,10 @@ class Hyperformer:
                 )
             )
         return runs
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the model."""
+        return model_in(place)
 
 
 def _weights(path: Path) -> Path | None:

@@ -11,16 +11,18 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.layouts.files import sort_files, warnings_of
+from petlpack.layouts.layout import Layout, model_in
 from petlpack.layouts.options import Options
 from petlpack.modules import Plain
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
 
 @dataclass(frozen=True)
-class Peft:
+class Peft(Layout):
     """A PEFT adapter directory: adapter_config.json with a `peft_type`, adapter_model.safetensors or .bin."""
 
     id = "peft"
+    method = "peft"
 
     def detect(self, path: Path) -> bool:
         """Tell whether the directory, or failing that a `checkpoint-N` in it, has PEFT's adapter_config.json."""
@@ -47,6 +49,15 @@ class Peft:
             warnings=(*warnings, *warnings_of(weights, left_out)),
         )
         return [run]
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the adapter."""
+        return model_in(place, "adapter_model", "adapter_model")
+
+    def method_of(self, place: Path) -> str:
+        """Return the adapter's `peft_type`."""
+        said = read_json(place / "adapter_config.json").get("peft_type")
+        return said.lower() if isinstance(said, str) else self.method
 
 
 def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:

@@ -34,6 +34,12 @@ _ROBERTA_HEAD = {"1": "classifier.dense", "4": "classifier.out_proj"}
 """AdapterHub's head (dropout, dense, tanh, dropout, out on token 0) is RobertaClassificationHead, layer by layer."""
 
 
+def is_peft(weights: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether PEFT loads a run as it is, from the names of its weight files and its adapter_config.json."""
+    own = all(name.rpartition("/")[2].startswith("adapter_model") for name in weights)
+    return own and len(configs) == 1 and "peft_type" in configs[0]
+
+
 def write_peft(
     rebuilt: Rebuilt, directory: Path, base_name: str | None, run: Mapping[str, Any] | None = None
 ) -> list[str]:

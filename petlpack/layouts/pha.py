@@ -17,10 +17,13 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import LeftOut, Run, headers_of, left_out_tensors, read_json, row_of
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
-from petlpack.layouts.options import Options
+from petlpack.layouts.layout import Layout, model_in
+from petlpack.layouts.options import TASK_ORDER, Options, Setting
 from petlpack.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
+
+KEEP_RETRIEVER = Setting("keep_retriever", "PHA: store the retriever, which inference does not use", flag=True)
 
 _PROTOTYPES = "adapter_task_embedding.weight"
 _NET = "param_gen.decoder"
@@ -73,10 +76,12 @@ class _Names:
 
 
 @dataclass(frozen=True)
-class Pha:
+class Pha(Layout):
     """A model with `decoder.param_gen` and a row of prototypes for each task."""
 
     id = "pha"
+    method = "PHA"
+    settings = (TASK_ORDER, KEEP_RETRIEVER)
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has a model with PHA's generator and prototypes."""
@@ -129,6 +134,10 @@ class Pha:
                 )
             )
         return runs
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the model."""
+        return model_in(place)
 
 
 def _weights(path: Path) -> Path | None:
@@ -196,9 +205,7 @@ def _tasks(config: Mapping[str, Any], prototypes: Tensor, file: Path, options: O
     """Return the tasks in the order of their rows: the saved config's, for the experiment's is shuffled by a set."""
     said = config.get("tasks")
     found = ",".join(map(str, said)) if isinstance(said, list) else None
-    tasks = [
-        task.strip() for task in (options.text("task_order", found) or options.needed("task_order", file)).split(",")
-    ]
+    tasks = [task.strip() for task in (options.text(TASK_ORDER, found) or options.needed(TASK_ORDER, file)).split(",")]
     if "" in tasks:
         raise RunError(f"'{printable(str(file))}' has a task without a name: {printable(', '.join(tasks))}")
     twice = next((task for task in tasks if tasks.count(task) > 1), None)
@@ -252,7 +259,7 @@ def _drop(tensors: dict[str, Tensor], names: _Names, file: Path, options: Option
     stack = f"{names.stack}."
     dead = [name for name in tensors if (match := _MANUAL.fullmatch(name)) and match["place"].startswith(stack)]
     retriever = [name for name in tensors if names.is_retriever(name)]
-    retriever = [] if retriever and options.wants("keep_retriever") else retriever
+    retriever = [] if retriever and options.wants(KEEP_RETRIEVER) else retriever
     dropped = []
     for what, held, why in ((f"{stack}..manual", dead, _DEAD), (f"{stack}mlp", retriever, _TRAINING)):
         if held:

@@ -6,20 +6,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.arithmetic import produce
 from petlpack.errors import RunError, printable
-from petlpack.layouts.adapter_files import MASKS, AdapterFiles, adapter_folders, open_adapter, sort_adapter_files
+from petlpack.layouts.adapter_files import (
+    MASKS,
+    AdapterFiles,
+    adapter_folders,
+    open_adapter,
+    sort_adapter_files,
+    weight_files,
+)
 from petlpack.layouts.base import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import skipped
 from petlpack.layouts.files import other_weights
-from petlpack.layouts.options import Options
+from petlpack.layouts.layout import Layout
+from petlpack.layouts.options import ACTIVATION, KEEP_RATIO, SCALING, Options, Setting
 from petlpack.layouts.scores import check_keep, mask_of, stored_mask
 from petlpack.modules import Masked, MaskedMatrix, Produced, Use
 from petlpack.tensors.tensor import Tensor
+
+BAKE = Setting("bake", "PROPETL prefixes: store what the reparametrisation produces, not itself", flag=True)
 
 _MASK = re.compile(r"(?P<place>.+)\.adapters_mask\.(?P<name>[^.]+)\.(?P<side>down|up|lora_A|lora_B)_mask")
 _SCORES = re.compile(r"(?P<module>.+\.prefix_tunings\.[^.]+\.[^.]+)\.adapters_mask\.adapters_mask")
@@ -36,10 +46,12 @@ _SIDES = {
 
 
 @dataclass(frozen=True)
-class Propetl:
+class Propetl(Layout):
     """An adapter directory with masks: adapter_mask.bin beside adapter_config.json."""
 
     id = "propetl"
+    method = "PROPETL"
+    settings = (KEEP_RATIO, BAKE, SCALING, ACTIVATION)
 
     def detect(self, path: Path) -> bool:
         """Tell whether an adapter of the run has masks, or shares its prefix over layers."""
@@ -52,6 +64,15 @@ class Propetl:
         """Read every adapter of the run."""
         adapters = [open_adapter(path, folder) for folder in adapter_folders(path)]
         return [_read(path, adapter, adapters, options) for adapter in adapters]
+
+    def choices(self, path: Path) -> Iterator[tuple[Path, list[Path]]]:
+        """Yield the weight files of all adapters."""
+        if files := weight_files(path):
+            yield path, files
+
+    def folders(self, path: Path) -> list[Path]:
+        """Return the adapters' directories."""
+        return adapter_folders(path)
 
 
 def _config(folder: Path) -> Mapping[str, object]:
@@ -186,13 +207,13 @@ def _as_mask(tensor: Tensor, name: str, adapter: AdapterFiles, options: Options)
 
 def _keep(adapter: AdapterFiles, options: Options) -> float:
     said = adapter.config.get("sparsity")  # the share that is kept, whatever the word says
-    keep = options.needed_number("keep_ratio", adapter.folder, float(said) if isinstance(said, (int, float)) else None)
+    keep = options.needed_number(KEEP_RATIO, adapter.folder, float(said) if isinstance(said, (int, float)) else None)
     return check_keep(keep, adapter.folder)
 
 
 def _prefix(adapter: AdapterFiles, scores: list[str], options: Options) -> Masked:
     """Read a prefix: one reparametrisation for all layers, and raw scores of all layers in one tensor."""
-    tensors, bake = dict(adapter.tensors), options.wants("bake")
+    tensors, bake = dict(adapter.tensors), options.wants(BAKE)
     keep = _keep(adapter, options)
     modules = {name: match["module"] for name in scores if (match := _SCORES.fullmatch(name))}
     places = {match["place"]: module for module in modules.values() if (match := _LAYER.match(module))}
@@ -254,15 +275,15 @@ def _use(adapter: AdapterFiles, kind: str, options: Options) -> Use:
         said = (
             float(alpha) / float(rank) if isinstance(alpha, (int, float)) and isinstance(rank, int) and rank else None
         )
-        return Use("lora", {"scaling": options.needed_number("scaling", adapter.folder, said)})
+        return Use("lora", {"scaling": options.needed_number(SCALING, adapter.folder, said)})
     said = config.get("scaling")
-    scaling = options.needed_number("scaling", adapter.folder, float(said) if isinstance(said, (int, float)) else None)
+    scaling = options.needed_number(SCALING, adapter.folder, float(said) if isinstance(said, (int, float)) else None)
     activation = config.get("non_linearity")
     return Use(
         "adapter",
         {
-            "activation": options.text("activation", activation if isinstance(activation, str) else None)
-            or options.needed("activation", adapter.folder),
+            "activation": options.text(ACTIVATION, activation if isinstance(activation, str) else None)
+            or options.needed(ACTIVATION, adapter.folder),
             "scaling": scaling,
             "form": "pfeiffer" if _is_pfeiffer(config) else "other",
         },

@@ -18,7 +18,8 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
-from petlpack.layouts.options import Options
+from petlpack.layouts.layout import Layout, first_of, model_in
+from petlpack.layouts.options import ACTIVATION, KEEP_RATIO, SCALING, TASK_ORDER, Options, Setting
 from petlpack.layouts.scores import check_keep, consensus, mask_of, stored_mask
 from petlpack.modules import Masked, MaskedMatrix, Use
 from petlpack.tensors.checkpoint import Checkpoint, open_saved
@@ -52,13 +53,16 @@ _LAST = (
 )
 
 COMBINE = ("or", "and", "add")
+COMBINED = Setting("combine", "how a task's and a layer's mask become one (or, and, add)", frozenset(COMBINE))
 
 
 @dataclass(frozen=True)
-class PropetlT5:
+class PropetlT5(Layout):
     """propetl_weight.bin or .safetensors, or the raw scores in a full pytorch_model.bin."""
 
     id = "propetl-t5"
+    method = "PROPETL"
+    settings = (COMBINED, KEEP_RATIO, SCALING, ACTIVATION, TASK_ORDER)
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has such a file, or a model with mask scores."""
@@ -71,6 +75,10 @@ class PropetlT5:
         about = _about(file.parent / ABOUT)
         masks = _Masks(file, open_saved(file, name=FILES[-1]), options, about)
         return [_read(path, file, masks, task, options, about) for task in masks.tasks]
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the file of prototypes and masks, else the model."""
+        return first_of(place, FILES) or model_in(place)
 
 
 def _weights(path: Path) -> Path | None:
@@ -191,7 +199,7 @@ class _Masks:
                 )
             mask = stored_mask(tensor)
             if mask is None:
-                keep = check_keep(options.needed_number("keep_ratio", file), file) if keep is None else keep
+                keep = check_keep(options.needed_number(KEEP_RATIO, file), file) if keep is None else keep
                 mask = mask_of(tensor, keep, name)
                 self.scores[name] = tensor
             self.tensors[name] = mask
@@ -249,7 +257,7 @@ def _refuse_other(first: str, prototype: Tensor, name: str, tensor: Tensor) -> N
 
 def _ordered(tasks: list[str], options: Options, file: Path) -> list[str]:
     """Return the tasks in the order of the run, the last of which lends the first layer its mask."""
-    said = options.text("task_order")
+    said = options.text(TASK_ORDER)
     if said is None:
         return tasks
     order = [task.strip() for task in said.split(",")]
@@ -323,19 +331,19 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
 
 
 def _combine(path: Path, options: Options, about: Mapping[str, Any]) -> str:
-    return options.text("combine", about.get("combine"), COMBINE) or options.needed("combine", path, COMBINE)
+    return options.text(COMBINED, about.get("combine")) or options.needed(COMBINED, path)
 
 
 def _use(path: Path, options: Options, about: Mapping[str, Any]) -> Use:
     """Return how the modules act: as propetl_config.json says, else as the released adapters of T5 do."""
     kind = about.get("kind", "adapter")
     if kind == "lora":
-        scaling = options.needed_number("scaling", path, about["alpha"] / about["rank"])
+        scaling = options.needed_number(SCALING, path, about["alpha"] / about["rank"])
         merged = {"enable": about["enable"]} if "enable" in about else {}
         return Use(kind, {"scaling": scaling, **merged})
     if kind == "prefix":
         return Use(kind, {"baked": True})
-    activation = options.text("activation", about.get("activation")) or options.needed("activation", path)
+    activation = options.text(ACTIVATION, about.get("activation")) or options.needed(ACTIVATION, path)
     return Use(
         kind,
         {

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Layout, Run
+from petlpack.errors import RunError, UsageError, printable
+from petlpack.layouts.base import Run
 from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import check_links, module_types, some
-from petlpack.layouts.options import Options
+from petlpack.layouts.layout import Layout
+from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.tensors.checkpoint import find_weights
 
@@ -34,6 +35,30 @@ def layout(layout_id: str) -> Layout:
     module, _, name = LAYOUTS[layout_id].partition(":")
     loaded: Layout = getattr(importlib.import_module(module), name)()
     return loaded
+
+
+def settings() -> dict[str, Setting]:
+    """Return every setting that some layout may need, by name."""
+    return {setting.name: setting for layout_id in LAYOUTS for setting in layout(layout_id).settings}
+
+
+def options_of(said: Mapping[str, object]) -> Options:
+    """Return what a caller says of a run; raises UsageError for a setting that no layout knows."""
+    known = settings()
+    for name in said:
+        if name not in known:
+            raise UsageError(
+                f"no setting '{printable(name)}'",
+                hint=f"settings are {', '.join(sorted(known))} (see --set in the help)",
+            )
+    return Options.of(said)
+
+
+def options_in(facts: Mapping[str, object]) -> Options:
+    """Return the options that a manifest keeps; what it says that no layout knows is ignored."""
+    known = settings()
+    said = {name: value for name, value in facts.items() if name in known}
+    return Options.of({name: value for name, value in said.items() if not known[name].flag or value is True})
 
 
 def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:

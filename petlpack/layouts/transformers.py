@@ -13,16 +13,18 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
+from petlpack.layouts.layout import Layout, model_in
 from petlpack.layouts.options import Options
 from petlpack.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
 
 @dataclass(frozen=True)
-class Transformers:
+class Transformers(Layout):
     """A full checkpoint of a Transformers model."""
 
     id = "transformers"
+    method = "full fine-tune"
 
     def detect(self, path: Path) -> bool:
         """Tell whether the directory, or a `checkpoint-N` in it, has a model's weights."""
@@ -46,6 +48,15 @@ class Transformers:
             warnings=(*warnings, *warnings_of(weights, left_out)),
         )
         return [run]
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the model."""
+        return model_in(place)
+
+    def check_complete(self, place: Path, path: Path) -> None:
+        """Raise RunError for a checkpoint without its config, which Trainer writes first."""
+        if place != path and not (place / "config.json").is_file():
+            raise RunError(f"'{printable(str(place))}' has no config.json")
 
 
 def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:

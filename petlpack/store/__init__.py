@@ -245,9 +245,13 @@ class Store:
 
 
 def is_pack(path: Path) -> bool:
-    """Tell whether a directory is meant as a pack: its mark says so, or is spoilt and tasks and parts stand beside."""
+    """Tell whether a directory is meant as a pack: its mark says so, or is spoilt and tasks and parts stand beside.
+
+    A pipe in the place of the mark is not waited for.
+    """
+    mark = path / "pack.json"
     try:
-        if json.loads((path / "pack.json").read_bytes())["format"] == "petlpack":
+        if mark.is_file() and json.loads(mark.read_bytes())["format"] == "petlpack":
             return True
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass

@@ -737,7 +737,7 @@ def test_all_experts_can_be_kept(tmp_path: Path) -> None:
     method = adamix.attach(model, settings())
     train(model, method, 3)
     method.save(tmp_path / "run")
-    petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", keep_experts=True)
+    petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", settings={"keep_experts": True})
     petlpack.open(tmp_path / "pack")["run"].decode(tmp_path / "decoded")
     other = open_base(base)
     assert adamix.load(other, tmp_path / "decoded").config.experts == 4

@@ -498,7 +498,7 @@ def test_the_retriever_is_kept_on_request(tmp_path: Path, keep: bool) -> None:
     method = pha.attach(based("bert", tmp_path), CONFIG, {"sst2": 2, "rte": 2})
     shake(method)
     method.save(tmp_path / "run")
-    petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", keep_retriever=keep)
+    petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", settings={"keep_retriever": keep})
     petlpack.open(tmp_path / "pack")["run.sst2"].decode(tmp_path / "sst2")
     decoded = pha.load(again("bert", tmp_path), tmp_path / "sst2")
     batch = batch_of(method.model)

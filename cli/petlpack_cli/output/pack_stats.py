@@ -252,7 +252,7 @@ def _parts_of(rows: Sequence[TaskRow]) -> tuple[str, ...]:
 
 def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None:
     """Print what papers count, of the tasks that have anything to count beside their bytes."""
-    counted = [row for row in found.tasks if row.codec == "sparse" or not row.whole]
+    counted = [row for row in found.tasks if row.figures.density is not None or not row.whole]
     if not counted:
         return
     shown = counted if most is None else counted[:most]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from petlpack.analyze.survey.kinds import CACHES, kind_by_name
 from petlpack.errors import UsageError, printable
-from petlpack.layouts.files import LOADING, WEIGHTS, is_pack
-from petlpack.store import SUFFIX
+from petlpack.layouts.files import LOADING, WEIGHTS
+from petlpack.store import SUFFIX, is_pack
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 
 PATH_HINT = "give the directory that a training wrote, or one with many of them"
@@ -91,7 +91,7 @@ def given_roots(paths: Sequence[str | Path]) -> list[Path]:
 def _refuse_part_of_pack(path: Path, real: Path) -> None:
     """Raise UsageError for a task's file, a shared part, or a directory of them: what they take is the pack's."""
     inside = (place for place in (real, *real.parents) if place.name in ("tasks", "shared"))
-    pack = next((place.parent for place in inside if is_pack(place.parent / "pack.json")), None)
+    pack = next((place.parent for place in inside if is_pack(place.parent)), None)
     if pack is None and not (path.is_file() and path.name.endswith(SUFFIX)):
         return
     shown = next((place for place in path.parents if place.resolve() == pack), pack or "PACK")
@@ -136,7 +136,7 @@ def _walk_below(tree: Tree, links: list[File], root: Path) -> None:
         except OSError as error:
             tree.unreadable[str(folder)] = str(error.strerror)
             continue
-        if "pack.json" in names and not skipped and is_pack(folder / "pack.json"):
+        if "pack.json" in names and not skipped and is_pack(folder):
             tree.packs.append(folder)
             skipped = True
         files, folders = set(), []

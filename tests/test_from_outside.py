@@ -1,0 +1,329 @@
+"""A codec, a coder and a layout from outside, one line in a registry each: every command and every table knows them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import petlpack
+from petlpack.analyze.tables import KEYS
+from petlpack.codecs import registry as codecs
+from petlpack.coding import registry as coders
+from petlpack.layouts import registry as layouts
+from petlpack_cli import stats
+from petlpack_cli.app import COMMANDS, cli
+from tests.conftest import make_pair, weights, write_run, write_safetensors
+
+WHOLE = ("sst2", "mrpc")
+LORA = "lora"
+NAMES = (*WHOLE, LORA)
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Register a coder, two codecs and a layout, a line each."""
+    monkeypatch.setitem(coders.CODERS, "toy", "tests.toys:ToyCoder")
+    monkeypatch.setitem(codecs.CODECS, "shy", "tests.toys:ShyCodec")
+    monkeypatch.setitem(codecs.CODECS, "toy", "tests.toys:ToyCodec")
+    monkeypatch.setitem(layouts.LAYOUTS, "toy", "tests.toys:ToyLayout")
+    yield
+    codecs.codec.cache_clear()
+    coders.coder.cache_clear()
+
+
+def write_toy(directory: Path, left: dict[str, Any], right: dict[str, Any], *, lora: bool = False) -> Path:
+    for side, tensors in (("left", left), ("right", right)):
+        write_safetensors(directory / f"{side}.safetensors", tensors, {"format": "pt"})
+    (directory / "toy.json").write_text(json.dumps({"lora": lora}), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture
+def place(toys: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current directory, with a base, two whole toys on it and a LoRA, and a pack of all of them."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(WHOLE, 1):
+        tuned, base = make_pair(seed, share=0.05)
+        head = {name: tensor for name, tensor in tuned.items() if name.startswith("classifier.")}
+        write_toy(Path("runs") / name, {name: t for name, t in tuned.items() if name not in head}, head)
+    write_run(Path("base"), base)
+    query = "bert.encoder.layer.0.attention.self.query"
+    factors = {f"{query}.lora_A": weights("F32", (4, 16), 1), f"{query}.lora_B": weights("F32", (16, 4), 2)}
+    write_toy(Path("runs") / LORA, factors, {"classifier.weight": weights("F32", (2, 16), 3)}, lora=True)
+    for name in NAMES:
+        petlpack.encode(f"runs/{name}", "pack", "base", codec="toy")
+    return tmp_path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def run_json(*arguments: object) -> Any:
+    result = run(*arguments, "--json")
+    assert (result.exit_code, result.stderr) == (0, ""), arguments
+    return json.loads(result.stdout)
+
+
+STATS = (
+    *(["stats", "pack", "--by", key] for key in KEYS),
+    *(["stats", "pack", "--by", key, "--csv"] for key in KEYS),
+    *(["stats", "pack", "--task", name] for name in NAMES),
+    ["stats"],
+    ["stats", "pack", "--by", "section", "--bounds", "--base", "base"],
+    ["stats", "pack", "--task", WHOLE[0], "--bounds", "--base", "base"],
+    ["stats", "pack", "--filter", "codec=toy", "--sort", "total", "--md"],
+    ["stats", "pack", "--forecast", "1e2..1e4"],
+    ["stats", "pack", "--at", "10,100"],
+    ["stats", "pack", "--html", "page.html"],
+    ["stats", "runs"],
+    ["stats", "runs", "--base", "base"],
+    *(["stats", f"runs/{name}"] for name in NAMES),
+)
+
+LINES: dict[str, tuple[list[str], ...]] = {
+    "encode": (
+        ["encode", f"runs/{WHOLE[0]}", "--base", "base", "--pack", "new", "--codec", "toy"],
+        ["encode", f"runs/{LORA}", "--pack", "new", "--codec", "toy", "--level", "fast"],
+        ["encode", *(f"runs/{name}" for name in NAMES), "--base", "base", "--pack", "auto"],
+        ["encode", f"runs/{WHOLE[0]}", "--base", "base", "--pack", "half", "--set", "toy_half=true"],
+        ["encode", f"runs/{WHOLE[0]}", "--base", "base", "--pack", "red", "--set", "toy_colour=red"],
+    ),
+    "plan": (
+        ["plan", *(f"runs/{name}" for name in NAMES), "--base", "base"],
+        ["plan", f"runs/{WHOLE[0]}", "--base", "base", "--sample", "0.5"],
+        ["plan", f"runs/{LORA}", "--base", "base", "--sample", "0.5"],
+        ["plan", f"runs/{WHOLE[0]}", "--base", "base", "--set", "toy_half=true"],
+        ["plan", f"runs/{LORA}", "--set", "toy_half=true", "--set", "toy_colour=blue"],
+    ),
+    "decode": (
+        *(["decode", "pack", name, f"out/{name}", "--base", "base"] for name in NAMES),
+        *(["decode", "pack", name, f"st/{name}", "--base", "base", "--to", "safetensors"] for name in NAMES),
+    ),
+    "list": (["list"], ["list", "--long"]),
+    "show": tuple(["show", "pack", name] for name in NAMES),
+    "stats": STATS,
+    "verify": (
+        ["verify"],
+        ["verify", "pack", "--base", "base"],
+        *(["verify", "pack", name, "--base", "base", "--against", f"runs/{name}"] for name in NAMES),
+    ),
+    "remove": (["remove", "pack", WHOLE[0]],),
+    "gc": (["gc", "--dry-run"], ["gc"]),
+    "codecs": (["codecs"],),
+}
+"""Command lines of each command, all of which work."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command(place: Path, command: str) -> None:
+    for line in LINES[command]:
+        result = run(*line)
+        assert (result.exit_code, result.stderr) == (0, ""), line
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_every_command_has_lines_here() -> None:
+    assert LINES.keys() == COMMANDS.keys()
+    assert all(line[0] == command for command, lines in LINES.items() for line in lines)
+    assert set(KEYS) == set(stats.KEYS)
+
+
+# What they say
+
+
+def test_the_toys_are_what_stands_in_the_pack(place: Path) -> None:
+    pack = petlpack.open("pack")
+    for name in NAMES:
+        task = pack[name]
+        assert (task.codec, task.method, task.facts.layout) == ("toy", "toy tune", "toy")
+        assert "toy" in {row.coder for row in task.manifest.sections} or name == LORA  # whose numbers do not deflate
+        task.decode(f"out/{name}", "base")
+        for side in ("left", "right"):
+            file = f"{name}/{side}.safetensors"
+            assert Path("out", file).read_bytes() == Path("runs", file).read_bytes()
+    assert run_json("verify", "pack", "--base", "base")["damaged"] == 0
+
+
+def test_the_toy_codec_is_listed_and_offered(place: Path) -> None:
+    listed = {row["id"]: row["description"] for row in run_json("codecs")["codecs"]}
+    assert listed["toy"] == "Every tensor by the toy coder"
+    refused = run("encode", f"runs/{WHOLE[0]}", "--base", "base", "--pack", "new", "--codec", "toi")
+    assert "toy" in refused.stderr
+    (whole,) = run_json("plan", f"runs/{WHOLE[0]}", "--base", "base")["runs"]
+    offers = {" ".join(offer["options"][1:]): offer for offer in whole["offers"]}
+    assert offers["toy --set toy_half=true"]["loss"]["text"] == "the right half"
+    assert offers["toy"]["bytes"] == petlpack.open("pack")[WHOLE[0]].nbytes
+    assert re.fullmatch(
+        r"\d\.\d % of the weights differ from the base, and `shy` is for few", offers["shy"]["refused"]["message"]
+    )
+    assert sum(offer["auto"] for offer in whole["offers"]) == 1
+    (lora,) = run_json("plan", f"runs/{LORA}")["runs"]
+    assert {offer["codec"] for offer in lora["offers"]} == {"toy", "plain"}
+
+
+@pytest.mark.parametrize("said", ["toy_half=true", "toy_half=false", "toy_colour=red"])
+def test_a_planned_command_does_what_was_planned(place: Path, said: str) -> None:
+    (planned,) = run_json("plan", f"runs/{WHOLE[0]}", "--base", "base", "--set", said)["runs"]
+    measured = [offer for offer in planned["offers"] if offer["refused"] is None]
+    for i, offer in enumerate(measured):
+        done = run(*offer["command"][1:], "--pack", f"planned-{i}")
+        assert done.exit_code == 0, offer["command"]
+        assert petlpack.open(f"planned-{i}")[WHOLE[0]].nbytes == offer["bytes"]
+    assert {"toy", "ulp", "plain"} <= {offer["codec"] for offer in measured}
+    halved = {offer["codec"]: offer["exact"] for offer in measured if "toy_half=true" in offer["command"]}
+    assert "toy" in halved or said == "toy_half=false"
+
+
+@pytest.mark.parametrize("said", [[], ["--set", "toy_half=true"], ["--set", "toy_colour=red"]])
+def test_a_sample_measures_what_an_offer_switches_on(place: Path, said: list[str]) -> None:
+    (whole,) = run_json("plan", f"runs/{WHOLE[0]}", "--base", "base", *said)["runs"]
+    (sampled,) = run_json("plan", f"runs/{WHOLE[0]}", "--base", "base", "--sample", "0.9", *said)["runs"]
+    truth = {tuple(offer["options"]): offer for offer in whole["offers"]}
+    measured = [offer for offer in sampled["offers"] if offer["refused"] is None]
+    assert any("toy_half=true" in offer["options"] for offer in measured)
+    for offer in measured:
+        known = truth[tuple(offer["options"])]
+        assert offer["sampled_share"] == 1  # there are few units
+        assert offer["bytes"] == pytest.approx(known["bytes"], abs=32)  # of the manifest
+        for field in ("shared_bytes", "exact", "loss", "auto", "best"):
+            assert offer[field] == known[field], (offer["options"], field)
+
+
+def test_the_toys_have_rows_in_every_table(place: Path) -> None:
+    tables = {key: run_json("stats", "pack", "--by", key) for key in KEYS}
+    assert {row["layout"] for row in tables["task"]["tasks"]} == {"toy"}
+    assert {row["codec"] for row in tables["codec"]["rows"]} >= {"toy"}
+    assert {row["method"] for row in tables["method"]["rows"]} >= {"toy tune"}
+    sections = {row["section"]: row for row in tables["section"]["rows"]}
+    assert {"toys", "loose", "head"} <= sections.keys()
+    for found in tables.values():
+        assert sum(row["bytes"] for row in found["rows"] if "bytes" in row) in (0, found["disk_bytes"])
+    tasks = {row["name"]: row for row in tables["task"]["tasks"]}
+    assert tasks[WHOLE[0]]["dense_bytes"] == tasks[WHOLE[0]]["run_bytes"]
+    assert tasks[LORA]["dense_bytes"] > tasks[LORA]["run_bytes"]
+    assert all(row["bytes"]["head"] for row in tasks.values())
+    run("stats", "--html", "page.html")
+    assert "toy tune" in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_a_survey_knows_the_weights_of_a_toy(place: Path) -> None:
+    for name in NAMES:
+        (row,) = petlpack.survey([f"runs/{name}"], "base").runs
+        weights_of = sum(file.stat().st_size for file in Path("runs", name).glob("*.safetensors"))
+        assert (row.layout, row.method) == ("toy", "toy tune")
+        assert row.bytes["weights"] == weights_of
+    assert not petlpack.survey(["runs"], "base").problems
+
+
+def test_a_toy_by_a_codec_of_the_library_is_written_for_others(place: Path) -> None:
+    petlpack.encode(f"runs/{LORA}", "plain", codec="plain")
+    for to in ("peft", "adapterhub"):
+        done = run("decode", "plain", LORA, f"out/{to}", "--to", to)
+        assert done.exit_code == 0, done.stderr
+    assert Path("out/peft/adapter_config.json").is_file()
+    refused = run("decode", "pack", LORA, "out/toy", "--to", "peft")
+    assert refused.exit_code == 2
+    assert "toy tune" in refused.stderr
+
+
+def test_settings_of_a_toy(place: Path) -> None:
+    assert "toy_colour" in run("encode", f"runs/{LORA}", "--set", "toy_size=1").stderr
+    refused = run("encode", f"runs/{LORA}", "--pack", "new", "--set", "toy_colour=green")
+    assert (refused.exit_code, "blue, red" in refused.stderr) == (2, True)
+    petlpack.encode(f"runs/{WHOLE[0]}", "new", "base", settings={"toy_half": True, "toy_colour": "red"})
+    assert petlpack.open("new")[WHOLE[0]].facts.options == {"toy_half": True, "toy_colour": "red"}
+    line = ["verify", "new", WHOLE[0], "--base", "base", "--against", f"runs/{WHOLE[0]}"]
+    assert run(*line).exit_code == 0
+    warned = run("encode", f"runs/{WHOLE[0]}", "--base", "base", "--pack", "new2", "--set", "bake=true")
+    assert "--set bake: nothing in the run depends on it" in warned.stderr
+
+
+def test_a_pack_is_read_where_its_layout_is_not_known(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(layouts.LAYOUTS, "toy")
+    for line in (
+        *(["stats", "pack", "--by", key] for key in KEYS),
+        *(["show", "pack", name] for name in NAMES),
+        *(["decode", "pack", name, f"out/{name}", "--base", "base"] for name in NAMES),
+        ["list", "--long"],
+        ["verify", "pack", "--base", "base"],
+    ):
+        assert run(*line).exit_code == 0, line
+
+
+# What is known of codecs and layouts outside their own rooms
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {"codecs": codecs.CODECS, "layouts": layouts.LAYOUTS}
+MORE = {"layouts": {"sentence-transformers"}}
+"""What `Run.layout` says beside the ids."""
+
+
+def ids_used(source: str, ids: set[str]) -> list[str]:
+    """Return the ids that a source compares with something, or has among the keys of a dictionary.
+
+    Roles of units have words of their own, and so has what a task is decoded `to`: those of the other libraries.
+    """
+    found: list[str] = []
+
+    def note(nodes: list[ast.expr]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.extend(one for one in ids if node.value == one or node.value.startswith(f"{one}."))
+            elif isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+                note(node.elts)
+
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            about = node.left.attr if isinstance(node.left, ast.Attribute) else getattr(node.left, "id", "")
+            note([] if about in ("role", "to") else [node.left, *node.comparators])
+        elif isinstance(node, ast.Dict):
+            note([key for key in node.keys if key is not None])
+        elif isinstance(node, ast.Subscript):
+            note([node.slice])
+        elif isinstance(node, ast.MatchValue):
+            note([node.value])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in ("startswith", "endswith", "removeprefix", "get", "setdefault", "pop"):
+                note(node.args)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("frozenset", "set", "dict"):
+            note([*node.args, *(ast.Constant(keyword.arg) for keyword in node.keywords)])
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_id_is_compared_outside_its_room(room: str) -> None:
+    ids = {*ROOMS[room], *MORE.get(room, ())}
+    files = [file for part in ("petlpack", "cli") for file in sorted((ROOT / part).rglob("*.py"))]
+    used = {
+        str(file.relative_to(ROOT)): names
+        for file in files
+        if (ROOT / "petlpack" / room) not in file.parents
+        if (names := ids_used(file.read_text(encoding="utf-8"), ids))
+    }
+    assert used == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'x == "ulp"',
+        'x in ("raw", "ulp")',
+        'x in {"ulp"}',
+        'y = {"ulp": 1}',
+        'y["ulp"]',
+        'y.get("ulp")',
+        'x.startswith("ulp.")',
+        'frozenset({"ulp"})',
+        'match x:\n    case "ulp": pass',
+    ],
+)
+def test_a_compared_id_is_found(source: str) -> None:
+    assert ids_used(source, {"ulp"}) == ["ulp"]

@@ -1,0 +1,132 @@
+"""A codec, a coder and a layout that stand in no registry: each what CONTRIBUTING asks for, and nothing more."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from petlpack.codecs.base import (
+    Codec,
+    Piece,
+    ReadSection,
+    Section,
+    Unit,
+    Way,
+    base_pieces,
+    exactly,
+    group,
+    own_pieces,
+)
+from petlpack.coding.base import Array, Level
+from petlpack.layouts.base import Run
+from petlpack.layouts.files import sort_files
+from petlpack.layouts.layout import Layout
+from petlpack.layouts.options import Options, Setting
+from petlpack.modules import Copy, Dense, Plain, Use
+from petlpack.template import Slot
+from petlpack.tensors.checkpoint import open_checkpoint
+from petlpack.tensors.dtypes import Bits
+
+HALF = Setting("toy_half", "toys: leave out the right half", flag=True)
+COLOUR = Setting("toy_colour", "toys: what colour they have", frozenset({"red", "blue"}))
+
+
+class ToyCoder:
+    """What differs from the prediction, deflated."""
+
+    id = "toy"
+
+    def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
+        """Return the bytes."""
+        return zlib.compress((bits if array.given is None else bits ^ array.given).tobytes())
+
+    def decode(self, data: bytes, array: Array) -> Bits:
+        """Return the array."""
+        try:
+            bits = np.frombuffer(zlib.decompress(data), array.dtype.bits)
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
+        return bits if array.given is None else bits ^ array.given
+
+
+@dataclass(frozen=True)
+class ToyCodec(Codec):
+    """Every tensor by the toy coder."""
+
+    id = "toy"
+    takes = MappingProxyType({Dense: (Way(), Way(setting="toy_half", lost="the right half")), Plain: (Way(),)})
+
+    def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
+        """Cut into `toys.N` against the base, `loose.N` and `head.N`."""
+        own: dict[bool, list[Piece]] = {False: [], True: []}
+        for piece in own_pieces(slots):
+            own[piece.slot.head].append(piece)
+        return [
+            *group(base_pieces(slots), "toys", 1 << 20, role="base"),
+            *group(own[False], "loose", 1 << 20, role="own"),
+            *group(own[True], "head", 1 << 20, role="head"),
+        ]
+
+    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
+        """Return one section."""
+        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, given), ("toy",))]
+
+    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
+        """Return the flat elements."""
+        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, given)
+
+
+@dataclass(frozen=True)
+class ShyCodec(ToyCodec):
+    """Only what does not differ from the base at all."""
+
+    id = "shy"
+    takes = MappingProxyType({Dense: (Way(),)})
+
+    def declines(self, unit: Unit, tuned: Bits, given: Bits | None) -> bool:
+        """Tell whether anything differs."""
+        return given is not None and bool((tuned != given).any())
+
+
+@dataclass(frozen=True)
+class ToyLayout(Layout):
+    """toy.json, and a left and a right half of the weights."""
+
+    id = "toy"
+    method = "toy tune"
+    settings = (HALF, COLOUR)
+
+    def detect(self, path: Path) -> bool:
+        """Tell whether there is a toy.json."""
+        return (path / "toy.json").is_file()
+
+    def read(self, path: Path, options: Options) -> list[Run]:
+        """Read the halves: of a LoRA where toy.json says so, else of a whole model."""
+        about = json.loads((path / "toy.json").read_text(encoding="utf-8"))
+        sides = ("left",) if options.wants(HALF) else ("left", "right")
+        halves = [open_checkpoint(path / f"{side}.safetensors") for side in sides]
+        options.text(COLOUR)
+        tensors = {name: tensor for half in halves for name, tensor in half.tensors.items()}
+        kept, left_out = sort_files(path, path, [path / "left.safetensors", path / "right.safetensors"], ["toy.json"])
+        head = frozenset(name for name in tensors if name.startswith("classifier."))
+        copies = tuple(Copy(name, name) for name in tensors if name not in head)
+        lora = Plain(tensors, head, Use("lora", {"scaling": 2.0}), copies)
+        return [
+            Run(
+                path=path,
+                layout=self.id,
+                method=self.method,
+                module=lora if about["lora"] else Dense(tensors),
+                headers={name: header for half in halves for name, header in half.headers.items()},
+                weight_bytes=sum(half.nbytes for half in halves),
+                kept=kept,
+                left_out=left_out,
+                base_name=None,
+            )
+        ]
