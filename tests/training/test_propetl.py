@@ -706,7 +706,7 @@ def test_what_cannot_be_attached_is_refused_and_leaves_the_model(
 
 
 def test_a_prefix_of_one_task_needs_its_network() -> None:
-    with pytest.raises(UsageError, match="hidden must be .*, got 0"):
+    with pytest.raises(UsageError, match=r"hidden must be .*, got 0"):
         propetl.attach(new_model(), settings("prefix", hidden=0))
 
 
