@@ -306,6 +306,7 @@ def test_no_id_is_compared_outside_its_room(room: str) -> None:
         str(file.relative_to(ROOT)): names
         for file in files
         if (ROOT / "petlpack" / room) not in file.parents
+        and file.name != "registry.py"  # of another kind of things, which may have the same ids
         if (names := ids_used(file.read_text(encoding="utf-8"), ids))
     }
     assert used == {}

@@ -52,6 +52,8 @@ class ToyCoder:
             bits = np.frombuffer(zlib.decompress(data), array.dtype.bits)
         except zlib.error as error:
             raise ValueError(str(error)) from error
+        if len(bits) != array.count:
+            raise ValueError(f"{len(bits)} elements")
         return bits if array.given is None else bits ^ array.given
 
 
