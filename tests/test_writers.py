@@ -22,6 +22,7 @@ import transformers
 
 from petlpack.errors import UsageError
 from petlpack.layouts.adapterhub_writer import _factor, write_adapterhub
+from petlpack.layouts.heads import in_model
 from petlpack.layouts.peft_writer import write_peft
 from petlpack.layouts.places import alpha_of
 from petlpack.modules import Rebuilt
@@ -389,7 +390,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
             "tensors": str(write_safetensors(place / f"{name}.tensors", case.rebuilt.tensors)),
         }
         if case.head:
-            given["head"] = str(write_safetensors(place / f"{name}.head", case.rebuilt.head))
+            given["head"] = str(write_safetensors(place / f"{name}.head", in_model(case.rebuilt.head)))
         cases.append(given)
     (place / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     done = subprocess.run(
