@@ -254,9 +254,9 @@ class Task:
         return is_peft(weights, configs) if to == "peft" else is_adapterhub(weights, configs)
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        """Return the object that a kept file holds; an empty one where it holds none."""
+        """Return the object that a kept file holds; an empty one where it holds none, or there is no such file."""
         try:
-            value = json.loads(self.read_file(name))
+            value = json.loads(self.read_file(name)) if name in self.template.files else {}
         except (ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
@@ -289,20 +289,12 @@ class Task:
             raise DamageError(f"task '{self.name}' has a rule that does not say its {min(missing)}")
         rebuilt, left = self._without_odd_head(rebuilt)
         if to == "peft":
-            return [*left, *write_peft(rebuilt, directory, self.template.base_name, self._config())]
+            return [*left, *write_peft(rebuilt, directory, self.template.base_name, self._read_json("config.json"))]
         own = self.manifest.params["name"]
         name = self.name.replace(".", "-") if own is None else own
         notes = write_adapterhub(rebuilt, directory, name, self.template.base_name, pickled=has_torch())
         flag = "without torch only safetensors are written: load them with load_adapter(..., use_safetensors=True)"
         return [*left, *notes] if has_torch() else [*left, *notes, flag]
-
-    def _config(self) -> dict[str, Any]:
-        """Return the run's config.json; nothing where it has none that can be read."""
-        try:
-            config = json.loads(self.read_file("config.json")) if "config.json" in self.template.files else {}
-        except (ValueError, RecursionError):
-            return {}
-        return config if isinstance(config, dict) else {}
 
     def _without_odd_head(self, rebuilt: Rebuilt) -> tuple[Rebuilt, list[str]]:
         """Leave out a head that its head_config.json says is no classifier with tanh: no other library has it."""

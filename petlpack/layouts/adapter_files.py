@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.base import LeftOut, read_json
 from petlpack.layouts.checkpoints import checkpoints, places
 from petlpack.layouts.files import sort_files
+from petlpack.layouts.layout import Layout
 from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
@@ -72,7 +73,20 @@ def adapter_folders(path: Path) -> list[Path]:
     return []
 
 
-def weight_files(path: Path) -> list[Path]:
+class AdapterLayout(Layout):
+    """A layout whose runs are adapters of AdapterHub's kind, one or several in folders of their own."""
+
+    def choices(self, path: Path) -> Iterator[tuple[Path, list[Path]]]:
+        """Yield the weight files of all adapters."""
+        if files := _weight_files(path):
+            yield path, files
+
+    def folders(self, path: Path) -> list[Path]:
+        """Return the adapters' directories."""
+        return adapter_folders(path)
+
+
+def _weight_files(path: Path) -> list[Path]:
     """Return the weight files of all adapters of a run, by names alone."""
     ways = [(folder, names) for folder in adapter_folders(path) for names in (ADAPTERS, MASKS, HEAD_FILES)]
     found = [[folder / name for name in names if (folder / name).is_file()] for folder, names in ways]

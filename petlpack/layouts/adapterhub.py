@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.adapter_files import AdapterFiles, adapter_folders, open_adapter, sort_adapter_files, weight_files
+from petlpack.layouts.adapter_files import (
+    AdapterFiles,
+    AdapterLayout,
+    adapter_folders,
+    open_adapter,
+    sort_adapter_files,
+)
 from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import skipped
 from petlpack.layouts.files import other_weights
-from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options
 from petlpack.modules import Copy, Plain, Use
 
@@ -23,7 +27,7 @@ _MODULE = re.compile(
 
 
 @dataclass(frozen=True)
-class Adapterhub(Layout):
+class Adapterhub(AdapterLayout):
     """adapter_config.json of AdapterHub's schema, pytorch_adapter.bin or adapter.safetensors."""
 
     id = "adapterhub"
@@ -37,15 +41,6 @@ class Adapterhub(Layout):
         """Read every adapter of the run."""
         adapters = [open_adapter(path, folder) for folder in adapter_folders(path)]
         return [_read(path, adapter, adapters) for adapter in adapters]
-
-    def choices(self, path: Path) -> Iterator[tuple[Path, list[Path]]]:
-        """Yield the weight files of all adapters."""
-        if files := weight_files(path):
-            yield path, files
-
-    def folders(self, path: Path) -> list[Path]:
-        """Return the adapters' directories."""
-        return adapter_folders(path)
 
     def method_of(self, place: Path) -> str:
         """Return the architecture that the adapter's config names."""

@@ -8,9 +8,14 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-NEW = ("classifier", "score", "classification_head", "qa_outputs", "pre_classifier", "pooler", "head")
-"""Modules of Transformers' models that are new with a task: heads, and what stands in front of them in DistilBERT,
-DeBERTa and ModernBERT. Only for runs that do not name their own."""
+HEADS = ("classifier", "score", "classification_head", "qa_outputs")
+"""What a model of Transformers calls its head, where it has one of its own."""
+
+FIRST = ("pre_classifier", "pooler", "head")
+"""What stands in front of such a head in DistilBERT, DeBERTa and ModernBERT, new with it and not the base's."""
+
+NEW = (*HEADS, *FIRST)
+"""Modules that are new with a task. Only for runs that do not name their own."""
 
 MODULES = "head_modules"
 """Where the config.json that petlpack.methods writes names them."""

@@ -44,8 +44,7 @@ class Layout(ABC):
 
     def weights(self, place: Path) -> list[Path]:
         """Return the weight files of one directory: the model's, else all that are called like weights."""
-        known = find_weights(place)
-        return [known] if known is not None else sorted(file for file in place.iterdir() if file.suffix in WEIGHTS)
+        return model_in(place) or sorted(file for file in place.iterdir() if file.suffix in WEIGHTS)
 
     def folders(self, path: Path) -> list[Path]:
         """Return the directories of a run's own adapters, where it has several."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +15,14 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.adapter_files import (
     MASKS,
     AdapterFiles,
+    AdapterLayout,
     adapter_folders,
     open_adapter,
     sort_adapter_files,
-    weight_files,
 )
 from petlpack.layouts.base import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import skipped
 from petlpack.layouts.files import other_weights
-from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import ACTIVATION, KEEP_RATIO, SCALING, Options, Setting
 from petlpack.layouts.scores import check_keep, mask_of, stored_mask
 from petlpack.modules import Masked, MaskedMatrix, Produced, Use
@@ -46,7 +45,7 @@ _SIDES = {
 
 
 @dataclass(frozen=True)
-class Propetl(Layout):
+class Propetl(AdapterLayout):
     """An adapter directory with masks: adapter_mask.bin beside adapter_config.json."""
 
     id = "propetl"
@@ -64,15 +63,6 @@ class Propetl(Layout):
         """Read every adapter of the run."""
         adapters = [open_adapter(path, folder) for folder in adapter_folders(path)]
         return [_read(path, adapter, adapters, options) for adapter in adapters]
-
-    def choices(self, path: Path) -> Iterator[tuple[Path, list[Path]]]:
-        """Yield the weight files of all adapters."""
-        if files := weight_files(path):
-            yield path, files
-
-    def folders(self, path: Path) -> list[Path]:
-        """Return the adapters' directories."""
-        return adapter_folders(path)
 
 
 def _config(folder: Path) -> Mapping[str, object]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import UsageError
+from petlpack.layouts.heads import FIRST, HEADS
 from petlpack.methods.settings import shown
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -25,15 +26,8 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """An adapter's non-linearity, as Transformers calls it."""
 
-HEADS = ("classifier", "score", "classification_head", "qa_outputs")
-"""What a model's head is called, where it has one of its own."""
-
-
 OF_METHOD = "petl_method_s_own"
 """An attribute of modules that a method put on a model."""
-
-FIRST = ("pre_classifier", "pooler", "head")
-"""What stands in front of such a head in DistilBERT, DeBERTa and ModernBERT, new with it and not the base's."""
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,10 @@ class SwitchTasks(Trainer):  # type: ignore[misc] # transformers is Any here
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse `class TaskTrainer(Trainer, SwitchTasks)`: the Trainer's methods would come first."""
         super().__init_subclass__(**kwargs)
-        before = cls.__mro__[: cls.__mro__.index(SwitchTasks)]
-        if first := next((parent for parent in before if "training_step" in vars(parent) and not _mixed(parent)), None):
+        before = (
+            parent for parent in cls.__mro__[: cls.__mro__.index(SwitchTasks)] if not issubclass(parent, SwitchTasks)
+        )
+        if first := next((parent for parent in before if "training_step" in vars(parent)), None):
             raise UsageError(
                 f"{cls.__name__} has {first.__name__} in front of SwitchTasks, whose methods then do not run",
                 hint=f"class {cls.__name__}(SwitchTasks, {first.__name__})",
@@ -206,10 +208,6 @@ class SwitchTasks(Trainer):  # type: ignore[misc] # transformers is Any here
         super()._set_signature_columns_if_needed()
         if TASK not in self._signature_columns:
             self._signature_columns.append(TASK)
-
-
-def _mixed(parent: type) -> bool:
-    return issubclass(parent, SwitchTasks)
 
 
 _SETTINGS = (

@@ -315,6 +315,11 @@ def test_what_is_generated_is_of_the_batch_s_task(bases: Path, tmp_path: Path) -
         assert torch.equal(torch.from_numpy(found)[:, : tokens.shape[1]], tokens)
 
 
+def test_a_trainer_in_front_of_what_switches_is_refused() -> None:
+    with pytest.raises(UsageError, match="has Trainer in front of SwitchTasks"):
+        type("Turned", (transformers.Trainer, SwitchTasks), {})
+
+
 def test_a_trainer_without_tasks_is_refused(bases: Path, tmp_path: Path) -> None:
     arguments = transformers.TrainingArguments(**arguments_of(tmp_path))
     with pytest.raises(UsageError, match="no method for several tasks"):
