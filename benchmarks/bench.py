@@ -33,12 +33,14 @@ from train import base_dir
 
 import petlpack
 from petlpack import coding
-from petlpack.codecs.base import Unit, base_pieces
 from petlpack.codecs.registry import codec
-from petlpack.coding.base import Level
-from petlpack.decoding import predict
+from petlpack.codecs.units import Unit, base_pieces
+from petlpack.coding.array import Level
+from petlpack.encoding.match import Digests
+from petlpack.encoding.prepare import prepare
 from petlpack.layouts.registry import read_run
-from petlpack.preparing import prepare
+from petlpack.sections.predict import Predictions
+from petlpack.sections.write import read_unit
 
 CACHE = Path(os.environ.get("PETLPACK_BENCH_CACHE", Path(__file__).parent / ".cache"))
 ZIPNN = Path(sys.prefix) / "zipnn" / "bin" / "python"
@@ -115,13 +117,14 @@ def full_fine_tunes(report: Report, runs: Path) -> None:
 def _full_fine_tune(report: Report, runs: Path, task: str, dtype: str) -> None:
     base = petlpack.Base(cast_checkpoint(base_dir(), CACHE / f"base-{dtype}", dtype))
     tuned = cast_checkpoint(runs / task, CACHE / f"{task}-{dtype}", dtype)
-    work = prepare(read_run(tuned)[0], base, 2)
+    prepared = prepare(read_run(tuned)[0], base, Digests(2))
+    tensors, stored = prepared.matched.tensors, prepared.described.sources.stored
     pairs = [
         (
-            work.tensors[piece.slot.name].bits().reshape(-1),
+            tensors[piece.slot.name].bits().reshape(-1),
             base.predict(piece.slot.base, piece.slot.dtype, 0, piece.size),
         )
-        for piece in base_pieces(work.plan.stored)
+        for piece in base_pieces(stored)
         if piece.slot.base is not None
     ]
     raw = sum(pair[0].nbytes for pair in pairs)
@@ -131,16 +134,16 @@ def _full_fine_tune(report: Report, runs: Path, task: str, dtype: str) -> None:
         encode = [best(all_of(lambda pair: peer.encode(*pair), pairs, n), 2) for n in (1, 2)]  # noqa: B023
         both = [(data, pair[1]) for data, pair in zip(coded, pairs, strict=True)]
         decode = [best(all_of(lambda item: peer.decode(*item), both, n)) for n in (1, 2)]  # noqa: B023
-        for (data, given), pair in zip(both, pairs, strict=True):
-            assert np.array_equal(peer.decode(data, given), pair[0]), peer.name
+        for (data, prediction), pair in zip(both, pairs, strict=True):
+            assert np.array_equal(peer.decode(data, prediction), pair[0]), peer.name
         rows[peer.name] = (sum(map(coded_bytes, coded)), encode, decode)
     for row in run_zipnn(ZIPNN, pairs, dtype, 3) if ZIPNN.exists() else []:
         seen = rows.setdefault(row["name"], (row["bytes"], [], []))
         seen[1].append(row["encode"])
         seen[2].append(row["decode"])
-    units = [unit for unit in codec("ulp").units(work.plan.stored) if unit.role == "base"]
+    units = [unit for unit in codec("ulp").units(stored) if unit.role == "base"]
     for level in ("fast", "small"):
-        rows[f"**petlpack {level}**"] = _petlpack(units, work.tensors, base, level)
+        rows[f"**petlpack {level}**"] = _petlpack(units, tensors, base, level)
     report.say(f"#### {task}, {dtype}: {raw:,} bytes of {len(pairs)} tensors")
     report.say()
     report.table(
@@ -164,23 +167,17 @@ def _petlpack(
 ) -> tuple[int, list[float], list[float]]:
     """Code a run's units as `encode` does, from and to memory; return bytes and seconds on one and two cores."""
     ulp = codec("ulp")
-    arrays = [
-        (
-            unit,
-            np.concatenate([tensors[piece.slot.name].read_flat(piece.start, piece.stop) for piece in unit.pieces]),
-            predict(base, unit),
-        )
-        for unit in units
-    ]
+    predictions = Predictions(base)
+    arrays = [(unit, read_unit(unit, tensors), predictions.of(unit)) for unit in units]
 
-    def encode(item: tuple[Unit, Bits, Bits]) -> tuple[Unit, Bits, str, bytes]:
-        unit, tuned, given = item
-        (section,) = ulp.encode(unit, tuned, given) or []
-        return unit, given, *coding.encode(section.bits, section.array, section.coders, level)
+    def encode(item: tuple[Unit, Bits, Bits | None]) -> tuple[Unit, Bits | None, str, bytes]:
+        unit, tuned, prediction = item
+        (section,) = ulp.encode(unit, tuned, prediction) or []
+        return unit, prediction, *coding.encode(section.bits, section.array, section.coders, level)
 
-    def decode(item: tuple[Unit, Bits, str, bytes]) -> Bits:
-        unit, given, coder, data = item
-        return coding.decode(coder, data, coding.Array(unit.dtype, unit.size, unit.row, given), unit.name)
+    def decode(item: tuple[Unit, Bits | None, str, bytes]) -> Bits:
+        unit, prediction, coder, data = item
+        return coding.decode(coder, data, coding.Array(unit.dtype, unit.size, unit.row, prediction), unit.name)
 
     coded = [encode(item) for item in arrays]
     for item, (_, tuned, _) in zip(coded, arrays, strict=True):

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from petlpack.analyze.planning import Offer, PackPlan, Plans, RunPlan, plan
     from petlpack.analyze.stats import Stats, stats
     from petlpack.analyze.survey import Survey, survey
-    from petlpack.encoding import Encoded, encode
+    from petlpack.checking import Checked, verify
+    from petlpack.decoding.directory import Decoded
+    from petlpack.decoding.task import Task
+    from petlpack.encoding.encode import Encoded, encode
     from petlpack.errors import (
         BaseError,
         DamageError,
@@ -27,10 +30,9 @@ if TYPE_CHECKING:
         UnknownFormatError,
         UsageError,
     )
-    from petlpack.loading import Decoded, Task
-    from petlpack.modules import Rebuilt
-    from petlpack.pack import Checked, Pack, verify
+    from petlpack.pack import Pack
     from petlpack.pack import open_pack as open
+    from petlpack.rules.modules import Rebuilt
     from petlpack.tensors.base import Base
     from petlpack.tensors.tensor import Tensor
 
@@ -39,32 +41,32 @@ __version__ = "0.1.0"
 _WHERE = {
     "Base": "petlpack.tensors.base:Base",
     "BaseError": "petlpack.errors:BaseError",
-    "Checked": "petlpack.pack:Checked",
+    "Checked": "petlpack.checking:Checked",
     "DamageError": "petlpack.errors:DamageError",
-    "Decoded": "petlpack.loading:Decoded",
-    "Encoded": "petlpack.encoding:Encoded",
+    "Decoded": "petlpack.decoding.directory:Decoded",
+    "Encoded": "petlpack.encoding.encode:Encoded",
     "LockedError": "petlpack.errors:LockedError",
     "Offer": "petlpack.analyze.planning:Offer",
     "Pack": "petlpack.pack:Pack",
     "PackPlan": "petlpack.analyze.planning:PackPlan",
     "PetlpackError": "petlpack.errors:PetlpackError",
     "Plans": "petlpack.analyze.planning:Plans",
-    "Rebuilt": "petlpack.modules:Rebuilt",
+    "Rebuilt": "petlpack.rules.modules:Rebuilt",
     "RunError": "petlpack.errors:RunError",
     "RunPlan": "petlpack.analyze.planning:RunPlan",
     "Stats": "petlpack.analyze.stats:Stats",
     "Survey": "petlpack.analyze.survey:Survey",
-    "Task": "petlpack.loading:Task",
+    "Task": "petlpack.decoding.task:Task",
     "TaskError": "petlpack.errors:TaskError",
     "Tensor": "petlpack.tensors.tensor:Tensor",
     "UnknownFormatError": "petlpack.errors:UnknownFormatError",
     "UsageError": "petlpack.errors:UsageError",
-    "encode": "petlpack.encoding:encode",
+    "encode": "petlpack.encoding.encode:encode",
     "open": "petlpack.pack:open_pack",
     "plan": "petlpack.analyze.planning:plan",
     "stats": "petlpack.analyze.stats:stats",
     "survey": "petlpack.analyze.survey:survey",
-    "verify": "petlpack.pack:verify",
+    "verify": "petlpack.checking:verify",
 }
 
 __all__ = [

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from petlpack.codecs.registry import CODECS, codec
-from petlpack.modules import Dense
+from petlpack.rules.modules import Dense
 from petlpack.tensors.dtypes import DTYPES, Bits
 from petlpack.tensors.tensor import Tensor
 from tests.locks import differences

@@ -20,9 +20,9 @@ from petlpack.analyze.growth import Growth, Role, break_even, linear
 from petlpack.analyze.sampling import estimate, quantile
 from petlpack.analyze.stats import shares_of
 from petlpack.analyze.tables import divided
-from petlpack.codecs.base import Role as SectionRole
-from petlpack.codecs.base import Unit
-from petlpack.decoding import DecodedSection
+from petlpack.codecs.units import Role as SectionRole
+from petlpack.codecs.units import Unit
+from petlpack.sections.read import DecodedSection
 from petlpack.tensors.dtypes import DTYPES
 from tests.conftest import weights, write_run
 

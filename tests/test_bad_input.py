@@ -35,7 +35,7 @@ from petlpack import (
     UnknownFormatError,
     UsageError,
 )
-from petlpack.encoding import shared_file
+from petlpack.sections.shared import write_shared
 from petlpack.store import SUFFIX
 from tests.conftest import (
     METHOD_SETTINGS,
@@ -725,7 +725,7 @@ def test_a_damaged_part_of_any_kind_is_told_and_mended_by_encoding_again(methods
     content = {
         "zeros": bytes(part.stat().st_size),
         "half": part.read_bytes()[: part.stat().st_size // 2],
-        "another part": shared_file(b"other content" * 50),
+        "another part": write_shared(b"other content" * 50),
         "other tensors": task.store.shared_path(masked.manifest.shared[1]).read_bytes(),
     }
     part.unlink()
@@ -948,7 +948,7 @@ DAMAGES: dict[str, Callable[[Path], bytes]] = {
     "no manifest": _without_manifest,
     "block of another task": _block_of_another,
     "text": lambda path: b"this is not the file you are looking for",
-    "a shared part": lambda path: shared_file(b"x" * 200),
+    "a shared part": lambda path: write_shared(b"x" * 200),
 }
 
 
@@ -987,7 +987,7 @@ def test_a_damaged_shared_part_is_told_and_mended_by_encoding_again(place: Place
     content = {
         "zeros": bytes(part.stat().st_size),
         "half": part.read_bytes()[: part.stat().st_size // 2],
-        "another part": shared_file(b"other content" * 50),
+        "another part": write_shared(b"other content" * 50),
     }
     part.unlink()
     if how != "missing":

@@ -120,7 +120,7 @@ def rewrite(pack: Path, task: str, **changes: Any) -> None:
     opened = container.read(path)
     sections = opened.open_sections()
     rows = opened.manifest.sections
-    data = [container.Encoded(row.name, row.coder, row.dtype, row.count, sections.read(row)) for row in rows]
+    data = [container.EncodedSection(row.name, row.coder, row.dtype, row.count, sections.read(row)) for row in rows]
     with path.with_suffix(".new").open("wb") as file:
         container.write(
             file,
@@ -558,11 +558,11 @@ def test_help_tells_every_option_and_what_it_may_be(command: str) -> None:
     assert HELP[command] <= options
     for option in options:
         assert re.search(rf"^  (-., )?{option}\b.*\S", text, re.MULTILINE), option
+    from petlpack.exports.registry import EXPORTS
     from petlpack.layouts.registry import settings
-    from petlpack.loading import TARGETS
 
     if command == "decode":
-        assert set(TARGETS) <= set(re.findall(r"[a-z]+", text))
+        assert set(EXPORTS) <= set(re.findall(r"[a-z]+", text))
         return
     named = re.search(r"--set KEY=VALUE[^:]*: ([^.]*)\.", text)
     assert named is not None

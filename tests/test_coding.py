@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from petlpack import coding
 from petlpack.coding import pco
-from petlpack.coding.base import Array, Level
+from petlpack.coding.array import Array, Level
 from petlpack.coding.registry import CODERS, coder
 from petlpack.errors import DamageError, UnknownFormatError
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
@@ -102,7 +102,7 @@ def masks(
 
 def assert_round_trip(coder_id: str, bits: Bits, array: Array, level: Level) -> bytes | None:
     """Encode and decode; the encoder may only decline, and neither may change what it is given."""
-    before, given_before = bits.copy(), np.array(0 if array.given is None else array.given)
+    before, given_before = bits.copy(), np.array(0 if array.prediction is None else array.prediction)
     data = coder(coder_id).encode(bits, array, level)
     assert np.array_equal(bits, before)
     if data is None:
@@ -112,8 +112,8 @@ def assert_round_trip(coder_id: str, bits: Bits, array: Array, level: Level) -> 
     assert decoded.dtype == array.dtype.bits
     assert decoded.shape == (array.count,)
     assert np.array_equal(decoded, before)
-    if array.given is not None:
-        assert np.array_equal(array.given, given_before)
+    if array.prediction is not None:
+        assert np.array_equal(array.prediction, given_before)
     assert coder(coder_id).encode(bits, array, level) == data  # the same bytes again
     return data
 
@@ -373,7 +373,7 @@ def test_a_count_that_no_memory_holds_is_refused(coder_id: str) -> None:
     for data, array in samples(coder_id):
         if array.count in (7, 640):
             with pytest.raises((DamageError, MemoryError)):
-                coding.decode(coder_id, data, Array(array.dtype, 2**47, 7, array.given), "section")
+                coding.decode(coder_id, data, Array(array.dtype, 2**47, 7, array.prediction), "section")
 
 
 def frame(content: bytes, *, size: bool = True, checksum: bool = False) -> bytes:

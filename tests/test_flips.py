@@ -13,7 +13,7 @@ import pytest
 import petlpack
 from petlpack import Base, DamageError, UnknownFormatError, container
 from petlpack.codecs.registry import CODECS
-from petlpack.parts import check_shared
+from petlpack.sections.parts import check_shared
 from petlpack.store import SUFFIX
 from tests.conftest import DENSE_CODECS, METHOD_CODECS, make_pair, weights, write_methods, write_run
 

@@ -20,9 +20,13 @@ from petlpack.codecs.registry import CODECS, codec
 from petlpack.coding.registry import CODERS, coder
 from petlpack.container.file import MAX_MANIFEST
 from petlpack.container.manifest import parse_manifest
+from petlpack.decoding.templates import MAX_TEMPLATE
 from petlpack.errors import BaseError, DamageError, PetlpackError, UnknownFormatError, UsageError
-from petlpack.layouts.base import Run, headers_of
-from petlpack.modules import (
+from petlpack.layouts.run import Run, headers_of
+from petlpack.records.base_table import BaseTable, base_table_json, parse_base_table
+from petlpack.records.sources import parse_sources
+from petlpack.records.template import parse_template
+from petlpack.rules.modules import (
     Average,
     Generated,
     Generator,
@@ -34,10 +38,9 @@ from petlpack.modules import (
     Trunk,
     Use,
 )
-from petlpack.parts import MAX_SHARED, MAX_TEMPLATE, Part
-from petlpack.plans import parse_plan
+from petlpack.sections.parts import Part
+from petlpack.sections.shared import MAX_SHARED
 from petlpack.store import PACK_JSON, Store, check_task_name
-from petlpack.template import BaseTable, base_table_json, parse_base_table, parse_template
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.ordered import from_ordered, to_ordered
@@ -522,7 +525,7 @@ def test_manifest_refuses(vector: Vector) -> None:
 
 @of_kind("params", bad=False)
 def test_params(vector: Vector) -> None:
-    plan = parse_plan(vector["params"], slots_of(vector["slots"]))
+    plan = parse_sources(vector["params"], slots_of(vector["slots"]))
     assert plan.to_params() == vector["params"]
     unchanged, aliases = spec_reader.parse_params(vector["params"], second_slots(vector["slots"]))
     assert (unchanged, aliases) == (set(plan.unchanged), dict(plan.aliases))
@@ -531,7 +534,7 @@ def test_params(vector: Vector) -> None:
 @of_kind("params", bad=True)
 def test_params_refuses(vector: Vector) -> None:
     rows = BY_ID[vector["of"]]["slots"]
-    refuse(vector, lambda: parse_plan(vector["params"], slots_of(rows)))
+    refuse(vector, lambda: parse_sources(vector["params"], slots_of(rows)))
     refuse_too(vector, lambda: spec_reader.parse_params(vector["params"], second_slots(rows)))
 
 
@@ -829,7 +832,7 @@ def test_the_second_reader_reads_and_rebuilds_methods(
         headers = headers_of({f"t{task}/adapter.safetensors": list(module.tensors)}, module.tensors)
         kept = {"config.json": f'{{"name":"t{task}"}}'.encode()}
         run = Run(tmp_path, "bare", "method", module, headers, 0, kept, (), None, name=f"t{task}", parts=parts)
-        monkeypatch.setattr("petlpack.encoding.read_run", lambda path, options, run=run: [run])
+        monkeypatch.setattr("petlpack.encoding.encode.read_run", lambda path, options, run=run: [run])
         petlpack.encode(tmp_path / "run", pack=tmp_path / "p", task=f"task{task}")
         opened = petlpack.open(tmp_path / "p")[f"task{task}"]
         expected = {name: (t.dtype.name, t.shape, t.bits().tobytes()) for name, t in module.tensors.items()}

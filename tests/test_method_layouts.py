@@ -13,8 +13,8 @@ import torch
 
 import petlpack
 from petlpack import DamageError, UsageError
+from petlpack.exports.registry import EXPORTS
 from petlpack.layouts.registry import LAYOUTS
-from petlpack.loading import TARGETS
 from petlpack.store import SUFFIX
 from tests import method_runs as runs
 from tests.method_cases import (
@@ -344,7 +344,7 @@ def outcome(packed: Packed, out: Path, to: str) -> dict[str, bytes] | str:
     return files_of(out)
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", EXPORTS)
 @pytest.mark.parametrize("name", ["propetl lora", "propetl prefix", "hub lora", "diff pruning 3", "adamix experts"])
 def test_facts_change_nothing_of_what_is_written(tmp_path: Path, name: str, to: str) -> None:
     packed = pack_case(name, tmp_path)
@@ -451,7 +451,7 @@ def test_a_base_in_half_precision_is_the_base(tmp_path: Path, write: Callable[..
     petlpack.encode(written.path, tmp_path / "pack", base.path, task="run", settings=settings, jobs=1)
     task = petlpack.open(tmp_path / "pack")["run.rte"]
     tensors = task.load(base.path)
-    unchanged = {tensors.plan.slots[i].name for i in tensors.plan.unchanged}
+    unchanged = {tensors.sources.slots[i].name for i in tensors.sources.unchanged}
     assert unchanged >= {name for name in wide if name in written.tensors and not name.endswith("layer_norm.weight")}
     for name in unchanged:
         assert octets(tensors[name].numpy()) == octets(written.tensors[name])

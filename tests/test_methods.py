@@ -13,7 +13,7 @@ import torch
 import petlpack
 from petlpack import RunError
 from petlpack.layouts.registry import read_run
-from petlpack.modules import Dense, Rebuilt
+from petlpack.rules.modules import Dense, Rebuilt
 from tests import method_formulas as formulas
 from tests import method_runs as runs
 from tests.method_cases import KEEP, TASKS, Packed, edit_json, edit_weights, octets, pack_case, read_weights
@@ -633,6 +633,6 @@ def test_layer_norms_that_were_not_trained_come_from_the_base(tmp_path: Path) ->
     written = runs.write_hyperformer(tmp_path / "run", TASKS, seed=3, train_layer_norms=False)
     petlpack.encode(written.path, tmp_path / "pack", base, task="run", settings={"activation": "gelu_new"}, jobs=1)
     for task in petlpack.open(tmp_path / "pack").values():
-        plan = task.load(base).plan
+        plan = task.load(base).sources
         names = {plan.slots[i].name for i in plan.unchanged}
         assert {name for name in written.tensors if name.endswith("layer_norm.weight")} <= names

@@ -20,7 +20,7 @@ from petlpack.analyze.reading import SectionBytes
 from petlpack.analyze.rows import TaskRow
 from petlpack.analyze.stats import SharedRow, Stats
 from petlpack.errors import UsageError
-from petlpack.facts import Score
+from petlpack.records.facts import Score
 from petlpack.store import Store
 from petlpack_cli.output.pack_stats import conclusion
 from petlpack_cli.output.sizes import count, ratio, size

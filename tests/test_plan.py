@@ -25,10 +25,10 @@ import petlpack
 from petlpack.analyze import planning, sampling
 from petlpack.analyze.sampling import Estimate, estimate, sample_of
 from petlpack.codecs import plain, sparse, ulp
-from petlpack.codecs.base import Way
+from petlpack.codecs.codec import Way
 from petlpack.codecs.registry import CODECS, codec
 from petlpack.layouts.registry import settings
-from petlpack.modules import Dense, Module
+from petlpack.rules.modules import Dense, Module
 from petlpack_cli.app import cli
 from tests import method_runs
 from tests.conftest import (

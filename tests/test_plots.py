@@ -21,9 +21,9 @@ from petlpack.analyze.plots import write_plot
 from petlpack.analyze.reading import SectionBytes
 from petlpack.analyze.rows import TaskBytes, TaskRow
 from petlpack.analyze.stats import BreakEven, Stats, stats
-from petlpack.encoding import encode
+from petlpack.encoding.encode import encode
 from petlpack.errors import PetlpackError, UsageError, printable
-from petlpack.facts import Score
+from petlpack.records.facts import Score
 from tests.conftest import make_pair, write_run
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petlpack.facts import Score
 from petlpack.layouts.results import LARGEST, METRICS, RESULTS, primary, stated_score
+from petlpack.records.facts import Score
 
 NOISE = {"eval_loss": 0.3, "eval_runtime": 9.0, "eval_samples_per_second": 88.0, "epoch": 3.0, "eval_samples": 872}
 

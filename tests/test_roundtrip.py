@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 import petlpack
 from petlpack import container
-from petlpack.coding.base import Level
+from petlpack.coding.array import Level
+from petlpack.decoding.directory import Decoded
 from petlpack.errors import BaseError, RunError
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import read_run
-from petlpack.loading import Decoded
 from petlpack.tensors import tensor as tensor_module
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
@@ -240,7 +240,7 @@ def test_a_run_of_many_units_comes_back_and_single_tensors_are_read_alone(
 ) -> None:
     monkeypatch.setattr(f"petlpack.codecs.{codec}.UNIT", 100)
     monkeypatch.setattr(tensor_module, "PIECE", 64)
-    monkeypatch.setattr("petlpack.loading.PIECE", 64)
+    monkeypatch.setattr("petlpack.decoding.tensors.PIECE", 64)
     tuned, base = make_pair(share=0.05)
     base["encoder.rows.weight"] = weights("F32", (3, 250), 7)  # one row is longer than a unit
     tuned["bert.encoder.rows.weight"] = nudged(base["encoder.rows.weight"], 8, 0.05)

@@ -437,7 +437,7 @@ def test_masks_are_bound_by_what_each_of_them_keeps(mixed: Path) -> None:
     tensors = task.load()
     kept = [
         choose_bits(tensors[slot.name].size, int(np.count_nonzero(tensors[slot.name].bits())))
-        for slot in task.plan.stored
+        for slot in task.sources.stored
         if slot.dtype.name == "BOOL"
     ]
     assert kept

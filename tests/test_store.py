@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import petlpack
-from petlpack import Base, LockedError, PetlpackError, TaskError, UnknownFormatError, UsageError, container, parts
+from petlpack import Base, LockedError, PetlpackError, TaskError, UnknownFormatError, UsageError, checking, container
 from petlpack import store as store_module
 from petlpack.container import Sections
 from petlpack.store import PACK_JSON, STALE, SUFFIX, Store
@@ -458,7 +458,7 @@ def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: in
 
 
 @pytest.mark.parametrize(
-    "moment", [(parts, "check_shared"), (container, "read"), (Sections, "__init__"), (Store, "put")]
+    "moment", [(checking, "check_shared"), (container, "read"), (Sections, "__init__"), (Store, "put")]
 )
 @pytest.mark.parametrize("run", ["a", "m"])
 def test_parts_that_are_collected_while_a_run_is_encoded_are_written_again(

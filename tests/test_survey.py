@@ -26,8 +26,8 @@ from petlpack import BaseError, UsageError
 from petlpack.analyze.survey import RunRow, Survey, survey
 from petlpack.analyze.survey.equality import PAGE
 from petlpack.analyze.survey.kinds import KINDS
-from petlpack.facts import Score
 from petlpack.layouts.files import TRAINING
+from petlpack.records.facts import Score
 from petlpack.store import is_pack
 from petlpack.tensors.tensor import Tensor
 from petlpack_cli.output import Output

@@ -21,11 +21,11 @@ import torch
 import transformers
 
 from petlpack.errors import UsageError
-from petlpack.layouts.adapterhub_writer import _factor, write_adapterhub
+from petlpack.exports.adapterhub import _factor, write_adapterhub
+from petlpack.exports.peft import write_peft
+from petlpack.exports.places import alpha_of
 from petlpack.layouts.heads import in_model
-from petlpack.layouts.peft_writer import write_peft
-from petlpack.layouts.places import alpha_of
-from petlpack.modules import Rebuilt
+from petlpack.rules.modules import Rebuilt
 from petlpack.tensors.tensor import Tensor
 from tests.conftest import weights, write_safetensors
 
@@ -502,7 +502,7 @@ def test_a_name_that_is_no_module_name_is_refused(name: str, tmp_path: Path) -> 
 
 def test_writing_imports_no_torch() -> None:
     code = (
-        "import sys; import petlpack.layouts.peft_writer, petlpack.layouts.adapterhub_writer; "
+        "import sys; import petlpack.exports.peft, petlpack.exports.adapterhub; "
         "sys.exit(bool({'torch', 'peft', 'adapters', 'safetensors'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0

@@ -11,25 +11,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from petlpack.codecs.base import (
-    Codec,
-    Piece,
-    ReadSection,
-    Section,
-    Unit,
-    Way,
-    base_pieces,
-    exactly,
-    group,
-    own_pieces,
-)
-from petlpack.coding.base import Array, Level
-from petlpack.layouts.base import Run
+from petlpack.codecs.codec import Codec, ReadSection, Way, exactly
+from petlpack.codecs.units import FromBase, Piece, Section, Unit, base_pieces, group, own_pieces
+from petlpack.coding.array import Array, Level
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
-from petlpack.modules import Copy, Dense, Plain, Use
-from petlpack.template import Slot
+from petlpack.layouts.run import Run
+from petlpack.records.slot import Slot
+from petlpack.rules.modules import Copy, Dense, Plain, Use
 from petlpack.tensors.checkpoint import open_checkpoint
 from petlpack.tensors.dtypes import Bits
 
@@ -44,7 +34,7 @@ class ToyCoder:
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
         """Return the bytes."""
-        return zlib.compress((bits if array.given is None else bits ^ array.given).tobytes())
+        return zlib.compress((bits if array.prediction is None else bits ^ array.prediction).tobytes())
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array."""
@@ -54,7 +44,7 @@ class ToyCoder:
             raise ValueError(str(error)) from error
         if len(bits) != array.count:
             raise ValueError(f"{len(bits)} elements")
-        return bits if array.given is None else bits ^ array.given
+        return bits if array.prediction is None else bits ^ array.prediction
 
 
 @dataclass(frozen=True)
@@ -70,18 +60,18 @@ class ToyCodec(Codec):
         for piece in own_pieces(slots):
             own[piece.slot.head].append(piece)
         return [
-            *group(base_pieces(slots), "toys", 1 << 20, role="base"),
+            *group(base_pieces(slots), "toys", 1 << 20, role="base", predictor=FromBase()),
             *group(own[False], "loose", 1 << 20, role="own"),
             *group(own[True], "head", 1 << 20, role="head"),
         ]
 
-    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
+    def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:
         """Return one section."""
-        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, given), ("toy",))]
+        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, prediction), ("toy",))]
 
-    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
+    def decode(self, unit: Unit, read: ReadSection, prediction: Bits | None) -> Bits:
         """Return the flat elements."""
-        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, given)
+        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, prediction)
 
 
 @dataclass(frozen=True)
@@ -91,9 +81,9 @@ class ShyCodec(ToyCodec):
     id = "shy"
     takes = MappingProxyType({Dense: (Way(),)})
 
-    def declines(self, unit: Unit, tuned: Bits, given: Bits | None) -> bool:
+    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> bool:
         """Tell whether anything differs."""
-        return given is not None and bool((tuned != given).any())
+        return prediction is not None and bool((tuned != prediction).any())
 
 
 @dataclass(frozen=True)

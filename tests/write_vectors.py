@@ -27,16 +27,18 @@ import zstandard
 from pcodec import ChunkConfig, standalone
 
 from petlpack import coding, container
-from petlpack.codecs.base import Unit
 from petlpack.codecs.registry import codec
+from petlpack.codecs.units import FromParts, Unit
 from petlpack.coding.registry import coder
-from petlpack.container import Encoded, Manifest
-from petlpack.decoding import whole_digest, with_kinds
-from petlpack.encoding import shared_file
-from petlpack.parts import part_name
-from petlpack.plans import Plan
+from petlpack.container import EncodedSection, Manifest
+from petlpack.decoding.tensors import whole_digest
+from petlpack.records.base_table import base_table_json
+from petlpack.records.slot import Slot, kind_of, with_kinds
+from petlpack.records.sources import Sources
+from petlpack.records.template import Template
+from petlpack.sections.parts import part_name
+from petlpack.sections.shared import write_shared
 from petlpack.store import PACK_JSON, SUFFIX
-from petlpack.template import Slot, Template, base_table_json, kind_of
 from petlpack.tensors.base import BaseRef
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES, Bits
@@ -220,12 +222,13 @@ def replaced(text: bytes, change: Sequence[str]) -> bytes:
 
 def _whole_file(vector: Vector) -> bytes:
     sections = [
-        Encoded(name, coder_id, dtype, count, unhex(data)) for name, coder_id, dtype, count, data in vector["sections"]
+        EncodedSection(name, coder_id, dtype, count, unhex(data))
+        for name, coder_id, dtype, count, data in vector["sections"]
     ]
     return _written(sections, vector["manifest"])
 
 
-def _written(sections: Sequence[Encoded], said: Mapping[str, Any]) -> bytes:
+def _written(sections: Sequence[EncodedSection], said: Mapping[str, Any]) -> bytes:
     import io
 
     def manifest_of(rows: tuple[container.SectionRow, ...]) -> Manifest:
@@ -298,9 +301,9 @@ def base_table_of(vector: Vector) -> dict[str, BaseRef]:
     }
 
 
-def plan_of(vector: Vector, template: Template) -> Plan:
+def plan_of(vector: Vector, template: Template) -> Sources:
     """Return which tensors of a codec vector are not stored."""
-    return Plan(
+    return Sources(
         template.slots,
         frozenset(vector.get("unchanged") or ()),
         {alias: other for alias, other in vector.get("aliases") or ()},
@@ -348,9 +351,9 @@ def part_file(codec_id: str, rows: Sequence[PartRow], sections: Sequence[Mapping
     return name, _written(encoded_of(sections), {**said, "facts": {}})
 
 
-def encoded_of(sections: Sequence[Mapping[str, Any]]) -> list[Encoded]:
+def encoded_of(sections: Sequence[Mapping[str, Any]]) -> list[EncodedSection]:
     """Return the sections of a codec vector."""
-    return [Encoded(**{**section, "data": unhex(section["data"])}) for section in sections]
+    return [EncodedSection(**{**section, "data": unhex(section["data"])}) for section in sections]
 
 
 def write_pack(vector: Vector, pack: Path) -> Path:
@@ -373,7 +376,7 @@ def write_pack(vector: Vector, pack: Path) -> Path:
         "params": vector.get("params") or plan_of(vector, template).to_params(),
         "facts": {},
     }
-    shared = {**{hashlib.sha256(text).hexdigest(): shared_file(text) for text in contents}, **dict(parts)}
+    shared = {**{hashlib.sha256(text).hexdigest(): write_shared(text) for text in contents}, **dict(parts)}
     for file, data in (
         ("pack.json", PACK_JSON),
         (f"tasks/task{SUFFIX}", _written(encoded_of(vector["sections"]), said)),
@@ -429,8 +432,8 @@ def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
                 whole: Bits = np.frombuffer(data, DTYPES[dtype].bits)
                 pieces.append(cast_bits(whole[piece.start : piece.stop], DTYPES[dtype], unit.dtype))
             given = np.concatenate(pieces)
-        elif unit.given:
-            given = np.concatenate([row.bits for row in shared if row.slot in unit.given])
+        elif isinstance(unit.predictor, FromParts):
+            given = np.concatenate([row.bits for row in shared if row.slot in unit.predictor.slots])
         yield unit, bits, given
 
 
@@ -556,7 +559,7 @@ def _units_parts(vector: Vector) -> dict[str, Any]:
 def units_row(unit: Unit) -> list[Any]:
     """Return a unit as [name, dtype, row, pieces of (tensor, start, stop)], and what it is given, if anything."""
     row = [unit.name, unit.dtype.name, unit.row, [[p.slot.name, p.start, p.stop] for p in unit.pieces]]
-    return [*row, [slot.name for slot in unit.given]] if unit.given else row
+    return [*row, [slot.name for slot in unit.predictor.slots]] if isinstance(unit.predictor, FromParts) else row
 
 
 def _container_parts(vector: Vector) -> dict[str, Any]:

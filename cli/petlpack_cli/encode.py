@@ -114,7 +114,7 @@ def run(
 
 def _new_name(task: str | None, run_dir: Path, names: dict[str, Path]) -> str:
     """Return the task's name; refuses the name of an earlier run of this call, which --replace would overwrite."""
-    from petlpack.encoding import default_name  # here, for it imports numpy, which --help does without
+    from petlpack.encoding.encode import default_name  # here, for it imports numpy, which --help does without
 
     name = task if task is not None else default_name(run_dir)
     if name.lower() in names:

@@ -35,10 +35,10 @@ def run(out: Output, pack: Path, task: str) -> None:
 
 
 def _to_json(pack: petlpack.Pack, task: petlpack.Task) -> dict[str, Any]:
-    from petlpack.parts import find_shared
+    from petlpack.sections.shared import find_shared
 
     template, payload = task.template, task.payload
-    plan = task.plan
+    sources = task.sources
     shared = [
         {"sha256": sha256, "bytes": find_shared(pack.store, sha256).stat().st_size, "holds": _holds(task, sha256)}
         for sha256 in task.parts
@@ -55,9 +55,9 @@ def _to_json(pack: petlpack.Pack, task: petlpack.Task) -> dict[str, Any]:
         "run_bytes": task.run_bytes,
         "tensors": {
             "count": len(template.slots),
-            "unchanged": len(plan.unchanged),
-            "aliases": len(plan.aliases),
-            "stored": len(plan.stored),
+            "unchanged": len(sources.unchanged),
+            "aliases": len(sources.aliases),
+            "stored": len(sources.stored),
         },
         "base": {"name": template.base_name, "tensors": len(template.base)} if template.base else None,
         "sections": [

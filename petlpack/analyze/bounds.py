@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.analyze.reading import Opened
-from petlpack.decoding import DecodedSection
+from petlpack.sections.read import DecodedSection
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.ordered import signed_view, to_ordered
 
@@ -56,10 +56,10 @@ def bound_bits(section: DecodedSection) -> float:
     if section.dtype.name == "BOOL":
         masks = section.bits.reshape(-1, section.row) if section.row else section.bits.reshape(1, -1)
         return sum(choose_bits(mask.size, int(np.count_nonzero(mask))) for mask in masks)
-    if section.given is None or section.dtype.kind != "float":
+    if section.prediction is None or section.dtype.kind != "float":
         return _entropy_bits(_numbers(section.bits, section.dtype))
-    differences = signed_view(section.bits - section.given)
-    return _entropy_bits(_parts(differences), _classes(differences, section.given, section.dtype, section.row))
+    differences = signed_view(section.bits - section.prediction)
+    return _entropy_bits(_parts(differences), _classes(differences, section.prediction, section.dtype, section.row))
 
 
 def _numbers(bits: Bits, dtype: DType) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -88,9 +88,9 @@ def _few(numbers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]] | None
     return (symbols, np.zeros(numbers.size, np.int64)) if distinct.size * FEW <= numbers.size else None
 
 
-def _classes(differences: NDArray[Any], given: Bits, dtype: DType, row: int) -> NDArray[np.int64]:
+def _classes(differences: NDArray[Any], prediction: Bits, dtype: DType, row: int) -> NDArray[np.int64]:
     """Return the class of each difference: how far its row moved, against the exponent of the prediction."""
-    exponents = (given >> given.dtype.type(dtype.mantissa)) & given.dtype.type((1 << dtype.exponent) - 1)
+    exponents = (prediction >> prediction.dtype.type(dtype.mantissa)) & prediction.dtype.type((1 << dtype.exponent) - 1)
     size = np.abs(differences.astype(np.float64))
     if row and size.size % row == 0:
         means = np.repeat(size.reshape(-1, row).mean(axis=1), row)

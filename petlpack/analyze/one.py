@@ -51,7 +51,7 @@ def audit(pack: str | Path, name: str, base: str | Path | Base | None = None, *,
     task = reader.open(name)
     known = counted_bounds(task)
     if bounds:
-        from petlpack.loading import Task  # here, for without bounds nothing is decoded
+        from petlpack.decoding.task import Task  # here, for without bounds nothing is decoded
 
         known = measured_bounds(Task(store, name).load(reader.base).sections())
     parts = [PartRow(role, sha256, reader.part_bytes(sha256)) for sha256, role in task.roles.items()]

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.analyze.sampling import Sampler, check_suits
-from petlpack.codecs.base import NOTHING, Codec, Way
+from petlpack.codecs.codec import NOTHING, Codec, Way
 from petlpack.codecs.registry import codecs_for
-from petlpack.encoding import default_name, encode
+from petlpack.encoding.encode import default_name, encode
+from petlpack.encoding.match import Digests
+from petlpack.encoding.prepare import prepare
 from petlpack.errors import BaseError, PetlpackError, RunError, UsageError, printable
-from petlpack.layouts.base import Run
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import options_of, read_run
-from petlpack.loading import open_base
+from petlpack.layouts.run import Run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
-from petlpack.preparing import prepare
 from petlpack.store import PACK_JSON, check_task_name
-from petlpack.tensors.base import Base
+from petlpack.tensors.base import Base, open_base
 
 
 @dataclass(frozen=True)
@@ -339,7 +339,7 @@ class _Planner:
         if declined and run.whole and self._sample is None:
             assert one.codec is not None
             try:
-                check_suits(one.codec, prepare(run, self._base_for(run, one), self._jobs), self._jobs)
+                check_suits(one.codec, prepare(run, self._base_for(run, one), Digests(self._jobs)), self._jobs)
             except PetlpackError as counted:
                 return counted
         return error

@@ -13,17 +13,20 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from petlpack import container
-from petlpack.codecs.base import Role, Unit
 from petlpack.codecs.registry import codec
+from petlpack.codecs.units import Role, Unit
 from petlpack.container import Container, Manifest
-from petlpack.decoding import with_kinds
+from petlpack.decoding.templates import Templates
 from petlpack.errors import DamageError, PetlpackError, printable
-from petlpack.facts import Facts
 from petlpack.parallel import Progress
-from petlpack.parts import Part, Templates, find_shared
-from petlpack.plans import Plan, parse_plan
+from petlpack.records.base_table import BaseTable
+from petlpack.records.facts import Facts
+from petlpack.records.slot import Slot, with_kinds
+from petlpack.records.sources import Sources, parse_sources
+from petlpack.records.template import Template, texts_of
+from petlpack.sections.parts import Part
+from petlpack.sections.shared import find_shared
 from petlpack.store import Store, shared_file, task_file
-from petlpack.template import BaseTable, Slot, Template, texts_of
 from petlpack.tensors.base import Base
 
 LEAST_FILE = 256
@@ -75,7 +78,7 @@ class Kind:
 
     def __init__(self, template: Template, params: Mapping[str, Any], codec_id: str) -> None:
         self.template = template
-        self.plan: Plan = parse_plan(params, template.slots)
+        self.plan: Sources = parse_sources(params, template.slots)
         self._codec = codec(codec_id)
         self.exact = self._codec.exact
         self.picks = self._codec.picks

@@ -9,7 +9,7 @@ from typing import Any
 from petlpack.analyze.bases import BaseSize, Source, dense_bytes
 from petlpack.analyze.figures import Figures, figures_of
 from petlpack.analyze.reading import Opened, Reader, SectionBytes
-from petlpack.facts import Score
+from petlpack.records.facts import Score
 
 
 @dataclass(frozen=True)

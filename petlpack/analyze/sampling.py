@@ -5,27 +5,28 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from petlpack import coding, container
-from petlpack.codecs.base import Codec, Unit, base_pieces
-from petlpack.coding.base import Level
-from petlpack.decoding import given_of, joined
-from petlpack.encoding import shared_file
+from petlpack.codecs.codec import Codec
+from petlpack.codecs.units import Unit, base_pieces
+from petlpack.coding.array import Level
+from petlpack.container.file import EncodedSection
+from petlpack.encoding.match import Digests
+from petlpack.encoding.prepare import Prepared, prepare
+from petlpack.encoding.write import task_manifest
 from petlpack.errors import RunError
-from petlpack.layouts.base import Run
+from petlpack.layouts.run import Run
 from petlpack.parallel import Progress, ordered_map
-from petlpack.preparing import Digests, Work, prepare
-from petlpack.template import Slot
+from petlpack.sections.predict import Predictions
+from petlpack.sections.shared import write_shared
+from petlpack.sections.write import SectionWriter, read_unit, write_file
 from petlpack.tensors.base import Base
-from petlpack.tensors.dtypes import Bits
-from petlpack.tensors.tensor import Tensor
 
 LEAST = 8
 """Units that a sample has at least: fewer say too little of how much units differ."""
@@ -113,63 +114,50 @@ class Sampler:
         """Sample this share of the units; `options` are what the run was read with, as a manifest keeps them."""
         self._run, self._share, self._jobs, self._options = run, share, jobs, options
         self._digests = Digests(jobs)
-        self._works: dict[bool, Work] = {}
+        self._prepared: dict[bool, Prepared] = {}
 
     def measure(self, codec: Codec, level: Level, base: Base | None, progress: Progress | None) -> dict[str, Any]:
         """Return the figures of an offer; raises RunError where the codec does not suit the run."""
-        work = self._prepare(base if codec.uses_base else None)
-        check_suits(codec, work, self._jobs)
-        units = codec.units(work.plan.stored)
+        prepared = self._prepare(base if codec.uses_base else None)
+        check_suits(codec, prepared, self._jobs)
+        described = prepared.described
+        units = codec.units(described.sources.stored)
         sizes = [unit.size for unit in units]
-        chosen = sample_of(sizes, self._share, seed=int(work.decoded[:16], 16))
-        coded = self._code([units[i] for i in chosen], codec, level, work, progress)
-        estimated = estimate(sizes, dict(zip(chosen, coded, strict=True)))
+        chosen = sample_of(sizes, self._share, seed=int(described.decoded[:16], 16))
+        writer = SectionWriter(codec, level, self._jobs, progress)
+        encoded = writer.encode([units[i] for i in chosen], prepared.matched.tensors, _predictions(prepared))
+        counts = [sum(len(section.data) for section in sections) for sections in encoded]
+        estimated = estimate(sizes, dict(zip(chosen, counts, strict=True)))
         return {
-            "nbytes": estimated.nbytes + _header_bytes(codec, units, work),
+            "nbytes": estimated.nbytes + _header_bytes(codec, units, prepared),
             "error_bytes": estimated.error_bytes,
             "sampled_share": estimated.share,
             "exact": self._run.exact and codec.exact,
-            "shared": {sha256: len(shared_file(content)) for sha256, content in work.content.items()},
+            "shared": {sha256: len(write_shared(content)) for sha256, content in described.contents.items()},
         }
 
-    def _prepare(self, base: Base | None) -> Work:
+    def _prepare(self, base: Base | None) -> Prepared:
         with_base = base is not None
-        if with_base not in self._works:
-            work = prepare(self._run, base, self._jobs, digests=self._digests)
-            self._works[with_base] = replace(work, facts=replace(work.facts, options=self._options))
-        return self._works[with_base]
-
-    def _code(
-        self, units: Sequence[Unit], codec: Codec, level: Level, work: Work, progress: Progress | None
-    ) -> Iterator[int]:
-        """Yield how many bytes each unit takes."""
-        total, done = sum(unit.size * unit.dtype.itemsize for unit in units), 0
-
-        def code(unit: Unit) -> int:
-            sections = codec.encode(unit, *_read_unit(unit, work))
-            return sum(len(coding.encode(one.bits, one.array, one.coders, level)[1]) for one in sections)
-
-        for unit, nbytes in zip(units, ordered_map(code, units, self._jobs), strict=True):
-            yield nbytes
-            done += unit.size * unit.dtype.itemsize
-            if progress is not None:
-                progress(done, total)
+        if with_base not in self._prepared:
+            self._prepared[with_base] = prepare(self._run, base, self._digests).noting(self._options, {})
+        return self._prepared[with_base]
 
 
-def check_suits(codec: Codec, work: Work, jobs: int) -> None:
+def check_suits(codec: Codec, prepared: Prepared, jobs: int) -> None:
     """Raise RunError, with the share of changed weights, where a codec declines a unit; all of them are looked at."""
     if type(codec).declines is Codec.declines:
         return
-    units = [unit for unit in codec.units(work.plan.stored) if unit.role == "base"]
+    described, predictions = prepared.described, _predictions(prepared)
+    units = [unit for unit in codec.units(described.sources.stored) if unit.role == "base"]
 
     def look(unit: Unit) -> tuple[bool, int]:
-        tuned, given = _read_unit(unit, work)
-        return codec.declines(unit, tuned, given), int(np.count_nonzero(tuned != given))
+        tuned, prediction = read_unit(unit, prepared.matched.tensors), predictions.of(unit)
+        return codec.declines(unit, tuned, prediction), int(np.count_nonzero(tuned != prediction))
 
     looked = list(ordered_map(look, units, jobs))
     if any(declined for declined, _ in looked):
         changed = sum(number for _, number in looked)
-        weights = sum(piece.size for piece in base_pieces(work.template.slots))
+        weights = sum(piece.size for piece in base_pieces(described.template.slots))
         percent = 100 * changed / weights
         shown = f"{percent:.{1 if percent >= 0.05 else 4}f} %"
         raise RunError(
@@ -178,30 +166,18 @@ def check_suits(codec: Codec, work: Work, jobs: int) -> None:
         )
 
 
-def _read_unit(unit: Unit, work: Work) -> tuple[Bits, Bits | None]:
-    """Return the run's elements of a unit, and the base's."""
-    tuned = joined([work.tensors[piece.slot.name].read_flat(piece.start, piece.stop) for piece in unit.pieces])
-    return tuned, given_of(unit, work.base, _no_part)
+def _predictions(prepared: Prepared) -> Predictions:
+    """Return what predicts the units of a full fine-tune: the base, for it has no shared parts."""
+    return Predictions(prepared.matched.base)
 
 
-def _no_part(slot: Slot) -> Tensor:
-    raise AssertionError(f"a full fine-tune has no shared part with '{slot.name}'")
-
-
-def _header_bytes(codec: Codec, units: Sequence[Unit], work: Work) -> int:
+def _header_bytes(codec: Codec, units: Sequence[Unit], prepared: Prepared) -> int:
     """Return the bytes of a task's file without its sections: of one with stand-ins, whose digests differ as theirs."""
     names = [(unit, name) for unit in units for name in codec.sections(unit)]
-    limit = sum(unit.size * (unit.dtype.itemsize + 1) for unit in units) + 1024 * (1 + len(names))
     stand_ins = (
-        container.Encoded(name, "rows", unit.dtype.name, unit.size, i.to_bytes(8, "little"))
+        EncodedSection(name, "rows", unit.dtype.name, unit.size, i.to_bytes(8, "little"))
         for i, (unit, name) in enumerate(names)
     )
     file = io.BytesIO()
-
-    def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
-        template = next(iter(work.content))
-        params, facts = work.plan.to_params(), work.facts.to_json()
-        return container.Manifest("task", codec.id, rows, (template,), work.decoded, params, facts)
-
-    container.write(file, [name for _, name in names], limit, stand_ins, manifest_of)
+    write_file(file, codec, units, stand_ins, task_manifest(codec, prepared))
     return len(file.getvalue()) - 8 * len(names)

@@ -17,11 +17,11 @@ from petlpack.analyze.bounds import counted_bounds, measured_bounds
 from petlpack.analyze.reading import Inventory, Kind, SectionBytes
 from petlpack.analyze.rows import TaskRow
 from petlpack.analyze.stats import Stats
-from petlpack.decoding import DecodedSection
+from petlpack.decoding.task import Task
 from petlpack.errors import PetlpackError, UsageError, printable
-from petlpack.loading import Task
 from petlpack.parallel import Progress
-from petlpack.parts import Part
+from petlpack.sections.parts import Part
+from petlpack.sections.read import DecodedSection
 from petlpack.store import Store
 from petlpack.tensors.base import Base
 

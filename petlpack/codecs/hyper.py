@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from petlpack.arithmetic import computed, floats
-from petlpack.codecs.base import Way
-from petlpack.codecs.method import (
-    Method,
-    Rule,
+from petlpack.codecs.codec import Way
+from petlpack.codecs.method import Method, Rule
+from petlpack.errors import DamageError, printable
+from petlpack.rules.arithmetic import computed, floats
+from petlpack.rules.modules import Generated, Generator, Module, Rebuilt, Trunk
+from petlpack.rules.rows import (
     any_layer,
     check_rule,
     find,
@@ -35,8 +36,6 @@ from petlpack.codecs.method import (
     truth,
     whole,
 )
-from petlpack.errors import DamageError, printable
-from petlpack.modules import Generated, Generator, Module, Rebuilt, Trunk
 from petlpack.tensors.tensor import Tensor
 
 

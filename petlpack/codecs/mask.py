@@ -13,11 +13,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from petlpack.arithmetic import computed, floats, produce
-from petlpack.codecs.base import Way
-from petlpack.codecs.method import (
-    Method,
-    Rule,
+from petlpack.codecs.codec import Way
+from petlpack.codecs.method import Method, Rule
+from petlpack.errors import DamageError, printable
+from petlpack.rules.arithmetic import computed, floats, produce
+from petlpack.rules.modules import Masked, MaskedMatrix, Module, Produced, Rebuilt
+from petlpack.rules.rows import (
     any_layer,
     check_rule,
     find,
@@ -32,8 +33,6 @@ from petlpack.codecs.method import (
     truth,
     whole,
 )
-from petlpack.errors import DamageError, printable
-from petlpack.modules import Masked, MaskedMatrix, Module, Produced, Rebuilt
 from petlpack.tensors.tensor import Tensor
 
 COMBINE = ("none", "or", "and", "add")

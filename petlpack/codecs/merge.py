@@ -12,23 +12,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from petlpack import arithmetic
-from petlpack.codecs.base import Way
-from petlpack.codecs.method import (
-    Method,
-    Rule,
-    any_layer,
-    check_rule,
-    find,
-    maybe_text,
-    parse_rows,
-    rebuilt,
-    text,
-    texts,
-    to_rule,
-)
+from petlpack.codecs.codec import Way
+from petlpack.codecs.method import Method, Rule
 from petlpack.errors import DamageError, printable
-from petlpack.modules import Average, Mixture, Module, Rebuilt
+from petlpack.rules import arithmetic
+from petlpack.rules.modules import Average, Mixture, Module, Rebuilt
+from petlpack.rules.rows import any_layer, check_rule, find, maybe_text, parse_rows, rebuilt, text, texts, to_rule
 from petlpack.tensors.tensor import Tensor
 
 

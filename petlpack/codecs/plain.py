@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from petlpack.codecs.base import (
-    Codec,
-    Piece,
-    ReadSection,
-    Section,
-    Unit,
-    Way,
-    group,
-    own_section,
-    read_own,
-)
-from petlpack.codecs.method import Rule, any_layer, check_rule, find, pair, parse_rows, rebuilt, to_rule
-from petlpack.modules import Copy, Dense, Module, Rebuilt
-from petlpack.modules import Plain as PlainModule
-from petlpack.template import Slot
+from petlpack.codecs.codec import Codec, ReadSection, Way, read_own
+from petlpack.codecs.method import Rule
+from petlpack.codecs.units import Piece, Section, Unit, group, own_section
+from petlpack.records.slot import Slot
+from petlpack.rules.modules import Copy, Dense, Module, Rebuilt
+from petlpack.rules.modules import Plain as PlainModule
+from petlpack.rules.rows import any_layer, check_rule, find, pair, parse_rows, rebuilt, to_rule
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
 
@@ -46,11 +38,11 @@ class Plain(Codec):
             *group(head, "head", UNIT, role="head"),
         ]
 
-    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
+    def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:
         """Return one section."""
         return [own_section(unit, tuned)]
 
-    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
+    def decode(self, unit: Unit, read: ReadSection, prediction: Bits | None) -> Bits:
         """Return the flat elements."""
         return read_own(unit, read)
 

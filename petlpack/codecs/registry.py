@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 
-from petlpack.codecs.base import Codec
+from petlpack.codecs.codec import Codec
 from petlpack.errors import UnknownFormatError, UsageError, printable
-from petlpack.modules import Module
+from petlpack.rules.modules import Module
 
 CODECS = {
     # of those that are tried on one kind of module, what declines it at once stands first

@@ -8,24 +8,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from petlpack.codecs.base import (
-    Codec,
-    ReadSection,
-    Role,
-    Section,
-    Unit,
-    Way,
-    base_pieces,
-    exactly,
-    group,
-    own_pieces,
-    own_section,
-    read_own,
-)
-from petlpack.coding.base import Array
+from petlpack.codecs.codec import Codec, ReadSection, Way, exactly, read_own
+from petlpack.codecs.units import FromBase, Role, Section, Unit, base_pieces, group, own_pieces, own_section
+from petlpack.coding.array import Array
 from petlpack.errors import DamageError
-from petlpack.modules import Dense
-from petlpack.template import Slot
+from petlpack.records.slot import Slot
+from petlpack.rules.modules import Dense
 from petlpack.tensors.dtypes import DTYPES, Bits
 
 UNIT = 1 << 24
@@ -49,7 +37,7 @@ class Sparse(Codec):
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into `sparse.N`, tensors one behind another in one range of positions, and `head.N` without a base."""
         return [
-            *group(base_pieces(slots), "sparse", UNIT, role="base"),
+            *group(base_pieces(slots), "sparse", UNIT, role="base", predictor=FromBase()),
             *group(own_pieces(slots), "head", UNIT, role="head"),
         ]
 
@@ -59,15 +47,15 @@ class Sparse(Codec):
             return {unit.name: unit.role}
         return {f"{unit.name}.positions": "positions", f"{unit.name}.values": unit.role}
 
-    def declines(self, unit: Unit, tuned: Bits, given: Bits | None) -> bool:
+    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> bool:
         """Tell whether more of a unit differs from the base than positions are worth."""
-        return given is not None and int(np.count_nonzero(tuned != given)) > MOST * unit.size
+        return prediction is not None and int(np.count_nonzero(tuned != prediction)) > MOST * unit.size
 
-    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
+    def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:
         """Return the positions and the values of what changed."""
-        if given is None:
+        if prediction is None:
             return [own_section(unit, tuned)]
-        changed = np.flatnonzero(tuned != given)
+        changed = np.flatnonzero(tuned != prediction)
         count = len(changed)
         positions = Section(
             f"{unit.name}.positions", changed.astype("<u4"), Array(POSITION, count, max(1, count)), ("gaps",)
@@ -75,14 +63,14 @@ class Sparse(Codec):
         values = Section(
             f"{unit.name}.values",
             tuned[changed],
-            Array(unit.dtype, count, max(1, count), given[changed]),
+            Array(unit.dtype, count, max(1, count), prediction[changed]),
             ("rows", "ulps", "numbers"),
         )
         return [positions, values]
 
-    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
+    def decode(self, unit: Unit, read: ReadSection, prediction: Bits | None) -> Bits:
         """Return the base's elements with the changed ones put in."""
-        if given is None:
+        if prediction is None:
             return read_own(unit, read)
         positions = read(f"{unit.name}.positions", POSITION, range(unit.size + 1), 0, None)
         if len(positions) and int(positions[-1]) >= unit.size:
@@ -90,6 +78,6 @@ class Sparse(Codec):
         if not bool((positions[1:] > positions[:-1]).all()):
             raise DamageError(f"section '{unit.name}.positions' has positions that do not rise")
         count = len(positions)
-        tuned = given.copy()
-        tuned[positions] = read(f"{unit.name}.values", unit.dtype, exactly(count), max(1, count), given[positions])
+        tuned = prediction.copy()
+        tuned[positions] = read(f"{unit.name}.values", unit.dtype, exactly(count), max(1, count), prediction[positions])
         return tuned

@@ -7,22 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from petlpack import coding
-from petlpack.codecs.base import (
-    Codec,
-    ReadSection,
-    Section,
-    Unit,
-    Way,
-    base_pieces,
-    exactly,
-    group,
-    own_pieces,
-    own_section,
-    read_own,
-)
-from petlpack.coding.base import Array
-from petlpack.modules import Dense
-from petlpack.template import Slot
+from petlpack.codecs.codec import Codec, ReadSection, Way, exactly, read_own
+from petlpack.codecs.units import FromBase, Section, Unit, base_pieces, group, own_pieces, own_section
+from petlpack.coding.array import Array
+from petlpack.records.slot import Slot
+from petlpack.rules.modules import Dense
 from petlpack.tensors.dtypes import Bits
 
 UNIT = 1 << 20
@@ -42,31 +31,31 @@ class Ulp(Codec):
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into units of one row length: `ulps.N` against the base, `head.N` without."""
         return [
-            *group(base_pieces(slots), "ulps", UNIT, role="base", row=lambda slot: slot.row),
+            *group(base_pieces(slots), "ulps", UNIT, role="base", predictor=FromBase(), row=lambda slot: slot.row),
             *group(own_pieces(slots), "head", UNIT, role="head"),
         ]
 
-    def encode(self, unit: Unit, tuned: Bits, given: Bits | None) -> list[Section]:
+    def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:
         """Return one section."""
-        if given is None:
+        if prediction is None:
             return [own_section(unit, tuned)]
-        coders = ("rows", "ulps", "numbers") if _may_be_strangers(unit, tuned, given) else ("rows", "ulps")
-        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, given), coders)]
+        coders = ("rows", "ulps", "numbers") if _may_be_strangers(unit, tuned, prediction) else ("rows", "ulps")
+        return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, prediction), coders)]
 
-    def decode(self, unit: Unit, read: ReadSection, given: Bits | None) -> Bits:
+    def decode(self, unit: Unit, read: ReadSection, prediction: Bits | None) -> Bits:
         """Return the flat elements."""
-        if given is None:
+        if prediction is None:
             return read_own(unit, read)
-        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, given)
+        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, prediction)
 
 
-def _may_be_strangers(unit: Unit, tuned: Bits, given: Bits) -> bool:
+def _may_be_strangers(unit: Unit, tuned: Bits, prediction: Bits) -> bool:
     """Tell from a sample whether the weights alone may take fewer bytes than their distance from the base.
 
     Only then is measuring it in full worth the time. 5/4 leaves room for what a sample errs by.
     """
     sample = slice(None, None, max(1, unit.size // SAMPLE))
-    weights, near = tuned[sample].copy(), given[sample].copy()
+    weights, near = tuned[sample].copy(), prediction[sample].copy()
     array = Array(unit.dtype, weights.size, weights.size, near)
     _, apart = coding.encode(weights, array, ("ulps",), "small")
     _, alone = coding.encode(weights, array, ("numbers",), "small")

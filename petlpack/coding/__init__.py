@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from petlpack.coding.base import Array, Level
+from petlpack.coding.array import Array, Level
 from petlpack.coding.registry import coder
 from petlpack.errors import DamageError, printable
 from petlpack.tensors.dtypes import Bits

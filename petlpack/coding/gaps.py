@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from petlpack.coding import pco
-from petlpack.coding.base import Array, Level
+from petlpack.coding.array import Array, Level
 from petlpack.tensors.dtypes import Bits
 
 

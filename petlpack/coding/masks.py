@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.coding import pco
-from petlpack.coding.base import Array, Level
+from petlpack.coding.array import Array, Level
 from petlpack.tensors.dtypes import Bits
 
 CLASSES = (1, 8)
@@ -37,8 +37,8 @@ class Masks:
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
         """Return the smallest of what CLASSES give, or None where an element is neither 0 nor 1."""
-        given = array.given is not None and bool((array.given > 1).any())
-        if array.dtype.name != "BOOL" or not array.count or given or bool((bits > 1).any()):
+        prediction = array.prediction is not None and bool((array.prediction > 1).any())
+        if array.dtype.name != "BOOL" or not array.count or prediction or bool((bits > 1).any()):
             return None
         return min((_encode(bits, array, classes) for classes in CLASSES), key=len)
 
@@ -76,9 +76,11 @@ class _History:
 
     def __init__(self, array: Array) -> None:
         self.row = array.row if array.row and array.count % array.row == 0 else array.count
-        given = np.empty((0, self.row), np.uint8) if array.given is None else array.given.reshape(-1, self.row)
-        self._rows = len(given)
-        self._kept = given.sum(axis=0, dtype=np.uint32)
+        prediction = (
+            np.empty((0, self.row), np.uint8) if array.prediction is None else array.prediction.reshape(-1, self.row)
+        )
+        self._rows = len(prediction)
+        self._kept = prediction.sum(axis=0, dtype=np.uint32)
 
     def sort(self, classes: int) -> list[NDArray[np.intp]]:
         """Return the entries of each class: class c of C holds shares of the rows, (2 kept + 1) / (2 rows + 2), in

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from petlpack.coding import pco
-from petlpack.coding.base import Array, Level
+from petlpack.coding.array import Array, Level
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.ordered import from_ordered, to_ordered
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from petlpack.coding.base import Array, Level
+from petlpack.coding.array import Array, Level
 from petlpack.coding.zstd import compress, decompress
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import as_bytes

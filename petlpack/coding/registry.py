@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 
-from petlpack.coding.base import Coder
+from petlpack.coding.array import Coder
 from petlpack.errors import UnknownFormatError, printable
 
 CODERS = {

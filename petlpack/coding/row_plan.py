@@ -46,9 +46,9 @@ class RowPlan:
     drift: Differences | None = None
 
 
-def plan_groups(differences: Differences, given: Bits, dtype: DType) -> RowPlan:
+def plan_groups(differences: Differences, prediction: Bits, dtype: DType) -> RowPlan:
     """Plan for speed: quiet rows, and groups of rows by their mean difference; moving whole rows costs little."""
-    drift, quiet = _find_quiet(differences, given, dtype)
+    drift, quiet = _find_quiet(differences, prediction, dtype)
     labels = np.zeros(quiet.size, np.int64)
     if quiet.all():
         return RowPlan(labels, drift=drift)
@@ -60,32 +60,32 @@ def plan_groups(differences: Differences, given: Bits, dtype: DType) -> RowPlan:
     return RowPlan(labels, groups=groups.size, drift=drift)
 
 
-def plan_classes(differences: Differences, given: Bits, dtype: DType) -> list[RowPlan]:
+def plan_classes(differences: Differences, prediction: Bits, dtype: DType) -> list[RowPlan]:
     """Plans for size: classes by the octave of each row's step less the weight's exponent, with and without quiet rows.
 
     Where few weights change everywhere, the exponent tells which, and classes beat positions; so both are measured.
     """
-    drift, quiet = _find_quiet(differences, given, dtype)
-    plans = [_plan_classes(differences, given, dtype, quiet, drift)]
+    drift, quiet = _find_quiet(differences, prediction, dtype)
+    plans = [_plan_classes(differences, prediction, dtype, quiet, drift)]
     if drift is None and quiet.any():
-        plans.append(_plan_classes(differences, given, dtype, np.zeros_like(quiet), None))
+        plans.append(_plan_classes(differences, prediction, dtype, np.zeros_like(quiet), None))
     return plans
 
 
-def classes_of(given: Bits, window: NDArray[Any], classes: int, dtype: DType) -> NDArray[np.uint8]:
+def classes_of(prediction: Bits, window: NDArray[Any], classes: int, dtype: DType) -> NDArray[np.uint8]:
     """Return the class of every weight, flat: where the prediction's exponent lies in its row's window."""
     low = window.astype(np.uint8)[:, None]
-    label = _exponent(given, dtype)
+    label = _exponent(prediction, dtype)
     np.maximum(label, low, out=label)
     np.minimum(label, low + np.uint8(classes - 1), out=label)
     label -= low
     return label.reshape(-1)
 
 
-def drift_index(given: Bits, dtype: DType) -> NDArray[np.intp]:
+def drift_index(prediction: Bits, dtype: DType) -> NDArray[np.intp]:
     """Return the entry of the drift table for every weight: the top 12 bits of the prediction's mantissa."""
-    index = given >> given.dtype.type(dtype.mantissa - _DRIFT_BITS)
-    return (index & given.dtype.type(DRIFT_SIZE - 1)).astype(np.intp)
+    index = prediction >> prediction.dtype.type(dtype.mantissa - _DRIFT_BITS)
+    return (index & prediction.dtype.type(DRIFT_SIZE - 1)).astype(np.intp)
 
 
 def can_drift(dtype: DType) -> bool:
@@ -94,12 +94,12 @@ def can_drift(dtype: DType) -> bool:
 
 
 def _plan_classes(
-    differences: Differences, given: Bits, dtype: DType, quiet: NDArray[np.bool_], drift: Differences | None
+    differences: Differences, prediction: Bits, dtype: DType, quiet: NDArray[np.bool_], drift: Differences | None
 ) -> RowPlan:
     labels = np.zeros(quiet.size, np.int64)
     if quiet.all():
         return RowPlan(labels, drift=drift)
-    exponent = _exponent(given[~quiet], dtype)
+    exponent = _exponent(prediction[~quiet], dtype)
     step = _step(differences[~quiet], exponent, dtype)
     ratio = np.maximum(step[:, None] - exponent + 256, 0).reshape(-1)
     low, high = _trim(ratio, max(MIN_CLASS, ratio.size // _TAIL))
@@ -110,13 +110,15 @@ def _plan_classes(
     return RowPlan(labels, classes=classes, floor=floor, drift=drift)
 
 
-def _find_quiet(differences: Differences, given: Bits, dtype: DType) -> tuple[Differences | None, NDArray[np.bool_]]:
+def _find_quiet(
+    differences: Differences, prediction: Bits, dtype: DType
+) -> tuple[Differences | None, NDArray[np.bool_]]:
     """Return the drift by mantissa, if it explains a sixteenth of the rows, and the rows that hardly change."""
     row = differences.shape[1]
-    if can_drift(dtype) and given.size >= DRIFT_SIZE:
-        sample = slice(None, None, max(1, given.size // _DRIFT_SAMPLE))
-        drift = _modes(drift_index(given[sample], dtype).reshape(-1), differences[sample].reshape(-1))
-        left = np.count_nonzero(differences != drift[drift_index(given, dtype)], axis=1)
+    if can_drift(dtype) and prediction.size >= DRIFT_SIZE:
+        sample = slice(None, None, max(1, prediction.size // _DRIFT_SAMPLE))
+        drift = _modes(drift_index(prediction[sample], dtype).reshape(-1), differences[sample].reshape(-1))
+        left = np.count_nonzero(differences != drift[drift_index(prediction, dtype)], axis=1)
         quiet = left * _QUIET < row
         if drift.any() and np.count_nonzero(quiet) * 16 > quiet.size:
             return drift, quiet
@@ -153,11 +155,11 @@ def _trim(values: Ints, enough: int) -> tuple[int, int]:
     return int(np.argmax(below > enough)), int(np.argmax(below >= values.size - enough))
 
 
-def _exponent(given: Bits, dtype: DType) -> NDArray[np.uint8]:
+def _exponent(prediction: Bits, dtype: DType) -> NDArray[np.uint8]:
     """Return the exponent field of floats as a byte."""
-    field = given >> given.dtype.type(dtype.mantissa)
+    field = prediction >> prediction.dtype.type(dtype.mantissa)
     if dtype.exponent > 8:
-        field = np.clip(field & given.dtype.type(0x7FF), _F64_WINDOW, _F64_WINDOW + 255) - _F64_WINDOW
+        field = np.clip(field & prediction.dtype.type(0x7FF), _F64_WINDOW, _F64_WINDOW + 255) - _F64_WINDOW
     exponent = field.astype(np.uint8)
     return exponent if dtype.exponent >= 8 else exponent & np.uint8((1 << dtype.exponent) - 1)
 

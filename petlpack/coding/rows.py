@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.coding import pco
-from petlpack.coding.base import Array, Level
+from petlpack.coding.array import Array, Level
 from petlpack.coding.row_plan import (
     DRIFT_SIZE,
     MIN_CLASS,
@@ -55,21 +55,21 @@ class Rows:
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
         """Return the smallest of the plans that the level allows, or None without a prediction or for few weights."""
-        if array.given is None or array.dtype.kind != "float" or array.count <= MIN_CLASS:
+        if array.prediction is None or array.dtype.kind != "float" or array.count <= MIN_CLASS:
             return None
-        given = array.given.reshape(-1, _row(array))
-        differences = signed_view(bits - array.given).reshape(given.shape)
+        prediction = array.prediction.reshape(-1, _row(array))
+        differences = signed_view(bits - array.prediction).reshape(prediction.shape)
         if level == "fast":
-            plans = [plan_groups(differences, given, array.dtype)]
+            plans = [plan_groups(differences, prediction, array.dtype)]
         else:
-            plans = plan_classes(differences, given, array.dtype)
-        return min((_write(differences, given, array.dtype, plan) for plan in plans), key=len)
+            plans = plan_classes(differences, prediction, array.dtype)
+        return min((_write(differences, prediction, array.dtype, plan) for plan in plans), key=len)
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array; raises ValueError where the bytes cannot be this coder's work on this prediction."""
-        if array.given is None or array.dtype.kind != "float" or not array.count:
+        if array.prediction is None or array.dtype.kind != "float" or not array.count:
             raise ValueError("rows of floats without a prediction")
-        return _read(data, array.given.reshape(-1, _row(array)), array.dtype).reshape(-1)
+        return _read(data, array.prediction.reshape(-1, _row(array)), array.dtype).reshape(-1)
 
 
 def _row(array: Array) -> int:
@@ -77,14 +77,14 @@ def _row(array: Array) -> int:
     return array.row if array.count % array.row == 0 else array.count
 
 
-def _write(differences: NDArray[Any], given: Bits, dtype: DType, plan: RowPlan) -> bytes:
+def _write(differences: NDArray[Any], prediction: Bits, dtype: DType, plan: RowPlan) -> bytes:
     order = np.argsort(plan.labels, kind="stable")
     ends = np.searchsorted(plan.labels, np.arange(plan.groups + 1), side="right", sorter=order)
     _, *groups, rest = (differences[rows].reshape(-1) for rows in np.split(order, ends))
     quiet = np.where((plan.labels == 0)[:, None], differences, 0)
     if plan.drift is not None:
         rows = order[: ends[0]]
-        quiet[rows] -= plan.drift[drift_index(given[rows], dtype)]
+        quiet[rows] -= plan.drift[drift_index(prediction[rows], dtype)]
     changed = np.flatnonzero(quiet)
     streams = [
         pco.compress(plan.labels.astype("<u2")),
@@ -95,46 +95,46 @@ def _write(differences: NDArray[Any], given: Bits, dtype: DType, plan: RowPlan) 
     ]
     if plan.classes:
         rows = order[ends[-1] :]
-        label = classes_of(given[rows], plan.labels[rows] - plan.groups - 1 + plan.floor, plan.classes, dtype)
+        label = classes_of(prediction[rows], plan.labels[rows] - plan.groups - 1 + plan.floor, plan.classes, dtype)
         streams += [pco.compress(rest[label == part]) for part in range(plan.classes)]
     header = _HEADER.pack(plan.groups, plan.classes, plan.floor, plan.drift is not None, changed.size)
     return header + struct.pack(f"<{len(streams)}I", *map(len, streams)) + b"".join(streams)
 
 
-def _read(data: bytes, given: Bits, dtype: DType) -> Bits:
+def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
     groups, classes, floor, drifts, changed, streams = _read_streams(data)
-    labels = pco.decompress(next(streams), len(given), np.dtype("<u2"))
+    labels = pco.decompress(next(streams), len(prediction), np.dtype("<u2"))
     if labels.max() > groups + max(0, 257 - classes - floor) * (classes > 0):
         raise ValueError("a row's label is out of range")
     order = np.argsort(labels, kind="stable")
     ends = np.searchsorted(labels, np.arange(groups + 1), side="right", sorter=order)
     quiet, moved = order[: ends[0]], order[ends[0] :]
-    step = max(1, _ADD_BLOCK // given.shape[1])
+    step = max(1, _ADD_BLOCK // prediction.shape[1])
     if drifts and not can_drift(dtype):
         raise ValueError(f"a drift of {dtype.name}")
-    drift = pco.decompress(next(streams), drifts * DRIFT_SIZE, signed_view(given).dtype)
-    tuned = np.empty_like(given) if drifts or not quiet.size else given.copy()
+    drift = pco.decompress(next(streams), drifts * DRIFT_SIZE, signed_view(prediction).dtype)
+    tuned = np.empty_like(prediction) if drifts or not quiet.size else prediction.copy()
     for at in range(0, quiet.size if drifts else 0, step):
-        start = given[quiet[at : at + step]]
-        start += np.take(drift, drift_index(start, dtype)).view(given.dtype)
+        start = prediction[quiet[at : at + step]]
+        start += np.take(drift, drift_index(start, dtype)).view(prediction.dtype)
         tuned[quiet[at : at + step]] = start
     _add_changes(next(streams), next(streams), changed, tuned.reshape(-1))
     if not moved.size:
         if any(streams):
             raise ValueError("a stream of no numbers is not empty")
         return tuned
-    part = np.empty((moved.size, given.shape[1]), drift.dtype)
+    part = np.empty((moved.size, prediction.shape[1]), drift.dtype)
     starts = (ends - ends[0]).tolist()
     for begin, end in pairwise(starts):
         pco.decompress_into(next(streams), part[begin:end].reshape(-1))
     if classes:
         rows = order[ends[-1] :]
-        label = classes_of(given[rows], labels[rows] - groups - 1 + floor, classes, dtype)
+        label = classes_of(prediction[rows], labels[rows] - groups - 1 + floor, classes, dtype)
         _read_classes(list(streams), label, part[starts[-1] :].reshape(-1))
     for at in range(0, moved.size, step):
         rows = moved[at : at + step]
-        start = given[rows]
-        start += part[at : at + step].view(given.dtype)
+        start = prediction[rows]
+        start += part[at : at + step].view(prediction.dtype)
         tuned[rows] = start
     return tuned
 

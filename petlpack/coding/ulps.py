@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from petlpack.coding import pco
-from petlpack.coding.base import Array, Level
+from petlpack.coding.array import Array, Level
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.ordered import signed_view
 
@@ -25,12 +25,12 @@ class Ulps:
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
         """Return one pcodec stream, or None without a prediction."""
-        return None if array.given is None else pco.compress(signed_view(bits - array.given))
+        return None if array.prediction is None else pco.compress(signed_view(bits - array.prediction))
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array."""
-        if array.given is None:
+        if array.prediction is None:
             raise ValueError("differences without a prediction")
         bits = np.empty(array.count, array.dtype.bits)
         pco.decompress_into(data, signed_view(bits))
-        return np.add(bits, array.given, out=bits)
+        return np.add(bits, array.prediction, out=bits)

@@ -27,7 +27,7 @@ MAX_MANIFEST = 1 << 26
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSection:
     """One encoded section: what the manifest says of it, and its bytes."""
 
     name: str
@@ -41,7 +41,7 @@ def write(
     file: BinaryIO,
     names: Sequence[str],
     limit: int,
-    sections: Iterator[Encoded],
+    sections: Iterator[EncodedSection],
     manifest_of: Callable[[tuple[SectionRow, ...]], Manifest],
 ) -> Manifest:
     """Write a whole file: the sections as they come, then the manifest made from their rows, then the header.

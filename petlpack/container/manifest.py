@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from petlpack.errors import DamageError, UnknownFormatError, printable
+from petlpack.records.canonical import canonical_json, parse_sha256
 from petlpack.tensors.dtypes import DTYPES, dtype_named
 
 VERSION = 1
 """Version of the manifest and of the file around it."""
 
-_CANONICAL = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False).encode
-
 _NAME = re.compile(r"[a-z][A-Za-z0-9._-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Manifest:
             "params": dict(self.params),
             "facts": dict(self.facts),
         }
-        return _CANONICAL(table).encode()
+        return canonical_json(table)
 
 
 def parse_manifest(text: bytes) -> Manifest:
@@ -133,6 +131,7 @@ def _name(value: object) -> str:
 
 
 def _sha256(value: object) -> str:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise DamageError(f"manifest has {printable(repr(value))} where a sha256 is expected")
-    return value
+    try:
+        return parse_sha256(value)
+    except ValueError:
+        raise DamageError(f"manifest has {printable(repr(value))} where a sha256 is expected") from None

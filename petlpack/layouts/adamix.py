@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from petlpack.arithmetic import average, floats
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import places, skipped
 from petlpack.layouts.files import other_weights, refuse_methods, sort_files
 from petlpack.layouts.heads import module_of, modules_of
 from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import ACTIVATION, SCALING, Options, Setting
-from petlpack.modules import Average, Mixture, Plain, Use
+from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json
+from petlpack.rules.arithmetic import average, floats
+from petlpack.rules.modules import Average, Mixture, Plain, Use
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
 from petlpack.tensors.tensor import Tensor
 
@@ -73,12 +73,9 @@ class Adamix(Layout):
         collapse = averaged and not options.wants(KEEP_EXPERTS)
         rows, names = _rows(tensors, experts, collapse=collapse, lora=lora)
         use = _use(config, lora, experts, weights, file, options)
-        kept, left_out = sort_files(path, file.parent, weights.sources)
         stored = {name: tensors[name] for name in names}
-        gone = [tensor.nbytes for name, tensor in weights.tensors.items() if name not in stored]
-        if gone:
-            why = "averaged into one expert (--keep-experts keeps all)"
-            left_out = (*left_out, left_out_tensors(file.name, "experts beside the first", gone, why))
+        kept, left_out = sort_files(path, file.parent, weights.sources)
+        left_out = (*left_out, *_averaged_away(weights, stored, file))
         whole = any(not _is_method(name) and name not in head for name in weights.tensors)
         base = config.get("_name_or_path")
         trained = sum(tensor.size for name, tensor in weights.tensors.items() if _EXPERT.fullmatch(name))
@@ -102,6 +99,13 @@ class Adamix(Layout):
     def weights(self, place: Path) -> list[Path]:
         """Return the expert soup, else the model, else the last of the NLG examples."""
         return first_of(place, SOUPS) or model_in(place) or first_of(place, ("model.final.pt", "model.*.pt"))
+
+
+def _averaged_away(weights: Checkpoint, stored: Mapping[str, Tensor], file: Path) -> list[LeftOut]:
+    """Return what averaging leaves out."""
+    sizes = [tensor.nbytes for name, tensor in weights.tensors.items() if name not in stored]
+    why = "averaged into one expert (--keep-experts keeps all)"
+    return [left_out_tensors(file.name, "experts beside the first", sizes, why)] if sizes else []
 
 
 def _weights(path: Path) -> Path | None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import LeftOut, read_json
 from petlpack.layouts.checkpoints import checkpoints, places
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.layout import Layout
+from petlpack.layouts.run import LeftOut, read_json
 from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor

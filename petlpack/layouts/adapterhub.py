@@ -15,11 +15,11 @@ from petlpack.layouts.adapter_files import (
     open_adapter,
     sort_adapter_files,
 )
-from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import skipped
 from petlpack.layouts.files import other_weights
 from petlpack.layouts.options import Options
-from petlpack.modules import Copy, Plain, Use
+from petlpack.layouts.run import Run, read_json
+from petlpack.rules.modules import Copy, Plain, Use
 
 _MODULE = re.compile(
     r"(?P<place>.+)\.(?:adapters\.[^.]+\.adapter_(?:down\.0|up)\.(?:weight|bias)|loras\.[^.]+\.(?P<lora>lora_[AB]))"

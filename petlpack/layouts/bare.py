@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.layouts.base import Run
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
 from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import Options
-from petlpack.modules import Dense
+from petlpack.layouts.run import Run
+from petlpack.rules.modules import Dense
 from petlpack.tensors.checkpoint import open_checkpoint
 
 

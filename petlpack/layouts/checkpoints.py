@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import read_json
+from petlpack.layouts.run import read_json
 from petlpack.tensors.checkpoint import find_weights, name_text
 
 Read = TypeVar("Read")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, headers_of, read_json
 from petlpack.layouts.files import sort_files, warnings_of
 from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import Options
-from petlpack.modules import Dense
+from petlpack.layouts.run import Run, headers_of, read_json
+from petlpack.rules.modules import Dense
 from petlpack.tensors.checkpoint import name_text, open_saved
 
 _FINAL = "pytorch_model.bin"

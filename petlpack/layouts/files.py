@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import LeftOut
+from petlpack.layouts.run import LeftOut
 from petlpack.store import is_pack
 from petlpack.tensors.checkpoint import Checkpoint
 

@@ -6,17 +6,17 @@ Mahabadi, Ruder, Dehghani and Henderson 2021; rabeehk/hyperformer.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, headers_of
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.layout import Layout, model_in
 from petlpack.layouts.options import ACTIVATION, Options
-from petlpack.modules import Generated, Generator, Trunk, Use
+from petlpack.layouts.run import Run, headers_of
+from petlpack.rules.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
 
@@ -129,15 +129,10 @@ def _rows(tensors: Mapping[str, Tensor], stack: str, trunk: int, code: str, file
         raise RunError(f"'{printable(str(file))}' has a hypernetwork '{net}' that generates no {min(missing)}")
     narrow, width = sizes["down.bias"], sizes["up.bias"]
     shapes = {"down.weight": (narrow, width), "up.weight": (width, narrow)}
-    inputs = sum(tensors[name].shape[-1] for name in (code, layers, blocks))
-    first = f"{net}.task_hypernet.task_embeding_generator.0.weight"
-    if tensors[first].shape[1] != inputs:
-        raise RunError(
-            f"'{first}' is {list(tensors[first].shape)}, the codes of task, layer and block have {inputs} numbers"
-        )
     for output, shape in shapes.items():
         if sizes[output] != shape[0] * shape[1]:
             raise RunError(f"'{sources[output]}.weight' has {sizes[output]} rows, the biases say {narrow} x {width}")
+    _check_codes(tensors, net, (code, layers, blocks))
     return [
         Generated(
             f"{stack}.block.{layer}.{place}.{output}",
@@ -152,3 +147,13 @@ def _rows(tensors: Mapping[str, Tensor], stack: str, trunk: int, code: str, file
         if block < tensors[blocks].shape[0]
         for output, source in sources.items()
     ]
+
+
+def _check_codes(tensors: Mapping[str, Tensor], net: str, codes: Sequence[str]) -> None:
+    """Raise RunError where the codes of task, layer and block are not what the network takes."""
+    first = f"{net}.task_hypernet.task_embeding_generator.0.weight"
+    numbers = sum(tensors[name].shape[-1] for name in codes)
+    if tensors[first].shape[1] != numbers:
+        raise RunError(
+            f"'{first}' is {list(tensors[first].shape)}, the codes of task, layer and block have {numbers} numbers"
+        )

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from petlpack.layouts.base import Run
 from petlpack.layouts.checkpoints import places
 from petlpack.layouts.files import WEIGHTS
 from petlpack.layouts.options import Options, Setting
+from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights
 
 

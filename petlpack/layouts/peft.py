@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.layouts.files import sort_files, warnings_of
 from petlpack.layouts.layout import Layout, model_in
 from petlpack.layouts.options import Options
-from petlpack.modules import Plain
+from petlpack.layouts.run import Run, read_json
+from petlpack.rules.modules import Plain
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import LeftOut, Run, headers_of, left_out_tensors, read_json, row_of
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.layout import Layout, model_in
 from petlpack.layouts.options import TASK_ORDER, Options, Setting
-from petlpack.modules import Generated, Generator, Trunk, Use
+from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json, row_of
+from petlpack.rules.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
 
@@ -109,31 +109,30 @@ class Pha(Layout):
         on_base = not all(names.is_method(name) for name in shared)
         base_name = config.get("_name_or_path")
         header = next(iter(weights.headers))
-        runs = []
-        for number, task in enumerate(tasks):
+
+        def run_of(number: int, task: str) -> Run:
             others = every - heads[task]
             own = {name: tensor for name, tensor in tensors.items() if name not in others}
             own[names.prototypes] = row_of(weights.tensors[names.prototypes], number)
-            runs.append(
-                Run(
-                    path=path,
-                    layout=self.id,
-                    method="PHA",
-                    module=Generator(own, heads[task], use, (names.trunk,), rows),
-                    headers=headers_of({header: list(own)}, own),
-                    weight_bytes=weights.nbytes // len(tasks),
-                    kept={**kept, "config.json": _config_of(config, task)},
-                    left_out=left_out,
-                    warnings=(*skipped(path, file.parent), *other_weights(left_out)),
-                    base_name=base_name if not on_base and isinstance(base_name, str) else None,
-                    task=task,
-                    name=task,
-                    parts=(shared,),
-                    on_base=on_base,
-                    figures={"trained": trained},
-                )
+            return Run(
+                path=path,
+                layout=self.id,
+                method="PHA",
+                module=Generator(own, heads[task], use, (names.trunk,), rows),
+                headers=headers_of({header: list(own)}, own),
+                weight_bytes=weights.nbytes // len(tasks),
+                kept={**kept, "config.json": _config_of(config, task)},
+                left_out=left_out,
+                warnings=(*skipped(path, file.parent), *other_weights(left_out)),
+                base_name=base_name if not on_base and isinstance(base_name, str) else None,
+                task=task,
+                name=task,
+                parts=(shared,),
+                on_base=on_base,
+                figures={"trained": trained},
             )
-        return runs
+
+        return [run_of(number, task) for number, task in enumerate(tasks)]
 
     def weights(self, place: Path) -> list[Path]:
         """Return the model."""

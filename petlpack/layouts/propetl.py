@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.arithmetic import produce
 from petlpack.errors import RunError, printable
 from petlpack.layouts.adapter_files import (
     MASKS,
@@ -20,12 +19,13 @@ from petlpack.layouts.adapter_files import (
     open_adapter,
     sort_adapter_files,
 )
-from petlpack.layouts.base import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import skipped
 from petlpack.layouts.files import other_weights
 from petlpack.layouts.options import ACTIVATION, KEEP_RATIO, SCALING, Options, Setting
+from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.scores import check_keep, mask_of, stored_mask
-from petlpack.modules import Masked, MaskedMatrix, Produced, Use
+from petlpack.rules.arithmetic import produce
+from petlpack.rules.modules import Masked, MaskedMatrix, Produced, Use
 from petlpack.tensors.tensor import Tensor
 
 BAKE = Setting("bake", "PROPETL prefixes: store what the reparametrisation produces, not itself", flag=True)

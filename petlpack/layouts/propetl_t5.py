@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
 from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import ACTIVATION, KEEP_RATIO, SCALING, TASK_ORDER, Options, Setting
+from petlpack.layouts.run import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.scores import check_keep, consensus, mask_of, stored_mask
-from petlpack.modules import Masked, MaskedMatrix, Use
+from petlpack.rules.modules import Masked, MaskedMatrix, Use
 from petlpack.tensors.checkpoint import Checkpoint, open_saved
 from petlpack.tensors.tensor import Tensor
 
@@ -279,21 +279,10 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
         )
     combine = _combine(path, options, about) if extreme else "none"
     use = _use(path, options, about)
-    rows, own, shared = [], [], [masks.prototype[key] for key in sorted(masks.prototype)]
-    for place in masks.layers:
-        for side, parts in masks.sides.items():
-            mine, layer = masks.mask(task, place, side), masks.mask(LAYER, place, side) if extreme else None
-            if mine is None or (extreme and layer is None):
-                raise RunError(
-                    f"'{printable(str(file))}' has no mask of task '{task}' for {printable(place)}, side {side}"
-                )
-            own.append(mine)
-            shared += [layer] if layer else []
-            both = (mine, layer) if layer else (mine,)
-            output = f"{place}.{side}.weight" if "bias" in parts else f"{place}.{side}"
-            rows.append(MaskedMatrix(output, masks.prototype_of(place, side), both, combine))
-            if "bias" in parts:
-                rows.append(MaskedMatrix(f"{place}.{side}.bias", masks.prototype_of(place, side, "bias")))
+    rows = _rows(file, masks, task, combine)
+    masked = [row.masks for row in rows if row.masks]
+    own = [mask for mask, *_ in masked]
+    shared = [*(masks.prototype[key] for key in sorted(masks.prototype)), *(of[1] for of in masked if len(of) > 1)]
     head = [name for name in masks.others if about and name.startswith(f"heads.{task}.")]
     names = list(dict.fromkeys([*shared, *own]))
     others = masks.others if masks.whole else {name: masks.others[name] for name in head}
@@ -304,8 +293,6 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
     if scores:
         why = "made masks once; only further training needs scores"
         left_out = (*left_out, left_out_tensors(file.name, "mask scores", scores, why))
-    trained = [masks.tensors[name] for name in names if name not in masks.prototype.values()]
-    prototype = sum(masks.tensors[name].size for name in masks.prototype.values())
     return Run(
         path=path,
         layout="propetl-t5",
@@ -324,10 +311,34 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
         note=_LAST.format(printable(", ".join(masks.tasks))) if extreme and len(masks.tasks) > 1 and not about else "",
         on_base=masks.whole,
         omits_base=masks.whole,
-        figures={
-            "trained": prototype + sum({(mask.shape, mask.sha256()): mask.size for mask in trained}.values()),
-        },
+        figures={"trained": _count_trained(masks, names)},
     )
+
+
+def _rows(file: Path, masks: _Masks, task: str, combine: str) -> list[MaskedMatrix]:
+    """Return the rows of a task's rule: of each masked matrix the task's mask, then the layer's; biases have none."""
+    rows = []
+    for place in masks.layers:
+        for side, parts in masks.sides.items():
+            owners = (task,) if combine == "none" else (task, LAYER)
+            both = tuple(mask for owner in owners if (mask := masks.mask(owner, place, side)) is not None)
+            if len(both) < len(owners):
+                raise RunError(
+                    f"'{printable(str(file))}' has no mask of task '{task}' for {printable(place)}, side {side}"
+                )
+            output = f"{place}.{side}.weight" if "bias" in parts else f"{place}.{side}"
+            rows.append(MaskedMatrix(output, masks.prototype_of(place, side), both, combine))
+            if "bias" in parts:
+                rows.append(MaskedMatrix(f"{place}.{side}.bias", masks.prototype_of(place, side, "bias")))
+    return rows
+
+
+def _count_trained(masks: _Masks, names: Iterable[str]) -> int:
+    """Return the trained numbers behind some tensors: prototypes, and each mask once."""
+    prototypes = set(masks.prototype.values())
+    own = [masks.tensors[name] for name in names if name not in prototypes]
+    once = {(mask.shape, mask.sha256()): mask.size for mask in own}
+    return sum(masks.tensors[name].size for name in prototypes) + sum(once.values())
 
 
 def _combine(path: Path, options: Options, about: Mapping[str, Any]) -> str:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
-from petlpack.layouts.base import Run
 from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import check_links, module_types, some
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
+from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights
 
 LAYOUTS = {

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from petlpack.errors import RunError
-from petlpack.facts import Score
 from petlpack.layouts.checkpoints import places
+from petlpack.records.facts import Score
 
 RESULTS = (
     *("eval_results.json", "all_results.json", "test_results.json", "predict_results.json"),

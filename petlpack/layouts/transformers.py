@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import Run, read_json
 from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
 from petlpack.layouts.layout import Layout, model_in
 from petlpack.layouts.options import Options
-from petlpack.modules import Dense
+from petlpack.layouts.run import Run, read_json
+from petlpack.rules.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
 
 

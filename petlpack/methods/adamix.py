@@ -24,7 +24,7 @@ from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
-from petlpack.layouts.base import read_json
+from petlpack.layouts.run import read_json
 from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_json, write_tensors
 from petlpack.methods.method import IGNORED, Method, loading, predicts_next, put_on, with_loss
 from petlpack.methods.places import ACTIVATIONS, Block, Projection, blocks, refuse_merged

@@ -27,7 +27,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from petlpack.errors import RunError, UsageError, printable
-from petlpack.layouts.base import read_json
+from petlpack.layouts.run import read_json
 from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_json, write_tensors
 from petlpack.methods.gates import Gates, Kept, Weight, bits, exactly
 from petlpack.methods.method import Method, loading, loss_of, put_on, with_loss

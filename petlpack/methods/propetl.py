@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
-from petlpack.layouts.base import read_json
+from petlpack.layouts.run import read_json
 from petlpack.methods.files import GIVE, TensorFile, run_directory, write_json, write_tensors
 from petlpack.methods.method import Method, loading, put_on
 from petlpack.methods.places import ACTIVATIONS, Argument, Block, Projection, blocks, refuse_merged

@@ -79,3 +79,27 @@ class Base:
     def predict(self, ref: BaseRef, dtype: DType, start: int, stop: int) -> Bits:
         """Return flat elements of a checked base tensor, rounded to the fine-tune's dtype: a codec's prediction."""
         return cast_bits(self.check(ref).read_flat(start, stop), ref.dtype, dtype)
+
+
+def is_directory(name: str) -> bool:
+    """Tell whether a name from a config is a directory here; any text may stand there."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def open_base(base: str | Path | Base | None, named: str | None) -> Base | None:
+    """Open the base that is given, else the one that a run named, if that is a directory here; None without either."""
+    if isinstance(base, Base):
+        return base
+    if base is not None:
+        return Base(base)
+    return Base(named) if named is not None and is_directory(named) else None
+
+
+def needed(base: Base | None) -> Base:
+    """Return the base; raises BaseError where there is none."""
+    if base is None:
+        raise BaseError("the task needs its base to be decoded", hint="give the base's directory with --base")
+    return base

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import petlpack
-from petlpack.arithmetic import average
 from petlpack.errors import RunError, UsageError
 from petlpack.methods import adamix
 from petlpack.methods.adamix import Config
+from petlpack.rules.arithmetic import average
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
 from tests import method_formulas as formulas

@@ -485,7 +485,7 @@ def test_the_generator_is_one_part_of_all_tasks(tmp_path: Path) -> None:
     pack = petlpack.open(tmp_path / "pack")
     parts = {tuple(pack[f"run.{task}"].manifest.shared[1:]) for task in method.tasks}
     assert len(parts) == 1
-    own = {slot.name: slot.size for slot in pack["run.rte"].plan.slots if slot.part is None}
+    own = {slot.name: slot.size for slot in pack["run.rte"].sources.slots if slot.part is None}
     assert own == {
         "bert.encoder.adapter_task_embedding.weight": 8,
         "heads.rte.classifier.weight": 32,

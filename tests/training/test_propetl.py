@@ -13,10 +13,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from petlpack.encoding.encode import encode
 from petlpack.errors import RunError, UsageError
 from petlpack.methods import places, propetl
 from petlpack.methods.propetl import Config
-from petlpack.pack import Pack, encode
+from petlpack.pack import Pack
 from tests import method_formulas as formulas
 
 WIDTH, LAYERS, HEADS = 16, 2, 2

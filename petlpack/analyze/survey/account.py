@@ -21,9 +21,9 @@ from petlpack.analyze.survey.found import find_runs, sort_files
 from petlpack.analyze.survey.kinds import KINDS, PICKLED, WEIGHT_KINDS
 from petlpack.analyze.survey.tree import PATH_HINT, File, Key, given_roots, walk
 from petlpack.errors import UsageError, printable
-from petlpack.facts import Score
 from petlpack.layouts.results import stated_score
 from petlpack.parallel import Progress, count_jobs
+from petlpack.records.facts import Score
 from petlpack.tensors.base import Base
 
 

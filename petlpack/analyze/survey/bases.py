@@ -11,7 +11,7 @@ from petlpack.analyze.survey.equality import Span
 from petlpack.analyze.survey.kinds import PICKLED
 from petlpack.analyze.survey.tree import File, Key, key_of
 from petlpack.errors import BaseError, RunError, printable
-from petlpack.loading import is_directory
+from petlpack.tensors.base import is_directory
 from petlpack.tensors.checkpoint import find_weights, open_checkpoint
 from petlpack.tensors.safetensors_file import Header
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from petlpack.analyze.survey.tree import Tree
 from petlpack.errors import RunError, printable
-from petlpack.layouts.base import read_json
 from petlpack.layouts.checkpoints import checkpoints
 from petlpack.layouts.files import module_types
 from petlpack.layouts.registry import layout
+from petlpack.layouts.run import read_json
 from petlpack.tensors.checkpoint import is_cut, shards_of
 
 _BASE_KEYS = (

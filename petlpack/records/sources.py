@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from petlpack.errors import DamageError, printable
-from petlpack.template import Slot
+from petlpack.records.slot import Slot
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sources:
     """How the tensors of a task are found.
 
     Unchanged ones are in the base, aliases in others, some in shared parts, the rest in units.
@@ -50,8 +50,8 @@ def _ranges(numbers: list[int]) -> list[list[int]]:
     return ranges
 
 
-def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
-    """Parse and check the plan in a manifest's parameters; raises DamageError."""
+def parse_sources(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Sources:
+    """Parse and check the sources in a manifest's parameters; raises DamageError."""
     if set(params) != {"unchanged", "aliases", "name"}:
         raise DamageError("manifest has other parameters than unchanged, aliases and name")
     try:
@@ -61,22 +61,22 @@ def parse_plan(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Plan:
         if not all(first[1] < second[0] for first, second in itertools.pairwise(ranges)):
             raise ValueError("its lists are not in canonical order")
         unchanged = frozenset(i for start, stop in ranges for i in range(start, stop))
-        plan = Plan(slots, unchanged, {alias: other for alias, other in params["aliases"]}, params["name"])
-        if not all(type(i) is int and 0 <= i < len(slots) for i in [*plan.aliases, *plan.aliases.values()]):
+        sources = Sources(slots, unchanged, {alias: other for alias, other in params["aliases"]}, params["name"])
+        if not all(type(i) is int and 0 <= i < len(slots) for i in [*sources.aliases, *sources.aliases.values()]):
             raise ValueError("an index beyond the tensors")
-        for i in plan.unchanged:
+        for i in sources.unchanged:
             base = slots[i].base
             if base is None or base.shape != slots[i].shape:
                 raise ValueError(f"'{slots[i].name}' is said to be unchanged, and the base has no such tensor")
-        for alias, other in plan.aliases.items():
+        for alias, other in sources.aliases.items():
             if (slots[alias].dtype, slots[alias].shape) != (slots[other].dtype, slots[other].shape):
                 raise ValueError(f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape")
             if slots[alias].part is not None:
                 raise ValueError(f"'{slots[alias].name}' is in a shared part and said to equal another")
-        if plan.aliases.keys() & {*plan.unchanged, *plan.aliases.values()}:
+        if sources.aliases.keys() & {*sources.unchanged, *sources.aliases.values()}:
             raise ValueError("an alias of an alias")
-        if plan.to_params() != dict(params):
+        if sources.to_params() != dict(params):
             raise ValueError("its lists are not in canonical order")
     except (TypeError, ValueError) as error:
         raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}") from error
-    return plan
+    return sources

@@ -1,4 +1,4 @@
-"""Magnitude pruning: of a full fine-tune's changes only the largest are kept, and the error is measured.
+"""Step 2, where a density is asked for: only the largest changes are kept, and the error is measured.
 
 Diff pruning (Guo, Rush and Kim 2021), section 3.2, prunes by magnitude to reach an exact share of changed weights.
 """
@@ -12,8 +12,9 @@ from decimal import ROUND_UP, Context
 import numpy as np
 from numpy.typing import NDArray
 
+from petlpack.encoding.match import Digests, Matched, matched_with
 from petlpack.errors import RunError
-from petlpack.tensors.base import Base, BaseRef
+from petlpack.tensors.base import Base, BaseRef, needed
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
 from petlpack.tensors.tensor import PIECE, Tensor
@@ -25,54 +26,55 @@ _UP = Context(prec=3, rounding=ROUND_UP)
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """A fine-tune with its largest changes only: `density` of the base's weights differ.
+class Loss:
+    """What pruning cost: `density` of the base's weights differ.
 
-    `error` is, by tensor, the largest absolute difference from the run, for those tensors that have one.
+    `errors` are, by tensor, the largest absolute differences from the run, for those tensors that have one.
     """
 
-    tensors: dict[str, Tensor]
     density: float
-    error: dict[str, float]
+    errors: dict[str, float]
 
 
-def prune(
-    tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, density: float, digests: Mapping[str, str]
-) -> Pruned:
+def prune(matched: Matched, density: float, digests: Digests) -> tuple[Matched, Loss]:
     """Keep the `density` largest changes of all float weights that the base has; the others become the base's.
 
-    Of changes of one size at the limit all are kept. Tensors of one content (`digests`) and one base tensor, or none
-    (tied weights), are one, and counted once. Raises RunError where a change is no number.
+    Of changes of one size at the limit all are kept. Tensors of one content and one base tensor, or none (tied
+    weights), are one, and counted once. Raises RunError where a change is no number.
     """
+    tensors, refs, base = matched.tensors, matched.refs, needed(matched.base)
     first: dict[tuple[object, ...], str] = {}
     for name, ref in refs.items():
         if tensors[name].dtype.kind == "float" and ref.shape == tensors[name].shape:
-            first.setdefault((*_content(name, tensors, digests), ref.sha256), name)
+            first.setdefault((matched.content(name), ref.sha256), name)
     names = list(first.values())
     total = sum(tensors[name].size for name in names)
     limit = _limit(tensors, {name: refs[name] for name in names}, base, round(density * total))
-    pruned = dict(tensors)
-    error: dict[str, float] = {}
-    kept = 0
-    for name in names:
-        pruned[name] = _cut(tensors[name], refs[name], base, limit)
+    pruned = {name: _cut(tensors[name], refs[name], base, limit) for name in names}
+    kept, errors = _count(tensors, {name: refs[name] for name in names}, base, limit)
+    without_base = {matched.content(name): name for name in reversed(names)}
+    for name, tensor in tensors.items():
+        content = matched.content(name)
+        twin = first.get((content, refs[name].sha256)) if name in refs else without_base.get(content)
+        pruned[name] = pruned[twin] if twin is not None else pruned.get(name, tensor)
+    pruned = {name: pruned[name] for name in tensors}
+    return matched_with(pruned, refs, base, digests), Loss(kept / total if total else 0.0, errors)
+
+
+def _count(
+    tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, limit: np.float64
+) -> tuple[int, dict[str, float]]:
+    """Return how many changes are as large as the limit, and by tensor the largest of the others."""
+    kept, errors = 0, {}
+    for name, ref in refs.items():
         worst = 0.0
-        for size in _changes(tensors[name], refs[name], base):
+        for size in _changes(tensors[name], ref, base):
             large = size >= limit
             kept += int(np.count_nonzero(large))
             worst = max(worst, float(size[~large].max(initial=0)))
         if worst:
-            error[name] = float(_UP.create_decimal_from_float(worst))
-    without_base = {_content(name, tensors, digests): name for name in reversed(names)}
-    for name in tensors:
-        content = _content(name, tensors, digests)
-        twin = first.get((*content, refs[name].sha256)) if name in refs else without_base.get(content)
-        pruned[name] = pruned[twin or name]
-    return Pruned(pruned, kept / total if total else 0.0, error)
-
-
-def _content(name: str, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> tuple[object, ...]:
-    return tensors[name].dtype, tensors[name].shape, digests[name]
+            errors[name] = float(_UP.create_decimal_from_float(worst))
+    return kept, errors
 
 
 def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, count: int) -> np.float64:
@@ -100,15 +102,15 @@ def _changes(tensor: Tensor, ref: BaseRef, base: Base) -> Iterator[NDArray[np.fl
     """Yield the sizes of a tensor's changes, piece by piece, as float64."""
     for start in range(0, tensor.size, PIECE):
         stop = min(start + PIECE, tensor.size)
-        given = base.predict(ref, tensor.dtype, start, stop)
-        yield _size(tensor.read_flat(start, stop), given, tensor.dtype, ref.name)
+        near = base.predict(ref, tensor.dtype, start, stop)
+        yield _size(tensor.read_flat(start, stop), near, tensor.dtype, ref.name)
 
 
-def _size(tuned: Bits, given: Bits, dtype: DType, name: str) -> NDArray[np.float64]:
-    wide, near = (cast_bits(bits, dtype, DOUBLE).view("<f8") for bits in (tuned, given))
+def _size(tuned: Bits, near: Bits, dtype: DType, name: str) -> NDArray[np.float64]:
+    weights, base_weights = (cast_bits(bits, dtype, DOUBLE).view("<f8") for bits in (tuned, near))
     with np.errstate(over="ignore", invalid="ignore"):
-        size: NDArray[np.float64] = np.abs(wide - near)
-    size[tuned == given] = 0  # also where both are infinite, or the same NaN
+        size: NDArray[np.float64] = np.abs(weights - base_weights)
+    size[tuned == near] = 0  # also where both are infinite, or the same NaN
     if np.isnan(size).any():
         raise RunError(f"tensor '{name}' has weights that are no numbers, so its changes have no size")
     return size
@@ -116,7 +118,7 @@ def _size(tuned: Bits, given: Bits, dtype: DType, name: str) -> NDArray[np.float
 
 def _cut(tensor: Tensor, ref: BaseRef, base: Base, limit: np.float64) -> Tensor:
     def read_flat(start: int, stop: int) -> Bits:
-        tuned, given = tensor.read_flat(start, stop), base.predict(ref, tensor.dtype, start, stop)
-        return np.where(_size(tuned, given, tensor.dtype, ref.name) >= limit, tuned, given)
+        tuned, near = tensor.read_flat(start, stop), base.predict(ref, tensor.dtype, start, stop)
+        return np.where(_size(tuned, near, tensor.dtype, ref.name) >= limit, tuned, near)
 
     return Tensor(tensor.dtype, tensor.shape, read_flat)

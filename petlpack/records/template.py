@@ -7,7 +7,6 @@ own name inside keys and files is a parameter. Its JSON is laid down in formats/
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,10 +14,12 @@ from functools import cached_property
 from typing import Any
 
 from petlpack.errors import DamageError, printable
+from petlpack.records.base_table import BaseTable, parameters
+from petlpack.records.canonical import canonical_json, parse_sha256
+from petlpack.records.slot import Slot, kind_of
 from petlpack.tensors.base import BaseRef
 from petlpack.tensors.casting import can_cast
-from petlpack.tensors.dtypes import DType, dtype_named
-from petlpack.tensors.safetensors_file import Header, MalformedError, is_shape, parse_header
+from petlpack.tensors.safetensors_file import Header, MalformedError, parse_header
 
 NAME = "{name}"
 """What stands in a template for the task's own name."""
@@ -29,33 +30,6 @@ PICKLED = (".bin", ".pt", ".pth")
 _TASK_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 _FIELDS = {"weights", "base_name", "base", "head", "parts", "rule", "files", "named"}
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One tensor of a run: name, dtype, shape, the base tensor it comes from, whether it is the head's.
-
-    `part` is where it stands in a shared part, as (part, tensor); `kind` is what tensors that are coded together share.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    size: int
-    base: BaseRef | None
-    head: bool
-    part: tuple[int, int] | None = None
-    kind: str = ""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return self.size * self.dtype.itemsize
-
-    @property
-    def row(self) -> int:
-        """Elements of one row of a matrix (of one output channel of a kernel); a vector is one row."""
-        return max(1, self.size // self.shape[0] if len(self.shape) > 1 and self.shape[0] else self.size)
 
 
 @dataclass(frozen=True)
@@ -134,7 +108,7 @@ class Template:
             "files": {text(file): digest for file, digest in self.files.items()},
             "named": sorted(map(text, self.named)),
         }
-        return _canonical(table)
+        return canonical_json(table)
 
     def can_bind(self, name: str | None) -> bool:
         """Tell whether the template comes back from its JSON with `name` as a parameter."""
@@ -153,36 +127,6 @@ def bind(text: str, name: str) -> str:
     return text.replace(NAME, name)
 
 
-def kind_of(name: str) -> str:
-    """Return a tensor name without its layer numbers: what the tensors of one kind have in common."""
-    return re.sub(r"\.[0-9]+(?=\.|\Z)", "", name)
-
-
-BaseTable = Mapping[str, BaseRef]
-
-
-def base_table_json(refs: BaseTable) -> bytes:
-    """Return the canonical JSON of a base's tensors, the content of a shared part."""
-    return _canonical([[ref.name, ref.dtype.name, list(ref.shape), ref.sha256] for _, ref in sorted(refs.items())])
-
-
-def parse_base_table(text: bytes, where: str) -> BaseTable:
-    """Parse and check the JSON of a base's tensors, read from `where`; raises DamageError."""
-    try:
-        rows = json.loads(text)
-        table = {row[0]: _parse_ref(*row) for row in rows}
-        if len(table) != len(rows) or base_table_json(table) != text:
-            raise ValueError("it is not canonical JSON")
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise DamageError(f"{where} is not a table of a base: {printable(str(error))}") from error
-    return table
-
-
-def parameters(refs: BaseTable) -> int:
-    """Return the float numbers of a base."""
-    return sum(math.prod(ref.shape) for ref in refs.values() if ref.dtype.kind == "float")
-
-
 def parse_template(text: bytes, where: str, name: str | None, read_table: Callable[[str], BaseTable]) -> Template:
     """Parse and check the JSON of a template read from `where`, for the task called `name`; raises DamageError.
 
@@ -192,7 +136,7 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
         table = json.loads(text)
         if set(table) != _FIELDS:
             raise ValueError(f"it has other fields than {', '.join(sorted(_FIELDS))}")
-        if _canonical(table) != text:
+        if canonical_json(table) != text:
             raise ValueError("it is not canonical JSON")
         _check_lists(table)
         if name is not None:
@@ -200,7 +144,7 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
             table = _bound(table, name)
         template = _from_table(table)
         if table["base"] is not None:
-            sha256 = _sha256(table["base"]["table"])
+            sha256 = parse_sha256(table["base"]["table"])
             refs = read_table(sha256)
             rows = table["base"]["tensors"]
             base = {_text(tensor): refs[other] for tensor, other in rows}
@@ -232,7 +176,7 @@ def _from_table(table: Mapping[str, Any]) -> Template:
         head=frozenset(_list(table["head"])),
         parts=tuple(tuple(None if name is None else _text(name) for name in part) for part in table["parts"]),
         rule=rule,
-        files={_file_name(name): _sha256(digest) for name, digest in table["files"].items()},
+        files={_file_name(name): parse_sha256(digest) for name, digest in table["files"].items()},
         named=frozenset(_list(table["named"])),
     )
     if len(weights) != len(template.headers):
@@ -293,10 +237,6 @@ def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
-
-
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     """Return a JSON value with every text in it changed, but for the keys of objects."""
     if isinstance(value, str):
@@ -344,15 +284,3 @@ def _file_name(name: object) -> str:
     if not isinstance(name, str):
         raise ValueError("a file name is not a string")
     return check_file_name(name)
-
-
-def _sha256(digest: object) -> str:
-    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise ValueError(f"'{digest}' is not a sha256")
-    return digest
-
-
-def _parse_ref(name: object, dtype: object, shape: object, digest: object) -> BaseRef:
-    if not isinstance(name, str) or not is_shape(shape):
-        raise ValueError(f"'{name}' is not a tensor of a base")
-    return BaseRef(name, dtype_named(str(dtype)), tuple(shape), _sha256(digest))

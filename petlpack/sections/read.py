@@ -1,23 +1,22 @@
-"""The tensors that one file's sections hold: which units they make, and their elements, decoded on demand."""
+"""Sections of a file to the tensors that they hold, decoded on demand; `write.py` is its inverse."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from petlpack import coding
-from petlpack.codecs.base import MOST_ELEMENTS, Codec, Piece, Role, Unit
+from petlpack.codecs.codec import Codec
+from petlpack.codecs.units import MOST_ELEMENTS, Piece, Role, Unit
 from petlpack.container import Container, Sections
-from petlpack.errors import BaseError, DamageError
+from petlpack.errors import DamageError
 from petlpack.parallel import ordered_map
-from petlpack.template import Slot
-from petlpack.tensors.base import Base
+from petlpack.records.slot import Slot
+from petlpack.sections.predict import Predictions
 from petlpack.tensors.dtypes import Bits, DType
-from petlpack.tensors.tensor import Tensor
 
 RECENT = 4
 """Units that lazy reads keep decoded: 4 of 2^20 weights are 8-16 MB."""
@@ -25,18 +24,18 @@ RECENT = 4
 
 @dataclass(frozen=True)
 class DecodedSection:
-    """One section: its name, unit and role, its elements, the prediction or masks that its coder is given, its row."""
+    """One section: its name, unit and role, its elements, the prediction that its coder has, its row."""
 
     name: str
     unit: Unit
     role: Role
     dtype: DType
     bits: Bits
-    given: Bits | None
+    prediction: Bits | None
     row: int
 
 
-class Decoder:
+class SectionReader:
     """The elements of the tensors that a file stores. Checks at the start that its sections are those they need."""
 
     def __init__(
@@ -46,15 +45,13 @@ class Decoder:
         sections: Sections,
         codec: Codec,
         slots: Sequence[Slot],
-        base: Base | None = None,
-        shared: Sequence[tuple[Slot, Tensor]] = (),
+        predictions: Predictions,
     ) -> None:
-        """Cut `slots` into units; `shared` are tensors of shared parts, which a unit may be coded by."""
-        self._codec, self._sections, self._base = codec, sections, base
-        self._shared = {slot: tensor for slot, tensor in shared}
+        """Cut `slots` into units; raises DamageError that names `what` where the file's sections are not theirs."""
+        self._codec, self._sections, self._predictions = codec, sections, predictions
         if sum(slot.size for slot in slots) > len(opened.manifest.sections) * MOST_ELEMENTS:
             raise DamageError(f"{what} claims more weights than its sections can hold")
-        self._units = codec.units(slots, list(self._shared))
+        self._units = codec.units(slots, predictions.shared)
         self._rows = {row.name: row for row in opened.manifest.sections}
         expected = [section for unit in self._units for section in codec.sections(unit)]
         if expected != list(self._rows):
@@ -88,17 +85,19 @@ class Decoder:
         return {name: role for unit in self._units for name, role in self._codec.sections(unit).items()}
 
     def sections(self) -> Iterator[DecodedSection]:
-        """Yield every section decoded, with what its coder is given: what their entropy is counted from."""
+        """Yield every section decoded, with its prediction: what their entropy is counted from."""
         for unit in self._units:
             found: list[DecodedSection] = []
             roles = self._codec.sections(unit)
 
-            def read(name: str, dtype: DType, counts: range, row: int, given: Bits | None, unit: Unit = unit) -> Bits:
-                bits = self._read_section(name, dtype, counts, row, given)
-                found.append(DecodedSection(name, unit, roles[name], dtype, bits, given, row))  # noqa: B023 - used at once
+            def read(
+                name: str, dtype: DType, counts: range, row: int, prediction: Bits | None, unit: Unit = unit
+            ) -> Bits:
+                bits = self._read_section(name, dtype, counts, row, prediction)
+                found.append(DecodedSection(name, unit, roles[name], dtype, bits, prediction, row))  # noqa: B023 - used at once
                 return bits
 
-            self._codec.decode(unit, read, given_of(unit, self._base, self._shared.__getitem__))
+            self._codec.decode(unit, read, self._predictions.of(unit))
             yield from found
 
     def read(self, slot: Slot, start: int, stop: int) -> Bits:
@@ -112,8 +111,7 @@ class Decoder:
         return out
 
     def _decode_unit(self, unit: Unit) -> Bits:
-        given = given_of(unit, self._base, self._shared.__getitem__)
-        return self._codec.decode(unit, self._read_section, given)
+        return self._codec.decode(unit, self._read_section, self._predictions.of(unit))
 
     def _recently_decoded(self, unit: Unit) -> Bits:
         """Decode a unit, or return it from among the last few: neighbouring tensors stand in one unit."""
@@ -124,50 +122,12 @@ class Decoder:
                 self._recent[unit.name] = self._decode_unit(unit)
             return self._recent[unit.name]
 
-    def _read_section(self, name: str, dtype: DType, counts: range, row: int, given: Bits | None) -> Bits:
+    def _read_section(self, name: str, dtype: DType, counts: range, row: int, prediction: Bits | None) -> Bits:
         section = self._rows[name]
         if section.dtype != dtype.name or section.count not in counts:
             raise DamageError(
                 f"section '{name}' is {section.count} elements of {section.dtype}, "
                 f"its tensors need {counts[-1]} of {dtype.name}"
             )
-        array = coding.Array(dtype, section.count, row or max(1, section.count), given)
+        array = coding.Array(dtype, section.count, row or max(1, section.count), prediction)
         return coding.decode(section.coder, self._sections.read(section), array, name)
-
-
-def with_kinds(slots: Sequence[Slot], kinds: Mapping[str, str]) -> list[Slot]:
-    """Return slots with the kinds that a rule tells in the place of those that names tell."""
-    return [replace(slot, kind=kinds[slot.name]) if slot.name in kinds else slot for slot in slots]
-
-
-def needed(base: Base | None) -> Base:
-    """Return the base; raises BaseError where there is none."""
-    if base is None:
-        raise BaseError("the task needs its base to be decoded", hint="give the base's directory with --base")
-    return base
-
-
-def given_of(unit: Unit, base: Base | None, shared: Callable[[Slot], Tensor]) -> Bits | None:
-    """Return what a unit's coder is given: the base's elements, or tensors of shared parts; or nothing."""
-    if unit.role == "base":
-        return predict(base, unit)
-    return joined([shared(slot).read_flat(0, slot.size) for slot in unit.given]) if unit.given else None
-
-
-def predict(base: Base | None, unit: Unit) -> Bits:
-    """Return what the base says of a unit's elements, rounded to the unit's dtype."""
-    pieces = []
-    for piece in unit.pieces:
-        assert piece.slot.base is not None
-        pieces.append(needed(base).predict(piece.slot.base, unit.dtype, piece.start, piece.stop))
-    return joined(pieces)
-
-
-def joined(pieces: list[Bits]) -> Bits:
-    """Return arrays one behind another, without a copy where there is one."""
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def whole_digest(digests: list[str]) -> str:
-    """Return the digest of a whole task from the sha256 of each tensor, in the order of the template."""
-    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.modules import Dense, Module
+from petlpack.rules.modules import Dense, Module
 from petlpack.tensors.safetensors_file import Header, build_header
 from petlpack.tensors.tensor import Tensor
 

@@ -1,4 +1,4 @@
-"""Shared parts: bytes (templates, tables of bases, kept files) and tensors, each named by what it decodes to."""
+"""Shared parts of tensors (prototypes, generators), each named by the digests of what it decodes to."""
 
 from __future__ import annotations
 
@@ -10,94 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from petlpack import coding, container
-from petlpack.codecs.base import Role, Unit
+from petlpack import container
 from petlpack.codecs.registry import codec
-from petlpack.container import Container, Manifest
-from petlpack.decoding import DecodedSection, Decoder
+from petlpack.codecs.units import Role, Unit
 from petlpack.errors import DamageError, UnknownFormatError, printable
+from petlpack.records.slot import Slot
+from petlpack.sections.predict import Predictions
+from petlpack.sections.read import DecodedSection, SectionReader
+from petlpack.sections.shared import BYTES, find_shared, read_shared
 from petlpack.store import Store
-from petlpack.template import BaseTable, Slot, Template, parse_base_table, parse_template
-from petlpack.tensors.dtypes import DTYPES, DType, dtype_named
+from petlpack.tensors.dtypes import DType, dtype_named
 from petlpack.tensors.safetensors_file import is_shape
 from petlpack.tensors.tensor import Tensor
-
-MAX_SHARED = 1 << 28
-"""Bytes that a kept file may decode to: 256 MB, many times the largest tokenizer."""
-
-MAX_TEMPLATE = 1 << 25
-"""Bytes of a template: 32 MB describe a hundred thousand tensors, and parsing a hostile one stays cheap."""
-
-TEMPLATES = 64
-"""Templates that a pack keeps in memory: tasks of one kind share one."""
-
-BYTES = "bytes"
-"""What the manifest of a shared part of bytes has in the place of a codec."""
-
-
-class Templates:
-    """The templates of a pack that were read lately, and the tables of bases that they name."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._texts: dict[str, bytes] = {}
-        self._tables: dict[str, BaseTable] = {}
-        self._templates: dict[tuple[str, str | None], Template] = {}
-
-    def read(self, sha256: str, name: str | None) -> Template:
-        """Read and parse a template for a task that is called `name` in it; raises DamageError."""
-        if (sha256, name) not in self._templates:
-            if len(self._templates) == TEMPLATES:
-                self._templates.clear()
-                self._texts = dict.fromkeys([sha256], self._texts[sha256]) if sha256 in self._texts else {}
-            if sha256 not in self._texts:
-                self._texts[sha256] = read_shared(self._store, sha256, MAX_TEMPLATE)
-            text = self._texts[sha256]
-            self._templates[sha256, name] = parse_template(text, f"shared part {sha256}", name, self.table)
-        return self._templates[sha256, name]
-
-    def table(self, sha256: str) -> BaseTable:
-        """Read and parse the table of a base; raises DamageError."""
-        if sha256 not in self._tables:
-            text = read_shared(self._store, sha256, MAX_TEMPLATE)
-            self._tables[sha256] = parse_base_table(text, f"shared part {sha256}")
-        return self._tables[sha256]
-
-    def put(self, sha256: str, name: str | None, template: Template) -> None:
-        """Keep a template that is not in the store yet."""
-        self._templates[sha256, name] = template
-
-
-def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
-    """Read a shared part of at most so many bytes, and check that it decodes to what its name says.
-
-    Raises DamageError.
-    """
-    opened = container.read(find_shared(store, sha256))
-    manifest, path = opened.manifest, printable(str(opened.path))
-    rows = manifest.sections
-    made = Manifest("shared", BYTES, rows, (), sha256, {}, {})
-    if manifest != made or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
-        raise DamageError(f"'{path}' is not a shared part of bytes")
-    if rows[0].count > most:
-        raise DamageError(f"'{path}' claims {rows[0].count:,} bytes, at most {most:,} are read")
-    array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
-    data = opened.open_sections().read(rows[0])
-    content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise DamageError(f"'{path}' decodes to something else than its name says")
-    return content
-
-
-def find_shared(store: Store, sha256: str) -> Path:
-    """Return the file of a shared part; raises DamageError where it is missing."""
-    path = store.shared_path(sha256)
-    if not path.is_file():
-        raise DamageError(
-            f"shared part {sha256} is missing from pack '{printable(str(store.path))}'",
-            hint="restore the file from a copy of the pack, or encode the runs that need it again",
-        )
-    return path
 
 
 class Part:
@@ -106,35 +30,35 @@ class Part:
     def __init__(self, path: Path, sha256: str) -> None:
         """Open a part's file; raises DamageError where it is not one, or another than `sha256`."""
         self.path, self.sha256 = path, sha256
-        opened: Container = container.read(path)
+        opened = container.read(path)
         manifest = opened.manifest
         if (manifest.kind, manifest.shared, manifest.decoded, set(manifest.params), dict(manifest.facts)) != (
             *("shared", (), sha256, {"tensors"}, {}),
         ):
             raise DamageError(f"'{printable(str(path))}' is not the shared part {sha256}")
         self.slots = _parse_slots(manifest.params["tensors"], path)
-        self._decoder = Decoder(
-            f"shared part {sha256}", opened, opened.open_sections(), codec(manifest.codec), self.slots
+        self._reader = SectionReader(
+            f"shared part {sha256}", opened, opened.open_sections(), codec(manifest.codec), self.slots, Predictions()
         )
 
     def tensor(self, index: int) -> Tensor:
         """Return one tensor; nothing is decoded before its bits are read."""
         slot = self.slots[index]
-        return Tensor(slot.dtype, slot.shape, lambda start, stop: self._decoder.read(slot, start, stop))
+        return Tensor(slot.dtype, slot.shape, lambda start, stop: self._reader.read(slot, start, stop))
 
     @property
     def units(self) -> dict[str, Unit]:
         """The unit that each section is of, by the section's name."""
-        return self._decoder.units
+        return self._reader.units
 
     @property
     def roles(self) -> dict[str, Role]:
         """The role of each section, by its name."""
-        return self._decoder.roles
+        return self._reader.roles
 
     def sections(self) -> Iterator[DecodedSection]:
-        """Yield every section decoded, with what its coder is given."""
-        return self._decoder.sections()
+        """Yield every section decoded, with its prediction."""
+        return self._reader.sections()
 
     def check(self) -> None:
         """Decode everything; raises DamageError where that is not what the part's name says."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from petlpack.exports.export import Export, Exportable, Reading, adapter_configs, read_object, rebuilt_modules
+from petlpack.exports.places import alpha_of, left_out, lora_factors, write_json
 from petlpack.layouts.heads import in_model, module_of, modules_of
-from petlpack.layouts.places import alpha_of, left_out, lora_factors, write_json
-from petlpack.modules import Rebuilt
+from petlpack.rules.modules import Rebuilt
 from petlpack.tensors.safetensors_file import write_safetensors
 from petlpack.tensors.tensor import Tensor
 
@@ -34,10 +35,21 @@ _ROBERTA_HEAD = {"1": "classifier.dense", "4": "classifier.out_proj"}
 """AdapterHub's head (dropout, dense, tanh, dropout, out on token 0) is RobertaClassificationHead, layer by layer."""
 
 
-def is_peft(weights: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether PEFT loads a run as it is, from the names of its weight files and its adapter_config.json."""
-    own = all(name.rpartition("/")[2].startswith("adapter_model") for name in weights)
-    return own and len(configs) == 1 and "peft_type" in configs[0]
+class AsPeft(Export):
+    """What `PeftModel.from_pretrained` loads."""
+
+    id = "peft"
+
+    def is_already(self, task: Exportable) -> bool:
+        """Tell whether PEFT loads the run as it is: its weight files and its one adapter_config.json are PEFT's."""
+        configs = adapter_configs(task)
+        named = all(name.rpartition("/")[2].startswith("adapter_model") for name in task.template.headers)
+        return named and len(configs) == 1 and "peft_type" in configs[0]
+
+    def write(self, task: Exportable, directory: Path, reading: Reading) -> list[str]:
+        """Write a task whose rule makes a LoRA."""
+        rebuilt, notes = rebuilt_modules(task, reading.base, self.id)
+        return [*notes, *write_peft(rebuilt, directory, task.template.base_name, read_object(task, "config.json"))]
 
 
 def write_peft(

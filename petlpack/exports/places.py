@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import UsageError, printable
-from petlpack.modules import Rebuilt
+from petlpack.rules.modules import Rebuilt
 from petlpack.tensors.tensor import Tensor
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]

@@ -1,49 +1,24 @@
-"""Tensors to a directory that appears only when it is complete."""
+"""Tensors to the weight files of a run: safetensors with the headers they had, or pickled state dicts."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from petlpack.errors import UsageError, printable
-from petlpack.modules import Rebuilt
-from petlpack.template import PICKLED, Slot
+from petlpack.exports.export import Stream
+from petlpack.records.template import PICKLED
 from petlpack.tensors.dtypes import Bits
-from petlpack.tensors.safetensors_file import Header, write_safetensors
+from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor, as_bytes
 
 if TYPE_CHECKING:
     import torch
-
-Stream = Iterable[tuple[Slot, int, Bits]]
-
-
-@contextlib.contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """Lend a directory that becomes `out` when the block ends well; raises UsageError where `out` is not empty."""
-    out = out.resolve()
-    if out == Path.cwd():
-        raise UsageError("cannot decode into the current directory", hint="give a new directory to decode into")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"'{printable(str(out))}' exists already", hint="give a new directory to decode into")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    half_written = out.parent / f".petlpack-{uuid.uuid4().hex}"
-    try:
-        half_written.mkdir()
-        yield half_written
-        if out.exists():
-            out.rmdir()
-        half_written.rename(out)
-    finally:
-        shutil.rmtree(half_written, ignore_errors=True)
 
 
 def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream, same: Mapping[str, str]) -> None:
@@ -76,12 +51,6 @@ def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream
     for name, header in headers.items():
         if (directory / name).suffix in PICKLED:
             _save_pickled(directory / name, header, tensors, same)
-
-
-def write_rebuilt(path: Path, rebuilt: Rebuilt) -> None:
-    """Write rebuilt modules and the head as one safetensors file; how they are used stands in its metadata."""
-    use = json.dumps({"kind": rebuilt.kind, "settings": rebuilt.settings}, sort_keys=True)
-    write_safetensors(path, {**rebuilt.tensors, **rebuilt.head}, {"format": "pt", "use": use})
 
 
 def check_torch(headers: Iterable[str]) -> None:

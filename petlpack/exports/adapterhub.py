@@ -12,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import UsageError, printable
+from petlpack.exports.export import Export, Exportable, Reading, adapter_configs, rebuilt_modules
+from petlpack.exports.places import SAFETENSORS_HINT, alpha_of, by_place, left_out, lora_factors, write_json
+from petlpack.exports.weights import has_torch
 from petlpack.layouts.adapter_files import ADAPTERS, HEAD_FILES
 from petlpack.layouts.heads import in_model
-from petlpack.layouts.places import (
-    SAFETENSORS_HINT,
-    alpha_of,
-    by_place,
-    left_out,
-    lora_factors,
-    write_json,
-)
-from petlpack.modules import Rebuilt
+from petlpack.rules.modules import Rebuilt
 from petlpack.tensors.safetensors_file import write_safetensors
 from petlpack.tensors.tensor import Tensor
 
@@ -60,6 +55,9 @@ _NAMES = ("adapter_down.0.weight", "adapter_down.0.bias", "adapter_up.weight", "
 _MATRICES = {"query": "q", "key": "k", "value": "v"}
 
 
+_FLAG = "without torch only safetensors are written: load them with load_adapter(..., use_safetensors=True)"
+
+
 @dataclass(frozen=True)
 class _Site:
     """Where adapters of some forms stand: the place in Transformers, and the module that holds them in AdapterHub."""
@@ -93,16 +91,29 @@ _SITES = (
 )
 
 
-def is_adapterhub(weights: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether AdapterHub loads a run as it is, from the names of its weight files and its adapter_config.json.
+class AsAdapterhub(Export):
+    """What AdapterHub's `load_adapter` loads."""
 
-    A file of masks, or one prefix for all layers, only PROPETL's own fork understands.
-    """
-    own = {name.rpartition("/")[2] for name in weights} <= {*ADAPTERS, *HEAD_FILES}
-    if not own or len(configs) != 1 or "peft_type" in configs[0]:
-        return False
-    config = configs[0].get("config")
-    return isinstance(config, dict) and config.get("share_adapter") is not True
+    id = "adapterhub"
+
+    def is_already(self, task: Exportable) -> bool:
+        """Tell whether AdapterHub loads the run as it is: its weight files and its one adapter_config.json are its own.
+
+        A file of masks, or one prefix for all layers, only PROPETL's own fork understands.
+        """
+        configs = adapter_configs(task)
+        named = {name.rpartition("/")[2] for name in task.template.headers} <= {*ADAPTERS, *HEAD_FILES}
+        if not named or len(configs) != 1 or "peft_type" in configs[0]:
+            return False
+        config = configs[0].get("config")
+        return isinstance(config, dict) and config.get("share_adapter") is not True
+
+    def write(self, task: Exportable, directory: Path, reading: Reading) -> list[str]:
+        """Write a task whose rule makes adapters or a LoRA, under the name that its run gave it."""
+        rebuilt, notes = rebuilt_modules(task, reading.base, self.id)
+        name = task.name.replace(".", "-") if task.own_name is None else task.own_name
+        notes += write_adapterhub(rebuilt, directory, name, task.template.base_name, pickled=has_torch())
+        return notes if has_torch() else [*notes, _FLAG]
 
 
 def write_adapterhub(

@@ -19,7 +19,7 @@ class Array:
     count: int
     row: int
     """Elements of one row of the matrices that the array is made of."""
-    given: Bits | None = None
+    prediction: Bits | None = None
     """A prediction that encoder and decoder both have, bit for bit: `count` elements of the same dtype."""
 
 

@@ -1,0 +1,225 @@
+"""From a pack to tensors: the second straight line.
+
+store -> container (all validated) -> base digests equal, or refuse -> coding -> codec -> tensors, their digest equal,
+or refuse -> state dict or run directory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from petlpack import container
+from petlpack.codecs.registry import codec
+from petlpack.container import Container, Manifest, ReplacedError, Sections
+from petlpack.decoding.directory import Decoded, write_task
+from petlpack.decoding.templates import Templates
+from petlpack.decoding.tensors import TaskTensors
+from petlpack.errors import BaseError, DamageError, UnknownFormatError, printable
+from petlpack.exports.export import Reading
+from petlpack.parallel import Progress
+from petlpack.records.facts import Facts
+from petlpack.records.sources import Sources, parse_sources
+from petlpack.records.template import Template, bind
+from petlpack.rules.modules import Rebuilt
+from petlpack.sections.parts import Part
+from petlpack.sections.shared import find_shared, read_shared
+from petlpack.store import Store
+from petlpack.tensors.base import Base, open_base
+from petlpack.tensors.dtypes import DTYPES
+from petlpack.tensors.tensor import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Task:
+    """One task of a pack. Opening it reads and checks its header and manifest only."""
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        path: Path | None = None,
+        templates: Templates | None = None,
+        parts: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Open a task by name. `path` and `parts` are for files that are not in their place yet.
+
+        Raises TaskError where there is no such task, DamageError where its file is not as it was written.
+        """
+        self.name = name
+        self.store = store
+        self._templates = Templates(store) if templates is None else templates
+        self._path = path or store.find_task(name)
+        self._parts = parts or {}
+        self._container = container.read(self._path)
+        if self.manifest.kind != "task" or not self.manifest.shared:
+            raise DamageError(f"'{printable(str(self._container.path))}' is not a task")
+
+    def __repr__(self) -> str:
+        """Show name, codec and bytes."""
+        return f"Task({self.name!r}, codec={self.codec!r}, nbytes={self.nbytes})"
+
+    @property
+    def manifest(self) -> Manifest:
+        """The validated manifest."""
+        return self._container.manifest
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """What the encoder knew of the run."""
+        return Facts.parse(self.manifest.facts)
+
+    @property
+    def codec(self) -> str:
+        """Id of the codec."""
+        return self.manifest.codec
+
+    @property
+    def method(self) -> str:
+        """How the run was trained, in words."""
+        return self.facts.method
+
+    @property
+    def exact(self) -> bool:
+        """Whether every bit of what the run's rule needs comes back; `facts` tell how far it does not."""
+        return codec(self.codec).exact and self.facts.exact
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the task's own file."""
+        return self._container.nbytes
+
+    @property
+    def payload(self) -> dict[str, int]:
+        """Bytes of each section."""
+        return {row.name: self._container.section_bytes(row.name) for row in self.manifest.sections}
+
+    @property
+    def template(self) -> Template:
+        """What the task has in common with others: tensors, base, rule, kept files."""
+        return self._templates.read(self.manifest.shared[0], self.own_name)
+
+    @property
+    def parts(self) -> list[str]:
+        """The shared parts that the task needs, each once: its template, tensors, the base's table, kept files."""
+        return list(dict.fromkeys([*self.manifest.shared, *self.template.needs]))
+
+    @property
+    def sources(self) -> Sources:
+        """Where the tensors are found; raises DamageError."""
+        return parse_sources(self.manifest.params, self.template.slots)
+
+    @property
+    def own_name(self) -> str | None:
+        """The task's name inside its keys and files, where that is a parameter of the template; raises DamageError."""
+        name = self.manifest.params.get("name")
+        if name is not None and not isinstance(name, str):
+            raise DamageError(f"task '{self.name}' is called {printable(repr(name))} in its template")
+        return name
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of the run's tensors, each as often as its file holds it."""
+        return self.template.run_bytes(self.sources.aliases)
+
+    def load(self, base: str | Path | Base | None = None) -> TaskTensors:
+        """Return the tensors, lazily: a mapping whose tensors are decoded when their bits are asked for.
+
+        `base` is the base's directory, its weights file, or an opened `Base`, which keeps its digests; by default the
+        directory that the run's own config names. Raises BaseError where the base is missing or another one,
+        DamageError where the pack's bytes are not those that were written.
+        """
+        return self._tensors(self._find_base(base))
+
+    def rebuild(self, base: str | Path | Base | None = None) -> Rebuilt | None:
+        """Return the dense modules that the task's rule makes, computed when they are read; None where it has no rule.
+
+        The base is needed only where the rule's own tensors are stored against it. Raises as `load`.
+        """
+        opened = open_base(base, self.template.base_name if self.template.base else None)
+        tensors = self._tensors(opened)
+        rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
+        if rebuilt is None:
+            return None
+        return replace(rebuilt, head={name: tensors[name] for name in tensors if name in self.template.head})
+
+    def formula(self) -> list[str]:
+        """Return the rule by which the task is rebuilt, as formulas for people."""
+        return [printable(line) for line in codec(self.codec).formula(self.template.rule)]
+
+    def read_file(self, name: str) -> bytes:
+        """Return a kept file as the run had it; raises DamageError."""
+        content = read_shared(self.store, self.template.files[name])
+        if name not in self.template.named or self.own_name is None:
+            return content
+        try:
+            return bind(content.decode(), self.own_name).encode()
+        except UnicodeDecodeError as error:
+            raise DamageError(f"kept file '{name}' takes the task's name and is no text: {error}") from error
+
+    def check_bytes(self) -> None:
+        """Read every section and check its digest, decoding nothing; raises DamageError."""
+        opened, sections = self._open()
+        for row in opened.manifest.sections:
+            sections.read(row)
+
+    def state_dict(self, base: str | Path | Base | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
+        """Return every tensor as a torch tensor on `device`, bit for bit; checks the digest of the whole."""
+        for header in self.template.headers.values():
+            for name, entry in header.entries.items():
+                if entry.dtype not in DTYPES:
+                    raise UnknownFormatError(
+                        f"tensor '{printable(name)}' is {printable(entry.dtype)}, which is carried as bytes only",
+                        hint="`decode` writes it back as it was",
+                    )
+        return {name: Tensor.of(bits, slot.dtype).torch().to(device) for name, slot, bits in self.load(base).read_all()}
+
+    def decode(
+        self,
+        out: str | Path,
+        base: str | Path | Base | None = None,
+        *,
+        to: str = "run",
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> Decoded:
+        """Write the task to a new directory `out`, which appears only when it is complete.
+
+        `to` "run" gives back the run: weight files bit for bit, kept files byte for byte. "safetensors" writes one
+        model.safetensors, of the rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
+        libraries load. Raises UsageError where `out` is not empty, or the task cannot be written so.
+        """
+        return write_task(self, Path(out), to, Reading(base, jobs, progress))
+
+    def _tensors(self, base: Base | None) -> TaskTensors:
+        opened, sections = self._open()
+        parts = [
+            Part(self._parts.get(sha256) or find_shared(self.store, sha256), sha256)
+            for sha256 in opened.manifest.shared[1:]
+        ]
+        return TaskTensors(self.name, opened, sections, self.template, parts, base)
+
+    def _open(self) -> tuple[Container, Sections]:
+        """Open the file for reading; one that was replaced since the task was opened is taken as it is now."""
+        while True:
+            try:
+                return self._container, self._container.open_sections()
+            except ReplacedError:
+                self._container = container.read(self._path)
+
+    def _find_base(self, base: str | Path | Base | None) -> Base | None:
+        if base is None and not self.template.base:
+            return None
+        named = self.template.base_name
+        opened = open_base(base, named)
+        if opened is not None:
+            return opened
+        told = f"; its run named '{printable(named)}'" if named else ""
+        raise BaseError(
+            f"task '{self.name}' needs its base to be decoded{told}", hint="give the base's directory with --base"
+        )

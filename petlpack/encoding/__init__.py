@@ -1,0 +1,1 @@
+"""From a run to a pack: match, prune, share, describe, write."""

@@ -1,0 +1,189 @@
+"""Step 4: what a pack says of a run: its template, where its tensors are found, what people are told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petlpack.decoding.tensors import whole_digest
+from petlpack.encoding.match import Content, Matched
+from petlpack.encoding.prune import Loss
+from petlpack.encoding.share import SharedTensors
+from petlpack.errors import RunError, printable
+from petlpack.layouts.run import Run
+from petlpack.parallel import ordered_map
+from petlpack.records.base_table import base_table_json
+from petlpack.records.facts import Facts, Score
+from petlpack.records.sources import Sources
+from petlpack.records.template import NAME, Template, bind, unbind
+from petlpack.rules.modules import Dense, Masked
+from petlpack.sections.shared import MAX_SHARED
+from petlpack.tensors.base import Base
+from petlpack.tensors.safetensors_file import Header, build_header
+from petlpack.tensors.tensor import Tensor
+
+LARGEST_NAMED = 1 << 16
+"""Bytes of a kept file in which the task's name is looked for: configs are smaller, tokenizers are not."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a task's file and its shared parts of bytes say."""
+
+    template: Template
+    sources: Sources
+    decoded: str
+    """The digest of all that decodes."""
+    contents: Mapping[str, bytes]
+    """Shared parts of bytes by sha256, the template first."""
+    facts: Facts
+
+    @property
+    def template_sha256(self) -> str:
+        """The name of the template's shared part."""
+        return next(iter(self.contents))
+
+
+def describe(
+    run: Run,
+    matched: Matched,
+    parts: tuple[SharedTensors, ...],
+    rule: Mapping[str, Any] | None,
+    loss: Loss | None,
+    jobs: int,
+) -> Described:
+    """Describe a run that was matched, pruned and shared; raises RunError for a kept file that is too large."""
+    template, name, contents = _template(run, matched, parts, rule, jobs)
+    sources = _sources(template, matched, name)
+    return Described(
+        template=template,
+        sources=sources,
+        decoded=whole_digest([matched.digests[slot.name] for slot in template.slots]),
+        contents=contents,
+        facts=_facts(run, template.run_bytes(sources.aliases), loss, _count_kept(run, matched)),
+    )
+
+
+def _template(
+    run: Run, matched: Matched, parts: tuple[SharedTensors, ...], rule: Mapping[str, Any] | None, jobs: int
+) -> tuple[Template, str | None, dict[str, bytes]]:
+    """Return the template, the run's name where it is a parameter, and the shared parts of bytes by sha256."""
+    tensors, refs = matched.tensors, matched.refs
+    head = tensors.keys() - refs.keys() if isinstance(run.module, Dense) else run.module.head & tensors.keys()
+    table = _table(matched.base, jobs) if matched.base is not None and refs else None
+    contents = {name: _read_kept(path) for name, path in run.kept.items()}
+    template = Template(
+        headers={file: _header_of(header, tensors) for file, header in run.headers.items()},
+        base_name=_plain_text(run.base_name),
+        base_table=None if table is None else hashlib.sha256(table).hexdigest(),
+        base=refs,
+        head=frozenset(head),
+        parts=tuple(part.names for part in parts),
+        rule=rule,
+        files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    )
+    name = run.name if template.can_bind(run.name) else None
+    if name is not None:
+        template, contents = _with_named_files(template, contents, name)
+    shared = [template.to_json(name), *([] if table is None else [table]), *contents.values()]
+    return template, name, {hashlib.sha256(content).hexdigest(): content for content in shared}
+
+
+def _with_named_files(template: Template, contents: dict[str, bytes], name: str) -> tuple[Template, dict[str, bytes]]:
+    """Return the template and the kept files with the task's name as a parameter of every file that says it."""
+    parametric = {file: _without_name(content, name) for file, content in contents.items()}
+    named = frozenset(file for file, content in parametric.items() if content is not None)
+    contents = {file: parametric[file] or content for file, content in contents.items()}
+    files = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+    return replace(template, files=files, named=named), contents
+
+
+def _without_name(content: bytes, name: str) -> bytes | None:
+    """Return a text file with the parameter in the place of the name; None where it has none, or would not come back.
+
+    Large files are data, in which a name is a word like any other.
+    """
+    if len(content) > LARGEST_NAMED or name.encode() not in content or NAME.encode() in content:
+        return None
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
+    parametric = unbind(text, name)
+    return parametric.encode() if parametric != text and bind(parametric, name) == text else None
+
+
+def _plain_text(name: str | None) -> str | None:
+    """Return a base's name as a template keeps it: none where it is no text, for it is only a hint to people."""
+    return name if name is not None and name.isprintable() else None
+
+
+def _read_kept(path: Path | bytes) -> bytes:
+    if isinstance(path, bytes):
+        return path
+    size = path.stat().st_size
+    if size > MAX_SHARED:
+        raise RunError(f"'{printable(str(path))}' is {size:,} bytes, a kept file has at most {MAX_SHARED:,}")
+    return path.read_bytes()
+
+
+def _header_of(header: Header, tensors: Mapping[str, Tensor]) -> Header:
+    """Return the header of a weight file, without the tensors that are left out of it."""
+    if header.entries.keys() <= tensors.keys():
+        return header
+    rows = {n: (tensors[n].dtype.name, tensors[n].shape, tensors[n].nbytes) for n in header.entries if n in tensors}
+    return build_header(rows, header.metadata)
+
+
+def _table(base: Base, jobs: int) -> bytes:
+    """Return the table of a base: all its tensors, so that it is one table whatever tasks use of it."""
+    return base_table_json(dict(zip(base.tensors, ordered_map(base.ref, base.tensors, jobs), strict=True)))
+
+
+def _sources(template: Template, matched: Matched, name: str | None) -> Sources:
+    """Find the tensors that are the base's, and those that equal another of the run (tied weights)."""
+    slots = template.slots
+    unchanged = {i for i, slot in enumerate(slots) if slot.base is not None and slot.name in matched.unchanged}
+
+    def cheapest_first(i: int) -> tuple[bool, bool, bool, int]:
+        return i not in unchanged, slots[i].part is None, slots[i].base is None, i
+
+    aliases: dict[int, int] = {}
+    first: dict[Content, int] = {}
+    for i in sorted(range(len(slots)), key=cheapest_first):
+        other = first.setdefault(matched.content(slots[i].name), i)
+        if other != i and slots[i].size and i not in unchanged and slots[i].part is None:
+            aliases[i] = other
+    return Sources(slots, frozenset(unchanged), aliases, name)
+
+
+def _facts(run: Run, run_bytes: int, loss: Loss | None, kept: int | None) -> Facts:
+    """Return what people are told about the task."""
+    return Facts(
+        layout=run.layout,
+        method=run.method,
+        whole=run.whole,
+        exact=run.exact and loss is None,
+        run_bytes=run_bytes,
+        task=run.task,
+        score=None if run.score is None else Score(*run.score),
+        note=run.note,
+        density=None if loss is None else loss.density,
+        errors=None if loss is None else loss.errors,
+        figures={**run.figures, **({} if kept is None else {"kept": kept})},
+    )
+
+
+def _count_kept(run: Run, matched: Matched) -> int | None:
+    """Return how many entries the masks keep, each mask once; None where there is none."""
+    masks = {
+        matched.content(name): tensor
+        for name, tensor in matched.tensors.items()
+        if tensor.dtype.name == "BOOL" and isinstance(run.module, Masked) and name not in run.module.head
+    }
+    return sum(int(np.count_nonzero(mask.bits())) for mask in masks.values()) if masks else None

@@ -1,0 +1,155 @@
+"""From a run to a pack: the first straight line.
+
+run directory -> layout reader -> module -> match, prune, share, describe (prepare.py) -> codec -> sections -> coders ->
+container -> decoded again and compared (write.py) -> store, the shared parts first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from petlpack.codecs.registry import codecs_for
+from petlpack.coding.array import Level
+from petlpack.encoding.request import Request
+from petlpack.encoding.write import TaskWriter, Written
+from petlpack.errors import BaseError, RunError, printable
+from petlpack.layouts.registry import options_of, read_run
+from petlpack.layouts.run import LeftOut, Run
+from petlpack.parallel import Progress, count_jobs
+from petlpack.sections.parts import unreadable
+from petlpack.store import Store, check_task_name
+from petlpack.tensors.base import Base, open_base
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What `encode` did: the task, its bytes, the shared parts it uses (sha256 -> bytes), what was left out."""
+
+    name: str
+    method: str
+    layout: str
+    codec: str
+    exact: bool
+    nbytes: int
+    source_bytes: int
+    seconds: float
+    shared: dict[str, int]
+    left_out: tuple[LeftOut, ...]
+    warnings: tuple[str, ...]
+
+
+def encode(
+    run_dir: str | Path,
+    pack: str | Path,
+    base: str | Path | Base | None = None,
+    *,
+    task: str | None = None,
+    codec: str = "auto",
+    level: Level = "small",
+    settings: Mapping[str, str | bool] | None = None,
+    density: float | None = None,
+    replace: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> list[Encoded]:
+    """Encode the tasks of one run into a pack, which is made if there is none; most runs hold one task.
+
+    `base` is the pretrained checkpoint (directory, weights file or `Base`), by default the directory that the run's own
+    config names. `task` is the task's name, by default the directory's; several tasks are called `<task>.<theirs>`.
+    `codec` "auto" keeps the codec whose task file is smallest. `settings` say what the run's directory does not (its
+    combine rule, activation, ...), and what to keep of it: `keep_experts` and `keep_retriever` what averaging and
+    inference drop, `bake` a produced prefix in the place of the network that makes it. `density` keeps only that share
+    of the changes of a full fine-tune, the largest ones. Raises RunError, BaseError, UsageError, or TaskError (name
+    taken and not `replace`), and then leaves the pack as it was.
+    """
+    started = time.perf_counter()
+    name = check_task_name(task if task is not None else default_name(Path(run_dir)))
+    request = Request(codec, level, density, options_of(settings or {}))
+    runs = read_run(run_dir, request.options)
+    named = dict(zip(_names(name, runs), runs, strict=True))
+    opened = _find_base(runs[0], base, request)
+    figures = _figures(base) if opened is None and base is not None else {}
+    with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
+        for own in named:  # before anything is encoded; the commit asks again
+            store.refuse_taken(own, replace=replace)
+        writer = TaskWriter(store, scratch, opened, request, count_jobs(jobs), progress, figures)
+        written = [writer.write(own, run) for own, run in named.items()]
+        _commit(store, writer, written, replace=replace)
+        seconds = (time.perf_counter() - started) / len(written)
+        return [_encoded(task_file, store, seconds) for task_file in written]
+
+
+def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, replace: bool) -> None:
+    """Put all tasks of a run into the pack or none: what may refuse one is asked before the first goes in."""
+    for task_file in written:
+        store.refuse_taken(task_file.name, replace=replace)
+    contents = {sha256 for task_file in written for sha256 in task_file.shared if sha256 not in writer.parts}
+    damaged = writer.damaged | unreadable(store, contents)
+    for task_file in written:
+        store.put(task_file.name, task_file.path, task_file.shared, damaged, replace=replace)
+        damaged -= task_file.shared.keys()  # written again, once
+
+
+def default_name(run_dir: Path) -> str:
+    """Return the task's name where none is given: the directory's, or the file's without its suffix."""
+    if run_dir.is_file():
+        return run_dir.stem
+    return run_dir.name if run_dir.name not in ("", "..") else run_dir.resolve().name
+
+
+def _names(name: str, runs: Sequence[Run]) -> list[str]:
+    """Return the tasks' names; of a run that holds several, what no task name can hold becomes a hyphen."""
+    if len(runs) == 1:
+        return [name]
+    names = [check_task_name(f"{name}.{re.sub('[^A-Za-z0-9._-]', '-', run.task)}") for run in runs]
+    for own, run in zip(names, runs, strict=True):
+        if [other.lower() for other in names].count(own.lower()) > 1:
+            raise RunError(
+                f"'{printable(str(run.path))}' has several tasks that would be called '{own}'",
+                hint="encode their directories one by one, each with --task",
+            )
+    return names
+
+
+def _find_base(run: Run, base: str | Path | Base | None, request: Request) -> Base | None:
+    """Open the base that a run needs: the one given, else the one that the run names; raises BaseError without one."""
+    if not request.needs_base(run):
+        return None
+    opened = open_base(base, run.base_name)
+    if opened is not None:
+        return opened
+    told = f"; it names '{printable(run.base_name)}', which is no directory here" if run.base_name else ""
+    without = [codec.id for codec in codecs_for(run.module) if not codec.uses_base and not run.on_base]
+    raise BaseError(
+        f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
+        hint="give the pretrained model's directory with --base"
+        + "".join(f"; --codec {codec_id} stores the run without a base" for codec_id in without),
+    )
+
+
+def _figures(base: str | Path | Base) -> dict[str, int]:
+    """Return the float numbers and the bytes of a base that is only named for the accounting; reads its headers."""
+    tensors = (base if isinstance(base, Base) else Base(base)).tensors.values()
+    numbers = sum(tensor.size for tensor in tensors if tensor.dtype.kind == "float")
+    return {"base": numbers, "base_bytes": sum(tensor.nbytes for tensor in tensors)}
+
+
+def _encoded(written: Written, store: Store, seconds: float) -> Encoded:
+    return Encoded(
+        name=written.name,
+        method=written.run.method,
+        layout=written.run.layout,
+        codec=written.codec,
+        exact=written.exact,
+        nbytes=store.task_path(written.name).stat().st_size,
+        source_bytes=written.run.weight_bytes,
+        seconds=seconds,
+        shared={sha256: store.shared_path(sha256).stat().st_size for sha256 in written.shared},
+        left_out=written.run.left_out,
+        warnings=written.run.warnings,
+    )

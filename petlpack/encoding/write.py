@@ -1,0 +1,230 @@
+"""Step 5: task files and the shared parts that they need, each decoded once before anything goes into the pack."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from petlpack.codecs.codec import Codec
+from petlpack.codecs.units import Unit
+from petlpack.container import Manifest, SectionRow
+from petlpack.decoding.task import Task
+from petlpack.decoding.templates import Templates
+from petlpack.encoding.check import check_modules
+from petlpack.encoding.match import Digests
+from petlpack.encoding.prepare import Prepared, prepare
+from petlpack.encoding.request import Request
+from petlpack.encoding.share import SharedTensors
+from petlpack.errors import DamageError, PetlpackError, RunError, printable
+from petlpack.layouts.run import Run
+from petlpack.parallel import Progress
+from petlpack.records.slot import Slot, with_kinds
+from petlpack.sections.parts import Part, part_params, part_slots, unreadable
+from petlpack.sections.predict import Predictions
+from petlpack.sections.shared import write_shared
+from petlpack.sections.write import DeclinedError, ManifestOf, SectionWriter, write_file
+from petlpack.store import Store
+from petlpack.tensors.base import Base
+from petlpack.tensors.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Written:
+    """A task file in scratch, decoded once and found equal, and the shared parts that it needs."""
+
+    name: str
+    path: Path
+    run: Run
+    codec: str
+    exact: bool
+    shared: Mapping[str, bytes]
+
+
+class TaskWriter:
+    """Writes the tasks of one call into scratch files, and knows the parts that they share."""
+
+    def __init__(
+        self,
+        store: Store,
+        scratch: contextlib.ExitStack,
+        base: Base | None,
+        request: Request,
+        jobs: int,
+        progress: Progress | None,
+        figures: Mapping[str, int],
+    ) -> None:
+        """Write into scratch files of a store; `figures` are what is known of a base that only the accounting needs."""
+        self._store, self._scratch, self._base, self._request = store, scratch, base, request
+        self._jobs, self._progress, self._figures = jobs, progress, figures
+        self._digests = Digests(jobs)
+        self.parts: dict[str, Path] = {}
+        """Where the shared parts of tensors are, by sha256."""
+        self.damaged: set[str] = set()
+        """Those of them that the pack has, and that cannot be read there."""
+
+    def write(self, name: str, run: Run) -> Written:
+        """Write one task by the codec whose file is smallest; raises RunError where the wanted one does not suit."""
+        best: tuple[Path, Codec, Prepared] | None = None
+        prepared: Prepared | None = None
+        for codec in self._request.candidates(run):
+            rule = codec.rule_of(run.module)
+            if prepared is None or prepared.described.template.rule != rule:
+                prepared = self._prepare(run, rule)
+                check_modules(prepared, codec)
+            self._write_parts(prepared, codec)
+            path = self._scratch.enter_context(self._store.scratch())
+            suits = self._write_task(path, prepared, codec)
+            if suits and (best is None or path.stat().st_size < best[0].stat().st_size):
+                best = path, codec, prepared
+        if best is None:
+            raise RunError(
+                f"codec '{self._request.codec}' does not suit '{printable(str(run.path))}': "
+                "too many weights differ from the base",
+                hint="--codec auto chooses the codec that takes the fewest bytes",
+            )
+        return self._compared(name, *best)
+
+    def _prepare(self, run: Run, rule: Mapping[str, Any] | None) -> Prepared:
+        """Make a run ready, and note what was asked of it."""
+        density = self._request.density
+        prepared = prepare(run, self._base, self._digests, rule=rule, density=density)
+        return prepared.noting(
+            {**self._request.options.to_facts(), **({} if density is None else {"density": density})}, self._figures
+        )
+
+    def _compared(self, name: str, path: Path, codec: Codec, prepared: Prepared) -> Written:
+        """Decode a written file once, and return it; what the pack lacks of its parts is where this call wrote it."""
+        described = prepared.described
+        templates = Templates(self._store)
+        templates.put(described.template_sha256, described.sources.name, described.template)
+        task = Task(self._store, name, path, templates, self.parts)
+        _compare(task, self._base, self._jobs)
+        parts = {part.sha256: self.parts[part.sha256] for part in prepared.parts}
+        return Written(name, path, prepared.run, codec.id, task.exact, _SharedFiles(described.contents, parts))
+
+    def _write_task(self, path: Path, prepared: Prepared, codec: Codec) -> bool:
+        """Write the task file by one codec; returns False where the codec declines a run that was not pruned for it."""
+        kinds = codec.kinds(prepared.described.template.rule)
+        slots = shared_slots(prepared, kinds)
+        shared = {
+            slot: tensor
+            for part, part_slots in zip(prepared.parts, slots, strict=True)
+            for slot, tensor in zip(part_slots, part.tensors, strict=True)
+        }
+        predictions = Predictions(self._base, shared)
+        units = codec.units(with_kinds(prepared.described.sources.stored, kinds), predictions.shared)
+        try:
+            self._write_file(
+                path,
+                codec,
+                units,
+                prepared.matched.tensors,
+                predictions,
+                task_manifest(codec, prepared),
+                may_decline=self._request.density is None,
+            )
+        except DeclinedError:
+            return False
+        return True
+
+    def _write_parts(self, prepared: Prepared, codec: Codec) -> None:
+        """Write the shared parts of tensors that are not in the pack yet, each once in a call."""
+        new = [part.sha256 for part in prepared.parts if part.sha256 not in self.parts]
+        self.damaged |= unreadable(self._store, new)
+        kinds = codec.kinds(prepared.described.template.rule)
+        for slots, part in zip(shared_slots(prepared, kinds), prepared.parts, strict=True):
+            if part.sha256 in self.parts:
+                continue
+            path = self._scratch.enter_context(self._store.scratch())
+            missing = part.sha256 in self.damaged
+            try:  # a copy, for nobody may need the part before this task does, and a gc may take it
+                if not missing:
+                    shutil.copyfile(self._store.shared_path(part.sha256), path)
+            except FileNotFoundError:
+                missing = True
+            if missing:
+                self._write_part(path, part, part_slots(slots), codec)
+            self.parts[part.sha256] = path
+
+    def _write_part(self, path: Path, part: SharedTensors, slots: list[Slot], codec: Codec) -> None:
+        tensors = {slot.name: tensor for slot, tensor in zip(slots, part.tensors, strict=True)}
+
+        def manifest_of(rows: tuple[SectionRow, ...]) -> Manifest:
+            return Manifest("shared", codec.id, rows, (), part.sha256, part_params(slots), {})
+
+        self._write_file(path, codec, codec.units(slots), tensors, Predictions(), manifest_of)
+        Part(path, part.sha256).check()
+
+    def _write_file(
+        self,
+        path: Path,
+        codec: Codec,
+        units: list[Unit],
+        tensors: Mapping[str, Tensor],
+        predictions: Predictions,
+        manifest_of: ManifestOf,
+        *,
+        may_decline: bool = False,
+    ) -> None:
+        writer = SectionWriter(codec, self._request.level, self._jobs, self._progress)
+        encoded = writer.encode(units, tensors, predictions, may_decline=may_decline)
+        with path.open("wb") as file:
+            write_file(file, codec, units, (section for sections in encoded for section in sections), manifest_of)
+
+
+def task_manifest(codec: Codec, prepared: Prepared) -> ManifestOf:
+    """Return what makes the manifest of a task."""
+    described = prepared.described
+    parts = (described.template_sha256, *(part.sha256 for part in prepared.parts))
+    params, facts = described.sources.to_params(), described.facts.to_json()
+
+    def manifest_of(rows: tuple[SectionRow, ...]) -> Manifest:
+        return Manifest("task", codec.id, rows, parts, described.decoded, params, facts)
+
+    return manifest_of
+
+
+def shared_slots(prepared: Prepared, kinds: Mapping[str, str]) -> list[list[Slot]]:
+    """Return the slots of each shared part as the task sees them; one that no file has is nameless."""
+    known = {slot.name: slot for slot in with_kinds(prepared.described.template.slots, kinds)}
+    return [
+        [
+            known[like] if name is not None else replace(known[like], name="", part=(number, i))
+            for i, (name, like) in enumerate(zip(part.names, part.like, strict=True))
+        ]
+        for number, part in enumerate(prepared.parts)
+    ]
+
+
+def _compare(task: Task, base: Base | None, jobs: int) -> None:
+    """Decode a written task once; its digest must be the run's, so no file stands in a pack that does not decode."""
+    try:
+        for _ in task.load(base).stream(jobs=jobs):
+            pass
+    except DamageError as error:
+        raise PetlpackError(
+            f"what was written for task '{task.name}' does not decode to the run: {error.message}",
+            hint="the run's files changed while they were read, or this is a bug; nothing was put into the pack",
+        ) from error
+
+
+class _SharedFiles(Mapping[str, bytes]):
+    """The files of shared parts by sha256, made when asked for: most are in the pack already, and zstd takes time."""
+
+    def __init__(self, contents: Mapping[str, bytes], parts: Mapping[str, Path]) -> None:
+        self._contents, self._parts = contents, parts
+
+    def __getitem__(self, sha256: str) -> bytes:
+        if sha256 in self._parts:
+            return self._parts[sha256].read_bytes()
+        return write_shared(self._contents[sha256])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._contents, *self._parts])
+
+    def __len__(self) -> int:
+        return len(self._contents) + len(self._parts)

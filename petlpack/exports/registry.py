@@ -1,0 +1,24 @@
+"""The table of exports: what `decode` can write a task as."""
+
+from __future__ import annotations
+
+import importlib
+
+from petlpack.errors import UsageError, printable
+from petlpack.exports.export import Export
+
+EXPORTS = {
+    "run": "petlpack.exports.run:AsRun",
+    "safetensors": "petlpack.exports.safetensors:AsSafetensors",
+    "peft": "petlpack.exports.peft:AsPeft",
+    "adapterhub": "petlpack.exports.adapterhub:AsAdapterhub",
+}
+
+
+def export(export_id: str) -> Export:
+    """Return the export of an id; raises UsageError for an id that is not in the table."""
+    if export_id not in EXPORTS:
+        raise UsageError(f"no layout '{printable(export_id)}' to decode to", hint=f"choose one of {', '.join(EXPORTS)}")
+    module, _, name = EXPORTS[export_id].partition(":")
+    loaded: Export = getattr(importlib.import_module(module), name)()
+    return loaded

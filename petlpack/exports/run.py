@@ -1,0 +1,29 @@
+"""`--to run`: the run as it was, weight files bit for bit and kept files byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from petlpack.exports.export import Export, Exportable, Reading, write_files
+from petlpack.exports.weights import check_torch, write_weights
+
+
+class AsRun(Export):
+    """The run's own layout."""
+
+    id = "run"
+
+    def is_already(self, task: Exportable) -> bool:
+        """Return True: a run is itself."""
+        return True
+
+    def write(self, task: Exportable, directory: Path, reading: Reading) -> list[str]:
+        """Write the run's files; return what its encoder noted."""
+        check_torch(task.template.headers)
+        write_files(task, directory, task.template.files)
+        tensors = task.load(reading.base)
+        slots = tensors.sources.slots
+        same = {slots[alias].name: slots[other].name for alias, other in tensors.sources.aliases.items()}
+        stream = tensors.stream(jobs=reading.jobs, progress=reading.progress)
+        write_weights(directory, task.template.headers, stream, same)
+        return [task.facts.note] if task.facts.note else []

@@ -1,0 +1,49 @@
+"""`--to safetensors`: one model.safetensors, of the rebuilt modules where the task has a rule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from petlpack.exports.export import Export, Exportable, Reading, write_files
+from petlpack.exports.weights import write_weights
+from petlpack.rules.modules import Rebuilt
+from petlpack.tensors.safetensors_file import build_header, write_safetensors
+
+FILE = "model.safetensors"
+
+
+class AsSafetensors(Export):
+    """One safetensors file, for whoever reads tensors by name."""
+
+    id = "safetensors"
+
+    def is_already(self, task: Exportable) -> bool:
+        """Tell whether the run is one safetensors file and nothing else."""
+        weights = list(task.template.headers)
+        alone = not task.template.files and len(weights) == 1 and weights[0].endswith(".safetensors")
+        return alone and task.template.rule is None
+
+    def write(self, task: Exportable, directory: Path, reading: Reading) -> list[str]:
+        """Write the rebuilt modules, or all tensors and the kept files; nothing is lost."""
+        rebuilt = task.rebuild(reading.base)
+        if rebuilt is None:
+            _write_tensors(task, directory, reading)
+        else:
+            _write_rebuilt(directory / FILE, rebuilt)
+        return []
+
+
+def _write_tensors(task: Exportable, directory: Path, reading: Reading) -> None:
+    """Write all tensors into one file, whatever files they stood in."""
+    tensors = task.load(reading.base)
+    write_files(task, directory, [name for name in task.template.files if not name.endswith(".index.json")])
+    rows = {slot.name: (slot.dtype.name, slot.shape, slot.nbytes) for slot in tensors.sources.slots}
+    stream = tensors.stream(jobs=reading.jobs, progress=reading.progress)
+    write_weights(directory, {FILE: build_header(rows, {"format": "pt"})}, stream, {})
+
+
+def _write_rebuilt(path: Path, rebuilt: Rebuilt) -> None:
+    """Write rebuilt modules and the head; how they are used stands in the metadata."""
+    use = json.dumps({"kind": rebuilt.kind, "settings": rebuilt.settings}, sort_keys=True)
+    write_safetensors(path, {**rebuilt.tensors, **rebuilt.head}, {"format": "pt", "use": use})

@@ -1,0 +1,43 @@
+"""The tensors of a base with their digests: a shared part that all tasks on it need (formats/template.md)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from petlpack.errors import DamageError, printable
+from petlpack.records.canonical import canonical_json, parse_sha256
+from petlpack.tensors.base import BaseRef
+from petlpack.tensors.dtypes import dtype_named
+from petlpack.tensors.safetensors_file import is_shape
+
+BaseTable = Mapping[str, BaseRef]
+
+
+def base_table_json(refs: BaseTable) -> bytes:
+    """Return the canonical JSON of a base's tensors, the content of a shared part."""
+    return canonical_json([[ref.name, ref.dtype.name, list(ref.shape), ref.sha256] for _, ref in sorted(refs.items())])
+
+
+def parse_base_table(text: bytes, where: str) -> BaseTable:
+    """Parse and check the JSON of a base's tensors, read from `where`; raises DamageError."""
+    try:
+        rows = json.loads(text)
+        table = {row[0]: _parse_ref(*row) for row in rows}
+        if len(table) != len(rows) or base_table_json(table) != text:
+            raise ValueError("it is not canonical JSON")
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise DamageError(f"{where} is not a table of a base: {printable(str(error))}") from error
+    return table
+
+
+def parameters(refs: BaseTable) -> int:
+    """Return the float numbers of a base."""
+    return sum(math.prod(ref.shape) for ref in refs.values() if ref.dtype.kind == "float")
+
+
+def _parse_ref(name: object, dtype: object, shape: object, digest: object) -> BaseRef:
+    if not isinstance(name, str) or not is_shape(shape):
+        raise ValueError(f"'{name}' is not a tensor of a base")
+    return BaseRef(name, dtype_named(str(dtype)), tuple(shape), parse_sha256(digest))

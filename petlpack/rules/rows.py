@@ -1,0 +1,137 @@
+"""Rules as templates hold them: rows of JSON by which dense modules are rebuilt (formats/methods.md)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from typing import Any
+
+from petlpack.errors import DamageError, UnknownFormatError, printable
+from petlpack.rules.modules import Rebuilt, Use
+from petlpack.tensors.tensor import Tensor
+
+Rule = Mapping[str, Any]
+
+
+def to_rule(use: Use, rows: Sequence[Any], **more: Sequence[Any]) -> dict[str, Any]:
+    """Return the JSON of a rule: how the outputs are used, a row for each, and rows of `more`."""
+    tables = {name: [_as_lists(astuple(row)) for row in table] for name, table in {"rows": rows, **more}.items()}
+    return {"kind": use.kind, "settings": dict(use.settings), **tables}
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def check_rule(rule: Rule | None, *more: str) -> Rule:
+    """Return a rule that has the fields of every rule and `more`; raises DamageError."""
+    if rule is None or set(rule) != {"kind", "settings", "rows", *more}:
+        raise DamageError(f"a rule has other fields than kind, settings, rows{''.join(f', {name}' for name in more)}")
+    if rule["kind"] not in ("adapter", "lora", "prefix"):
+        raise UnknownFormatError(f"a rule for {printable(repr(rule['kind']))}, known are adapter, lora, prefix")
+    settings = rule["settings"]
+    if not isinstance(settings, dict):
+        raise DamageError("a rule has settings that are not an object")
+    for name, value in settings.items():
+        if name in _SETTINGS and not _SETTINGS[name](value):
+            raise DamageError(f"a rule has {name} {printable(repr(value))}, which makes no sense")
+    return rule
+
+
+def _is_flags(value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= 3 and all(type(flag) is bool for flag in value) and any(value)
+
+
+_SETTINGS: Mapping[str, Callable[[object], bool]] = {
+    "scaling": lambda value: type(value) in (int, float) and abs(value) < 1e30,  # type: ignore[arg-type]
+    "activation": lambda value: isinstance(value, str),
+    "form": lambda value: isinstance(value, str),
+    "norm_input": lambda value: type(value) is bool,
+    "enable": _is_flags,
+}
+"""What is checked of the settings of a rule; a reader may not know others, and nothing is computed from them."""
+
+
+def parse_rows(rows: object, parse: Callable[[Any], Any]) -> list[Any]:
+    """Return the rows of a rule as `parse` makes them; raises DamageError for one that it cannot take apart."""
+    try:
+        return [parse(row) for row in _list(rows)]
+    except (TypeError, ValueError, IndexError) as error:
+        raise DamageError(f"a rule has a row that makes no sense: {printable(str(error))}") from error
+
+
+def text(value: object) -> str:
+    """Return a text of a rule; raises TypeError for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def maybe_text(value: object) -> str | None:
+    """Return a text or None of a rule."""
+    return None if value is None else text(value)
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """Return a list of texts of a rule."""
+    return tuple(text(item) for item in _list(value))
+
+
+def pair(value: object) -> tuple[str, str]:
+    """Return two texts of a rule."""
+    first, second = texts(value)
+    return first, second
+
+
+def whole(value: object) -> int:
+    """Return a number from 0 of a rule."""
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise TypeError(f"{value!r} is not a number from 0")
+    return value
+
+
+def truth(value: object) -> bool:
+    """Return a truth value of a rule."""
+    if type(value) is not bool:
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
+_NUMBERED = re.compile(r"(?<=\.block\.|\.layer\.)\d+|(?<=\.h\.)\d+")
+
+
+def any_layer(name: str) -> str:
+    """Return a name with `l` in the place of its layer's number, for formulas: the first number after its stack."""
+    return _NUMBERED.sub("l", f".{name}", count=1)[1:]
+
+
+def in_all_layers(names: Sequence[str]) -> str:
+    """Return what stands in a formula for one tensor in every layer: its name, or that of layer `l`."""
+    return names[0] if len(set(names)) == 1 else any_layer(names[0])
+
+
+def rebuilt(rule: Rule, outputs: Mapping[str, Tensor]) -> Rebuilt:
+    """Return the outputs of a rule with how they are used."""
+    return Rebuilt(rule["kind"], rule["settings"], outputs)
+
+
+def find(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a tensor that a rule names; raises DamageError where there is none."""
+    if name not in tensors:
+        raise DamageError(f"a rule names tensor '{printable(name)}', which the task does not have")
+    return tensors[name]
+
+
+def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
+    """Return a tensor that a rule names, of this shape; raises DamageError where it has another."""
+    tensor = find(tensors, name)
+    if tensor.shape != shape:
+        raise DamageError(f"'{printable(name)}' is {list(tensor.shape)}, the rule needs {list(shape)}")
+    return tensor

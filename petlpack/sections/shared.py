@@ -1,0 +1,69 @@
+"""Shared parts of bytes: templates, tables of bases, kept files, each named by the sha256 of what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from petlpack import coding, container
+from petlpack.container import EncodedSection, Manifest
+from petlpack.errors import DamageError, printable
+from petlpack.store import Store
+from petlpack.tensors.dtypes import DTYPES
+
+MAX_SHARED = 1 << 28
+"""Bytes that a kept file may decode to: 256 MB, many times the largest tokenizer."""
+
+BYTES = "bytes"
+"""What the manifest of a shared part of bytes has in the place of a codec."""
+
+
+def write_shared(content: bytes) -> bytes:
+    """Return the bytes of the shared part that holds `content`."""
+    bits = np.frombuffer(content, np.uint8)
+    array = coding.Array(DTYPES["U8"], len(bits), max(1, len(bits)))
+    coder_id, data = coding.encode(bits, array, ("planes",), "small")
+    section = EncodedSection("content", coder_id, "U8", len(bits), data)
+    digest = hashlib.sha256(content).hexdigest()
+    file = io.BytesIO()
+
+    def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
+        return container.Manifest("shared", BYTES, rows, (), digest, {}, {})
+
+    container.write(file, ["content"], len(data) + 1024, iter([section]), manifest_of)
+    return file.getvalue()
+
+
+def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
+    """Read a shared part of at most so many bytes, and check that it decodes to what its name says.
+
+    Raises DamageError.
+    """
+    opened = container.read(find_shared(store, sha256))
+    manifest, path = opened.manifest, printable(str(opened.path))
+    rows = manifest.sections
+    made = Manifest("shared", BYTES, rows, (), sha256, {}, {})
+    if manifest != made or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
+        raise DamageError(f"'{path}' is not a shared part of bytes")
+    if rows[0].count > most:
+        raise DamageError(f"'{path}' claims {rows[0].count:,} bytes, at most {most:,} are read")
+    array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
+    data = opened.open_sections().read(rows[0])
+    content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DamageError(f"'{path}' decodes to something else than its name says")
+    return content
+
+
+def find_shared(store: Store, sha256: str) -> Path:
+    """Return the file of a shared part; raises DamageError where it is missing."""
+    path = store.shared_path(sha256)
+    if not path.is_file():
+        raise DamageError(
+            f"shared part {sha256} is missing from pack '{printable(str(store.path))}'",
+            hint="restore the file from a copy of the pack, or encode the runs that need it again",
+        )
+    return path
