@@ -1,4 +1,4 @@
-"""Run the commands that README.md and docs/cli.md show, and put what they print in their place.
+"""Run the commands that README.md, docs/cli.md and docs/how-it-works.md show, and put what they print in their place.
 
     python benchmarks/samples.py
 
@@ -20,6 +20,7 @@ DEMO = Path("benchmarks") / "demo"
 PAGES = {
     "README.md": "true",
     "docs/cli.md": f"cd {DEMO} && petlpack encode runs/* --base base --pack glue.pack >/dev/null 2>&1",
+    "docs/how-it-works.md": f"cd {DEMO}",
 }
 """Pages, and what is done before their first command."""
 BLOCK = re.compile(r"(?<=^```\n)\$ .*?(?=^```$)", re.DOTALL | re.MULTILINE)
