@@ -1,6 +1,6 @@
 """`hyper`: adapters that a network generates from codes of layer and task (formats/codecs/hyper.md).
 
-PHA (Zhao, Fu, Zhang and Hou 2023), section 3.3, and HyperFormer++ (Mahabadi et al. 2021), section 2.3. The network is
+PHA (Zhao, Fu and He 2023), section 3.3, and HyperFormer++ (Mahabadi et al. 2021), section 2.3. The network is
 stored exactly; what it generates is computed in float64 and rounded once to the network's own dtype, so it lies within
 one rounding of the formula, and within some 1e-6 of what a float32 matrix product gives.
 """

@@ -1,6 +1,6 @@
 """`pha`: multi-task runs whose adapters a network generates from a prototype of each task.
 
-"Prototype-based HyperAdapter" (Zhao, Fu, Zhang and Hou 2023); Bumble666/PHA: a full pytorch_model.bin of T5 and
+"Prototype-based HyperAdapter" (Zhao, Fu and He 2023); Bumble666/PHA: a full pytorch_model.bin of T5 and
 config.json. petlpack.methods.pha: of T5, BERT or RoBERTa, without the base, and a head for each task.
 """
 
