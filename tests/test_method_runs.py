@@ -13,8 +13,8 @@ import torch
 
 import petlpack
 from petlpack import DamageError, RunError, UsageError
-from petlpack.codecs.mask import Mask
-from petlpack.codecs.plain import Plain
+from petlpack.codecs.mask import MaskCodec
+from petlpack.codecs.plain import PlainCodec
 from tests import method_runs as runs
 from tests.method_cases import edit_json, edit_weights, octets, read_weights
 from tests.method_runs import Shape
@@ -277,6 +277,6 @@ SENSELESS: dict[str, list[Any]] = {
 def test_settings_of_a_rule_that_make_no_sense_are_damage(name: str, value: object) -> None:
     rule: dict[str, Any] = {"kind": "lora", "settings": {name: value}, "rows": []}
     with pytest.raises(DamageError, match="makes no sense"):
-        Plain().rebuild(rule, {})
+        PlainCodec().rebuild(rule, {})
     with pytest.raises(DamageError, match="makes no sense"):
-        Mask().rebuild(rule | {"produced": []}, {})
+        MaskCodec().rebuild(rule | {"produced": []}, {})

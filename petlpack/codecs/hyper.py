@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.codecs.codec import Way
-from petlpack.codecs.method import Method, Rule
+from petlpack.codecs.method import MethodCodec, Rule
 from petlpack.errors import DamageError, printable
 from petlpack.rules.arithmetic import computed, floats
 from petlpack.rules.modules import Generated, Generator, Module, Rebuilt, Trunk
@@ -40,7 +40,7 @@ from petlpack.tensors.tensor import Tensor
 
 
 @dataclass(frozen=True)
-class Hyper(Method):
+class HyperCodec(MethodCodec):
     """A generator, shared by all tasks, and a row of codes for each."""
 
     id = "hyper"

@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from petlpack.codecs.codec import Way
-from petlpack.codecs.method import Method, Rule
+from petlpack.codecs.method import MethodCodec, Rule
 from petlpack.errors import DamageError, printable
 from petlpack.rules.arithmetic import computed, floats, produce
 from petlpack.rules.modules import Masked, MaskedMatrix, Module, Produced, Rebuilt
@@ -39,7 +39,7 @@ COMBINE = ("none", "or", "and", "add")
 
 
 @dataclass(frozen=True)
-class Mask(Method):
+class MaskCodec(MethodCodec):
     """Prototype times mask."""
 
     id = "mask"

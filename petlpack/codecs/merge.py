@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from petlpack.codecs.codec import Way
-from petlpack.codecs.method import Method, Rule
+from petlpack.codecs.method import MethodCodec, Rule
 from petlpack.errors import DamageError, printable
 from petlpack.rules import arithmetic
 from petlpack.rules.modules import Average, Mixture, Module, Rebuilt
@@ -22,7 +22,7 @@ from petlpack.tensors.tensor import Tensor
 
 
 @dataclass(frozen=True)
-class Merge(Method):
+class MergeCodec(MethodCodec):
     """Weighted sum of experts; one expert is itself."""
 
     id = "merge"

@@ -23,7 +23,7 @@ LEAST_LAYER = 1 << 10
 Rule = Mapping[str, Any]
 
 
-class Method(Codec):
+class MethodCodec(Codec):
     """Units of a method: masks with what shared parts say of them, tensors, what differs from the base, the head."""
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:

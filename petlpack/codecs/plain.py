@@ -11,8 +11,7 @@ from petlpack.codecs.codec import Codec, ReadSection, Way, read_own
 from petlpack.codecs.method import Rule
 from petlpack.codecs.units import Piece, Section, Unit, group, own_section
 from petlpack.records.slot import Slot
-from petlpack.rules.modules import Copy, Dense, Module, Rebuilt
-from petlpack.rules.modules import Plain as PlainModule
+from petlpack.rules.modules import Copy, Dense, Module, Plain, Rebuilt
 from petlpack.rules.rows import any_layer, check_rule, find, pair, parse_rows, rebuilt, to_rule
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
@@ -22,11 +21,11 @@ UNIT = 1 << 20
 
 
 @dataclass(frozen=True)
-class Plain(Codec):
+class PlainCodec(Codec):
     """Every tensor as it is."""
 
     id = "plain"
-    takes = MappingProxyType({PlainModule: (Way(), Way(setting="keep_experts")), Dense: (Way(),)})
+    takes = MappingProxyType({Plain: (Way(), Way(setting="keep_experts")), Dense: (Way(),)})
     on_request = (Dense,)
     uses_base = False
 
@@ -48,7 +47,7 @@ class Plain(Codec):
 
     def rule_of(self, module: Module) -> dict[str, Any] | None:
         """Return what the tensors are called rebuilt, where the module says how they act."""
-        if not isinstance(module, PlainModule) or module.use is None:
+        if not isinstance(module, Plain) or module.use is None:
             return None
         return to_rule(module.use, module.rows)
 

@@ -11,12 +11,12 @@ from petlpack.rules.modules import Module
 
 CODECS = {
     # of those that are tried on one kind of module, what declines it at once stands first
-    "sparse": "petlpack.codecs.sparse:Sparse",
-    "ulp": "petlpack.codecs.ulp:Ulp",
-    "mask": "petlpack.codecs.mask:Mask",
-    "merge": "petlpack.codecs.merge:Merge",
-    "hyper": "petlpack.codecs.hyper:Hyper",
-    "plain": "petlpack.codecs.plain:Plain",
+    "sparse": "petlpack.codecs.sparse:SparseCodec",
+    "ulp": "petlpack.codecs.ulp:UlpCodec",
+    "mask": "petlpack.codecs.mask:MaskCodec",
+    "merge": "petlpack.codecs.merge:MergeCodec",
+    "hyper": "petlpack.codecs.hyper:HyperCodec",
+    "plain": "petlpack.codecs.plain:PlainCodec",
 }
 
 

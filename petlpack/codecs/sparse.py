@@ -26,7 +26,7 @@ POSITION = DTYPES["U32"]
 
 
 @dataclass(frozen=True)
-class Sparse(Codec):
+class SparseCodec(Codec):
     """Positions of the changed weights over all tensors, and their bits given the base's."""
 
     id = "sparse"

@@ -22,7 +22,7 @@ SAMPLE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Ulp(Codec):
+class UlpCodec(Codec):
     """Every weight near its base: ordered-integer differences, exactly invertible."""
 
     id = "ulp"

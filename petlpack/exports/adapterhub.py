@@ -91,7 +91,7 @@ _SITES = (
 )
 
 
-class AsAdapterhub(Export):
+class AdapterhubExport(Export):
     """What AdapterHub's `load_adapter` loads."""
 
     id = "adapterhub"

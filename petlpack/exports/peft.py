@@ -35,7 +35,7 @@ _ROBERTA_HEAD = {"1": "classifier.dense", "4": "classifier.out_proj"}
 """AdapterHub's head (dropout, dense, tanh, dropout, out on token 0) is RobertaClassificationHead, layer by layer."""
 
 
-class AsPeft(Export):
+class PeftExport(Export):
     """What `PeftModel.from_pretrained` loads."""
 
     id = "peft"

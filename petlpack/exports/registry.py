@@ -8,10 +8,10 @@ from petlpack.errors import UsageError, printable
 from petlpack.exports.export import Export
 
 EXPORTS = {
-    "run": "petlpack.exports.run:AsRun",
-    "safetensors": "petlpack.exports.safetensors:AsSafetensors",
-    "peft": "petlpack.exports.peft:AsPeft",
-    "adapterhub": "petlpack.exports.adapterhub:AsAdapterhub",
+    "run": "petlpack.exports.run:RunExport",
+    "safetensors": "petlpack.exports.safetensors:SafetensorsExport",
+    "peft": "petlpack.exports.peft:PeftExport",
+    "adapterhub": "petlpack.exports.adapterhub:AdapterhubExport",
 }
 
 

@@ -8,7 +8,7 @@ from petlpack.exports.export import Export, Exportable, Reading, write_files
 from petlpack.exports.weights import check_torch, write_weights
 
 
-class AsRun(Export):
+class RunExport(Export):
     """The run's own layout."""
 
     id = "run"

@@ -13,7 +13,7 @@ from petlpack.tensors.safetensors_file import build_header, write_safetensors
 FILE = "model.safetensors"
 
 
-class AsSafetensors(Export):
+class SafetensorsExport(Export):
     """One safetensors file, for whoever reads tensors by name."""
 
     id = "safetensors"

@@ -44,7 +44,7 @@ _AVERAGED = 3
 
 
 @dataclass(frozen=True)
-class Adamix(Layout):
+class AdamixLayout(Layout):
     """The expert soup, a full model with experts, or an NLG `model.*.pt`."""
 
     id = "adamix"

@@ -27,7 +27,7 @@ _MODULE = re.compile(
 
 
 @dataclass(frozen=True)
-class Adapterhub(AdapterLayout):
+class AdapterhubLayout(AdapterLayout):
     """adapter_config.json of AdapterHub's schema, pytorch_adapter.bin or adapter.safetensors."""
 
     id = "adapterhub"

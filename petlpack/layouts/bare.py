@@ -14,7 +14,7 @@ from petlpack.tensors.checkpoint import open_checkpoint
 
 
 @dataclass(frozen=True)
-class Bare(Layout):
+class BareLayout(Layout):
     """A bare `.safetensors` file."""
 
     id = "safetensors"

@@ -23,7 +23,7 @@ _STAGES = ("checkpoint-best-info.pt", "checkpoint-last-info.pt")
 
 
 @dataclass(frozen=True)
-class DiffPruning(Layout):
+class DiffPruningLayout(Layout):
     """The final model, else the best epoch's, else the last's, or a pruned `mag*.pt`; or what a config says is one."""
 
     id = "diff-pruning"

@@ -27,7 +27,7 @@ _BLOCKS = {"encoder": {0: "layer.1", 1: "layer.0"}, "decoder": {0: "layer.2", 1:
 
 
 @dataclass(frozen=True)
-class Hyperformer(Layout):
+class HyperformerLayout(Layout):
     """A model with `adapter_layers_hyper_net` and an embedding for each task."""
 
     id = "hyperformer"

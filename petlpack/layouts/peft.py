@@ -18,7 +18,7 @@ from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoin
 
 
 @dataclass(frozen=True)
-class Peft(Layout):
+class PeftLayout(Layout):
     """A PEFT adapter directory: adapter_config.json with a `peft_type`, adapter_model.safetensors or .bin."""
 
     id = "peft"

@@ -76,7 +76,7 @@ class _Names:
 
 
 @dataclass(frozen=True)
-class Pha(Layout):
+class PhaLayout(Layout):
     """A model with `decoder.param_gen` and a row of prototypes for each task."""
 
     id = "pha"

@@ -45,7 +45,7 @@ _SIDES = {
 
 
 @dataclass(frozen=True)
-class Propetl(AdapterLayout):
+class PropetlLayout(AdapterLayout):
     """An adapter directory with masks: adapter_mask.bin beside adapter_config.json."""
 
     id = "propetl"

@@ -57,7 +57,7 @@ COMBINED = Setting("combine", "how a task's and a layer's mask become one (or, a
 
 
 @dataclass(frozen=True)
-class PropetlT5(Layout):
+class PropetlT5Layout(Layout):
     """propetl_weight.bin or .safetensors, or the raw scores in a full pytorch_model.bin."""
 
     id = "propetl-t5"

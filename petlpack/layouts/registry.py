@@ -17,16 +17,16 @@ from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights
 
 LAYOUTS = {
-    "propetl": "petlpack.layouts.propetl:Propetl",
-    "propetl-t5": "petlpack.layouts.propetl_t5:PropetlT5",
-    "adamix": "petlpack.layouts.adamix:Adamix",
-    "diff-pruning": "petlpack.layouts.diff_pruning:DiffPruning",
-    "pha": "petlpack.layouts.pha:Pha",
-    "hyperformer": "petlpack.layouts.hyperformer:Hyperformer",
-    "adapterhub": "petlpack.layouts.adapterhub:Adapterhub",
-    "peft": "petlpack.layouts.peft:Peft",
-    "transformers": "petlpack.layouts.transformers:Transformers",
-    "safetensors": "petlpack.layouts.bare:Bare",
+    "propetl": "petlpack.layouts.propetl:PropetlLayout",
+    "propetl-t5": "petlpack.layouts.propetl_t5:PropetlT5Layout",
+    "adamix": "petlpack.layouts.adamix:AdamixLayout",
+    "diff-pruning": "petlpack.layouts.diff_pruning:DiffPruningLayout",
+    "pha": "petlpack.layouts.pha:PhaLayout",
+    "hyperformer": "petlpack.layouts.hyperformer:HyperformerLayout",
+    "adapterhub": "petlpack.layouts.adapterhub:AdapterhubLayout",
+    "peft": "petlpack.layouts.peft:PeftLayout",
+    "transformers": "petlpack.layouts.transformers:TransformersLayout",
+    "safetensors": "petlpack.layouts.bare:BareLayout",
 }
 
 

@@ -20,7 +20,7 @@ from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoin
 
 
 @dataclass(frozen=True)
-class Transformers(Layout):
+class TransformersLayout(Layout):
     """A full checkpoint of a Transformers model."""
 
     id = "transformers"
