@@ -133,7 +133,7 @@ class DiffPruning(Method):
         super().__init__(model)
         self.config = config
         self._head = head_parameters(model)
-        self._weights = weights_of(model, but=self._head)
+        self._weights = weights_of(model, excluded=self._head)
         self.size = sum(weight.start.numel() for weight in self._weights)
         self._own = nn.Module()
         self.add(model, "diff_pruning", self._own)
@@ -246,12 +246,12 @@ class DiffPruning(Method):
         weights = find_weights(run_directory(directory))
         if weights is None:
             raise RunError(f"'{printable(str(directory))}' has no weights", hint="give a Trainer's checkpoint")
-        held = TensorFile(weights).tensors
-        if kept := kept_in(held, self.device):
+        state = TensorFile(weights).tensors
+        if kept := kept_in(state, self.device):
             with torch.no_grad():
                 self._fix(float(kept["density"]), kept["chosen"], kept["start"], kept["w"])
         try:
-            self.model.load_state_dict(held, strict=False)
+            self.model.load_state_dict(state, strict=False)
         except UsageError as error:
             raise RunError(f"'{printable(str(weights))}': {error.message}", hint=error.hint) from error
 

@@ -40,9 +40,9 @@ class Weight:
     """The embeddings that look up rows of it, where nothing else uses it."""
 
 
-def weights_of(model: nn.Module, but: Iterable[nn.Parameter]) -> list[Weight]:
+def weights_of(model: nn.Module, excluded: Iterable[nn.Parameter]) -> list[Weight]:
     """Return all of a model's parameters but these; a tied one counts once."""
-    left_out = set(map(id, but))
+    excluded_ids = set(map(id, excluded))
     users: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -50,7 +50,7 @@ def weights_of(model: nn.Module, but: Iterable[nn.Parameter]) -> list[Weight]:
     return [
         Weight(name, theta, theta.detach().clone(), users[id(theta)] if _look_up(name, users[id(theta)]) else [])
         for name, theta in model.named_parameters()
-        if id(theta) not in left_out
+        if id(theta) not in excluded_ids
     ]
 
 

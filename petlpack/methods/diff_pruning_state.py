@@ -10,7 +10,7 @@ from torch import nn
 from petlpack.errors import UsageError
 from petlpack.methods.diff_pruning_stages import Weight
 
-_OWN = "diff_pruning."
+_PREFIX = "diff_pruning."
 """What the names of differences, gates and kept positions begin with."""
 _KEPT = {"w", "start", "chosen", "density"}
 """What stands there in stage 3."""
@@ -20,7 +20,7 @@ def untied(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights in a model's state dict, each tensor once, under its first name."""
     first: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
     for name, tensor in model.state_dict().items():
-        if name.startswith(_OWN):
+        if name.startswith(_PREFIX):
             continue
         first.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor))
     return dict(first.values())
@@ -28,19 +28,20 @@ def untied(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def kept_in(state: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Return what was kept, on a device, in a state dict of stage 3; nothing in one of stage 1."""
-    kept = _own_of(state)
+    kept = _part_of(state)
     return {name: tensor.to(device) for name, tensor in kept.items()} if set(kept) == _KEPT else {}
 
 
-def check_stage(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
-    """Raise UsageError for a model's state dict whose part of the method has not the names and shapes of `own`."""
-    held = _own_of(state)
-    if not held:
+def check_stage(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise UsageError for a model's state dict whose part of the method has not the expected names and shapes."""
+    part = _part_of(state)
+    if not part:
         raise UsageError(
             "the state dict has weights alone, without differences and gates",
             hint="give that of a model with diff pruning on it; what save() wrote is for load()",
         )
-    if {name: tensor.shape for name, tensor in held.items()} != {name: own[name].shape for name in own}:
+    there, here = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (part, expected))
+    if there != here:
         raise UsageError(
             "the state dict is of another stage, density or model than the method's",
             hint="call method.resume(CHECKPOINT) first, and make the optimizer after it",
@@ -57,6 +58,6 @@ def check_base(weights: Sequence[Weight], loaded: Sequence[torch.Tensor], named:
             )
 
 
-def _own_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _part_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the method's own part of a state dict."""
-    return {name.removeprefix(_OWN): tensor for name, tensor in state.items() if name.startswith(_OWN)}
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}

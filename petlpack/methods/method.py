@@ -116,10 +116,9 @@ class Method(Attachment, ABC):
         warned, self._warned, self._probing = self._warned, True, True
         try:
             with torch.inference_mode(False):
-                inputs = {
-                    key: _copy_on(self.device, value) for key, value in (self._batch or few_tokens(self.model)).items()
-                }
-                self._probe(functools.partial(self._run, inputs))
+                inputs = self._batch or few_tokens(self.model)
+                copies = {name: _copy_on(self.device, value) for name, value in inputs.items()}
+                self._probe(functools.partial(self._run, copies))
         finally:
             self._warned, self._probing = warned, False
         self._probed.add(self.task)
@@ -281,10 +280,10 @@ class Method(Attachment, ABC):
         self._settings.register_buffer("settings", octets)
 
     def _check_settings(self, _module: nn.Module, state: Mapping[str, Any], prefix: str, *_args: Any) -> None:
-        held = state.get(f"{prefix}settings")
-        if held is None or torch.equal(held.cpu(), self._settings.settings.cpu()):
+        settings = state.get(f"{prefix}settings")
+        if settings is None or torch.equal(settings.cpu(), self._settings.settings.cpu()):
             return
-        theirs, ours = (json.loads(bytes(octets.tolist())) for octets in (held, self._settings.settings))
+        theirs, ours = (json.loads(bytes(octets.tolist())) for octets in (settings, self._settings.settings))
         name = next((name for name in ours if theirs.get(name) != ours[name]), "tasks")
         raise UsageError(
             f"the checkpoint was trained with {name} {printable(str(theirs.get(name)))}, the method was attached with "

@@ -231,13 +231,13 @@ class Pha(Method):
         training = self.model.training
         self.model.eval()
         reader = self.model.get_encoder() if self.shared_blocks else self.model.base_model
-        taken = inspect.signature(reader.forward).parameters
+        accepted = inspect.signature(reader.forward).parameters
         cosines = []
         try:
             with torch.no_grad():
                 table = F.normalize(torch.stack(list(self.prototypes)), dim=1)
                 for batch in batches:
-                    reader(**{name: value for name, value in batch.items() if name in taken})
+                    reader(**{name: value for name, value in batch.items() if name in accepted})
                     assert self._states is not None
                     vectors = self.retriever.vectors(self._states, batch.get(self._mask.name))
                     cosines.append(F.normalize(vectors, dim=1) @ table.T)
@@ -249,7 +249,7 @@ class Pha(Method):
                 "there are no examples to find the nearest prototype with", hint="give batches of the new task"
             )
         means = dict(zip(self.tasks, torch.cat(cosines).mean(0).tolist(), strict=True))
-        return dict(sorted(means.items(), key=lambda task_and_mean: -task_and_mean[1]))
+        return dict(sorted(means.items(), key=lambda row: -row[1]))
 
     # New tasks
 

@@ -246,14 +246,14 @@ class Argument:
 
     def __init__(self, module: nn.Module, *names: str) -> None:
         """Find the first of `names` that the module's forward takes; raises UsageError where it takes none of them."""
-        taken = list(inspect.signature(module.forward).parameters)
-        known = next((name for name in names if name in taken), None)
-        if known is None:
+        known = list(inspect.signature(module.forward).parameters)
+        name = next((name for name in names if name in known), None)
+        if name is None:
             raise UsageError(
-                f"{type(module).__name__}.forward of {library_of(module)} takes no {names[0]}, only {', '.join(taken)}",
+                f"{type(module).__name__}.forward of {library_of(module)} takes no {names[0]}, only {', '.join(known)}",
                 hint="petlpack does not know this version: install an earlier one, and please report it",
             )
-        self.name, self._position = known, taken.index(known)
+        self.name, self._position = name, known.index(name)
 
     def get(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the argument's value in a call, None where it is left out."""

@@ -258,17 +258,18 @@ class Propetl(Method):
     def _add_prefix(self, layer: int, block: Block) -> None:
         self._note("the prefix", layer, "prefix")
         heads = block.attention.num_attention_heads
-        seen = Argument(block.attention, "attention_mask")
+        attention_mask = Argument(block.attention, "attention_mask")
         cache = Argument(block.attention, "cache", "past_key_values")
 
         def put(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             states = self.weight("prefix", layer).view(self.config.length, 2, heads, -1).permute(1, 2, 0, 3)
-            mask = seen.get(args, kwargs)
+            mask = attention_mask.get(args, kwargs)
             if mask is not None:  # visible: True, 1 of a two-dimensional one, 0 of one that is added
                 visible = True if mask.dtype == torch.bool else float(mask.dim() == 2)
-                args, kwargs = seen.put(F.pad(mask, (self.config.length, 0), value=visible), args, kwargs)
+                longer = F.pad(mask, (self.config.length, 0), value=visible)
+                args, kwargs = attention_mask.put(longer, args, kwargs)
             return cache.put(_Prefix(states), args, kwargs)
 
         self.hook(block.attention.register_forward_pre_hook(put, with_kwargs=True))
