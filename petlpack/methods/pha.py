@@ -124,7 +124,7 @@ class Pha(Method):
             groups.setdefault(rates.get(id(parameter), lr), []).append(parameter)
         return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
-    # The forward pass
+    # Where it stands
 
     def _add_adapters(self) -> None:
         for layer, block in enumerate(self.blocks):
@@ -159,6 +159,8 @@ class Pha(Method):
                 return residual.put(x + adapter(x), args, kwargs)
 
             self.hook(block.output.register_forward_pre_hook(before, with_kwargs=True))
+
+    # The forward pass
 
     def _generate(self, *_: object) -> None:
         self._adapters = self.generator(self.prototypes[self._row(self.task)])
