@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from petlpack.methods.files import TensorFile, write_json, write_tensors
+from petlpack.methods.files import TensorFile, write_json, write_tensors, writing
 from petlpack.methods.method import Method
 from petlpack.methods.places import blocks
 
@@ -87,7 +87,7 @@ class Adapter(Method):
             **{"hidden_size": self.width, "model_name": self.model.config._name_or_path, "version": "adapters.1.3.0"},
         }
         state = self.model.state_dict()
-        with self.writing(directory) as made:
+        with writing(self.model, directory) as made:
             write_json(made / "adapter_config.json", {"config": config, **about})
             write_json(made / "head_config.json", {"config": None, "num_labels": self.model.config.num_labels, **about})
             tensors = {name: t for name, t in state.items() if name.startswith(tuple(self.keys))}

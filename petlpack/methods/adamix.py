@@ -25,9 +25,12 @@ from torch import nn
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.run import read_json
-from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_json, write_tensors
-from petlpack.methods.method import IGNORED, Method, loading, predicts_next, put_on, with_loss
+from petlpack.methods.attachment import loading, put_on
+from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_config, write_tensors, writing
+from petlpack.methods.losses import IGNORED, predicts_next, with_loss
+from petlpack.methods.method import Method
 from petlpack.methods.places import ACTIVATIONS, Block, Projection, blocks, refuse_merged
+from petlpack.methods.probe import parameters_of
 from petlpack.methods.settings import POSITIVE, TRUTH, check_all, check_config, one_of, whole
 
 _STD = 0.02
@@ -153,7 +156,7 @@ class MixtureSoup(nn.Module):  # type: ignore[misc]  # torch is Any here
         if routed:
             experts = list(self.deepspeed_experts)
             drawn = experts.pop(_draw(len(experts)))(x)
-            return _with_idle(drawn, _parameters_of(experts)) if idle_gradients else drawn
+            return _with_idle(drawn, parameters_of(*experts)) if idle_gradients else drawn
         parts = ([getattr(expert, part) for expert in self.deepspeed_experts] for part in ("weight", "bias"))
         return F.linear(x, *(merge(part, self.expert_score_weight) for part in parts))
 
@@ -180,20 +183,20 @@ class AdaMix(Method):
     """AdaMix on a model; made by `attach` or `load`."""
 
     def __init__(self, model: nn.Module, config: Config) -> None:
-        found = blocks(model)
+        model_blocks = blocks(model)
         if "labels" not in inspect.signature(model.forward).parameters:
             raise UsageError(
                 f"{type(model).__name__} takes no labels, which AdaMix needs for its loss",
                 hint="use a model for classification, or one that generates",
             )
         if config.kind == "lora":
-            refuse_merged(model, found[0])
+            refuse_merged(model, model_blocks[0])
         super().__init__(model)
         self.config = config
         self._signature = inspect.signature(model.forward)
         self._routed = False
         self._names: list[str] = []
-        for block in found:
+        for block in model_blocks:
             if config.kind == "adapter":
                 self._add_adapter(block)
             else:
@@ -213,9 +216,9 @@ class AdaMix(Method):
         else:
             about |= {"lora_r": config.rank, "lora_alpha": config.alpha}
             about |= {"share_A": int(config.share_down), "share_B": int(config.share_up)}
-        with self.writing(directory) as made:
+        with writing(self.model, directory) as made:
             write_tensors(made / SOUPS[0], {**self.tensors(), **self.head_tensors()})
-            write_json(made / "config.json", self.config_json(**about))
+            write_config(made, self.model, **about)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the experts and their scores, as the model names them."""
@@ -241,8 +244,7 @@ class AdaMix(Method):
             return _with_consistency(output, other, labels, shift=predicts_next(self.model))
         finally:
             # Checkpointed blocks run again in the backward pass; torch restores the generator, so they draw the same
-            again = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
-            self._routed = self._routed and again
+            self._routed = self._routed and bool(self.checkpointing())
 
     def _add_adapter(self, block: Block) -> None:
         soup = ExpertSoup(block.width, self.config)
@@ -250,7 +252,7 @@ class AdaMix(Method):
         self.hook(block.feed_forward.register_forward_hook(lambda _module, _args, out: soup(out, self.routed)))
         self._names += [f"{block.output_name}.ExpertSoup.{name}" for name in soup.state_dict()]
         experts = [expert for side in (soup.MoA_A, soup.MoA_B) for expert in side.deepspeed_experts]
-        self.insert("the mixture of adapters", block.name, block.layer, lambda: _parameters_of(experts))
+        self.insert("the mixture of adapters", block.name, block.layer, lambda: parameters_of(*experts))
 
     def _add_lora(self, block: Block, name: str, projection: Projection) -> None:
         """Add experts of a LoRA: A one Kaiming draw, the same for all of them, B zeros (loralib/layers.py:263-290)."""
@@ -272,8 +274,8 @@ class AdaMix(Method):
             return out + self._delta(projection, args[0]).to(out.dtype)  # under autocast another than the input's
 
         self.hook(linear.register_forward_hook(add))
-        both = [linear.experts_lora_A, linear.experts_lora_B]
-        self.insert(f"the mixture of LoRAs on {name}", block.name, block.layer, lambda: _parameters_of(both))
+        both = linear.experts_lora_A, linear.experts_lora_B
+        self.insert(f"the mixture of LoRAs on {name}", block.name, block.layer, lambda: parameters_of(*both))
 
     def _delta(self, projection: Projection, x: torch.Tensor) -> torch.Tensor:
         """Return alpha / rank * B A x, shaped (..., outputs), in the experts' precision."""
@@ -305,10 +307,10 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
     """Put a saved or decoded run on a model of its base; raises RunError where they do not fit."""
     path = run_directory(directory)
     about = path / "config.json"
-    found = next((path / name for name in SOUPS if (path / name).is_file()), None)
-    if found is None:
+    weights = next((path / name for name in SOUPS if (path / name).is_file()), None)
+    if weights is None:
         raise RunError(f"'{printable(str(path))}' has no {SOUPS[0]}", hint=GIVE)
-    file = TensorFile(found)
+    file = TensorFile(weights)
     lora = any(".experts_lora_" in name for name in file.tensors)
     method = attach(model, _config(read_json(about), about, lora=lora), probe=probe)
     with loading(method):
@@ -340,32 +342,28 @@ def _with_consistency(output: Any, other: Any, labels: torch.Tensor, *, shift: b
 def _config(about: Mapping[str, Any], file: Path, *, lora: bool) -> Config:
     """Return the settings that a run's config.json says, saved or decoded, or left by the reference code."""
 
-    def said(*names: str) -> Any:
+    def setting(*names: str) -> Any:
         for name in names:
             if about.get(name) is not None:
                 return about[name]
         raise RunError(f"'{printable(str(file))}' has no {names[0]}", hint="the config belongs to another run")
 
-    if said("inference_level") != _MERGED:
+    if setting("inference_level") != _MERGED:
         raise RunError(
             f"'{printable(str(file))}' has inference_level {printable(str(about['inference_level']))}, which routes at "
             f"random; {_MERGED} averages the experts",
             hint="only averaged experts can be loaded",
         )
     down, up = ("share_A", "share_B") if lora else ("sharing_down", "sharing_up")
-    settings: dict[str, Any] = {"kind": "lora" if lora else "adapter", "experts": said("num_experts")}
+    settings: dict[str, Any] = {"kind": "lora" if lora else "adapter", "experts": setting("num_experts")}
     settings |= {"share_down": bool(about.get(down)), "share_up": bool(about.get(up))}
     settings |= {"consistency": bool(about.get("consistency", True))}
     if lora:
-        settings |= {"rank": said("lora_r"), "alpha": said("lora_alpha")}
+        settings |= {"rank": setting("lora_r"), "alpha": setting("lora_alpha")}
     else:
-        settings |= {"bottleneck": said("adapter_size"), "activation": said("adapter_activation", "hidden_act")}
+        settings |= {"bottleneck": setting("adapter_size"), "activation": setting("adapter_activation", "hidden_act")}
     with stated_in(file):
         return Config(**settings)
-
-
-def _parameters_of(modules: Sequence[nn.Module]) -> list[torch.Tensor]:
-    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def _draw(experts: int) -> int:

@@ -17,8 +17,7 @@ import functools
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +27,22 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.run import read_json
-from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_json, write_tensors
-from petlpack.methods.gates import Gates, Kept, Weight, bits, exactly
-from petlpack.methods.method import Method, loading, loss_of, put_on, with_loss
-from petlpack.methods.places import head_modules
-from petlpack.methods.probe import no_effect, running, weighed
+from petlpack.methods.attachment import loading, put_on
+from petlpack.methods.diff_pruning_probe import check_step
+from petlpack.methods.diff_pruning_stages import Gates, Kept, bits, exactly, largest, restore, starts_of, weights_of
+from petlpack.methods.diff_pruning_state import check_base, check_stage, kept_in, untied
+from petlpack.methods.files import GIVE, TensorFile, run_directory, stated_in, write_config, write_tensors, writing
+from petlpack.methods.heads import head_parameters
+from petlpack.methods.losses import loss_of, with_loss
+from petlpack.methods.method import Method
+from petlpack.methods.probe import running
 from petlpack.methods.settings import NOT_NEGATIVE, POSITIVE, SHARE, TRUTH, check, check_all, check_config, number
 from petlpack.tensors.checkpoint import find_weights
+
+__all__ = ["Config", "DiffPruning", "attach", "largest", "load"]
+
+_CONSTANT = "constant_lr"
+"""A rate that no schedule changes, in an optimizer's group."""
 
 _RULES = {
     "density": (SHARE, "density is the share of the base's weights that may change"),
@@ -79,10 +87,6 @@ class Config:
         return math.log(-self.low / self.high)
 
 
-def _check_density(density: float) -> None:
-    check("density", density, *_RULES["density"])
-
-
 def attach(model: nn.Module, config: Config | None = None, *, probe: Mapping[str, Any] | None = None) -> DiffPruning:
     """Give every weight of a model's base a difference and a gate, and begin stage 1; the head trains as it is.
 
@@ -100,15 +104,15 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
     """
     directory = run_directory(directory)
     shown = printable(str(directory))
-    said = read_json(directory / "config.json").get("diff_pruning")
-    if not isinstance(said, dict) or "density" not in said:
+    settings = read_json(directory / "config.json").get("diff_pruning")
+    if not isinstance(settings, dict) or "density" not in settings:
         raise RunError(f"'{shown}/config.json' has no 'diff_pruning' that states a density", hint=GIVE)
     weights = find_weights(directory)
     if weights is None:
         raise RunError(f"'{shown}' has no weights", hint=GIVE)
     file = TensorFile(weights)
     with stated_in(directory / "config.json"):
-        config = Config(density=said["density"], structured=bool(said.get("structured", True)))
+        config = Config(density=settings["density"], structured=bool(settings.get("structured", True)))
     method = attach(model, config, probe=probe)
     with loading(method):
         method.take(file)
@@ -128,21 +132,12 @@ class DiffPruning(Method):
         """Take over every parameter but the head's; a tied one counts once."""
         super().__init__(model)
         self.config = config
-        self._head = [parameter for module in head_modules(model).values() for parameter in module.parameters()]
-        of_head = {id(parameter) for parameter in self._head}
-        users: dict[int, list[nn.Module]] = {}
-        for module in model.modules():
-            for parameter in module.parameters(recurse=False):
-                users.setdefault(id(parameter), []).append(module)
-        self._weights = [
-            Weight(name, theta, theta.detach().clone(), users[id(theta)] if _look_up(name, users[id(theta)]) else [])
-            for name, theta in model.named_parameters()
-            if id(theta) not in of_head
-        ]
+        self._head = head_parameters(model)
+        self._weights = weights_of(model, excluded=self._head)
         self.size = sum(weight.start.numel() for weight in self._weights)
         self._own = nn.Module()
         self.add(model, "diff_pruning", self._own)
-        self._undo.append(self._restore)
+        self._undo.append(lambda: restore(self._weights))
         self._stage: Gates | Kept = Gates(self._weights, config, self._own)
         for i, weight in enumerate(self._weights):
             weight.theta.requires_grad_(True)
@@ -158,7 +153,10 @@ class DiffPruning(Method):
         self._named: set[str] = set()
         self._inside = False
         self._called: set[int] = set()
-        for part in {getattr(model, "base_model", model), *_encoder_of(model)} - {model}:  # called by themselves, too
+        parts = {getattr(model, "base_model", model)}
+        if getattr(model.config, "is_encoder_decoder", False):
+            parts.add(model.get_encoder())  # which `generate` calls by itself
+        for part in parts - {model}:  # called by themselves, too
             self.hook(part.register_forward_pre_hook(lambda *_args: None if self._inside else self._write()))
 
     def note_own(self) -> None:
@@ -181,8 +179,8 @@ class DiffPruning(Method):
     def groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the optimizer's groups: differences and head at `lr`, gates constantly at `gate_lr`; no decay."""
         gates = self._stage.gates()
-        own = {id(gate) for gate in gates}
-        others = [parameter for parameter in self.parameters() if id(parameter) not in own]
+        of_gates = set(map(id, gates))
+        others = [parameter for parameter in self.parameters() if id(parameter) not in of_gates]
         groups = [{"params": others, "lr": lr, "weight_decay": 0.0}]
         rate = self.config.gate_lr
         return [*groups, {"params": gates, "lr": rate, "weight_decay": 0.0, _CONSTANT: rate}] if gates else groups
@@ -194,8 +192,8 @@ class DiffPruning(Method):
     def differences(self) -> dict[str, torch.Tensor]:
         """Return the differences by the names of the base's tensors, and the head's tensors as they are."""
         with torch.no_grad():
-            own = {weight.name: self._stage.difference(i) for i, weight in enumerate(self._weights)}
-        return own | self.head_tensors()
+            differences = {weight.name: self._stage.difference(i) for i, weight in enumerate(self._weights)}
+        return differences | self.head_tensors()
 
     def prune(self, density: float | None = None) -> None:
         """Keep the largest differences, round(density * size) of them, and begin stage 3 with what they are.
@@ -204,7 +202,7 @@ class DiffPruning(Method):
         optimizer. Raises UsageError where the differences are not finite, or all 0.
         """
         density = self.config.density if density is None else density
-        _check_density(density)
+        check("density", density, *_RULES["density"])
         self._follow()
         with torch.no_grad():
             flat = torch.cat([self._stage.difference(i).reshape(-1) for i in range(len(self._weights))])
@@ -215,18 +213,18 @@ class DiffPruning(Method):
                     "all differences are 0: nothing was trained", hint="train in train mode: model.train()"
                 )
             chosen = largest(flat.abs(), round(density * self.size))
-            self._fix(density, chosen, self._starts()[chosen], flat[chosen])
+            self._fix(density, chosen, starts_of(self._weights)[chosen], flat[chosen])
 
     def take(self, file: TensorFile) -> None:
         """Begin stage 3 with the weights of a tuned model, named as in its state dict.
 
         Raises RunError where they are another model's, or change more of it than the density says.
         """
-        for name, own in _untied(self.model).items():
-            if (found := file.get(name, own.shape)).dtype != own.dtype:
-                raise file.error(f"has '{name}' as {found.dtype}, but in the model it is {own.dtype}")
+        for name, tensor in untied(self.model).items():
+            if (dtype := file.get(name, tensor.shape).dtype) != tensor.dtype:
+                raise file.error(f"has '{name}' as {dtype}, but in the model it is {tensor.dtype}")
         with torch.no_grad():
-            start = self._starts()
+            start = starts_of(self._weights)
             flat = torch.cat([file.tensors[weight.name].reshape(-1) for weight in self._weights]).to(start.device)
             chosen = (bits(flat) != bits(start)).nonzero().reshape(-1)
             allowed = round(self.density * self.size)
@@ -248,14 +246,12 @@ class DiffPruning(Method):
         weights = find_weights(run_directory(directory))
         if weights is None:
             raise RunError(f"'{printable(str(directory))}' has no weights", hint="give a Trainer's checkpoint")
-        held = TensorFile(weights).tensors
-        own = {name.removeprefix(_OWN): tensor for name, tensor in held.items() if name.startswith(_OWN)}
-        if set(own) == _KEPT:
-            own = {name: tensor.to(self.device) for name, tensor in own.items()}
+        state = TensorFile(weights).tensors
+        if kept := kept_in(state, self.device):
             with torch.no_grad():
-                self._fix(float(own["density"]), own["chosen"], own["start"], own["w"])
+                self._fix(float(kept["density"]), kept["chosen"], kept["start"], kept["w"])
         try:
-            self.model.load_state_dict(held, strict=False)
+            self.model.load_state_dict(state, strict=False)
         except UsageError as error:
             raise RunError(f"'{printable(str(weights))}': {error.message}", hint=error.hint) from error
 
@@ -266,27 +262,20 @@ class DiffPruning(Method):
                 "nothing has been pruned yet: the differences of stage 1 are dense",
                 hint="call prune() first, and train what it keeps",
             )
-        said = {"density": self.density, "structured": self.config.structured}
-        with self.writing(directory) as made:
-            write_json(made / "config.json", self.config_json(diff_pruning=said))
-            write_tensors(made / "model.safetensors", _untied(self.model))
+        settings = {"density": self.density, "structured": self.config.structured}
+        with writing(self.model, directory) as made:
+            write_config(made, self.model, diff_pruning=settings)
+            write_tensors(made / "model.safetensors", untied(self.model))
 
     def _probe(self, run: Callable[[], Any]) -> None:
         """Show by a training step that the weights' gradients become those of differences and gates."""
         self._follow()
         self._note_tables(run)
-        gates = self._stage if isinstance(self._stage, Gates) else None
-        halfway = gates.halfway() if gates is not None and gates.is_new() else nullcontext()
         try:
-            with running(self.model, training=True), halfway, _without_gradients(self.parameters()):
-                self._backward(weighed(run()))
-                stuck = [weight.name for weight in self._weights if weight.theta.grad is not None]
-                if stuck:
-                    raise no_effect(f"the gradient of '{stuck[0]}' does not reach its difference", self.model)
-                if gates is not None and not gates.reached():
-                    raise no_effect("no gradient reaches the differences and their gates", self.model)
+            check_step(self.model, self._weights, self._stage, self.parameters(), run)
         finally:
-            self._restore()
+            restore(self._weights)
+            gates = self._stage if isinstance(self._stage, Gates) else None
             if gates is not None:
                 gates.forget()
             if gates is None or not gates.is_new():
@@ -310,13 +299,6 @@ class DiffPruning(Method):
                 f"diff pruning runs in {processes} processes, which do not share gradients of differences and gates",
                 hint="train it in one process",
             )
-
-    def _backward(self, total: torch.Tensor | None) -> None:
-        try:
-            if total is not None:
-                total.backward()
-        except UsageError as error:  # from a hook
-            raise no_effect(error.message, self.model) from error
 
     def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the model's output with the weights as they are now, in stage 1 with the gates' cost in the loss."""
@@ -372,13 +354,10 @@ class DiffPruning(Method):
 
         return turn
 
-    def _starts(self) -> torch.Tensor:
-        return torch.cat([weight.start.reshape(-1) for weight in self._weights])
-
     def _fix(self, density: float, chosen: torch.Tensor, start: torch.Tensor, differences: torch.Tensor) -> None:
         for name, _ in [*self._own.named_parameters(), *self._own.named_buffers()]:
             delattr(self._own, name)
-        self._restore()
+        restore(self._weights)
         self._stage = Kept(self._weights, chosen, start, differences, self._own)
         self._own.register_buffer("density", torch.tensor(density, dtype=torch.float64))
         self._stage.write()
@@ -387,18 +366,7 @@ class DiffPruning(Method):
     def _check_state(self, _module: nn.Module, state: Mapping[str, Any], prefix: str, *_args: Any) -> None:
         """Raise UsageError for a state dict that is not of this stage."""
         whole = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        held = {name.removeprefix(_OWN): tensor for name, tensor in whole.items() if name.startswith(_OWN)}
-        own = self._own.state_dict()
-        if not held:
-            raise UsageError(
-                "the state dict has weights alone, without differences and gates",
-                hint="give that of a model with diff pruning on it; what save() wrote is for load()",
-            )
-        if {name: tensor.shape for name, tensor in held.items()} != {name: own[name].shape for name in own}:
-            raise UsageError(
-                "the state dict is of another stage, density or model than the method's",
-                hint="call method.resume(CHECKPOINT) first, and make the optimizer after it",
-            )
+        check_stage(whole, self._own.state_dict())
         self._named = set(whole)
 
     def _take_state(self) -> None:
@@ -406,14 +374,9 @@ class DiffPruning(Method):
         with torch.no_grad():
             loaded = [weight.theta.clone() for weight in self._weights]
             self._stage.taken()
-            self._restore()
+            restore(self._weights)
             self._stage.write()
-        for weight, theta in zip(self._weights, loaded, strict=True):
-            if weight.name in self._named and not torch.allclose(weight.theta, theta, rtol=1e-2, atol=1e-5):
-                raise UsageError(
-                    f"'{weight.name}' in the state dict is not the base plus its difference",
-                    hint="attach to the base that the checkpoint was trained on",
-                )
+        check_base(self._weights, loaded, self._named)
 
     def _follow(self) -> None:
         """Go to the device that the model went to."""
@@ -423,20 +386,6 @@ class DiffPruning(Method):
                 weight.start = weight.start.to(device)
             self._stage.to(device)
 
-    def _restore(self) -> None:
-        with torch.no_grad():
-            for weight in self._weights:
-                weight.theta.copy_(weight.start)
-                weight.theta.grad = None
-
-
-_OWN = "diff_pruning."
-"""What the names of differences, gates and kept positions begin with, in a model's state dict."""
-_KEPT = {"w", "start", "chosen", "density"}
-"""What stands there in stage 3."""
-_CONSTANT = "constant_lr"
-"""A rate that no schedule changes, in an optimizer's group."""
-
 
 def _hold_rates(method: weakref.ref[DiffPruning], optimizer: torch.optim.Optimizer, *_args: Any) -> None:
     """Take back what a schedule made of the gates' rate; torch calls it before each step of any optimizer."""
@@ -445,50 +394,3 @@ def _hold_rates(method: weakref.ref[DiffPruning], optimizer: torch.optim.Optimiz
     for group in optimizer.param_groups:
         if _CONSTANT in group and any(id(parameter) in gates for parameter in group["params"]):
             group["lr"] = group[_CONSTANT]
-
-
-@contextmanager
-def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Lay gradients aside for a while."""
-    kept = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, gradient in zip(parameters, kept, strict=True):
-            parameter.grad = gradient
-
-
-def largest(sizes: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the positions of the `count` largest of a flat tensor, ascending; of equal ones the first."""
-    if count == 0:
-        return torch.empty(0, dtype=torch.int64, device=sizes.device)
-    least = torch.topk(sizes, count, sorted=False).values.min()
-    above, equal = (sizes > least).nonzero().reshape(-1), (sizes == least).nonzero().reshape(-1)
-    return torch.cat([above, equal[: count - len(above)]]).sort().values
-
-
-def _look_up(name: str, users: Sequence[nn.Module]) -> bool:
-    """Tell whether all that use a weight look up those rows of it that they are called with; a subclass may not.
-
-    One inside a layer, as T5's relative positions are, counts as used whole: where activations are checkpointed the
-    layer is computed again, and nothing may be drawn in it.
-    """
-    inside = any(part.isdigit() for part in name.split("."))
-    return not inside and all(type(user) is nn.Embedding and user.max_norm is None for user in users)
-
-
-def _encoder_of(model: nn.Module) -> list[nn.Module]:
-    """Return the encoder that `generate` calls by itself, where a model has one."""
-    return [model.get_encoder()] if getattr(model.config, "is_encoder_decoder", False) else []
-
-
-def _untied(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a model's state dict with each tensor once, under its first name."""
-    first: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
-    for name, tensor in model.state_dict().items():
-        if name.startswith(_OWN):
-            continue
-        first.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor))
-    return dict(first.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,68 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.layouts.heads import MODULES
+from petlpack.methods.heads import head_modules
 from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.names import modern
 
 if TYPE_CHECKING:
     from petlpack.methods.method import Method
+
+
+_WEIGHTS = ("*.safetensors", "pytorch_*.bin", "propetl_*.bin", "*/adapter*.safetensors", "*/pytorch_adapter.bin")
+"""Weights of a run, beside which no other run may be saved."""
+
+
+@contextmanager
+def writing(model: nn.Module, directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a directory to write a run into; its files replace `directory`'s of the same names when all are written.
+
+    Raises UsageError where `directory` is the base's, or holds weights that the run would not replace: encoding
+    would take one of the two.
+    """
+    target, base = Path(directory), _base_of(model)
+    if base and Path(base).is_dir() and target.resolve() == Path(base).resolve():
+        raise UsageError(f"'{printable(str(target))}' is the base's own directory", hint="save the run elsewhere")
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as name:
+        made = Path(name)
+        yield made
+        written = [path.relative_to(made) for path in sorted(made.rglob("*")) if path.is_file()]
+        there = {path.relative_to(target) for pattern in _WEIGHTS for path in target.glob(pattern)}
+        if others := sorted(path.as_posix() for path in there - set(written) if path.parts[0] != made.name):
+            raise UsageError(
+                f"'{printable(str(target))}' already holds other weights: {printable(others[0])}",
+                hint="give the run a directory of its own",
+            )
+        for file in written:
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            (made / file).replace(target / file)
+
+
+def config_of(model: nn.Module, **settings: Any) -> dict[str, Any]:
+    """Return a model's config with the base's path, the head's modules, and whatever the method notes in it."""
+    base = _base_of(model)
+    return {
+        **json.loads(model.config.to_json_string(use_diff=False)),
+        "architectures": [type(model).__name__],
+        **({"_name_or_path": base} if base else {}),
+        MODULES: list(head_modules(model)),
+        **settings,
+    }
+
+
+def write_config(directory: Path, model: nn.Module, **settings: Any) -> None:
+    """Write a run's config.json: the model's config, and whatever the method notes in it."""
+    write_json(directory / "config.json", config_of(model, **settings))
+
+
+def _base_of(model: nn.Module) -> str:
+    """Return where the model says that it was loaded from; nothing where it says nothing."""
+    return getattr(model.config, "_name_or_path", "")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -35,8 +91,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UsageError(f"'{name}' has numbers that are not finite", hint="train with a lower learning rate")
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    path.write_bytes(save(own, metadata={"format": "pt"}))  # save_file's are for their owner's eyes only
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.write_bytes(save(copies, metadata={"format": "pt"}))  # save_file's are for their owner's eyes only
 
 
 GIVE = "give the directory that save() or petlpack decode wrote"
@@ -81,19 +137,19 @@ class TensorFile:
 
     def copy(self, wanted: Mapping[str, torch.Tensor]) -> None:
         """Copy into each tensor what stands under its name; one with several names has to be one tensor."""
-        seen: dict[int, str] = {}
-        for name, own in wanted.items():
-            tensor = self.get(name, own.shape)
-            first = seen.setdefault(id(own), name)
+        first_names: dict[int, str] = {}
+        for name, target in wanted.items():
+            tensor = self.get(name, target.shape)
+            first = first_names.setdefault(id(target), name)
             if first == name:
-                own.data.copy_(tensor)
-            elif not torch.equal(own.data, tensor.to(own)):
+                target.data.copy_(tensor)
+            elif not torch.equal(target.data, tensor.to(target)):
                 raise self.error(f"has '{name}', which differs from '{first}', but in the model they are one tensor")
 
     def copy_head(self, method: Method, prefix: str = "", task: str = "") -> None:
         """Copy the model's head, or a task's, whose names begin with `prefix` in the file."""
-        own = method.head_tensors(task)
-        method.load_head({name: self.get(f"{prefix}{name}", tensor.shape) for name, tensor in own.items()}, task)
+        head = method.head_tensors(task)
+        method.load_head({name: self.get(f"{prefix}{name}", tensor.shape) for name, tensor in head.items()}, task)
 
     def refuse_others(self) -> None:
         """Raise RunError for a tensor that was not asked for."""

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import UsageError
-from petlpack.layouts.heads import FIRST, HEADS
 from petlpack.methods.settings import shown
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -25,9 +24,6 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
 }
 """An adapter's non-linearity, as Transformers calls it."""
-
-OF_METHOD = "petl_method_s_own"
-"""An attribute of modules that a method put on a model."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,9 @@ class Projection:
         if len(self.enable) == 1:
             return F.linear(hidden, b)
         parts = sum(self.enable)
-        made = [F.linear(low, own) for low, own in zip(hidden.chunk(parts, -1), b.chunk(parts), strict=True)]
-        nothing = torch.zeros_like(made[0])
-        return torch.cat([made.pop(0) if enabled else nothing for enabled in self.enable], -1)
+        outputs = [F.linear(low, part) for low, part in zip(hidden.chunk(parts, -1), b.chunk(parts), strict=True)]
+        nothing = torch.zeros_like(outputs[0])
+        return torch.cat([outputs.pop(0) if enabled else nothing for enabled in self.enable], -1)
 
 
 @dataclass(frozen=True)
@@ -122,27 +118,27 @@ def blocks(model: nn.Module) -> list[Block]:
     Raises UsageError for a model whose blocks are not built as those of a known family, or that is wrapped.
     """
     refuse_wrapped(model)
-    found = [block for name, module in model.named_modules() if (block := _block(name, module))]
-    if not found:
+    known = [block for name, module in model.named_modules() if (block := _block(name, module))]
+    if not known:
         raise UsageError(
             f"{type(model).__name__} ({library_of(model)}) has no blocks of a known kind",
             hint=f"methods work on models like {FAMILIES}",
         )
-    _refuse_some(model, found)
+    _refuse_some(model, known)
     if getattr(model.config, "attention_type", None) == "block_sparse":
         raise UsageError(
             f"{type(model).__name__} replaces its attention where inputs are short, and with it the method",
             hint='load it with attention_type="original_full"',
         )
-    return found
+    return known
 
 
-def _refuse_some(model: nn.Module, found: list[Block]) -> None:
+def _refuse_some(model: nn.Module, known: list[Block]) -> None:
     """Raise UsageError where blocks of a known kind stand among others, on which the method would not be."""
-    own = {block.layer for block in found}
-    for stack in {block.name.rpartition(".")[0] for block in found}:
+    layers = {block.layer for block in known}
+    for stack in {block.name.rpartition(".")[0] for block in known}:
         members = list(model.get_submodule(stack).children())
-        others = [module for module in members if module not in own]
+        others = [module for module in members if module not in layers]
         if isinstance(model.get_submodule(stack), nn.ModuleList) and others:
             raise UsageError(
                 f"{type(model).__name__} has {len(members)} layers in '{stack}', {len(others)} built differently",
@@ -153,8 +149,8 @@ def _refuse_some(model: nn.Module, found: list[Block]) -> None:
 def _block(name: str, module: nn.Module) -> Block | None:
     """Return a module as a block, by what it is made of: no library's classes are imported."""
     for kind in (_like_bert, _like_t5, _like_distilbert, _like_llama, _like_gpt2, _like_modernbert):
-        if found := kind(name, module):
-            return found
+        if block := kind(name, module):
+            return block
     return None
 
 
@@ -164,9 +160,9 @@ def _linears(attention: nn.Module, *names: str) -> dict[str, Projection]:
 
 def _merged(name: str, module: nn.Module) -> dict[str, Projection]:
     """Return the projection to query, key and value, one behind the other; none where they differ in width."""
-    found = Projection(module, (True, False, True))
-    inputs, outputs = found.sizes
-    return {name: found} if outputs == 3 * inputs else {}
+    projection = Projection(module, (True, False, True))
+    inputs, outputs = projection.sizes
+    return {name: projection} if outputs == 3 * inputs else {}
 
 
 def _like_bert(name: str, module: nn.Module) -> Block | None:
@@ -250,14 +246,14 @@ class Argument:
 
     def __init__(self, module: nn.Module, *names: str) -> None:
         """Find the first of `names` that the module's forward takes; raises UsageError where it takes none of them."""
-        taken = list(inspect.signature(module.forward).parameters)
-        found = next((name for name in names if name in taken), None)
-        if found is None:
+        known = list(inspect.signature(module.forward).parameters)
+        name = next((name for name in names if name in known), None)
+        if name is None:
             raise UsageError(
-                f"{type(module).__name__}.forward of {library_of(module)} takes no {names[0]}, only {', '.join(taken)}",
+                f"{type(module).__name__}.forward of {library_of(module)} takes no {names[0]}, only {', '.join(known)}",
                 hint="petlpack does not know this version: install an earlier one, and please report it",
             )
-        self.name, self._position = found, taken.index(found)
+        self.name, self._position = name, known.index(name)
 
     def get(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the argument's value in a call, None where it is left out."""
@@ -300,36 +296,3 @@ def refuse_wrapped(model: nn.Module) -> None:
         )
     if not hasattr(getattr(model, "config", None), "to_json_string"):
         raise UsageError(f"model must be a model of Transformers, got a {name} without a config", hint=_FROM_PRETRAINED)
-
-
-def head_of(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Return the name and module of a model's own head, which trains with the method; None where it has none."""
-    return next(iter(head_modules(model).items()), None)
-
-
-def head_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return, by name, all that is new with a model's head: the head first, then what stands in front of it.
-
-    That is all beside the base model; the last of it is the head where none has a head's usual name. The output
-    embeddings of a model of language, and what stands in front of them, are the base's.
-    """
-    base = getattr(model, getattr(model, "base_model_prefix", ""), None)
-    weighty = {
-        name: module
-        for name, module in model.named_children()
-        if any(True for _ in module.parameters()) and not hasattr(module, OF_METHOD)
-    }
-    named = next((name for name in weighty if name in HEADS), None)
-    if isinstance(base, nn.Module) and not _has_output_embeddings(model):
-        beside = [name for name, module in weighty.items() if module is not base]
-        head = named or (beside[-1] if beside else None)
-    else:
-        head, beside = named, [name for name in weighty if name in FIRST]
-    if head is None:
-        return {}
-    return {head: weighty[head], **{name: weighty[name] for name in beside if name != head}}
-
-
-def _has_output_embeddings(model: nn.Module) -> bool:
-    find = getattr(model, "get_output_embeddings", None)
-    return find is not None and find() is not None

@@ -35,6 +35,11 @@ class Insert:
     """What it computes with, as the forward under way does."""
 
 
+def parameters_of(*modules: nn.Module) -> list[torch.Tensor]:
+    """Return what an insert made of modules computes with."""
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
 def check_inserts(model: nn.Module, inserts: Sequence[Insert], run: Callable[[], Any]) -> None:
     """Run a model once, by `run` and in eval mode; raise UsageError for an insert that its layer does not depend on.
 
@@ -122,6 +127,19 @@ def _all_with_slopes(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Lay gradients aside for a while."""
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
 
 
 def _cut_off(

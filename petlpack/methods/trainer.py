@@ -18,6 +18,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from petlpack.errors import UsageError, printable
+from petlpack.methods.attachment import method_on
 from petlpack.methods.settings import NOT_NEGATIVE, Rule, check, whole
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Tasks(ConcatDataset):  # type: ignore[misc] # torch is Any here
         if not rows:
             raise UsageError("no task has rows", hint=_BY_TASK)
         check("rows", rows, _ROWS, _BY_TASK)
-        self.each = {name: Task(name, own) for name, own in rows.items()}
+        self.each = {name: Task(name, task_rows) for name, task_rows in rows.items()}
         """Every task by itself: what `eval_dataset` takes, and so each is evaluated alone."""
         self.epoch = 0
         super().__init__(self.each.values())
@@ -101,10 +102,10 @@ class TaskBatches(Sampler[list[int]]):  # type: ignore[misc] # torch is Any here
 
     def _batches(self, task: int, epoch: int) -> Iterator[list[int]]:
         """Give a task's batches of an epoch."""
-        count, own = self.counts[task], self.passes[task]
+        count, length = self.counts[task], self.passes[task]
         rows = None
         for number in range(epoch * count, (epoch + 1) * count):
-            done, place = divmod(number, own)
+            done, place = divmod(number, length)
             if rows is None or place == 0:
                 rows = self._pass(task, done)
             yield rows[place].tolist()
@@ -138,16 +139,16 @@ class TaskCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the batch; raises UsageError for rows of several tasks, and such that say none."""
-        found = {str(row.get(TASK, "")) for row in rows}
-        if "" in found:
+        tasks = {str(row.get(TASK, "")) for row in rows}
+        if "" in tasks:
             raise UsageError("the rows do not say their task", hint=_BY_TASK)
-        if len(found) > 1:
+        if len(tasks) > 1:
             raise UsageError(
-                f"a batch has rows of several tasks: {printable(', '.join(sorted(found)))}",
+                f"a batch has rows of several tasks: {printable(', '.join(sorted(tasks)))}",
                 hint="train with TaskBatches or SwitchTasks, and evaluate task by task: eval_dataset=Tasks(...).each",
             )
         batch = self.collate([{key: value for key, value in row.items() if key != TASK} for row in rows])
-        return {**batch, TASK: found.pop()}
+        return {**batch, TASK: tasks.pop()}
 
 
 class SwitchTasks(Trainer):  # type: ignore[misc] # transformers is Any here
@@ -171,7 +172,7 @@ class SwitchTasks(Trainer):  # type: ignore[misc] # transformers is Any here
 
     def __init__(self, *args: Any, exponent: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        method: Any = getattr(self.model, "_petl_method", None)
+        method = method_on(self.model)
         if method is None or not method.tasks:
             raise UsageError(
                 f"{type(self.model).__name__} has no method for several tasks on it",
@@ -184,10 +185,10 @@ class SwitchTasks(Trainer):  # type: ignore[misc] # transformers is Any here
         """Return the Trainer's own loader, with batches of one task each."""
         if not isinstance(self.train_dataset, Tasks):
             raise UsageError(f"train_dataset must be Tasks, got a {type(self.train_dataset).__name__}", hint=_BY_TASK)
-        made = super().get_train_dataloader()
+        loader = super().get_train_dataloader()
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        batches = TaskBatches(self.train_dataset, made.batch_sampler.batch_size, exponent=self.exponent, seed=seed)
-        settings = {name: getattr(made, name) for name in _SETTINGS}
+        batches = TaskBatches(self.train_dataset, loader.batch_sampler.batch_size, exponent=self.exponent, seed=seed)
+        settings = {name: getattr(loader, name) for name in _SETTINGS}
         return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=batches, **settings))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 import petlpack
 from petlpack.errors import RunError, UsageError
 from petlpack.layouts.registry import read_run
-from petlpack.methods import diff_pruning, gates
+from petlpack.methods import diff_pruning
+from petlpack.methods import diff_pruning_stages as gates
 from petlpack.methods.diff_pruning import Config, DiffPruning
-from petlpack.methods.places import head_of
+from petlpack.methods.heads import head_of
 from tests.method_formulas import diff_pruned, hard_concrete
 from tests.method_runs import Shape, base_config
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from petlpack.encoding.encode import encode
 from petlpack.errors import RunError, UsageError
-from petlpack.methods import places, propetl
+from petlpack.methods import places, propetl, propetl_masks
 from petlpack.methods.propetl import Config
 from petlpack.pack import Pack
 from tests import method_formulas as formulas
@@ -154,7 +154,7 @@ def test_a_scores_gradient_is_the_loss_s_slope_through_its_size(
     model(**batch_of(model)).loss.backward()
     scores = [scores for group in (*method.network.layers, own) for scores in dict(group).values()]
     masks = {float(score.detach().abs().sum()): propetl.top_mask(score, method.keep) for score in scores}
-    monkeypatch.setattr(propetl, "top_mask", lambda sizes, keep: masks[float(sizes.sum())])
+    monkeypatch.setattr(propetl_masks, "top_mask", lambda sizes, keep: masks[float(sizes.sum())])
     for score in scores:
         mask, signs = masks[float(score.detach().abs().sum())], score.detach().sign().flatten()
         for place in torch.randint(mask.numel(), (3,)).tolist():

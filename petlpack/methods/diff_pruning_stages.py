@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,10 +40,47 @@ class Weight:
     """The embeddings that look up rows of it, where nothing else uses it."""
 
 
+def weights_of(model: nn.Module, excluded: Iterable[nn.Parameter]) -> list[Weight]:
+    """Return all of a model's parameters but these; a tied one counts once."""
+    excluded_ids = set(map(id, excluded))
+    users: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(module)
+    return [
+        Weight(name, theta, theta.detach().clone(), users[id(theta)] if _look_up(name, users[id(theta)]) else [])
+        for name, theta in model.named_parameters()
+        if id(theta) not in excluded_ids
+    ]
+
+
+def _look_up(name: str, users: Sequence[nn.Module]) -> bool:
+    """Tell whether all that use a weight look up those rows of it that they are called with; a subclass may not.
+
+    One inside a layer, as T5's relative positions are, counts as used whole: where activations are checkpointed the
+    layer is computed again, and nothing may be drawn in it.
+    """
+    inside = any(part.isdigit() for part in name.split("."))
+    return not inside and all(type(user) is nn.Embedding and user.max_norm is None for user in users)
+
+
+def starts_of(weights: Sequence[Weight]) -> torch.Tensor:
+    """Return p0 of all weights, flat."""
+    return torch.cat([weight.start.reshape(-1) for weight in weights])
+
+
+def restore(weights: Sequence[Weight]) -> None:
+    """Write p0 into the model."""
+    with torch.no_grad():
+        for weight in weights:
+            weight.theta.copy_(weight.start)
+            weight.theta.grad = None
+
+
 class Gates:
     """Stage 1: a difference w and a gate for every weight, and with `structured` a gate for every tensor."""
 
-    def __init__(self, weights: Sequence[Weight], config: Config, own: nn.Module) -> None:
+    def __init__(self, weights: Sequence[Weight], config: Config, holder: nn.Module) -> None:
         self.weights, self.config = weights, config
         self.drawing = False
         # a rate of 0.1, and steps of a millionth, are lost in the few bits of a base in half precision
@@ -53,9 +90,9 @@ class Gates:
         self.alpha = [nn.Parameter(torch.full_like(zero, config.alpha)) for zero in zeros]
         self.groups = nn.Parameter(first.new_full((len(weights),), config.alpha)) if config.structured else None
         for i in range(len(weights)):
-            own.register_parameter(f"w{i}", self.w[i])
-            own.register_parameter(f"alpha{i}", self.alpha[i])
-        own.register_parameter("groups", self.groups)
+            holder.register_parameter(f"w{i}", self.w[i])
+            holder.register_parameter(f"alpha{i}", self.alpha[i])
+        holder.register_parameter("groups", self.groups)
         # of the last training forward: s of equation 4 and z = clamp(l + (r - l) s, 0, 1), by tensor and for the groups
         self.s: list[Any] = [None] * len(weights)
         self.z: list[Any] = [None] * len(weights)
@@ -206,19 +243,19 @@ class Kept:
     """
 
     def __init__(
-        self, weights: Sequence[Weight], chosen: torch.Tensor, start: torch.Tensor, w: torch.Tensor, own: nn.Module
+        self, weights: Sequence[Weight], chosen: torch.Tensor, start: torch.Tensor, w: torch.Tensor, holder: nn.Module
     ) -> None:
         self.theta = [weight.theta for weight in weights]
         self.w = nn.Parameter(w.clone())
-        self.own = own
-        own.register_parameter("w", self.w)
-        own.register_buffer("chosen", chosen)
-        own.register_buffer("start", start.clone())
+        self.holder = holder
+        holder.register_parameter("w", self.w)
+        holder.register_buffer("chosen", chosen)
+        holder.register_buffer("start", start.clone())
         self.taken()
 
     def taken(self) -> None:
         """Find the places in each tensor of what was chosen, or of what a state dict says."""
-        chosen = self.own.chosen
+        chosen = self.holder.chosen
         ends = torch.tensor([0, *(theta.numel() for theta in self.theta)], device=chosen.device).cumsum(0)
         cuts = torch.searchsorted(chosen, ends).tolist()
         self.part = [slice(first, last) for first, last in itertools.pairwise(cuts)]
@@ -232,7 +269,7 @@ class Kept:
 
     def to(self, device: torch.device) -> None:
         """Go to another device."""
-        self.own.to(device)
+        self.holder.to(device)
         self.taken()
 
     def expected_l0(self) -> torch.Tensor:
@@ -247,7 +284,7 @@ class Kept:
 
     def write(self) -> None:
         """Write theta."""
-        values = self.own.start + self.w
+        values = self.holder.start + self.w
         for theta, places, part in zip(self.theta, self.places, self.part, strict=True):
             if len(places):
                 theta.view(-1)[places] = values[part].to(theta.dtype)  # T5 keeps some in single precision
@@ -255,6 +292,15 @@ class Kept:
     def turn(self, i: int, gradient: torch.Tensor) -> None:
         """Add to the gradient of w."""
         gradient_of(self.w)[self.part[i]] += gradient.reshape(-1)[self.places[i]]
+
+
+def largest(sizes: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the positions of the `count` largest of a flat tensor, ascending; of equal ones the first."""
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64, device=sizes.device)
+    least = torch.topk(sizes, count, sorted=False).values.min()
+    above, equal = (sizes > least).nonzero().reshape(-1), (sizes == least).nonzero().reshape(-1)
+    return torch.cat([above, equal[: count - len(above)]]).sort().values
 
 
 def exactly(values: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

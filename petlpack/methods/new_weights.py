@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from petlpack.errors import PetlpackError, UsageError, printable
-from petlpack.methods.places import head_modules
+from petlpack.methods.heads import head_parameters
 from petlpack.tensors.checkpoint import find_weights, open_checkpoint
 from petlpack.tensors.names import match_names
 
@@ -33,13 +33,13 @@ def refuse_new_weights(model: nn.Module) -> None:
         return
     missing = []
     for known, shape in names:
-        found = [base[matches[name]] for name in known if name in matches]
-        if shape not in found:
-            missing.append((known, shape, found))
+        in_base = [base[matches[name]] for name in known if name in matches]
+        if shape not in in_base:
+            missing.append((known, shape, in_base))
     if not missing or any(_IN_A_LAYER.search(name) for known, *_ in missing for name in known):
         return
-    known, shape, found = missing[0]
-    has = f"has {found[0][0]:,} rows of it, the model {shape[0]:,}" if found else "does not have it"
+    known, shape, in_base = missing[0]
+    has = f"has {in_base[0][0]:,} rows of it, the model {shape[0]:,}" if in_base else "does not have it"
     raise UsageError(
         f"'{printable(known[0])}' is new in this {type(model).__name__}: the base's checkpoint "
         f"'{printable(str(file))}' {has}; it would stay random, and not be saved",
@@ -49,7 +49,7 @@ def refuse_new_weights(model: nn.Module) -> None:
 
 def _names_of(model: nn.Module) -> list[tuple[list[str], tuple[int, ...]]]:
     """Return all names of every parameter that is not the head's, with its shape; a tied one has several."""
-    head = {id(parameter) for module in head_modules(model).values() for parameter in module.parameters()}
+    head = set(map(id, head_parameters(model)))
     names: dict[int, tuple[list[str], tuple[int, ...]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in head:
@@ -68,7 +68,7 @@ def _checkpoint_of(model: nn.Module) -> Path | None:
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(name, "model.safetensors", revision=getattr(config, "_commit_hash", None))
+        cached = try_to_load_from_cache(name, "model.safetensors", revision=getattr(config, "_commit_hash", None))
     except (ImportError, ValueError):  # no hub, or no name of it
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None
