@@ -105,7 +105,9 @@ def _read_whole(
 
 
 def _as_damage(error: PetlpackError | OSError, what: str) -> PetlpackError:
-    return error if isinstance(error, PetlpackError) else DamageError(f"{what} cannot be read: {error}")
+    if isinstance(error, PetlpackError):
+        return error
+    return DamageError(f"{what} cannot be read: {error}", code="file-unreadable")
 
 
 def _check_shared(pack: Pack, sha256: str) -> Checked | None:
@@ -140,9 +142,14 @@ def _compare_with_run(task: Task, base: Base | None, against: str | Path) -> Non
     packed = task.load(base)
     if packed.keys() != run.keys():
         name = min(packed.keys() ^ run.keys())
-        raise DamageError(f"tensor '{name}' is in only one of task '{task.name}' and '{against}'")
+        raise DamageError(f"tensor '{name}' is in only one of task '{task.name}' and '{against}'", code="run-differs")
     for name in packed:
         if packed[name].dtype != run[name].dtype or packed[name].shape != run[name].shape:
-            raise DamageError(f"tensor '{name}' of task '{task.name}' has another shape or dtype than in '{against}'")
+            raise DamageError(
+                f"tensor '{name}' of task '{task.name}' has another shape or dtype than in '{against}'",
+                code="run-differs",
+            )
         if not np.array_equal(packed[name].bits(), run[name].bits()):
-            raise DamageError(f"tensor '{name}' of task '{task.name}' differs from that in '{against}'")
+            raise DamageError(
+                f"tensor '{name}' of task '{task.name}' differs from that in '{against}'", code="run-differs"
+            )

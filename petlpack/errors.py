@@ -8,34 +8,52 @@ PetlpackError                1
 ├── BaseError                5  the base is missing, or is not the base that a task needs
 ├── LockedError              6  another process holds the pack
 └── UnknownFormatError       7  a version, codec, coder or dtype that this petlpack does not know
+
+Each has a `code`, one short word for its reason that programs can compare. What breaks a rule of a format says which
+(formats/reasons.md is the table); every other error has the code of its class.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class PetlpackError(Exception):
     """Base class of every error of this library: a message that names what disagrees, and a hint what to do."""
 
     exit_code = 1
+    default_code: ClassVar[str] = "error"
+    """The code of an error that says no other."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = self.default_code if code is None else code
+
+    @property
+    def own_code(self) -> str | None:
+        """The code, where it says more than the class: what an error that is raised in the place of this one keeps."""
+        return None if self.code == self.default_code else self.code
 
 
 class RunError(PetlpackError):
     """A run directory cannot be read or encoded."""
+
+    default_code = "run"
 
 
 class UsageError(PetlpackError):
     """The caller asked for something that makes no sense."""
 
     exit_code = 2
+    default_code = "usage"
 
 
 class TaskError(PetlpackError, KeyError):
     """A task is missing from the pack, or there already."""
+
+    default_code = "task"
 
     def __str__(self) -> str:
         """Return the message (KeyError would quote it)."""
@@ -46,24 +64,41 @@ class DamageError(PetlpackError):
     """Bytes of a pack are not what they were when written."""
 
     exit_code = 4
+    default_code = "damage"
 
 
 class BaseError(PetlpackError):
     """The base is missing, or is not the base that a task needs."""
 
     exit_code = 5
+    default_code = "base"
 
 
 class LockedError(PetlpackError):
     """Another process holds the pack."""
 
     exit_code = 6
+    default_code = "locked"
 
 
 class UnknownFormatError(PetlpackError):
     """A version, codec, coder or dtype that this petlpack does not know."""
 
     exit_code = 7
+    default_code = "unknown-format"
+
+
+class RefusedError(ValueError):
+    """A value breaks a rule of a format. Who knows which file it is from raises a DamageError in its place."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def reason(error: BaseException, otherwise: str) -> str:
+    """Return the code of an error that has one, and `otherwise` of what Python or a foreign library raised."""
+    return error.code if isinstance(error, (PetlpackError, RefusedError)) else otherwise
 
 
 def printable(text: str) -> str:

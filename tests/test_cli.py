@@ -166,7 +166,7 @@ def maybe(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, NULL]}
 
 
-ERROR = table(type=TEXT, message=TEXT, hint=maybe(TEXT))
+ERROR = table(type=TEXT, code=TEXT, message=TEXT, hint=maybe(TEXT))
 FILES = rows(file=TEXT, bytes=NUMBER)
 FIGURES = table(
     trained_parameters=maybe(NUMBER),
@@ -214,7 +214,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "shared": rows(sha256=SHA256, bytes=NUMBER),
         "left_out": rows(run=TEXT, file=TEXT, bytes=NUMBER, why=TEXT),
         "warnings": rows(run=TEXT, message=TEXT),
-        "failed": rows(run=TEXT, type=TEXT, message=TEXT, hint=maybe(TEXT)),
+        "failed": rows(run=TEXT, type=TEXT, code=TEXT, message=TEXT, hint=maybe(TEXT)),
         "interrupted": YES,
     },
     "plan": {
@@ -237,7 +237,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             )
         ),
         "warnings": rows(run=TEXT, message=TEXT),
-        "failed": rows(run=TEXT, type=TEXT, message=TEXT, hint=maybe(TEXT)),
+        "failed": rows(run=TEXT, type=TEXT, code=TEXT, message=TEXT, hint=maybe(TEXT)),
     },
     "decode": {
         "task": TEXT,

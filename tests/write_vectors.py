@@ -73,7 +73,7 @@ class Vector:
     @property
     def bad(self) -> bool:
         """Whether the vector has to be refused."""
-        return "refused" in self.fields
+        return "code" in self.fields
 
     def __getitem__(self, field: str) -> Any:
         """Return a field."""

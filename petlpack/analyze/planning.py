@@ -401,6 +401,7 @@ class _Planner:
             raise BaseError(
                 f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
                 hint="give the pretrained model's directory with --base",
+                code="base-missing",
             )
         return self._named[name]
 

@@ -176,26 +176,35 @@ class Reader:
         """Read a task; raises PetlpackError where it, its template or a shared part is not as it was written."""
         path = self.store.task_path(name)
         if os.path.islink(path):  # noqa: PTH114 - a fifth of pathlib's time, for each of thousands
-            raise DamageError(f"'{printable(str(path))}' is a link", hint="a task is a file of its own: copy it there")
+            raise DamageError(
+                f"'{printable(str(path))}' is a link",
+                hint="a task is a file of its own: copy it there",
+                code="file-link",
+            )
         file = container.read(path)
         manifest = file.manifest
         if manifest.kind != "task" or not manifest.shared:
-            raise DamageError(f"'{printable(str(file.path))}' is not a task")
+            raise DamageError(f"'{printable(str(file.path))}' is not a task", code="file-kind")
         kind = self._kind(manifest)
         if len(kind.template.parts) != len(manifest.shared) - 1:
             raise DamageError(
                 f"task '{name}' has {len(manifest.shared) - 1} shared parts of tensors, "
-                f"its template {len(kind.template.parts)}"
+                f"its template {len(kind.template.parts)}",
+                code="part-tensors",
             )
         for row in manifest.sections:
             if row.name not in kind.units or row.count > kind.units[row.name].size:
-                raise DamageError(f"task '{name}' has a section '{row.name}' that its tensors do not need")
+                code = "section-names" if row.name not in kind.units else "section-elements"
+                raise DamageError(f"task '{name}' has a section '{row.name}' that its tensors do not need", code=code)
         sections, parts = _sections(file, kind.section_roles), kind.roles_of(manifest.shared)
         facts = Facts.parse(manifest.facts)
         task = Opened(name, file.nbytes, manifest.codec, facts, kind, manifest.shared, sections, parts)
         for sha256 in task.parts:
             if self.part_bytes(sha256) < LEAST_FILE:
-                raise DamageError(f"shared part {sha256} has {self._sizes[sha256]} bytes, at least {LEAST_FILE} it had")
+                raise DamageError(
+                    f"shared part {sha256} has {self._sizes[sha256]} bytes, at least {LEAST_FILE} it had",
+                    code="file-size",
+                )
         return task
 
     def read_all(self, progress: Progress | None = None) -> Inventory:

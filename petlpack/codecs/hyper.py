@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from petlpack.codecs.codec import Way
 from petlpack.codecs.method import MethodCodec, Rule
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, RefusedError, printable
 from petlpack.rules.arithmetic import computed, floats
 from petlpack.rules.modules import Generated, Generator, Module, Rebuilt, Trunk
 from petlpack.rules.rows import (
@@ -133,7 +133,10 @@ def _code(tensors: Mapping[str, Tensor], name: str, row: int) -> NDArray[np.floa
     """Return one row of a matrix of codes; a vector is one row."""
     table = np.atleast_2d(floats(find(tensors, name)).astype(np.float64))
     if table.ndim != 2 or row >= len(table):
-        raise DamageError(f"'{printable(name)}' is {list(table.shape)}, the rule needs row {row} of it")
+        raise DamageError(
+            f"'{printable(name)}' is {list(table.shape)}, the rule needs row {row} of it",
+            code="rule-reference" if table.ndim == 2 else "rule-shape",
+        )
     code: NDArray[np.float64] = table[row]
     return code
 
@@ -143,21 +146,21 @@ def _parse(rule: Rule | None) -> tuple[list[Generated], list[Trunk]]:
     trunks = parse_rows(rule["trunks"], _trunk)
     rows = parse_rows(rule["rows"], _generated)
     if any(row.trunk is not None and row.trunk >= len(trunks) for row in rows):
-        raise DamageError(f"a rule names a trunk, and has {len(trunks)}")
+        raise DamageError(f"a rule names a trunk, and has {len(trunks)}", code="rule-reference")
     return rows, trunks
 
 
 def _trunk(row: Any) -> Trunk:
     first, second, norm, eps = row
     if type(eps) is not float or not 0 <= eps < 1:
-        raise TypeError(f"{eps!r} is not an epsilon")
+        raise RefusedError(f"{eps!r} is not an epsilon", code="rule-value")
     return Trunk(pair(first), pair(second), None if norm is None else pair(norm), eps)
 
 
 def _generated(row: Any) -> Generated:
     output, weight, bias, trunk, codes, shape, transposed = row
     if trunk is not None and not codes:
-        raise ValueError("a trunk without codes")
+        raise RefusedError("a trunk without codes", code="rule-value")
     return Generated(
         text(output),
         text(weight),

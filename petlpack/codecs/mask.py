@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from petlpack.codecs.codec import Way
 from petlpack.codecs.method import MethodCodec, Rule
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, RefusedError, printable
 from petlpack.rules.arithmetic import computed, floats, produce
 from petlpack.rules.modules import Masked, MaskedMatrix, Module, Produced, Rebuilt
 from petlpack.rules.rows import (
@@ -97,7 +97,7 @@ def _matrix(row: Any) -> MaskedMatrix:
         None if index is None else whole(index),
     )
     if combine not in COMBINE or (len(matrix.masks) > 1) == (combine == "none"):
-        raise ValueError(f"{len(matrix.masks)} masks combined by '{combine}'")
+        raise RefusedError(f"{len(matrix.masks)} masks combined by '{combine}'", code="rule-value")
     return matrix
 
 
@@ -115,9 +115,11 @@ def _masked(row: MaskedMatrix, tensors: Mapping[str, Tensor]) -> Tensor:
     for name, mask in zip(row.masks, masks, strict=True):
         own = mask.shape if row.index is None else mask.shape[1:]
         if mask.dtype.name != "BOOL" or own != shape or (row.index is not None and row.index >= mask.shape[0]):
+            code = "rule-shape" if mask.dtype.name != "BOOL" or own != shape else "rule-reference"
             raise DamageError(
                 f"mask '{printable(name)}' is {mask.dtype.name} {list(mask.shape)}, "
-                f"its prototype '{printable(row.prototype)}' {list(prototype.shape)}"
+                f"its prototype '{printable(row.prototype)}' {list(prototype.shape)}",
+                code=code,
             )
 
     def compute() -> NDArray[Any]:
@@ -135,7 +137,9 @@ def _masked(row: MaskedMatrix, tensors: Mapping[str, Tensor]) -> Tensor:
 def _produce(row: Produced, tensors: Mapping[str, Tensor]) -> Tensor:
     codes, first, second = (find(tensors, name) for name in (row.codes, row.first[0], row.second[0]))
     if len(codes.shape) != 2 or not first.shape or not second.shape:
-        raise DamageError(f"'{printable(row.codes)}' is {list(codes.shape)}, and the rule needs a matrix")
+        raise DamageError(
+            f"'{printable(row.codes)}' is {list(codes.shape)}, and the rule needs a matrix", code="rule-shape"
+        )
     inner, outer = first.shape[0], second.shape[0]
     return produce(
         codes,

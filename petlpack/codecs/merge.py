@@ -14,7 +14,7 @@ from typing import Any
 
 from petlpack.codecs.codec import Way
 from petlpack.codecs.method import MethodCodec, Rule
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, RefusedError, printable
 from petlpack.rules import arithmetic
 from petlpack.rules.modules import Average, Mixture, Module, Rebuilt
 from petlpack.rules.rows import any_layer, check_rule, find, maybe_text, parse_rows, rebuilt, text, texts, to_rule
@@ -65,13 +65,17 @@ def _average_of(row: Average, tensors: Mapping[str, Tensor]) -> Tensor:
         return experts[0]
     scores = find(tensors, row.scores)
     if scores.shape != (len(experts),):
-        raise DamageError(f"'{printable(row.scores)}' is {list(scores.shape)}, and there are {len(experts)} experts")
+        raise DamageError(
+            f"'{printable(row.scores)}' is {list(scores.shape)}, and there are {len(experts)} experts",
+            code="rule-shape",
+        )
     first = experts[0]
     for name, expert in zip(row.experts, experts, strict=True):
         if (expert.dtype, expert.shape) != (first.dtype, first.shape):
             raise DamageError(
                 f"expert '{printable(name)}' is {expert.dtype.name} {list(expert.shape)}, "
-                f"'{printable(row.experts[0])}' {first.dtype.name} {list(first.shape)}"
+                f"'{printable(row.experts[0])}' {first.dtype.name} {list(first.shape)}",
+                code="rule-shape",
             )
 
     return arithmetic.average(experts, scores)
@@ -85,5 +89,5 @@ def _average(row: Any) -> Average:
     output, experts, scores = row
     parsed = Average(text(output), texts(experts), maybe_text(scores))
     if not parsed.experts or (parsed.scores is None and len(parsed.experts) > 1):
-        raise ValueError(f"{len(parsed.experts)} experts without scores")
+        raise RefusedError(f"{len(parsed.experts)} experts without scores", code="rule-value")
     return parsed

@@ -27,6 +27,7 @@ def codec(codec_id: str) -> Codec:
         raise UnknownFormatError(
             f"unknown codec '{printable(codec_id)}', known are {', '.join(CODECS)}",
             hint="the file was written by a newer petlpack: upgrade to read it",
+            code="codec-unknown",
         )
     module, _, name = CODECS[codec_id].partition(":")
     loaded: Codec = getattr(importlib.import_module(module), name)()

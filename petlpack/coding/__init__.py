@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from petlpack.coding.array import Array, Level
 from petlpack.coding.registry import coder
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, printable, reason
 from petlpack.tensors.dtypes import Bits
 
 _FASTEST_FIRST = ("raw", "ulps", "rows")
@@ -36,7 +36,13 @@ def decode(coder_id: str, data: bytes, array: Array, where: str) -> Bits:
     try:
         bits = coder(coder_id).decode(data, array)
     except (ValueError, IndexError, OverflowError, RuntimeError) as error:
-        raise DamageError(f"section '{printable(where)}' does not decode as '{coder_id}': {error}") from error
+        code = reason(error, "section-decode")
+        raise DamageError(
+            f"section '{printable(where)}' does not decode as '{coder_id}': {error}", code=code
+        ) from error
     if len(bits) != array.count or bits.dtype != array.dtype.bits:
-        raise DamageError(f"section '{printable(where)}' decodes to {len(bits)} elements, its shape is {array.count}")
+        raise DamageError(
+            f"section '{printable(where)}' decodes to {len(bits)} elements, its shape is {array.count}",
+            code="section-decode",
+        )
     return bits

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from petlpack.coding.array import Array, Level
+from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits
 
 
@@ -25,10 +26,12 @@ class Bitmap:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array of 0 and 1; the bits behind the last element must be 0."""
         if array.dtype.name != "BOOL":
-            raise ValueError(f"bits of {array.dtype.name}")
+            raise RefusedError(f"bits of {array.dtype.name}", code="coder-array")
         if len(data) != (array.count + 7) // 8:
-            raise ValueError(f"{len(data)} bytes, {array.count} bits need {(array.count + 7) // 8}")
+            raise RefusedError(
+                f"{len(data)} bytes, {array.count} bits need {(array.count + 7) // 8}", code="section-length"
+            )
         octets = np.frombuffer(data, np.uint8)
         if array.count % 8 and octets[-1] >> (array.count % 8):
-            raise ValueError("bits are set behind the last element")
+            raise RefusedError("bits are set behind the last element", code="bits-behind")
         return np.unpackbits(octets, count=array.count, bitorder="little")

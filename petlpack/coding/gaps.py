@@ -12,6 +12,7 @@ import numpy as np
 
 from petlpack.coding import pco
 from petlpack.coding.array import Array, Level
+from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits
 
 
@@ -32,10 +33,10 @@ class Gaps:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the positions, strictly rising; raises ValueError where they overflow the dtype."""
         if array.dtype.kind != "unsigned":
-            raise ValueError(f"positions of {array.dtype.name}")
+            raise RefusedError(f"positions of {array.dtype.name}", code="coder-array")
         gaps = pco.decompress(data, array.count, array.dtype.bits)
         gaps[1:] += gaps.dtype.type(1)
         positions = np.cumsum(gaps, dtype=array.dtype.bits, out=gaps)
         if not bool((positions[1:] > positions[:-1]).all()):
-            raise ValueError("positions that do not rise")
+            raise RefusedError("positions that do not rise", code="position-order")
         return positions

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from petlpack.coding import pco
 from petlpack.coding.array import Array, Level
+from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits
 
 CLASSES = (1, 8)
@@ -45,21 +46,22 @@ class Masks:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the rows, one behind another."""
         if array.dtype.name != "BOOL":
-            raise ValueError(f"masks of {array.dtype.name}")
+            raise RefusedError(f"masks of {array.dtype.name}", code="coder-array")
         classes = data[0] if data else 0
         if not 1 <= classes <= MOST_CLASSES or len(data) < 1 + classes * _ENTRY.size:
-            raise ValueError(f"{len(data)} bytes do not hold {classes} classes")
+            code = "section-length" if not data or 1 <= classes <= MOST_CLASSES else "section-head"
+            raise RefusedError(f"{len(data)} bytes do not hold {classes} classes", code=code)
         streams, at = [], 1 + classes * _ENTRY.size
         table = list(_ENTRY.iter_unpack(data[1:at]))
         if sum(count for _, count, _ in table) > array.count:
-            raise ValueError(f"classes of more numbers than the {array.count} entries")
+            raise RefusedError(f"classes of more numbers than the {array.count} entries", code="position-count")
         for mode, count, length in table:
             streams.append(_Stream(mode, count, data[at : at + length], array.count))
             if len(data) < at + length:
-                raise ValueError("a stream is cut")
+                raise RefusedError("a stream is cut", code="section-length")
             at += length
         if at != len(data):
-            raise ValueError(f"{len(data) - at} bytes behind the last stream")
+            raise RefusedError(f"{len(data) - at} bytes behind the last stream", code="section-length")
         history = _History(array)
         out = np.empty(array.count, np.uint8)
         for row in out.reshape(-1, history.row):
@@ -76,9 +78,11 @@ class _History:
 
     def __init__(self, array: Array) -> None:
         self.row = array.row if array.row and array.count % array.row == 0 else array.count
-        prediction = (
-            np.empty((0, self.row), np.uint8) if array.prediction is None else array.prediction.reshape(-1, self.row)
-        )
+        prediction = np.empty(0, np.uint8) if array.prediction is None else array.prediction
+        if self.row and prediction.size % self.row:
+            message = f"{prediction.size} given entries are no rows of {self.row}"
+            raise RefusedError(message, code="prediction-form")
+        prediction = prediction.reshape(-1, self.row)
         self._rows = len(prediction)
         self._kept = prediction.sum(axis=0, dtype=np.uint32)
 
@@ -89,7 +93,10 @@ class _History:
             return [np.arange(self.row)]
         label = (classes * (2 * self._kept + 1)) // (2 * self._rows + 2)
         order = np.argsort(label.astype(np.uint8), kind="stable")
-        return np.split(order, np.cumsum(np.bincount(label, minlength=classes))[:-1])
+        counts = np.bincount(label, minlength=classes)
+        if len(counts) > classes:
+            raise RefusedError("the given entries lead beyond the last class", code="prediction-form")
+        return np.split(order, np.cumsum(counts)[:-1])
 
     def add(self, row: Bits) -> None:
         self._rows += 1
@@ -125,7 +132,8 @@ class _Stream:
 
     def __init__(self, mode: int, count: int, data: bytes, most: int) -> None:
         if mode not in (BITMAP, ONES, ZEROS) or count > most or (mode == BITMAP and (count or len(data) > most)):
-            raise ValueError(f"a class of mode {mode} with {count} numbers")
+            code = "section-length" if mode == BITMAP and not count else "section-head"
+            raise RefusedError(f"a class of mode {mode} with {count} numbers", code=code)
         self._mode, self._at = mode, 0
         if mode == BITMAP:
             self._bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
@@ -138,7 +146,7 @@ class _Stream:
         start, self._at = self._at, self._at + count
         if self._mode == BITMAP:
             if len(self._bits) < self._at:
-                raise ValueError("a class has more entries than bits")
+                raise RefusedError("a class has more entries than bits", code="section-length")
             return self._bits[start : self._at]
         first, last = np.searchsorted(self._positions, (start, self._at))
         values = np.full(count, self._mode == ZEROS, np.uint8)
@@ -150,6 +158,6 @@ class _Stream:
         if self._mode == BITMAP:
             rest = self._bits[self._at :]
             if len(rest) > 7 or rest.any():
-                raise ValueError("bits behind the last entry of a class")
+                raise RefusedError("bits behind the last entry of a class", code="bits-behind")
         elif len(self._positions) and int(self._positions[-1]) >= self._at:
-            raise ValueError("a position behind the last entry of a class")
+            raise RefusedError("a position behind the last entry of a class", code="position-range")

@@ -12,6 +12,7 @@ import numpy as np
 
 from petlpack.coding.array import Array, Level
 from petlpack.coding.zstd import compress, decompress
+from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import as_bytes
 
@@ -37,11 +38,11 @@ class Planes:
         offset = 0
         for plane in range(array.dtype.itemsize):
             if len(data) < offset + 4:
-                raise ValueError(f"{len(data)} bytes end inside plane {plane}")
+                raise RefusedError(f"{len(data)} bytes end inside plane {plane}", code="section-length")
             (length,) = struct.unpack_from("<I", data, offset)
             frame = data[offset + 4 : offset + 4 + length]
             octets[:, plane] = np.frombuffer(decompress(frame, array.count), np.uint8)
             offset += 4 + length
         if offset != len(data):
-            raise ValueError(f"{len(data)} bytes, the planes need {offset}")
+            raise RefusedError(f"{len(data)} bytes, the planes need {offset}", code="section-length")
         return octets.reshape(-1).view(array.dtype.bits)

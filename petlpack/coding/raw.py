@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from petlpack.coding.array import Array, Level
+from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import as_bytes
 
@@ -24,5 +25,8 @@ class Raw:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array; its length must be exact."""
         if len(data) != array.count * array.dtype.itemsize:
-            raise ValueError(f"{len(data)} bytes, {array.count} elements of {array.dtype.name} need another number")
+            raise RefusedError(
+                f"{len(data)} bytes, {array.count} elements of {array.dtype.name} need another number",
+                code="section-length",
+            )
         return np.frombuffer(data, array.dtype.bits)

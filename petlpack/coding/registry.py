@@ -27,6 +27,7 @@ def coder(coder_id: str) -> Coder:
         raise UnknownFormatError(
             f"unknown coder '{printable(coder_id)}', known are {', '.join(CODERS)}",
             hint="the file was written by a newer petlpack: upgrade to read it",
+            code="coder-unknown",
         )
     module, _, name = CODERS[coder_id].partition(":")
     loaded: Coder = getattr(importlib.import_module(module), name)()

@@ -34,6 +34,7 @@ from petlpack.coding.row_plan import (
     plan_classes,
     plan_groups,
 )
+from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.ordered import signed_view
 
@@ -68,7 +69,8 @@ class Rows:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array; raises ValueError where the bytes cannot be this coder's work on this prediction."""
         if array.prediction is None or array.dtype.kind != "float" or not array.count:
-            raise ValueError("rows of floats without a prediction")
+            code = "prediction-missing" if array.prediction is None else "coder-array"
+            raise RefusedError("rows of floats without a prediction", code=code)
         return _read(data, array.prediction.reshape(-1, _row(array)), array.dtype).reshape(-1)
 
 
@@ -105,13 +107,13 @@ def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
     groups, classes, floor, drifts, changed, streams = _read_streams(data)
     labels = pco.decompress(next(streams), len(prediction), np.dtype("<u2"))
     if labels.max() > groups + max(0, 257 - classes - floor) * (classes > 0):
-        raise ValueError("a row's label is out of range")
+        raise RefusedError("a row's label is out of range", code="rows-label")
     order = np.argsort(labels, kind="stable")
     ends = np.searchsorted(labels, np.arange(groups + 1), side="right", sorter=order)
     quiet, moved = order[: ends[0]], order[ends[0] :]
     step = max(1, _ADD_BLOCK // prediction.shape[1])
     if drifts and not can_drift(dtype):
-        raise ValueError(f"a drift of {dtype.name}")
+        raise RefusedError(f"a drift of {dtype.name}", code="section-head")
     drift = pco.decompress(next(streams), drifts * DRIFT_SIZE, signed_view(prediction).dtype)
     tuned = np.empty_like(prediction) if drifts or not quiet.size else prediction.copy()
     for at in range(0, quiet.size if drifts else 0, step):
@@ -121,7 +123,7 @@ def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
     _add_changes(next(streams), next(streams), changed, tuned.reshape(-1))
     if not moved.size:
         if any(streams):
-            raise ValueError("a stream of no numbers is not empty")
+            raise RefusedError("a stream of no numbers is not empty", code="pcodec-count")
         return tuned
     part = np.empty((moved.size, prediction.shape[1]), drift.dtype)
     starts = (ends - ends[0]).tolist()
@@ -129,6 +131,8 @@ def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
         pco.decompress_into(next(streams), part[begin:end].reshape(-1))
     if classes:
         rows = order[ends[-1] :]
+        if not rows.size:
+            raise RefusedError("there are classes, and no row is in them", code="rows-label")
         label = classes_of(prediction[rows], labels[rows] - groups - 1 + floor, classes, dtype)
         _read_classes(list(streams), label, part[starts[-1] :].reshape(-1))
     for at in range(0, moved.size, step):
@@ -142,16 +146,17 @@ def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
 def _read_streams(data: bytes) -> tuple[int, int, int, int, int, Iterator[memoryview]]:
     """Return the header and the streams behind it, whose lengths must fill the bytes exactly."""
     if len(data) < _HEADER.size:
-        raise ValueError("it ends inside its header")
+        raise RefusedError("it ends inside its header", code="section-length")
     groups, classes, floor, drifts, changed = _HEADER.unpack_from(data)
     table = struct.Struct(f"<{4 + groups + classes}I")
     if len(data) < _HEADER.size + table.size:
-        raise ValueError("it ends inside its table of streams")
+        raise RefusedError("it ends inside its table of streams", code="section-length")
     ends = [_HEADER.size + table.size]
     for length in table.unpack_from(data, _HEADER.size):
         ends.append(ends[-1] + length)
     if ends[-1] != len(data) or drifts > 1:
-        raise ValueError("its streams do not fill it")
+        code = "section-length" if ends[-1] != len(data) else "section-head"
+        raise RefusedError("its streams do not fill it", code=code)
     view = memoryview(data)
     streams = (view[begin:end] for begin, end in pairwise(ends))
     return groups, classes, floor, drifts, changed, streams
@@ -160,11 +165,11 @@ def _read_streams(data: bytes) -> tuple[int, int, int, int, int, Iterator[memory
 def _add_changes(gaps: memoryview, changes: memoryview, changed: int, tuned: Bits) -> None:
     """Add the differences of the changed weights of quiet rows, whose positions are gaps over the whole array."""
     if changed > tuned.size:
-        raise ValueError("more weights changed than there are")
+        raise RefusedError("more weights changed than there are", code="position-count")
     at = np.cumsum(pco.decompress(gaps, changed, np.dtype("<u4")), dtype=np.int64)
     at += np.arange(changed)
     if changed and at[-1] >= tuned.size:
-        raise ValueError("a changed weight lies outside the array")
+        raise RefusedError("a changed weight lies outside the array", code="position-range")
     tuned[at] += pco.decompress(changes, changed, signed_view(tuned).dtype).view(tuned.dtype)
 
 

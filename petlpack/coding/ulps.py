@@ -13,6 +13,7 @@ import numpy as np
 
 from petlpack.coding import pco
 from petlpack.coding.array import Array, Level
+from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.ordered import signed_view
 
@@ -30,7 +31,7 @@ class Ulps:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array."""
         if array.prediction is None:
-            raise ValueError("differences without a prediction")
+            raise RefusedError("differences without a prediction", code="prediction-missing")
         bits = np.empty(array.count, array.dtype.bits)
         pco.decompress_into(data, signed_view(bits))
         return np.add(bits, array.prediction, out=bits)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zstandard
 
+from petlpack.errors import RefusedError
+
 
 def compress(data: bytes | memoryview, level: int) -> bytes:
     """Compress to one frame that states its size; no checksum, for every section has a sha256."""
@@ -15,15 +17,15 @@ def decompress(data: bytes, size: int) -> bytes:
     try:
         stated = zstandard.frame_content_size(data)
         if stated != size:
-            raise ValueError(f"a zstd frame of {stated} bytes where {size} are expected")
+            raise RefusedError(f"a zstd frame of {stated} bytes where {size} are expected", code="zstd-size")
         if not size:  # zstandard returns before it looks at the rest
             stream = zstandard.ZstdDecompressor().decompressobj()
             if stream.decompress(data) or not stream.eof or stream.unused_data:
-                raise ValueError("bytes behind a zstd frame of none")
+                raise RefusedError("bytes behind a zstd frame of none", code="zstd-frame")
             return b""
         out = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
+        raise RefusedError(str(error), code="zstd-frame") from error
     if len(out) != size:
-        raise ValueError(f"a zstd frame of {len(out)} bytes where {size} are expected")
+        raise RefusedError(f"a zstd frame of {len(out)} bytes where {size} are expected", code="zstd-size")
     return out

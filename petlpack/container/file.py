@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from petlpack.coding.zstd import compress, decompress
 from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
-from petlpack.errors import DamageError, PetlpackError, UnknownFormatError, printable
+from petlpack.errors import DamageError, PetlpackError, RefusedError, UnknownFormatError, printable, reason
 from petlpack.tensors.safetensors_file import Entry, Header, MalformedError, read_header_of
 
 MAX_MANIFEST = 1 << 26
@@ -106,7 +106,9 @@ class Sections:
         self._lock = threading.Lock()
         head = opened.header.head_bytes()
         if self._read_at(0, len(head)) != head:
-            raise ReplacedError(f"{_quoted(opened.path)} was replaced while it was read", hint="try again")
+            raise ReplacedError(
+                f"{_quoted(opened.path)} was replaced while it was read", hint="try again", code="file-replaced"
+            )
 
     def read(self, row: SectionRow) -> bytes:
         """Read the bytes of a section; raises DamageError where they are not those that were written."""
@@ -119,6 +121,7 @@ class Sections:
                 f"{_quoted(self._container.path)}: section '{row.name}' has sha256 {digest}, "
                 f"the manifest says {row.sha256}",
                 hint=_DAMAGE_HINT,
+                code="section-digest",
             )
         return data
 
@@ -142,9 +145,11 @@ def read(path: Path) -> Container:
             _check_header(header, manifest, packed)
     except (MalformedError, ValueError) as error:
         message = error.message if isinstance(error, PetlpackError) else str(error)
-        raise DamageError(f"{_quoted(path)} is damaged: {message}", hint=_DAMAGE_HINT) from error
+        code = reason(error, "damage")
+        raise DamageError(f"{_quoted(path)} is damaged: {message}", hint=_DAMAGE_HINT, code=code) from error
     except (DamageError, UnknownFormatError) as error:
-        raise type(error)(f"{_quoted(path)}: {error.message}", hint=error.hint or _DAMAGE_HINT) from error
+        hint = error.hint or _DAMAGE_HINT
+        raise type(error)(f"{_quoted(path)}: {error.message}", hint=hint, code=error.code) from error
     return Container(path, manifest, header)
 
 
@@ -184,7 +189,7 @@ def decompress_manifest(packed: bytes) -> bytes:
     """Return the JSON of a packed manifest: u32 size, then a zstd frame of exactly that size."""
     size = int.from_bytes(packed[:4], "little")
     if size > MAX_MANIFEST:
-        raise ValueError(f"a manifest of {size:,} bytes, at most {MAX_MANIFEST:,} are read")
+        raise RefusedError(f"a manifest of {size:,} bytes, at most {MAX_MANIFEST:,} are read", code="size-limit")
     return decompress(packed[4:], size)
 
 
@@ -208,27 +213,33 @@ def _header_text(sizes: Sequence[tuple[str, int]], manifest: int, digest: str, s
 def _check_format(header: Header) -> None:
     if header.metadata.get("format") != "petlpack":
         raise UnknownFormatError(
-            "is a safetensors file, but not one of petlpack", hint="only files that petlpack wrote belong into a pack"
+            "is a safetensors file, but not one of petlpack",
+            hint="only files that petlpack wrote belong into a pack",
+            code="format-unknown",
         )
     if header.metadata.get("version") != str(VERSION):
         raise UnknownFormatError(
             f"has version {printable(str(header.metadata.get('version')))}, this petlpack reads {VERSION}",
             hint="the file was written by a newer petlpack: upgrade to read it",
+            code="version-unknown",
         )
 
 
 def _read_manifest(file: BinaryIO, header: Header) -> bytes:
     entry = header.entries.get("manifest")
     if entry is None:
-        raise DamageError("has no manifest")
+        raise DamageError("has no manifest", code="manifest-missing")
     if entry.stop - entry.start > MAX_MANIFEST:
-        raise DamageError(f"has a manifest of {entry.stop - entry.start:,} bytes, at most {MAX_MANIFEST:,} are read")
+        raise DamageError(
+            f"has a manifest of {entry.stop - entry.start:,} bytes, at most {MAX_MANIFEST:,} are read",
+            code="size-limit",
+        )
     file.seek(header.data_start + entry.start)
     packed = file.read(entry.stop - entry.start)
     digest = hashlib.sha256(packed).hexdigest()
     if digest != header.metadata.get("manifest_sha256"):
         stated = printable(str(header.metadata.get("manifest_sha256")))
-        raise DamageError(f"has a manifest of sha256 {digest}, its header says {stated}")
+        raise DamageError(f"has a manifest of sha256 {digest}, its header says {stated}", code="manifest-digest")
     return packed
 
 
@@ -236,11 +247,11 @@ def _check_header(header: Header, manifest: Manifest, packed: bytes) -> None:
     """Check that the header is, to the byte, the one that the writer makes for this manifest."""
     names = [row.name for row in manifest.sections]
     if set(header.entries) != {*names, "manifest"}:
-        raise DamageError("has other sections than its manifest names")
+        raise DamageError("has other sections than its manifest names", code="header-sections")
     sizes = [(name, header.entries[name].stop - header.entries[name].start) for name in names]
     canonical = _header_text(sizes, len(packed), hashlib.sha256(packed).hexdigest())
     if header.text != canonical.ljust(len(header.text)) or len(header.text) % 8:
-        raise DamageError("has a header that is not the canonical one")
+        raise DamageError("has a header that is not the canonical one", code="header-canonical")
 
 
 def _quoted(path: Path) -> str:

@@ -58,7 +58,7 @@ class Task:
         self._parts = parts or {}
         self._container = container.read(self._path)
         if self.manifest.kind != "task" or not self.manifest.shared:
-            raise DamageError(f"'{printable(str(self._container.path))}' is not a task")
+            raise DamageError(f"'{printable(str(self._container.path))}' is not a task", code="file-kind")
 
     def __repr__(self) -> str:
         """Show name, codec and bytes."""
@@ -119,7 +119,9 @@ class Task:
         """The task's name inside its keys and files, where that is a parameter of the template; raises DamageError."""
         name = self.manifest.params.get("name")
         if name is not None and not isinstance(name, str):
-            raise DamageError(f"task '{self.name}' is called {printable(repr(name))} in its template")
+            raise DamageError(
+                f"task '{self.name}' is called {printable(repr(name))} in its template", code="template-name"
+            )
         return name
 
     @property
@@ -160,7 +162,8 @@ class Task:
         try:
             return bind(content.decode(), self.own_name).encode()
         except UnicodeDecodeError as error:
-            raise DamageError(f"kept file '{name}' takes the task's name and is no text: {error}") from error
+            message = f"kept file '{name}' takes the task's name and is no text: {error}"
+            raise DamageError(message, code="file-text") from error
 
     def check_bytes(self) -> None:
         """Read every section and check its digest, decoding nothing; raises DamageError."""
@@ -176,6 +179,7 @@ class Task:
                     raise UnknownFormatError(
                         f"tensor '{printable(name)}' is {printable(entry.dtype)}, which is carried as bytes only",
                         hint="`decode` writes it back as it was",
+                        code="dtype-unknown",
                     )
         return {name: Tensor.of(bits, slot.dtype).torch().to(device) for name, slot, bits in self.load(base).read_all()}
 
@@ -221,5 +225,7 @@ class Task:
             return opened
         told = f"; its run named '{printable(named)}'" if named else ""
         raise BaseError(
-            f"task '{self.name}' needs its base to be decoded{told}", hint="give the base's directory with --base"
+            f"task '{self.name}' needs its base to be decoded{told}",
+            hint="give the base's directory with --base",
+            code="base-missing",
         )

@@ -81,7 +81,8 @@ class TaskTensors(Mapping[str, Tensor]):
         if digest.hexdigest() != self._manifest.decoded:
             raise DamageError(
                 f"'{printable(str(self._path))}' decodes to sha256 {digest.hexdigest()}, "
-                f"its manifest says {self._manifest.decoded}"
+                f"its manifest says {self._manifest.decoded}",
+                code="decoded-digest",
             )
 
     def read_all(self, *, jobs: int | None = None) -> Iterator[tuple[str, Slot, Bits]]:
@@ -112,12 +113,18 @@ class TaskTensors(Mapping[str, Tensor]):
 def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: list[Part]) -> dict[Slot, Tensor]:
     """Return the tensors of all parts as the task sees them; one without a name is of the kind of its neighbours."""
     if len(parts) != len(template.parts):
-        raise DamageError(f"task '{name}' has {len(parts)} shared parts of tensors, its template {len(template.parts)}")
+        raise DamageError(
+            f"task '{name}' has {len(parts)} shared parts of tensors, its template {len(template.parts)}",
+            code="part-tensors",
+        )
     own = {slot.name: slot for slot in slots}
     shared = {}
     for number, (names, part) in enumerate(zip(template.parts, parts, strict=True)):
         if len(names) != len(part.slots):
-            raise DamageError(f"shared part {part.sha256} has {len(part.slots)} tensors, task '{name}' {len(names)}")
+            raise DamageError(
+                f"shared part {part.sha256} has {len(part.slots)} tensors, task '{name}' {len(names)}",
+                code="part-tensors",
+            )
         kinds = {held.kind: own[called].kind for called, held in zip(names, part.slots, strict=True) if called}
         for i, (called, held) in enumerate(zip(names, part.slots, strict=True)):
             slot = replace(held, name="", part=(number, i), kind=kinds.get(held.kind, ""))
@@ -126,7 +133,8 @@ def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: lis
             if (slot.dtype, slot.shape) != (held.dtype, held.shape):
                 raise DamageError(
                     f"tensor '{printable(slot.name)}' is {slot.dtype.name} {list(slot.shape)}, "
-                    f"in shared part {part.sha256} it is {held.dtype.name} {list(held.shape)}"
+                    f"in shared part {part.sha256} it is {held.dtype.name} {list(held.shape)}",
+                    code="part-tensors",
                 )
             shared[slot] = part.tensor(i)
     return shared

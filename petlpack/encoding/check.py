@@ -17,7 +17,9 @@ def check_modules(prepared: Prepared, codec: Codec) -> None:
         for tensor in rebuilt.tensors.values() if rebuilt is not None else ():
             tensor.read_flat(0, min(1, tensor.size))
     except DamageError as error:
-        raise RunError(f"'{printable(str(prepared.run.path))}': {error.message}", hint=_HINT) from error
+        raise RunError(
+            f"'{printable(str(prepared.run.path))}': {error.message}", hint=_HINT, code=error.own_code
+        ) from error
     if rebuilt is not None and rebuilt.kind == "adapter":
         _check_adapters(prepared, rebuilt)
 

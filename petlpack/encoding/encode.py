@@ -129,6 +129,7 @@ def _find_base(run: Run, base: str | Path | Base | None, request: Request) -> Ba
         f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
         hint="give the pretrained model's directory with --base"
         + "".join(f"; --codec {codec_id} stores the run without a base" for codec_id in without),
+        code="base-missing",
     )
 
 

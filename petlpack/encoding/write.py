@@ -209,6 +209,7 @@ def _compare(task: Task, base: Base | None, jobs: int) -> None:
         raise PetlpackError(
             f"what was written for task '{task.name}' does not decode to the run: {error.message}",
             hint="the run's files changed while they were read, or this is a bug; nothing was put into the pack",
+            code=error.code,
         ) from error
 
 

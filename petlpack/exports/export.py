@@ -132,7 +132,7 @@ def rebuilt_modules(task: Exportable, base: str | Path | Base | None, export_id:
         )
     missing = [name for name in _NEEDED.get(rebuilt.kind, ()) if name not in rebuilt.settings]
     if missing:
-        raise DamageError(f"task '{task.name}' has a rule that does not say its {missing[0]}")
+        raise DamageError(f"task '{task.name}' has a rule that does not say its {missing[0]}", code="rule-settings")
     odd = _odd_head(task)
     if odd is None or not rebuilt.head:
         return rebuilt, []

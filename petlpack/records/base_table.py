@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, RefusedError, printable, reason
 from petlpack.records.canonical import canonical_json, parse_sha256
 from petlpack.tensors.base import BaseRef
 from petlpack.tensors.dtypes import dtype_named
@@ -23,12 +24,14 @@ def base_table_json(refs: BaseTable) -> bytes:
 def parse_base_table(text: bytes, where: str) -> BaseTable:
     """Parse and check the JSON of a base's tensors, read from `where`; raises DamageError."""
     try:
-        rows = json.loads(text)
+        rows, canonical = _parse_json(text)
         table = {row[0]: _parse_ref(*row) for row in rows}
-        if len(table) != len(rows) or base_table_json(table) != text:
-            raise ValueError("it is not canonical JSON")
+        if len(table) != len(rows) or canonical != text or base_table_json(table) != text:
+            code = "base-table-canonical" if isinstance(rows, list) else "base-table-row"
+            raise RefusedError("it is not canonical JSON", code=code)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise DamageError(f"{where} is not a table of a base: {printable(str(error))}") from error
+        code = reason(error, "base-table-row")
+        raise DamageError(f"{where} is not a table of a base: {printable(str(error))}", code=code) from error
     return table
 
 
@@ -37,7 +40,16 @@ def parameters(refs: BaseTable) -> int:
     return sum(math.prod(ref.shape) for ref in refs.values() if ref.dtype.kind == "float")
 
 
+def _parse_json(text: bytes) -> tuple[Any, bytes]:
+    """Return a value with its canonical JSON, which half a character does not have."""
+    try:
+        value = json.loads(text)
+        return value, canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(str(error), code="base-table-json") from error
+
+
 def _parse_ref(name: object, dtype: object, shape: object, digest: object) -> BaseRef:
     if not isinstance(name, str) or not is_shape(shape):
-        raise ValueError(f"'{name}' is not a tensor of a base")
+        raise RefusedError(f"'{name}' is not a tensor of a base", code="base-table-row")
     return BaseRef(name, dtype_named(str(dtype)), tuple(shape), parse_sha256(digest))

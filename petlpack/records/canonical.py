@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from petlpack.errors import RefusedError
+
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -18,5 +20,5 @@ def canonical_json(value: object) -> bytes:
 def parse_sha256(value: object) -> str:
     """Return a sha256 in lower-case hexadecimal digits; raises ValueError for anything else."""
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"'{value}' is not a sha256")
+        raise RefusedError(f"'{value}' is not a sha256", code="sha256-digits")
     return value

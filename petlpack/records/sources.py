@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, RefusedError, printable, reason
 from petlpack.records.slot import Slot
 
 
@@ -53,30 +53,42 @@ def _ranges(numbers: list[int]) -> list[list[int]]:
 def parse_sources(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Sources:
     """Parse and check the sources in a manifest's parameters; raises DamageError."""
     if set(params) != {"unchanged", "aliases", "name"}:
-        raise DamageError("manifest has other parameters than unchanged, aliases and name")
+        raise DamageError("manifest has other parameters than unchanged, aliases and name", code="params-fields")
     try:
         ranges = [(start, stop) for start, stop in params["unchanged"]]
         if not all(type(i) is int and 0 <= i <= len(slots) for pair in ranges for i in pair):
-            raise ValueError("an index beyond the tensors")
+            raise RefusedError("an index beyond the tensors", code="params-index")
         if not all(first[1] < second[0] for first, second in itertools.pairwise(ranges)):
-            raise ValueError("its lists are not in canonical order")
+            raise RefusedError("its lists are not in canonical order", code="params-order")
         unchanged = frozenset(i for start, stop in ranges for i in range(start, stop))
         sources = Sources(slots, unchanged, {alias: other for alias, other in params["aliases"]}, params["name"])
         if not all(type(i) is int and 0 <= i < len(slots) for i in [*sources.aliases, *sources.aliases.values()]):
-            raise ValueError("an index beyond the tensors")
+            raise RefusedError("an index beyond the tensors", code="params-index")
         for i in sources.unchanged:
             base = slots[i].base
             if base is None or base.shape != slots[i].shape:
-                raise ValueError(f"'{slots[i].name}' is said to be unchanged, and the base has no such tensor")
+                raise RefusedError(
+                    f"'{slots[i].name}' is said to be unchanged, and the base has no such tensor",
+                    code="unchanged-tensor",
+                )
         for alias, other in sources.aliases.items():
             if (slots[alias].dtype, slots[alias].shape) != (slots[other].dtype, slots[other].shape):
-                raise ValueError(f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape")
+                raise RefusedError(
+                    f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape",
+                    code="alias-shape",
+                )
             if slots[alias].part is not None:
-                raise ValueError(f"'{slots[alias].name}' is in a shared part and said to equal another")
+                raise RefusedError(
+                    f"'{slots[alias].name}' is in a shared part and said to equal another", code="part-elsewhere"
+                )
         if sources.aliases.keys() & {*sources.unchanged, *sources.aliases.values()}:
-            raise ValueError("an alias of an alias")
+            raise RefusedError("an alias of an alias", code="alias-chain")
         if sources.to_params() != dict(params):
-            raise ValueError("its lists are not in canonical order")
+            lists = isinstance(params["unchanged"], list) and isinstance(params["aliases"], list)
+            raise RefusedError(
+                "its lists are not in canonical order", code="params-order" if lists else "params-fields"
+            )
     except (TypeError, ValueError) as error:
-        raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}") from error
+        code = reason(error, "params-fields")
+        raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}", code=code) from error
     return sources

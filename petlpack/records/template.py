@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, RefusedError, printable, reason
 from petlpack.records.base_table import BaseTable, parameters
 from petlpack.records.canonical import canonical_json, parse_sha256
 from petlpack.records.slot import Slot, kind_of
@@ -133,11 +133,11 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
     `read_table` gives the table of a base by its sha256.
     """
     try:
-        table = json.loads(text)
+        table, canonical = _parse_json(text)
         if set(table) != _FIELDS:
-            raise ValueError(f"it has other fields than {', '.join(sorted(_FIELDS))}")
-        if canonical_json(table) != text:
-            raise ValueError("it is not canonical JSON")
+            raise RefusedError(f"it has other fields than {', '.join(sorted(_FIELDS))}", code="template-fields")
+        if canonical != text:
+            raise RefusedError("it is not canonical JSON", code="template-canonical")
         _check_lists(table)
         if name is not None:
             _check_task_name(name)
@@ -147,28 +147,46 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
             sha256 = parse_sha256(table["base"]["table"])
             refs = read_table(sha256)
             rows = table["base"]["tensors"]
-            base = {_text(tensor): refs[other] for tensor, other in rows}
+            base = {_text(tensor): _ref(refs, other) for tensor, other in rows}
             if len(base) != len(rows) or set(table["base"]) != {"table", "tensors"}:
-                raise ValueError("a tensor has two tensors of the base")
+                code = "template-twice" if len(base) != len(rows) else "template-fields"
+                raise RefusedError("a tensor has two tensors of the base", code=code)
             template = replace(template, base_table=sha256, base=base, base_parameters=parameters(refs))
         _check(template)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MalformedError) as error:
-        raise DamageError(f"{where} is not a template: {printable(str(error))}") from error
+        code = reason(error, "template-fields")
+        raise DamageError(f"{where} is not a template: {printable(str(error))}", code=code) from error
     return template
+
+
+def _parse_json(text: bytes) -> tuple[Any, bytes]:
+    """Return a value with its canonical JSON, which NaN and half a character do not have."""
+    try:
+        value = json.loads(text)
+        return value, canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(str(error), code="template-json") from error
+
+
+def _ref(refs: BaseTable, name: str) -> BaseRef:
+    try:
+        return refs[name]
+    except KeyError as error:
+        raise RefusedError(str(error), code="template-reference") from error
 
 
 def check_file_name(name: str) -> str:
     """Return a relative path that stays below a directory; raises ValueError for one that leads elsewhere."""
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"'{printable(name)}' is not a plain relative file name")
+        raise RefusedError(f"'{printable(name)}' is not a plain relative file name", code="file-name")
     return name
 
 
 def _from_table(table: Mapping[str, Any]) -> Template:
     base_name, rule = table["base_name"], table["rule"]
     if rule is not None and not isinstance(rule, dict):
-        raise ValueError("its rule is not an object")
+        raise RefusedError("its rule is not an object", code="template-fields")
     weights = [(_file_name(file), parse_header(header.encode())) for file, header in table["weights"]]
     template = Template(
         headers=dict(weights),
@@ -180,7 +198,7 @@ def _from_table(table: Mapping[str, Any]) -> Template:
         named=frozenset(_list(table["named"])),
     )
     if len(weights) != len(template.headers):
-        raise ValueError("a weight file stands twice")
+        raise RefusedError("a weight file stands twice", code="template-twice")
     return template
 
 
@@ -188,36 +206,42 @@ def _check_lists(table: Mapping[str, Any]) -> None:
     """Check that lists are lists, and sorted where they stand for sets: a template has one text."""
     pairs = [] if table["base"] is None else table["base"]["tensors"]
     if not all(isinstance(rows, list) for rows in (table["weights"], table["parts"], pairs)):
-        raise ValueError("a field is not a list")
+        raise RefusedError("a field is not a list", code="template-fields")
     if not all(isinstance(row, list) for row in [*table["parts"], *pairs]):
-        raise ValueError("a row is not a list")
+        raise RefusedError("a row is not a list", code="template-fields")
     for rows in (table["head"], table["named"], pairs):
         if rows != sorted(rows):
-            raise ValueError("a list is not sorted")
+            code = "template-canonical" if isinstance(rows, list) else "template-fields"
+            raise RefusedError("a list is not sorted", code=code)
 
 
 def _check(template: Template) -> None:
     names = [slot.name for slot in template.slots]
     if len(set(names)) != len(names):
-        raise ValueError("two weight files hold the same tensor")
+        raise RefusedError("two weight files hold the same tensor", code="template-twice")
     if template.headers.keys() & template.files.keys():
-        raise ValueError("a kept file has the name of a weight file")
+        raise RefusedError("a kept file has the name of a weight file", code="template-twice")
     if template.named - template.files.keys():
-        raise ValueError("a file that is not kept takes the task's name")
+        raise RefusedError("a file that is not kept takes the task's name", code="template-reference")
     shared = [name for part in template.parts for name in part if name is not None]
     if len(set(shared)) != len(shared) or set(shared) - set(names) or "" in shared:
-        raise ValueError("its parts are not of its tensors")
+        code = "template-twice" if len(set(shared)) != len(shared) else "template-reference"
+        raise RefusedError("its parts are not of its tensors", code=code)
     for slot in template.slots:
         base = slot.base
         if base is None:
             continue
         resized = len(base.shape) == len(slot.shape) >= 2 and base.shape[1:] == slot.shape[1:]
         if base.shape != slot.shape and not resized:
-            raise ValueError(f"tensor '{slot.name}' is {slot.shape} and its base {base.shape}")
+            raise RefusedError(
+                f"tensor '{slot.name}' is {slot.shape} and its base {base.shape}", code="template-base-shape"
+            )
         if not can_cast(base.dtype, slot.dtype):
-            raise ValueError(f"tensor '{slot.name}' is {slot.dtype.name} and its base {base.dtype.name}")
+            raise RefusedError(
+                f"tensor '{slot.name}' is {slot.dtype.name} and its base {base.dtype.name}", code="template-base-shape"
+            )
         if slot.part is not None:
-            raise ValueError(f"tensor '{slot.name}' is in a shared part and in the base")
+            raise RefusedError(f"tensor '{slot.name}' is in a shared part and in the base", code="part-elsewhere")
 
 
 def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -228,7 +252,7 @@ def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     bound = {key: _each_text(value, text) for key, value in table.items() if key not in ("base_name", "files")}
     if len({text(file) for file in table["files"]}) != len(table["files"]):
-        raise ValueError("two kept files have one name")
+        raise RefusedError("two kept files have one name", code="template-twice")
     bound["weights"] = [[file, _padded(header)] for file, header in bound["weights"]]
     return {
         **bound,
@@ -262,25 +286,25 @@ def _padded(header: str) -> str:
 
 def _check_task_name(name: object) -> None:
     if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
-        raise ValueError(f"'{name}' is not a name of a task")
+        raise RefusedError(f"'{name}' is not a name of a task", code="template-name")
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"'{value}' is not a text")
+        raise RefusedError(f"'{value}' is not a text", code="template-fields")
     return value
 
 
 def _list(value: object) -> list[str]:
     if not isinstance(value, list):
-        raise ValueError(f"'{value}' is not a list")
+        raise RefusedError(f"'{value}' is not a list", code="template-fields")
     texts = [_text(item) for item in value]
     if len(set(texts)) != len(texts):
-        raise ValueError(f"'{max(texts, key=texts.count)}' stands twice")
+        raise RefusedError(f"'{max(texts, key=texts.count)}' stands twice", code="template-twice")
     return texts
 
 
 def _file_name(name: object) -> str:
     if not isinstance(name, str):
-        raise ValueError("a file name is not a string")
+        raise RefusedError("a file name is not a string", code="file-name")
     return check_file_name(name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from petlpack.errors import DamageError, UnknownFormatError, printable
+from petlpack.errors import DamageError, RefusedError, UnknownFormatError, printable, reason
 from petlpack.rules.modules import Rebuilt, Use
 from petlpack.tensors.tensor import Tensor
 
@@ -27,15 +27,20 @@ def _as_lists(value: Any) -> Any:
 def check_rule(rule: Rule | None, *more: str) -> Rule:
     """Return a rule that has the fields of every rule and `more`; raises DamageError."""
     if rule is None or set(rule) != {"kind", "settings", "rows", *more}:
-        raise DamageError(f"a rule has other fields than kind, settings, rows{''.join(f', {name}' for name in more)}")
+        raise DamageError(
+            f"a rule has other fields than kind, settings, rows{''.join(f', {name}' for name in more)}",
+            code="rule-fields",
+        )
     if rule["kind"] not in ("adapter", "lora", "prefix"):
-        raise UnknownFormatError(f"a rule for {printable(repr(rule['kind']))}, known are adapter, lora, prefix")
+        raise UnknownFormatError(
+            f"a rule for {printable(repr(rule['kind']))}, known are adapter, lora, prefix", code="rule-unknown"
+        )
     settings = rule["settings"]
     if not isinstance(settings, dict):
-        raise DamageError("a rule has settings that are not an object")
+        raise DamageError("a rule has settings that are not an object", code="rule-settings")
     for name, value in settings.items():
         if name in _SETTINGS and not _SETTINGS[name](value):
-            raise DamageError(f"a rule has {name} {printable(repr(value))}, which makes no sense")
+            raise DamageError(f"a rule has {name} {printable(repr(value))}, which makes no sense", code="rule-settings")
     return rule
 
 
@@ -58,13 +63,14 @@ def parse_rows(rows: object, parse: Callable[[Any], Any]) -> list[Any]:
     try:
         return [parse(row) for row in _list(rows)]
     except (TypeError, ValueError, IndexError) as error:
-        raise DamageError(f"a rule has a row that makes no sense: {printable(str(error))}") from error
+        code = reason(error, "rule-row")
+        raise DamageError(f"a rule has a row that makes no sense: {printable(str(error))}", code=code) from error
 
 
 def text(value: object) -> str:
-    """Return a text of a rule; raises TypeError for anything else."""
+    """Return a text of a rule; raises RefusedError for anything else."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
+        raise RefusedError(f"{value!r} is not a text", code="rule-row")
     return value
 
 
@@ -87,20 +93,20 @@ def pair(value: object) -> tuple[str, str]:
 def whole(value: object) -> int:
     """Return a number from 0 of a rule."""
     if type(value) is not int or not 0 <= value < 2**31:
-        raise TypeError(f"{value!r} is not a number from 0")
+        raise RefusedError(f"{value!r} is not a number from 0", code="rule-value")
     return value
 
 
 def truth(value: object) -> bool:
     """Return a truth value of a rule."""
     if type(value) is not bool:
-        raise TypeError(f"{value!r} is neither true nor false")
+        raise RefusedError(f"{value!r} is neither true nor false", code="rule-row")
     return value
 
 
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is not a list")
+        raise RefusedError(f"{value!r} is not a list", code="rule-row")
     return value
 
 
@@ -125,7 +131,9 @@ def rebuilt(rule: Rule, outputs: Mapping[str, Tensor]) -> Rebuilt:
 def find(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return a tensor that a rule names; raises DamageError where there is none."""
     if name not in tensors:
-        raise DamageError(f"a rule names tensor '{printable(name)}', which the task does not have")
+        raise DamageError(
+            f"a rule names tensor '{printable(name)}', which the task does not have", code="rule-reference"
+        )
     return tensors[name]
 
 
@@ -133,5 +141,7 @@ def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
     """Return a tensor that a rule names, of this shape; raises DamageError where it has another."""
     tensor = find(tensors, name)
     if tensor.shape != shape:
-        raise DamageError(f"'{printable(name)}' is {list(tensor.shape)}, the rule needs {list(shape)}")
+        raise DamageError(
+            f"'{printable(name)}' is {list(tensor.shape)}, the rule needs {list(shape)}", code="rule-shape"
+        )
     return tensor

@@ -35,7 +35,7 @@ class Part:
         if (manifest.kind, manifest.shared, manifest.decoded, set(manifest.params), dict(manifest.facts)) != (
             *("shared", (), sha256, {"tensors"}, {}),
         ):
-            raise DamageError(f"'{printable(str(path))}' is not the shared part {sha256}")
+            raise DamageError(f"'{printable(str(path))}' is not the shared part {sha256}", code="file-kind")
         self.slots = _parse_slots(manifest.params["tensors"], path)
         self._reader = SectionReader(
             f"shared part {sha256}", opened, opened.open_sections(), codec(manifest.codec), self.slots, Predictions()
@@ -64,7 +64,9 @@ class Part:
         """Decode everything; raises DamageError where that is not what the part's name says."""
         found = part_name([(s.dtype, s.shape, self.tensor(i).sha256()) for i, s in enumerate(self.slots)])
         if found != self.sha256:
-            raise DamageError(f"'{printable(str(self.path))}' decodes to {found}, its name says {self.sha256}")
+            raise DamageError(
+                f"'{printable(str(self.path))}' decodes to {found}, its name says {self.sha256}", code="decoded-digest"
+            )
 
 
 def part_slots(slots: Sequence[Slot]) -> list[Slot]:
@@ -96,10 +98,12 @@ def _parse_slots(rows: object, path: Path) -> list[Slot]:
     slots: list[Slot] = []
     for row in rows if isinstance(rows, list) else [None]:
         if not isinstance(row, list) or len(row) != 3 or not is_shape(row[1]):
-            raise DamageError(f"'{printable(str(path))}' has a tensor that is not [dtype, shape, kind]")
+            raise DamageError(
+                f"'{printable(str(path))}' has a tensor that is not [dtype, shape, kind]", code="part-row"
+            )
         dtype, shape, kind = row
         if type(kind) is not int or not 0 <= kind < len(rows):  # type: ignore[arg-type]
-            raise DamageError(f"'{printable(str(path))}' has a tensor of kind {printable(repr(kind))}")
+            raise DamageError(f"'{printable(str(path))}' has a tensor of kind {printable(repr(kind))}", code="part-row")
         slots.append(_slot(len(slots), dtype_named(str(dtype)), tuple(shape), kind))
     return slots
 

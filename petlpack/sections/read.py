@@ -50,13 +50,16 @@ class SectionReader:
         """Cut `slots` into units; raises DamageError that names `what` where the file's sections are not theirs."""
         self._codec, self._sections, self._predictions = codec, sections, predictions
         if sum(slot.size for slot in slots) > len(opened.manifest.sections) * MOST_ELEMENTS:
-            raise DamageError(f"{what} claims more weights than its sections can hold")
+            raise DamageError(f"{what} claims more weights than its sections can hold", code="section-capacity")
         self._units = codec.units(slots, predictions.shared)
         self._rows = {row.name: row for row in opened.manifest.sections}
         expected = [section for unit in self._units for section in codec.sections(unit)]
         if expected != list(self._rows):
             first = ", ".join(expected[:3])
-            raise DamageError(f"{what} has {len(self._rows)} sections, its tensors need {len(expected)}: {first} ...")
+            raise DamageError(
+                f"{what} has {len(self._rows)} sections, its tensors need {len(expected)}: {first} ...",
+                code="section-names",
+            )
         self._parts: dict[str, list[tuple[Unit, Piece, int]]] = {}
         for unit in self._units:
             offset = 0
@@ -127,7 +130,8 @@ class SectionReader:
         if section.dtype != dtype.name or section.count not in counts:
             raise DamageError(
                 f"section '{name}' is {section.count} elements of {section.dtype}, "
-                f"its tensors need {counts[-1]} of {dtype.name}"
+                f"its tensors need {counts[-1]} of {dtype.name}",
+                code="section-elements",
             )
         array = coding.Array(dtype, section.count, row or max(1, section.count), prediction)
         return coding.decode(section.coder, self._sections.read(section), array, name)

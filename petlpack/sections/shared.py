@@ -47,14 +47,14 @@ def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
     rows = manifest.sections
     made = Manifest("shared", BYTES, rows, (), sha256, {}, {})
     if manifest != made or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
-        raise DamageError(f"'{path}' is not a shared part of bytes")
+        raise DamageError(f"'{path}' is not a shared part of bytes", code="file-kind")
     if rows[0].count > most:
-        raise DamageError(f"'{path}' claims {rows[0].count:,} bytes, at most {most:,} are read")
+        raise DamageError(f"'{path}' claims {rows[0].count:,} bytes, at most {most:,} are read", code="size-limit")
     array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
     data = opened.open_sections().read(rows[0])
     content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise DamageError(f"'{path}' decodes to something else than its name says")
+        raise DamageError(f"'{path}' decodes to something else than its name says", code="decoded-digest")
     return content
 
 
@@ -65,5 +65,6 @@ def find_shared(store: Store, sha256: str) -> Path:
         raise DamageError(
             f"shared part {sha256} is missing from pack '{printable(str(store.path))}'",
             hint="restore the file from a copy of the pack, or encode the runs that need it again",
+            code="part-missing",
         )
     return path

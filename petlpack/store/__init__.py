@@ -39,6 +39,7 @@ def check_task_name(name: str) -> str:
         raise UsageError(
             f"'{printable(name)}' cannot be a task's name",
             hint="1 to 128 of A-Z a-z 0-9 . _ -, not starting with a dot, no device name; choose one with --task",
+            code="task-name",
         )
     return name
 
@@ -78,11 +79,13 @@ class Store:
             raise UnknownFormatError(
                 f"'{printable(str(marker))}' is not the mark of a pack",
                 hint="the directory is no pack, or its pack.json was damaged: restore it",
+                code="pack-json",
             ) from error
         if type(version) is not int or version != 1:
             raise UnknownFormatError(
                 f"'{printable(str(marker))}' has version {printable(repr(version))}, this petlpack reads 1",
                 hint="the pack was written by a newer petlpack: upgrade to read it",
+                code="version-unknown" if table["format"] == "petlpack" else "format-unknown",
             )
 
     @classmethod

@@ -36,10 +36,11 @@ class Base:
                 raise BaseError(
                     f"no base at '{printable(str(path))}'",
                     hint="--base wants the directory of the pretrained model (with model.safetensors), or its file",
+                    code="base-missing",
                 )
             self.tensors = open_checkpoint(weights).tensors
         except RunError as error:
-            raise BaseError(f"base: {error.message}", hint=error.hint) from error
+            raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
         self._digests: dict[str, str] = {}
         self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
 
@@ -61,18 +62,21 @@ class Base:
         hint = "give the very checkpoint that the task was packed against"
         tensor = self.tensors.get(ref.name)
         if tensor is None:
-            raise BaseError(f"{where} has no tensor '{printable(ref.name)}', which the task needs", hint=hint)
+            message = f"{where} has no tensor '{printable(ref.name)}', which the task needs"
+            raise BaseError(message, hint=hint, code="base-tensor")
         if (tensor.dtype, tensor.shape) != (ref.dtype, ref.shape):
             raise BaseError(
                 f"{where}: tensor '{printable(ref.name)}' is {tensor.dtype.name} {list(tensor.shape)}, "
                 f"the task needs {ref.dtype.name} {list(ref.shape)}",
                 hint=hint,
+                code="base-shape",
             )
         if self.sha256(ref.name) != ref.sha256:
             raise BaseError(
                 f"{where}: tensor '{printable(ref.name)}' has sha256 {self.sha256(ref.name)}, "
                 f"the task needs {ref.sha256}",
                 hint=hint,
+                code="base-digest",
             )
         return tensor
 
@@ -101,5 +105,7 @@ def open_base(base: str | Path | Base | None, named: str | None) -> Base | None:
 def needed(base: Base | None) -> Base:
     """Return the base; raises BaseError where there is none."""
     if base is None:
-        raise BaseError("the task needs its base to be decoded", hint="give the base's directory with --base")
+        raise BaseError(
+            "the task needs its base to be decoded", hint="give the base's directory with --base", code="base-missing"
+        )
     return base

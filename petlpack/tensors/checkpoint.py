@@ -61,7 +61,9 @@ def _open_one(path: Path) -> Checkpoint:
         raise _unread(path, error) from error
     except MalformedError as error:
         raise RunError(
-            error.message, hint="the file is damaged or only half written: copy it again or use another checkpoint"
+            error.message,
+            hint="the file is damaged or only half written: copy it again or use another checkpoint",
+            code=error.code,
         ) from error
     tensors = {name: file_tensor(path, header, name) for name in header.entries}
     return Checkpoint({path.name: header}, tensors, (path,))

@@ -66,4 +66,5 @@ def dtype_named(name: str) -> DType:
     try:
         return DTYPES[name]
     except KeyError:
-        raise UnknownFormatError(f"unknown dtype '{printable(name)}', known are {', '.join(DTYPES)}") from None
+        message = f"unknown dtype '{printable(name)}', known are {', '.join(DTYPES)}"
+        raise UnknownFormatError(message, code="dtype-unknown") from None

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
-from petlpack.errors import PetlpackError, printable
+from petlpack.errors import PetlpackError, RefusedError, printable, reason
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
 from petlpack.tensors.tensor import Tensor, as_bytes
 
@@ -87,16 +87,18 @@ def read_header_of(file: BinaryIO, path: Path) -> Header:
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     if len(prefix) < 8:
-        raise _malformed(path, f"is {size} bytes, a safetensors file has at least 8")
+        raise _malformed(path, f"is {size} bytes, a safetensors file has at least 8", code="file-size")
     length = int.from_bytes(prefix, "little")
     if length > min(MAX_HEADER, size - 8):
-        raise _malformed(path, f"states a header of {length:,} bytes, but the file is {size:,} bytes")
+        raise _malformed(
+            path, f"states a header of {length:,} bytes, but the file is {size:,} bytes", code="header-size"
+        )
     try:
         header = parse_header(file.read(length))
     except MalformedError as error:
-        raise _malformed(path, error.message) from None
+        raise _malformed(path, error.message, code=error.code) from None
     if header.file_size != size:
-        raise _malformed(path, f"is {size:,} bytes, its header needs {header.file_size:,}")
+        raise _malformed(path, f"is {size:,} bytes, its header needs {header.file_size:,}", code="file-size")
     return header
 
 
@@ -108,17 +110,20 @@ def parse_header(text: bytes) -> Header:
         if "\\u" in decoded:
             json.dumps(table, ensure_ascii=False).encode()  # a lone surrogate has no bytes: UnicodeEncodeError
     except (ValueError, RecursionError) as error:
-        raise MalformedError(f"has a header that is not JSON: {error}") from None
+        raise MalformedError(f"has a header that is not JSON: {error}", code=reason(error, "header-json")) from None
     if not isinstance(table, dict):
-        raise MalformedError("has a header that is not a JSON object")
+        raise MalformedError("has a header that is not a JSON object", code="header-json")
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise MalformedError("has a '__metadata__' that is not an object of strings")
+        raise MalformedError("has a '__metadata__' that is not an object of strings", code="header-fields")
     entries = {name: _parse_entry(name, row) for name, row in table.items()}
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
-            raise MalformedError(f"has tensor '{printable(name)}' at byte {entry.start}, the one before ends at {end}")
+            raise MalformedError(
+                f"has tensor '{printable(name)}' at byte {entry.start}, the one before ends at {end}",
+                code="header-offsets",
+            )
         end = entry.stop
     return Header(decoded, entries, metadata)
 
@@ -163,19 +168,19 @@ class _Reader:
         offset = self.offset + start * self.dtype.itemsize
         bits: Bits = np.fromfile(self.path, self.dtype.bits, stop - start, offset=offset)
         if len(bits) != stop - start:
-            raise _malformed(self.path, "became shorter while it was read")
+            raise _malformed(self.path, "became shorter while it was read", code="file-size")
         return bits
 
 
-def _malformed(path: Path, what: str) -> MalformedError:
-    return MalformedError(f"'{printable(str(path))}' {what}")
+def _malformed(path: Path, what: str, *, code: str) -> MalformedError:
+    return MalformedError(f"'{printable(str(path))}' {what}", code=code)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"key '{printable(twice)}' stands twice")
+        raise RefusedError(f"key '{printable(twice)}' stands twice", code="header-twice")
     return table
 
 
@@ -191,7 +196,7 @@ def _parse_entry(name: str, row: object) -> Entry:
     try:
         return _entry(row)
     except MalformedError as error:
-        raise MalformedError(f"has tensor '{printable(name)}' with {error.message}") from None
+        raise MalformedError(f"has tensor '{printable(name)}' with {error.message}", code=error.code) from None
 
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -199,21 +204,21 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 
 def _entry(row: object) -> Entry:
     if not isinstance(row, dict) or row.keys() != _FIELDS:
-        raise MalformedError("fields other than dtype, shape and data_offsets")
+        raise MalformedError("fields other than dtype, shape and data_offsets", code="header-fields")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str):
-        raise MalformedError("a dtype that is no string")
+        raise MalformedError("a dtype that is no string", code="header-fields")
     if not _is_sizes(shape):
-        raise MalformedError("a shape that is no list of sizes")
+        raise MalformedError("a shape that is no list of sizes", code="header-fields")
     if len(shape) > MAX_RANK:
-        raise MalformedError(f"a shape of {len(shape):,} sizes, an array has at most {MAX_RANK}")
+        raise MalformedError(f"a shape of {len(shape):,} sizes, an array has at most {MAX_RANK}", code="header-fields")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise MalformedError("data_offsets that are no range")
+        raise MalformedError("data_offsets that are no range", code="header-offsets")
     start, stop = offsets
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
-        raise MalformedError(f"shape {shape} of {dtype}, but {stop - start:,} bytes")
+        raise MalformedError(f"shape {shape} of {dtype}, but {stop - start:,} bytes", code="header-fields")
     if math.prod(filter(None, shape)) >= 2**63:
-        raise MalformedError(f"shape {shape}, which no array can have")
+        raise MalformedError(f"shape {shape}, which no array can have", code="header-fields")
     return Entry(dtype, tuple(shape), start, stop)
 
 

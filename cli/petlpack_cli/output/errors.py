@@ -45,13 +45,14 @@ class Problem:
     """An error, ready to be shown."""
 
     type: str
+    code: str
     message: str
     hint: str | None
     exit_code: int
 
     def to_json(self) -> dict[str, str | None]:
         """Return the value of "error"."""
-        return {"type": self.type, "message": self.message, "hint": self.hint}
+        return {"type": self.type, "code": self.code, "message": self.message, "hint": self.hint}
 
     def lines(self, about: str = "") -> str:
         """Return what people read; `about` names the run where there are several."""
@@ -64,19 +65,20 @@ class Problem:
 def describe(error: BaseException) -> Problem:
     """Return what to say about any exception."""
     if isinstance(error, PetlpackError):
-        return Problem(type(error).__name__, error.message, error.hint, error.exit_code)
+        return Problem(type(error).__name__, error.code, error.message, error.hint, error.exit_code)
     if isinstance(error, (Interrupted, KeyboardInterrupt, click.Abort)):
-        return Problem("Interrupted", "interrupted", None, 130)
+        return Problem("Interrupted", "interrupted", "interrupted", None, 130)
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "petlpack"
-        return Problem("UsageError", error.format_message(), f"`{path} --help` shows how it is used", error.exit_code)
+        hint = f"`{path} --help` shows how it is used"
+        return Problem("UsageError", "usage", error.format_message(), hint, error.exit_code)
     if isinstance(error, OSError) and error.errno is not None:
         where = f": '{error.filename}'" if error.filename is not None else ""
-        return Problem(type(error).__name__, f"{error.strerror}{where}", HINTS.get(error.errno), 1)
+        return Problem(type(error).__name__, "os", f"{error.strerror}{where}", HINTS.get(error.errno), 1)
     if isinstance(error, MemoryError):
-        return Problem("MemoryError", "not enough memory", "fewer --jobs need less of it", 1)
+        return Problem("MemoryError", "memory", "not enough memory", "fewer --jobs need less of it", 1)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return Problem("InternalError", f"internal error: {what}", "run again with --debug and report it", 1)
+    return Problem("InternalError", "internal", f"internal error: {what}", "run again with --debug and report it", 1)
 
 
 def worst(problems: Iterable[Problem]) -> int | None:

@@ -67,6 +67,7 @@ def open_base(path: Path) -> BaseFiles:
         raise BaseError(
             f"no base at '{shown}'",
             hint="--base wants the directory of the pretrained model (with model.safetensors), or its file",
+            code="base-missing",
         )
     if weights.name.removesuffix(".index.json").endswith(PICKLED):
         raise BaseError(
@@ -76,7 +77,7 @@ def open_base(path: Path) -> BaseFiles:
         checkpoint = open_checkpoint(weights)
         keys = frozenset(key_of(source.stat()) for source in checkpoint.sources)
     except RunError as error:
-        raise BaseError(f"base: {error.message}", hint=error.hint) from error
+        raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
     spans: dict[str, Span] = {}
     for source, header in zip(checkpoint.sources, checkpoint.headers.values(), strict=True):
         spans |= tensor_spans(source, header)
