@@ -51,13 +51,13 @@ def verify(
     for name in names:
         if task is not None and task not in pack:
             pack.store.find_task(task)
-        found = _check_task(pack, name, opened, against, jobs, progress)
-        if found is not None:
-            yield found
+        checked = _check_task(pack, name, opened, against, jobs, progress)
+        if checked is not None:
+            yield checked
     for sha256 in pack.store.shared_names() if task is None else ():
-        found = _check_shared(pack, sha256)
-        if found is not None:
-            yield found
+        checked = _check_shared(pack, sha256)
+        if checked is not None:
+            yield checked
 
 
 def _check_task(

@@ -113,9 +113,9 @@ def _masked(row: MaskedMatrix, tensors: Mapping[str, Tensor]) -> Tensor:
     masks = [find(tensors, name) for name in row.masks]
     shape = tuple(reversed(prototype.shape)) if row.transposed else prototype.shape
     for name, mask in zip(row.masks, masks, strict=True):
-        own = mask.shape if row.index is None else mask.shape[1:]
-        if mask.dtype.name != "BOOL" or own != shape or (row.index is not None and row.index >= mask.shape[0]):
-            code = "rule-shape" if mask.dtype.name != "BOOL" or own != shape else "rule-reference"
+        of_mask = mask.shape if row.index is None else mask.shape[1:]
+        if mask.dtype.name != "BOOL" or of_mask != shape or (row.index is not None and row.index >= mask.shape[0]):
+            code = "rule-shape" if mask.dtype.name != "BOOL" or of_mask != shape else "rule-reference"
             raise DamageError(
                 f"mask '{printable(name)}' is {mask.dtype.name} {list(mask.shape)}, "
                 f"its prototype '{printable(row.prototype)}' {list(prototype.shape)}",

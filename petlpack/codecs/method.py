@@ -28,12 +28,12 @@ class MethodCodec(Codec):
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into `masks.N`, `tensors.N`, `changed.N` against the base, and `head.N`."""
-        own = [piece for piece in own_pieces(slots) if not piece.slot.head]
-        masks = [piece for piece in own if is_mask(piece.slot)]
+        unpredicted = [piece for piece in own_pieces(slots) if not piece.slot.head]
+        masks = [piece for piece in unpredicted if is_mask(piece.slot)]
         return [
             *(replace(unit, predictor=_same_entries(unit, shared)) for unit in _mask_units(masks)),
             *group(
-                (piece for piece in own if not is_mask(piece.slot)),
+                (piece for piece in unpredicted if not is_mask(piece.slot)),
                 "tensors",
                 UNIT,
                 role="own",

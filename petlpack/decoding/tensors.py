@@ -117,7 +117,7 @@ def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: lis
             f"task '{name}' has {len(parts)} shared parts of tensors, its template {len(template.parts)}",
             code="part-tensors",
         )
-    own = {slot.name: slot for slot in slots}
+    by_name = {slot.name: slot for slot in slots}
     shared = {}
     for number, (names, part) in enumerate(zip(template.parts, parts, strict=True)):
         if len(names) != len(part.slots):
@@ -125,11 +125,11 @@ def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: lis
                 f"shared part {part.sha256} has {len(part.slots)} tensors, task '{name}' {len(names)}",
                 code="part-tensors",
             )
-        kinds = {held.kind: own[called].kind for called, held in zip(names, part.slots, strict=True) if called}
+        kinds = {held.kind: by_name[called].kind for called, held in zip(names, part.slots, strict=True) if called}
         for i, (called, held) in enumerate(zip(names, part.slots, strict=True)):
             slot = replace(held, name="", part=(number, i), kind=kinds.get(held.kind, ""))
             if called is not None:
-                slot = own[called]
+                slot = by_name[called]
             if (slot.dtype, slot.shape) != (held.dtype, held.shape):
                 raise DamageError(
                     f"tensor '{printable(slot.name)}' is {slot.dtype.name} {list(slot.shape)}, "

@@ -75,10 +75,10 @@ def encode(
     opened = _find_base(runs[0], base, request)
     figures = _figures(base) if opened is None and base is not None else {}
     with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
-        for own in named:  # before anything is encoded; the commit asks again
-            store.refuse_taken(own, replace=replace)
+        for task_name in named:  # before anything is encoded; the commit asks again
+            store.refuse_taken(task_name, replace=replace)
         writer = TaskWriter(store, scratch, opened, request, count_jobs(jobs), progress, figures)
-        written = [writer.write(own, run) for own, run in named.items()]
+        written = [writer.write(task_name, run) for task_name, run in named.items()]
         _commit(store, writer, written, replace=replace)
         seconds = (time.perf_counter() - started) / len(written)
         return [_encoded(task_file, store, seconds) for task_file in written]
@@ -107,10 +107,10 @@ def _names(name: str, runs: Sequence[Run]) -> list[str]:
     if len(runs) == 1:
         return [name]
     names = [check_task_name(f"{name}.{re.sub('[^A-Za-z0-9._-]', '-', run.task)}") for run in runs]
-    for own, run in zip(names, runs, strict=True):
-        if [other.lower() for other in names].count(own.lower()) > 1:
+    for task_name, run in zip(names, runs, strict=True):
+        if [other.lower() for other in names].count(task_name.lower()) > 1:
             raise RunError(
-                f"'{printable(str(run.path))}' has several tasks that would be called '{own}'",
+                f"'{printable(str(run.path))}' has several tasks that would be called '{task_name}'",
                 hint="encode their directories one by one, each with --task",
             )
     return names

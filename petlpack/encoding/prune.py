@@ -79,14 +79,14 @@ def _count(
 
 def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, count: int) -> np.float64:
     """Return the size of the `count`-th largest change, found 16 bits at a time by counting."""
-    found, above = np.uint64(0), 0
+    prefix, above = np.uint64(0), 0
     for shift in (48, 32, 16, 0):
         counts = np.zeros(1 << 16, np.int64)
         for name, ref in refs.items():
             for size in _changes(tensors[name], ref, base):
                 bits = size[size > 0].view("<u8")
                 if shift < 48:
-                    bits = bits[bits >> np.uint64(shift + 16) == found]
+                    bits = bits[bits >> np.uint64(shift + 16) == prefix]
                 digits = ((bits >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64)  # NumPy 1 counts no uint64
                 counts += np.bincount(digits, minlength=1 << 16)
         reached = above + np.cumsum(counts[::-1])[::-1]
@@ -94,8 +94,8 @@ def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Bas
             return np.float64(np.finfo(np.float64).smallest_subnormal)
         bucket = int(np.flatnonzero(reached >= max(count, 1))[-1])
         above = int(reached[bucket] - counts[bucket])
-        found = (found << np.uint64(16)) | np.uint64(bucket)
-    return np.float64(np.array([found], "<u8").view("<f8")[0])
+        prefix = (prefix << np.uint64(16)) | np.uint64(bucket)
+    return np.float64(np.array([prefix], "<u8").view("<f8")[0])
 
 
 def _changes(tensor: Tensor, ref: BaseRef, base: Base) -> Iterator[NDArray[np.float64]]:

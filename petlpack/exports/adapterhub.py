@@ -168,14 +168,14 @@ def _bottleneck(rebuilt: Rebuilt, name: str) -> tuple[dict[str, Any], dict[str, 
     """Return the config of a bottleneck adapter, its tensors, and the model's width."""
     form, activation = rebuilt.settings["form"], rebuilt.settings["activation"]
     _check(form, activation)
-    found = by_place(rebuilt, _PARTS)
-    shapes = {place: _shape(place, parts) for place, parts in found.items()}
+    by_module = by_place(rebuilt, _PARTS)
+    shapes = {place: _shape(place, parts) for place, parts in by_module.items()}
     width = _one_width(width for width, _ in shapes.values())
-    layers = _layers(found, form)
+    layers = _layers(by_module, form)
     tensors = {
         f"{holder}.adapters.{name}.{part}": tensor
         for place, (_, holder) in layers.items()
-        for part, tensor in zip(_NAMES, found[place], strict=True)
+        for part, tensor in zip(_NAMES, by_module[place], strict=True)
     }
     if max(layer for layer, _ in layers.values()) > MOST_LAYERS:
         raise UsageError(

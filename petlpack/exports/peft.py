@@ -140,14 +140,14 @@ def _head(
             return named, []
     named = in_model(head)
     known = {name: tensor for name, tensor in named.items() if module_of(name, modules)}
-    others = [name for name, own in zip(head, named, strict=True) if own not in known]
+    others = [name for name, in_transformers in zip(head, named, strict=True) if in_transformers not in known]
     return known, [left_out(others, _NO_MODULE)] if others else []
 
 
 def _named(head: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return AdapterHub's two-layer head as RobertaClassificationHead, or None where the head is another."""
-    found = [re.fullmatch(r"heads\.(.+)\.([14])\.(weight|bias)", name) for name in head]
-    matches = [match for match in found if match]
-    if len(found) != 4 or len(matches) != 4 or len({match[1] for match in matches}) != 1:
+    candidates = [re.fullmatch(r"heads\.(.+)\.([14])\.(weight|bias)", name) for name in head]
+    matches = [match for match in candidates if match]
+    if len(candidates) != 4 or len(matches) != 4 or len({match[1] for match in matches}) != 1:
         return None
     return {f"{_ROBERTA_HEAD[match[2]]}.{match[3]}": head[match[0]] for match in matches}

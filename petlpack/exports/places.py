@@ -42,16 +42,16 @@ def by_place(rebuilt: Rebuilt, parts: Sequence[str]) -> dict[str, list[Tensor]]:
         part = next((part for part in parts if name.endswith(f".{part}")), "")
         place = name.removesuffix(f".{part}") if part else name
         places.setdefault(place, {})[part] = tensor
-    for place, found in places.items():
-        if found.keys() != set(parts):
+    for place, of_place in places.items():
+        if of_place.keys() != set(parts):
             raise UsageError(
-                f"'{printable(place)}' has {_list(found) or 'other tensors'}, an exported {rebuilt.kind} needs "
+                f"'{printable(place)}' has {_list(of_place) or 'other tensors'}, an exported {rebuilt.kind} needs "
                 f"{_list(parts)}",
                 hint=SAFETENSORS_HINT,
             )
     if not places:
         raise UsageError(f"the {rebuilt.kind} has no tensors to export", hint=SAFETENSORS_HINT)
-    return {place: [found[part] for part in parts] for place, found in places.items()}
+    return {place: [of_place[part] for part in parts] for place, of_place in places.items()}
 
 
 def alpha_of(scaling: float, rank: int) -> float:

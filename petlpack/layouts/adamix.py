@@ -162,10 +162,10 @@ def _check_counts(experts: Experts, config: Mapping[str, Any], file: Path) -> No
                 hint="the file is not whole: save the run again",
             )
         counts.setdefault((side, part), set()).add(len(numbers))
-    for (side, part), found in counts.items():
-        if len(found) > 1:
+    for (side, part), seen in counts.items():
+        if len(seen) > 1:
             raise RunError(
-                f"'{printable(str(file))}' has {min(found)} experts of {side} {part} in one layer and {max(found)} in "
+                f"'{printable(str(file))}' has {min(seen)} experts of {side} {part} in one layer and {max(seen)} in "
                 "another",
                 hint="the file is not whole: save the run again",
             )
@@ -182,8 +182,8 @@ def _check_counts(experts: Experts, config: Mapping[str, Any], file: Path) -> No
 
 def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> bool:
     """Tell whether inference averages the experts; raises RunError where it routes at random and they are not kept."""
-    said = config.get("inference_level")
-    text = options.text(INFERENCE_LEVEL, str(said) if isinstance(said, int) else None)
+    level = config.get("inference_level")
+    text = options.text(INFERENCE_LEVEL, str(level) if isinstance(level, int) else None)
     if text is None and file.suffix == ".pt":
         return True  # the NLG examples only ever average
     if text is None:
@@ -285,9 +285,9 @@ def _use(
             groups = a.shape[0] // b.shape[1] if b.shape[1] else 0
             settings["enable"] = _enabled(groups, file)
         return Use("lora", settings)
-    said = config.get("adapter_activation", config.get("hidden_act"))
-    found = said if isinstance(said, str) else None
-    activation = options.text(ACTIVATION, found) or options.needed(ACTIVATION, file)
+    named = config.get("adapter_activation", config.get("hidden_act"))
+    in_config = named if isinstance(named, str) else None
+    activation = options.text(ACTIVATION, in_config) or options.needed(ACTIVATION, file)
     return Use("adapter", {"activation": activation, "scaling": 1.0, "form": "output"})
 
 

@@ -57,8 +57,10 @@ class AdapterFiles:
     @property
     def head(self) -> frozenset[str]:
         """The tensors of the head: all of its file, whose names may be the model's own (`classifier.weight`)."""
-        own = {name for file, header in self.headers.items() if file.endswith(HEAD_FILES) for name in header.entries}
-        return frozenset(name for name in self.tensors if name.startswith("heads.") or name in own)
+        head_names = {
+            name for file, header in self.headers.items() if file.endswith(HEAD_FILES) for name in header.entries
+        }
+        return frozenset(name for name in self.tensors if name.startswith("heads.") or name in head_names)
 
 
 def adapter_folders(path: Path) -> list[Path]:
@@ -66,8 +68,8 @@ def adapter_folders(path: Path) -> list[Path]:
     for place in places(path):
         if _is_adapter(place):
             return [place]
-        own = set(checkpoints(place))
-        inside = sorted(entry for entry in place.iterdir() if entry not in own and _may_be_adapter(entry))
+        saved = set(checkpoints(place))
+        inside = sorted(entry for entry in place.iterdir() if entry not in saved and _may_be_adapter(entry))
         if inside:
             return inside
     return []
@@ -89,8 +91,8 @@ class AdapterLayout(Layout):
 def _weight_files(path: Path) -> list[Path]:
     """Return the weight files of all adapters of a run, by names alone."""
     ways = [(folder, names) for folder in adapter_folders(path) for names in (ADAPTERS, MASKS, HEAD_FILES)]
-    found = [[folder / name for name in names if (folder / name).is_file()] for folder, names in ways]
-    return [files[0] for files in found if files]
+    candidates = [[folder / name for name in names if (folder / name).is_file()] for folder, names in ways]
+    return [files[0] for files in candidates if files]
 
 
 def open_adapter(path: Path, folder: Path) -> AdapterFiles:
@@ -102,17 +104,17 @@ def open_adapter(path: Path, folder: Path) -> AdapterFiles:
             f"'{printable(str(folder / 'adapter_config.json'))}' has no name of its adapter",
             hint="save the adapter again with the library that trained it",
         )
-    found = [_weights(folder, *ADAPTERS)]
-    if found == [None]:
+    checkpoints_found = [_weights(folder, *ADAPTERS)]
+    if checkpoints_found == [None]:
         raise RunError(
             f"'{printable(str(folder))}' has adapter_config.json, but no weights: pytorch_adapter.bin is missing",
             hint="the adapter was saved only in part: save it again",
         )
-    found += [_weights(folder, *MASKS), _weights(folder, *HEAD_FILES)]
+    checkpoints_found += [_weights(folder, *MASKS), _weights(folder, *HEAD_FILES)]
     tensors: dict[str, Tensor] = {}
     headers: dict[str, Header] = {}
     root = _root(path, folder)
-    for weights in filter(None, found):
+    for weights in filter(None, checkpoints_found):
         twice = tensors.keys() & weights.tensors.keys()
         if twice:
             raise RunError(
@@ -123,7 +125,7 @@ def open_adapter(path: Path, folder: Path) -> AdapterFiles:
         tensors |= weights.tensors
         (header,) = weights.headers.values()
         headers[weights.sources[0].relative_to(root).as_posix()] = header
-    sources = tuple(weights.sources[0] for weights in found if weights is not None)
+    sources = tuple(weights.sources[0] for weights in checkpoints_found if weights is not None)
     return AdapterFiles(folder, name, about, tensors, headers, sources)
 
 

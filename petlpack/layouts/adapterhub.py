@@ -45,8 +45,8 @@ class AdapterhubLayout(AdapterLayout):
     def method_of(self, place: Path) -> str:
         """Return the architecture that the adapter's config names."""
         config = read_json(place / "adapter_config.json").get("config")
-        said = config.get("architecture") if isinstance(config, dict) else None
-        return said.lower() if isinstance(said, str) else self.method
+        architecture = config.get("architecture") if isinstance(config, dict) else None
+        return architecture.lower() if isinstance(architecture, str) else self.method
 
 
 def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Run:
@@ -54,7 +54,7 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Ru
     kept, left_out = sort_adapter_files(path, adapter, adapters)
     base = adapter.about.get("model_name")
     use, copies = _rule(adapter)
-    own = {
+    own_tensors = {
         (tensor.shape, tensor.sha256()): tensor.size
         for name, tensor in adapter.tensors.items()
         if name not in adapter.head
@@ -72,7 +72,7 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Ru
         base_name=base if isinstance(base, str) else None,
         task=adapter.name if len(adapters) > 1 else "",
         name=adapter.name,
-        figures={"trained": sum(own.values())},
+        figures={"trained": sum(own_tensors.values())},
     )
 
 
@@ -84,17 +84,17 @@ def _method(adapter: AdapterFiles) -> str:
 def _rule(adapter: AdapterFiles) -> tuple[Use | None, tuple[Copy, ...]]:
     """Return how a LoRA of the common kind acts; None for everything else, which is kept all the same."""
     config = adapter.config
-    found = [
+    matches = [
         (name, match) for name in adapter.tensors if name not in adapter.head and (match := _MODULE.fullmatch(name))
     ]
-    if len(found) + len(adapter.head) != len(adapter.tensors) or not found:
+    if len(matches) + len(adapter.head) != len(adapter.tensors) or not matches:
         return None, ()
-    if all(match["lora"] for _, match in found):
+    if all(match["lora"] for _, match in matches):
         alpha, rank, plain = config.get("alpha"), config.get("r"), config.get("composition_mode") == "add"
         if not isinstance(alpha, (int, float)) or not isinstance(rank, int) or not rank or not plain:
             return None, ()
-        copies = tuple(Copy(f"{match['place']}.{match['lora']}", name) for name, match in found)
-        merged = [match["place"].endswith(".c_attn") for _, match in found]
+        copies = tuple(Copy(f"{match['place']}.{match['lora']}", name) for name, match in matches)
+        merged = [match["place"].endswith(".c_attn") for _, match in matches]
         settings: dict[str, Any] = {"scaling": alpha / rank}
         if all(merged):  # query, key and value are one matrix in GPT-2
             matrices = config.get("attn_matrices")

@@ -34,8 +34,8 @@ def checkpoints(path: Path) -> list[Path]:
     """Return the `checkpoint-N` directories of a run, the highest N first."""
     if not path.is_dir():
         return []
-    found = [(int(match[1]), entry) for entry in path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
-    return [entry for _, entry in sorted(found, reverse=True) if entry.is_dir()]
+    steps = [(int(match[1]), entry) for entry in path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
+    return [entry for _, entry in sorted(steps, reverse=True) if entry.is_dir()]
 
 
 def places(path: Path) -> list[Path]:
@@ -84,10 +84,10 @@ def sharded_state(path: Path) -> str | None:
 
 
 def _best_first(path: Path) -> list[Path]:
-    found = checkpoints(path)
-    for state in (path / "trainer_state.json", *(checkpoint / "trainer_state.json" for checkpoint in found[:1])):
+    saved = checkpoints(path)
+    for state in (path / "trainer_state.json", *(checkpoint / "trainer_state.json" for checkpoint in saved[:1])):
         best = read_json(state).get("best_model_checkpoint") if state.is_file() else None
         if isinstance(best, str):
             name = best.replace("\\", "/").rstrip("/").rpartition("/")[2]
-            return sorted(found, key=lambda checkpoint: checkpoint.name != name)
-    return found
+            return sorted(saved, key=lambda checkpoint: checkpoint.name != name)
+    return saved

@@ -54,15 +54,17 @@ class HyperformerLayout(Layout):
         header = next(iter(weights.headers))
         runs = []
         for task, code in codes.items():
-            own = {**common, code: weights.tensors[code]}
-            rows = tuple(row for number, stack in enumerate(stacks) for row in _rows(own, stack, number, code, file))
+            of_task = {**common, code: weights.tensors[code]}
+            rows = tuple(
+                row for number, stack in enumerate(stacks) for row in _rows(of_task, stack, number, code, file)
+            )
             runs.append(
                 Run(
                     path=path,
                     layout=self.id,
                     method="HyperFormer",
-                    module=Generator(own, frozenset(), use, trunks, rows),
-                    headers=headers_of({header: list(own)}, own),
+                    module=Generator(of_task, frozenset(), use, trunks, rows),
+                    headers=headers_of({header: list(of_task)}, of_task),
                     weight_bytes=weights.nbytes // len(codes),
                     kept=kept,
                     left_out=left_out,

@@ -61,29 +61,31 @@ class Options:
     def of(cls, settings: Mapping[str, object]) -> Options:
         """Return options as a caller or a manifest says them: flags may be True and False."""
         return cls(
-            {name: str(said).lower() if isinstance(said, bool) else str(said) for name, said in settings.items()}
+            {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
         )
 
     def to_facts(self) -> dict[str, str | bool]:
         """Return what was said and asked for, as a manifest keeps it, so that the same run can be read again."""
-        said = [self.used[name] for name in sorted(self.used.keys() & self.settings.keys())]
-        texts: dict[str, str | bool] = {one.name: self.settings[one.name] for one in said if not one.flag}
-        return {**texts, **{one.name: True for one in said if one.flag and self.wants(one)}}
+        asked = [self.used[name] for name in sorted(self.used.keys() & self.settings.keys())]
+        texts: dict[str, str | bool] = {
+            setting.name: self.settings[setting.name] for setting in asked if not setting.flag
+        }
+        return {**texts, **{setting.name: True for setting in asked if setting.flag and self.wants(setting)}}
 
-    def text(self, setting: Setting, found: str | None = None) -> str | None:
+    def text(self, setting: Setting, by_run: str | None = None) -> str | None:
         """Return a setting: what the run says, or what the caller says where the run says nothing.
 
         `found` is the run's own. Raises UsageError where both say something and disagree, or the value is not known.
         """
-        said = self._said(setting)
-        if said is not None and setting.known and said not in setting.known:
+        by_caller = self._said(setting)
+        if by_caller is not None and setting.known and by_caller not in setting.known:
             raise UsageError(
-                f"--set {setting.name}={printable(said)} is none of {', '.join(sorted(setting.known))}",
+                f"--set {setting.name}={printable(by_caller)} is none of {', '.join(sorted(setting.known))}",
                 hint="choose one of these",
             )
-        if said is not None and found is not None and said != found:
-            raise _contradiction(setting.name, said, found)
-        return found if said is None else said
+        if by_caller is not None and by_run is not None and by_caller != by_run:
+            raise _contradiction(setting.name, by_caller, by_run)
+        return by_run if by_caller is None else by_caller
 
     def needed(self, setting: Setting, where: object) -> str:
         """Return a setting that only the caller can know of run `where`; raises RunError that names it."""
@@ -92,39 +94,39 @@ class Options:
             raise _missing(setting, where, "...")
         return value
 
-    def number(self, setting: Setting, found: float | None = None) -> float | None:
+    def number(self, setting: Setting, by_run: float | None = None) -> float | None:
         """Return a setting that is a number, as `text` does."""
-        said, name = self._said(setting), setting.name
-        if said is None:
-            return found
+        by_caller, name = self._said(setting), setting.name
+        if by_caller is None:
+            return by_run
         try:
-            value = float(said)
+            value = float(by_caller)
         except ValueError:
             raise UsageError(
-                f"--set {name}={printable(said)} is not a number", hint=f"say --set {name}=NUMBER"
+                f"--set {name}={printable(by_caller)} is not a number", hint=f"say --set {name}=NUMBER"
             ) from None
         if not math.isfinite(value) and setting is not KEEP_RATIO:  # of which its own check says what it has to be
-            raise UsageError(f"--set {name}={printable(said)} is not finite", hint=f"say --set {name}=NUMBER")
-        if found is not None and value != found:
-            raise _contradiction(name, said, f"{found:g}")
+            raise UsageError(f"--set {name}={printable(by_caller)} is not finite", hint=f"say --set {name}=NUMBER")
+        if by_run is not None and value != by_run:
+            raise _contradiction(name, by_caller, f"{by_run:g}")
         return value
 
-    def needed_number(self, setting: Setting, where: object, found: float | None = None) -> float:
+    def needed_number(self, setting: Setting, where: object, by_run: float | None = None) -> float:
         """Return a number that the run `where` does not say by itself; raises RunError that names it."""
-        value = self.number(setting, found)
+        value = self.number(setting, by_run)
         if value is None:
             raise _missing(setting, where, "NUMBER")
         return value
 
     def wants(self, flag: Setting) -> bool:
         """Tell whether a flag is set, on which something in the run depends; raises UsageError where it is no flag."""
-        said = self._said(flag)
-        if said not in (None, "true", "false"):
+        by_caller = self._said(flag)
+        if by_caller not in (None, "true", "false"):
             raise UsageError(
-                f"--set {flag.name}={printable(said or '')} is neither true nor false",
+                f"--set {flag.name}={printable(by_caller or '')} is neither true nor false",
                 hint=f"say --set {flag.name}=true",
             )
-        return said == "true"
+        return by_caller == "true"
 
     def unused(self) -> tuple[str, ...]:
         """Return a warning for each setting that was given and that nothing in the run depends on."""
@@ -135,9 +137,9 @@ class Options:
         return self.settings.get(setting.name)
 
 
-def _contradiction(name: str, said: str, found: str) -> UsageError:
+def _contradiction(name: str, by_caller: str, by_run: str) -> UsageError:
     return UsageError(
-        f"--set {name}={printable(said)}, and the run says {name} is {printable(found)}",
+        f"--set {name}={printable(by_caller)}, and the run says {name} is {printable(by_run)}",
         hint="leave the setting out: what the run says of itself holds",
     )
 

@@ -56,8 +56,8 @@ class PeftLayout(Layout):
 
     def method_of(self, place: Path) -> str:
         """Return the adapter's `peft_type`."""
-        said = read_json(place / "adapter_config.json").get("peft_type")
-        return said.lower() if isinstance(said, str) else self.method
+        peft_type = read_json(place / "adapter_config.json").get("peft_type")
+        return peft_type.lower() if isinstance(peft_type, str) else self.method
 
 
 def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:

@@ -103,7 +103,7 @@ class PhaLayout(Layout):
         rows = _rows(tensors, names, _place(config, file))
         norm = config.get("adapter_norm_input")
         use = Use("adapter", {"activation": "relu", "scaling": 1.0, "form": "parallel", "norm_input": norm is True})
-        every = frozenset(name for own in heads.values() for name in own)
+        every = frozenset(name for names_of_head in heads.values() for name in names_of_head)
         shared = tuple(name for name in tensors if name != names.prototypes and name not in every)
         trained = sum(tensor.size for name, tensor in weights.tensors.items() if names.is_method(name))
         on_base = not all(names.is_method(name) for name in shared)
@@ -112,14 +112,14 @@ class PhaLayout(Layout):
 
         def run_of(number: int, task: str) -> Run:
             others = every - heads[task]
-            own = {name: tensor for name, tensor in tensors.items() if name not in others}
-            own[names.prototypes] = row_of(weights.tensors[names.prototypes], number)
+            of_task = {name: tensor for name, tensor in tensors.items() if name not in others}
+            of_task[names.prototypes] = row_of(weights.tensors[names.prototypes], number)
             return Run(
                 path=path,
                 layout=self.id,
                 method="PHA",
-                module=Generator(own, heads[task], use, (names.trunk,), rows),
-                headers=headers_of({header: list(own)}, own),
+                module=Generator(of_task, heads[task], use, (names.trunk,), rows),
+                headers=headers_of({header: list(of_task)}, of_task),
                 weight_bytes=weights.nbytes // len(tasks),
                 kept={**kept, "config.json": _config_of(config, task)},
                 left_out=left_out,
@@ -184,12 +184,14 @@ def _check(tensors: Mapping[str, Tensor], names: _Names, config: Mapping[str, An
         if tensors[name].shape[0] != narrow * width:
             raise RunError(f"'{name}' is {list(tensors[name].shape)}, the biases say {narrow} x {width}")
     layers = tensors[names.layers].shape[0]
-    said = {"d_model": width, "hidden_size": width, f"{end}_adapter_dim": narrow}
-    said |= {"num_decoder_layers": layers} if end == "decoder" else {"num_layers": layers, "num_hidden_layers": layers}
-    for key, found in said.items():
-        if config.get(key, found) != found:
+    expected = {"d_model": width, "hidden_size": width, f"{end}_adapter_dim": narrow}
+    expected |= (
+        {"num_decoder_layers": layers} if end == "decoder" else {"num_layers": layers, "num_hidden_layers": layers}
+    )
+    for key, size in expected.items():
+        if config.get(key, size) != size:
             raise RunError(
-                f"'{printable(str(file.parent / 'config.json'))}' says {key} {config[key]}, the tensors say {found}",
+                f"'{printable(str(file.parent / 'config.json'))}' says {key} {config[key]}, the tensors say {size}",
                 hint="the config belongs to another run",
             )
     codes = tensors[names.prototypes].shape[-1] + tensors[names.layers].shape[-1]
@@ -202,9 +204,11 @@ def _check(tensors: Mapping[str, Tensor], names: _Names, config: Mapping[str, An
 
 def _tasks(config: Mapping[str, Any], prototypes: Tensor, file: Path, options: Options) -> list[str]:
     """Return the tasks in the order of their rows: the saved config's, for the experiment's is shuffled by a set."""
-    said = config.get("tasks")
-    found = ",".join(map(str, said)) if isinstance(said, list) else None
-    tasks = [task.strip() for task in (options.text(TASK_ORDER, found) or options.needed(TASK_ORDER, file)).split(",")]
+    named = config.get("tasks")
+    in_config = ",".join(map(str, named)) if isinstance(named, list) else None
+    tasks = [
+        task.strip() for task in (options.text(TASK_ORDER, in_config) or options.needed(TASK_ORDER, file)).split(",")
+    ]
     if "" in tasks:
         raise RunError(f"'{printable(str(file))}' has a task without a name: {printable(', '.join(tasks))}")
     twice = next((task for task in tasks if tasks.count(task) > 1), None)
@@ -296,8 +300,8 @@ def _rows(tensors: Mapping[str, Tensor], names: _Names, place: str) -> tuple[Gen
 
 def _config_of(config: Mapping[str, Any], task: str) -> bytes:
     """Return the run's config for one of its tasks, which has one row of prototypes."""
-    own = {**config, "tasks": [task]}
+    of_task = {**config, "tasks": [task]}
     labels = config.get("task_labels")
     if isinstance(labels, dict):
-        own["task_labels"] = {task: labels.get(task, 0)}
-    return (json.dumps(own, indent=2, sort_keys=True) + "\n").encode()
+        of_task["task_labels"] = {task: labels.get(task, 0)}
+    return (json.dumps(of_task, indent=2, sort_keys=True) + "\n").encode()

@@ -129,17 +129,17 @@ def _gone(adapter: AdapterFiles, tensors: Mapping[str, Tensor]) -> list[LeftOut]
 def _matrices(adapter: AdapterFiles, options: Options) -> Masked:
     """Read an adapter or LoRA: each side of each layer's module is a prototype times its mask."""
     tensors = dict(adapter.tensors)
-    found = {name: match for name in tensors if (match := _MASK.fullmatch(name))}
-    if not found:
+    masks = {name: match for name in tensors if (match := _MASK.fullmatch(name))}
+    if not masks:
         raise RunError(
             f"'{printable(str(adapter.folder / adapter.masks))}' holds no masks, "
             "and the adapter's layers share their weights",
             hint="save the adapter again: without its masks it cannot be rebuilt",
         )
-    _refuse_missing(adapter, {(match["place"], match["side"]) for match in found.values()})
+    _refuse_missing(adapter, {(match["place"], match["side"]) for match in masks.values()})
     first: dict[tuple[object, ...], str] = {}
     rows = []
-    for mask, match in found.items():
+    for mask, match in masks.items():
         if match["name"] != adapter.name:
             raise RunError(
                 f"mask '{printable(mask)}' is of '{printable(match['name'])}', the adapter is '{adapter.name}'"
@@ -165,7 +165,7 @@ def _matrices(adapter: AdapterFiles, options: Options) -> Masked:
                 shape = tuple(reversed(tensor.shape)) if transposed else tensor.shape
                 _check_mask(mask, tensors[mask], name, shape)
         tensors[mask] = _as_mask(tensors[mask], mask, adapter, options)
-    kind = "lora" if any(match["side"].startswith("lora") for match in found.values()) else "adapter"
+    kind = "lora" if any(match["side"].startswith("lora") for match in masks.values()) else "adapter"
     return Masked(tensors, adapter.head, _use(adapter, kind, options), tuple(rows))
 
 
@@ -196,8 +196,10 @@ def _as_mask(tensor: Tensor, name: str, adapter: AdapterFiles, options: Options)
 
 
 def _keep(adapter: AdapterFiles, options: Options) -> float:
-    said = adapter.config.get("sparsity")  # the share that is kept, whatever the word says
-    keep = options.needed_number(KEEP_RATIO, adapter.folder, float(said) if isinstance(said, (int, float)) else None)
+    sparsity = adapter.config.get("sparsity")  # the share that is kept, whatever the word says
+    keep = options.needed_number(
+        KEEP_RATIO, adapter.folder, float(sparsity) if isinstance(sparsity, (int, float)) else None
+    )
     return check_keep(keep, adapter.folder)
 
 
@@ -262,12 +264,14 @@ def _use(adapter: AdapterFiles, kind: str, options: Options) -> Use:
     config = adapter.config
     if kind == "lora":
         alpha, rank = config.get("alpha"), config.get("r")
-        said = (
+        factor = (
             float(alpha) / float(rank) if isinstance(alpha, (int, float)) and isinstance(rank, int) and rank else None
         )
-        return Use("lora", {"scaling": options.needed_number(SCALING, adapter.folder, said)})
-    said = config.get("scaling")
-    scaling = options.needed_number(SCALING, adapter.folder, float(said) if isinstance(said, (int, float)) else None)
+        return Use("lora", {"scaling": options.needed_number(SCALING, adapter.folder, factor)})
+    factor = config.get("scaling")
+    scaling = options.needed_number(
+        SCALING, adapter.folder, float(factor) if isinstance(factor, (int, float)) else None
+    )
     activation = config.get("non_linearity")
     return Use(
         "adapter",

@@ -170,9 +170,11 @@ class _Masks:
         common = {}
         first = {(_owner(place, side), side): place for place in reversed(self.layers) for side in self.sides}
         for (_, side), place in first.items():
-            own = [self.mask(task, place, side) for task in self.tasks]
+            task_masks = [self.mask(task, place, side) for task in self.tasks]
             like = self.mask(LAYER, place, side)
-            made = consensus([self.tensors[name] for name in own if name]) if like and len(own) > 2 else None
+            made = (
+                consensus([self.tensors[name] for name in task_masks if name]) if like and len(task_masks) > 2 else None
+            )
             if like and made is not None:
                 common[like] = made
         return common
@@ -257,13 +259,13 @@ def _refuse_other(first: str, prototype: Tensor, name: str, tensor: Tensor) -> N
 
 def _ordered(tasks: list[str], options: Options, file: Path) -> list[str]:
     """Return the tasks in the order of the run, the last of which lends the first layer its mask."""
-    said = options.text(TASK_ORDER)
-    if said is None:
+    asked = options.text(TASK_ORDER)
+    if asked is None:
         return tasks
-    order = [task.strip() for task in said.split(",")]
+    order = [task.strip() for task in asked.split(",")]
     if sorted(order) != sorted(tasks):
         raise RunError(
-            f"task_order has {len(order)} tasks ({printable(said)}), "
+            f"task_order has {len(order)} tasks ({printable(asked)}), "
             f"'{printable(str(file))}' has masks of {len(tasks)}: {printable(', '.join(tasks))}"
         )
     return order
@@ -281,10 +283,10 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
     use = _use(path, options, about)
     rows = _rows(file, masks, task, combine)
     masked = [row.masks for row in rows if row.masks]
-    own = [mask for mask, *_ in masked]
+    task_masks = [mask for mask, *_ in masked]
     shared = [*(masks.prototype[key] for key in sorted(masks.prototype)), *(of[1] for of in masked if len(of) > 1)]
     head = [name for name in masks.others if about and name.startswith(f"heads.{task}.")]
-    names = list(dict.fromkeys([*shared, *own]))
+    names = list(dict.fromkeys([*shared, *task_masks]))
     others = masks.others if masks.whole else {name: masks.others[name] for name in head}
     tensors = {name: masks.tensors[name] for name in names} | others
     chosen = file.parent
@@ -336,8 +338,8 @@ def _rows(file: Path, masks: _Masks, task: str, combine: str) -> list[MaskedMatr
 def _count_trained(masks: _Masks, names: Iterable[str]) -> int:
     """Return the trained numbers behind some tensors: prototypes, and each mask once."""
     prototypes = set(masks.prototype.values())
-    own = [masks.tensors[name] for name in names if name not in prototypes]
-    once = {(mask.shape, mask.sha256()): mask.size for mask in own}
+    masks_used = [masks.tensors[name] for name in names if name not in prototypes]
+    once = {(mask.shape, mask.sha256()): mask.size for mask in masks_used}
     return sum(masks.tensors[name].size for name in prototypes) + sum(once.values())
 
 
@@ -369,8 +371,8 @@ def _about_task(about: Mapping[str, Any], task: str) -> dict[str, bytes]:
     """Return propetl_config.json as a decoded task has it, which names that task alone."""
     if not about:
         return {}
-    own = {**about, "tasks": {name: labels for name, labels in about["tasks"].items() if name == task}}
-    return {ABOUT: (json.dumps(own, indent=2, sort_keys=True) + "\n").encode()}
+    of_task = {**about, "tasks": {name: labels for name, labels in about["tasks"].items() if name == task}}
+    return {ABOUT: (json.dumps(of_task, indent=2, sort_keys=True) + "\n").encode()}
 
 
 def _base_name(directory: Path) -> str | None:

@@ -42,23 +42,23 @@ def settings() -> dict[str, Setting]:
     return {setting.name: setting for layout_id in LAYOUTS for setting in layout(layout_id).settings}
 
 
-def options_of(said: Mapping[str, object]) -> Options:
+def options_of(values: Mapping[str, object]) -> Options:
     """Return what a caller says of a run; raises UsageError for a setting that no layout knows."""
     known = settings()
-    for name in said:
+    for name in values:
         if name not in known:
             raise UsageError(
                 f"no setting '{printable(name)}'",
                 hint=f"settings are {', '.join(sorted(known))} (see --set in the help)",
             )
-    return Options.of(said)
+    return Options.of(values)
 
 
 def options_in(facts: Mapping[str, object]) -> Options:
     """Return the options that a manifest keeps; what it says that no layout knows is ignored."""
     known = settings()
-    said = {name: value for name, value in facts.items() if name in known}
-    return Options.of({name: value for name, value in said.items() if not known[name].flag or value is True})
+    values = {name: value for name, value in facts.items() if name in known}
+    return Options.of({name: value for name, value in values.items() if not known[name].flag or value is True})
 
 
 def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:

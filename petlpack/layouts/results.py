@@ -89,8 +89,8 @@ def _places(run: Path) -> Iterator[Path]:
 
 
 def _score_in(place: Path) -> Score | None:
-    found = next(filter(None, (primary(_table(place / name)) for name in RESULTS)), None)
-    return found or _trainer_score(_table(place / "trainer_state.json"))
+    score = next(filter(None, (primary(_table(place / name)) for name in RESULTS)), None)
+    return score or _trainer_score(_table(place / "trainer_state.json"))
 
 
 def _table(path: Path) -> Mapping[str, object]:

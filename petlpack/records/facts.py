@@ -56,20 +56,20 @@ class Facts:
         return density if density is not None and 0 < density < 1 else None
 
     @classmethod
-    def parse(cls, said: Mapping[str, Any]) -> Facts:
+    def parse(cls, facts: Mapping[str, Any]) -> Facts:
         """Read the facts of a manifest; what makes no sense counts as not said."""
-        errors = said.get("error")
-        figures, options = _object(said, "figures"), _object(said, "options")
+        errors = facts.get("error")
+        figures, options = _object(facts, "figures"), _object(facts, "options")
         return cls(
-            layout=_text(said, "layout", "unknown"),
-            method=_text(said, "method", "unknown"),
-            whole=said.get("whole") is True,
-            exact=said.get("exact", True) is True,
-            run_bytes=_count(said.get("run_bytes")),
-            task=_text(said, "task", ""),
-            score=_score(said.get("score")),
-            note=_text(said, "note", ""),
-            density=_number(said.get("density")),
+            layout=_text(facts, "layout", "unknown"),
+            method=_text(facts, "method", "unknown"),
+            whole=facts.get("whole") is True,
+            exact=facts.get("exact", True) is True,
+            run_bytes=_count(facts.get("run_bytes")),
+            task=_text(facts, "task", ""),
+            score=_score(facts.get("score")),
+            note=_text(facts, "note", ""),
+            density=_number(facts.get("density")),
             errors={n: v for n, v in errors.items() if _number(v) is not None} if isinstance(errors, dict) else None,
             options=options,
             figures={name: count for name, value in figures.items() if (count := _count(value)) is not None},
@@ -87,12 +87,12 @@ class Facts:
         return {name: row for name, row in rows.items() if row is not None}
 
 
-def _text(said: Mapping[str, Any], name: str, default: str) -> str:
-    return printable(str(said.get(name, default)))
+def _text(facts: Mapping[str, Any], name: str, default: str) -> str:
+    return printable(str(facts.get(name, default)))
 
 
-def _object(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = said.get(name)
+def _object(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = facts.get(name)
     return value if isinstance(value, dict) else {}
 
 
@@ -104,8 +104,8 @@ def _number(value: object) -> float | None:
     return value if type(value) is float and math.isfinite(value) else None
 
 
-def _score(said: object) -> Score | None:
-    if not isinstance(said, list) or len(said) != 2 or not isinstance(said[0], str):
+def _score(pair: object) -> Score | None:
+    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
         return None
-    value = _number(said[1])
-    return None if value is None else Score(printable(said[0]), value)
+    value = _number(pair[1])
+    return None if value is None else Score(printable(pair[0]), value)

@@ -35,10 +35,10 @@ def floats(tensor: Tensor) -> NDArray[Any]:
 
 def to_bits(numbers: NDArray[Any], like: Tensor) -> Bits:
     """Return floats as bits of the dtype of `like`, rounded to nearest, ties to even."""
-    own = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}.get(like.dtype.name)
-    if own is not None:
+    native = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}.get(like.dtype.name)
+    if native is not None:
         with np.errstate(over="ignore"):
-            bits: Bits = np.ascontiguousarray(numbers, dtype=own).view(like.dtype.bits)
+            bits: Bits = np.ascontiguousarray(numbers, dtype=native).view(like.dtype.bits)
         return bits
     wide = np.ascontiguousarray(numbers, dtype="<f8").view("<u8")
     return cast_bits(wide, DTYPES["F64"], like.dtype)

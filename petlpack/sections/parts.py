@@ -62,10 +62,11 @@ class Part:
 
     def check(self) -> None:
         """Decode everything; raises DamageError where that is not what the part's name says."""
-        found = part_name([(s.dtype, s.shape, self.tensor(i).sha256()) for i, s in enumerate(self.slots)])
-        if found != self.sha256:
+        decoded = part_name([(s.dtype, s.shape, self.tensor(i).sha256()) for i, s in enumerate(self.slots)])
+        if decoded != self.sha256:
             raise DamageError(
-                f"'{printable(str(self.path))}' decodes to {found}, its name says {self.sha256}", code="decoded-digest"
+                f"'{printable(str(self.path))}' decodes to {decoded}, its name says {self.sha256}",
+                code="decoded-digest",
             )
 
 

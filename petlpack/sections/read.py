@@ -90,18 +90,18 @@ class SectionReader:
     def sections(self) -> Iterator[DecodedSection]:
         """Yield every section decoded, with its prediction: what their entropy is counted from."""
         for unit in self._units:
-            found: list[DecodedSection] = []
+            decoded: list[DecodedSection] = []
             roles = self._codec.sections(unit)
 
             def read(
                 name: str, dtype: DType, counts: range, row: int, prediction: Bits | None, unit: Unit = unit
             ) -> Bits:
                 bits = self._read_section(name, dtype, counts, row, prediction)
-                found.append(DecodedSection(name, unit, roles[name], dtype, bits, prediction, row))  # noqa: B023 - used at once
+                decoded.append(DecodedSection(name, unit, roles[name], dtype, bits, prediction, row))  # noqa: B023 - used at once
                 return bits
 
             self._codec.decode(unit, read, self._predictions.of(unit))
-            yield from found
+            yield from decoded
 
     def read(self, slot: Slot, start: int, stop: int) -> Bits:
         """Return flat elements of one tensor."""
