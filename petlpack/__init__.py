@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from petlpack.version import __version__
+
 if TYPE_CHECKING:
     from petlpack.analyze.planning import Offer, PackPlan, Plans, RunPlan, plan
     from petlpack.analyze.stats import Stats, stats
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from petlpack.pack import open_pack as open
     from petlpack.tensors.base import Base
     from petlpack.tensors.tensor import Tensor
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "Base": "petlpack.tensors.base:Base",
