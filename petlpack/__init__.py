@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Any
 from petlpack.version import __version__
 
 if TYPE_CHECKING:
-    from petlpack.analyze.planning import Offer, PackPlan, Plans, RunPlan, plan
+    from petlpack.analyze.details import Details, details
+    from petlpack.analyze.forecast import Forecast, parse_counts
+    from petlpack.analyze.known_codecs import known_codecs
+    from petlpack.analyze.listing import ListedTask, Listing, listing
+    from petlpack.analyze.offers import Offer, PackPlan, Plans, RunPlan
+    from petlpack.analyze.one import Audit, audit
+    from petlpack.analyze.planning import plan
+    from petlpack.analyze.rows import TaskRow
     from petlpack.analyze.stats import Stats, stats
-    from petlpack.analyze.survey import Survey, survey
+    from petlpack.analyze.survey import RunRow, Survey, survey
+    from petlpack.analyze.tables import Table
     from petlpack.encoding import Encoded, encode
     from petlpack.errors import (
         BaseError,
@@ -28,72 +36,123 @@ if TYPE_CHECKING:
         TaskError,
         UnknownFormatError,
         UsageError,
+        printable,
     )
     from petlpack.loading import Decoded, Task
     from petlpack.modules import Rebuilt
     from petlpack.pack import Checked, Pack, verify
     from petlpack.pack import open_pack as open
+    from petlpack.problems import Problem, problem_of
+    from petlpack.runs import EncodedRun, EncodedRuns, encode_runs
+    from petlpack.store import is_pack
     from petlpack.tensors.base import Base
     from petlpack.tensors.tensor import Tensor
+    from petlpack.upkeep import Findings, gc, remove
 
 _WHERE = {
+    "Audit": "petlpack.analyze.one:Audit",
     "Base": "petlpack.tensors.base:Base",
     "BaseError": "petlpack.errors:BaseError",
     "Checked": "petlpack.pack:Checked",
     "DamageError": "petlpack.errors:DamageError",
     "Decoded": "petlpack.loading:Decoded",
+    "Details": "petlpack.analyze.details:Details",
     "Encoded": "petlpack.encoding:Encoded",
+    "EncodedRun": "petlpack.runs:EncodedRun",
+    "EncodedRuns": "petlpack.runs:EncodedRuns",
+    "Findings": "petlpack.upkeep:Findings",
+    "Forecast": "petlpack.analyze.forecast:Forecast",
+    "ListedTask": "petlpack.analyze.listing:ListedTask",
+    "Listing": "petlpack.analyze.listing:Listing",
     "LockedError": "petlpack.errors:LockedError",
-    "Offer": "petlpack.analyze.planning:Offer",
+    "Offer": "petlpack.analyze.offers:Offer",
     "Pack": "petlpack.pack:Pack",
-    "PackPlan": "petlpack.analyze.planning:PackPlan",
+    "PackPlan": "petlpack.analyze.offers:PackPlan",
     "PetlpackError": "petlpack.errors:PetlpackError",
-    "Plans": "petlpack.analyze.planning:Plans",
+    "Plans": "petlpack.analyze.offers:Plans",
+    "Problem": "petlpack.problems:Problem",
     "Rebuilt": "petlpack.modules:Rebuilt",
     "RunError": "petlpack.errors:RunError",
-    "RunPlan": "petlpack.analyze.planning:RunPlan",
+    "RunPlan": "petlpack.analyze.offers:RunPlan",
+    "RunRow": "petlpack.analyze.survey:RunRow",
     "Stats": "petlpack.analyze.stats:Stats",
     "Survey": "petlpack.analyze.survey:Survey",
+    "Table": "petlpack.analyze.tables:Table",
     "Task": "petlpack.loading:Task",
     "TaskError": "petlpack.errors:TaskError",
+    "TaskRow": "petlpack.analyze.rows:TaskRow",
     "Tensor": "petlpack.tensors.tensor:Tensor",
     "UnknownFormatError": "petlpack.errors:UnknownFormatError",
     "UsageError": "petlpack.errors:UsageError",
+    "audit": "petlpack.analyze.one:audit",
+    "details": "petlpack.analyze.details:details",
     "encode": "petlpack.encoding:encode",
+    "encode_runs": "petlpack.runs:encode_runs",
+    "gc": "petlpack.upkeep:gc",
+    "is_pack": "petlpack.store:is_pack",
+    "known_codecs": "petlpack.analyze.known_codecs:known_codecs",
+    "listing": "petlpack.analyze.listing:listing",
     "open": "petlpack.pack:open_pack",
+    "parse_counts": "petlpack.analyze.forecast:parse_counts",
     "plan": "petlpack.analyze.planning:plan",
+    "printable": "petlpack.errors:printable",
+    "problem_of": "petlpack.problems:problem_of",
+    "remove": "petlpack.upkeep:remove",
     "stats": "petlpack.analyze.stats:stats",
     "survey": "petlpack.analyze.survey:survey",
     "verify": "petlpack.pack:verify",
 }
 
 __all__ = [
+    "Audit",
     "Base",
     "BaseError",
     "Checked",
     "DamageError",
     "Decoded",
+    "Details",
     "Encoded",
+    "EncodedRun",
+    "EncodedRuns",
+    "Findings",
+    "Forecast",
+    "ListedTask",
+    "Listing",
     "LockedError",
     "Offer",
     "Pack",
     "PackPlan",
     "PetlpackError",
     "Plans",
+    "Problem",
     "Rebuilt",
     "RunError",
     "RunPlan",
+    "RunRow",
     "Stats",
     "Survey",
+    "Table",
     "Task",
     "TaskError",
+    "TaskRow",
     "Tensor",
     "UnknownFormatError",
     "UsageError",
     "__version__",
+    "audit",
+    "details",
     "encode",
+    "encode_runs",
+    "gc",
+    "is_pack",
+    "known_codecs",
+    "listing",
     "open",
+    "parse_counts",
     "plan",
+    "printable",
+    "problem_of",
+    "remove",
     "stats",
     "survey",
     "verify",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,10 +62,32 @@ TARGETS = ("run", "safetensors", "peft", "adapterhub")
 
 @dataclass(frozen=True)
 class Decoded:
-    """Where a task was written to, and what its new layout cannot say."""
+    """Where a task was written to, as what, and what its new layout cannot say."""
 
     path: Path
     notes: tuple[str, ...]
+    task: str
+    to: str
+    codec: str
+    exact: bool
+    decoded: str
+    """The sha256 of what the task decodes to."""
+    seconds: float
+
+    @functools.cached_property
+    def files(self) -> dict[str, int]:
+        """Bytes of every file, by name."""
+        files = sorted(path for path in self.path.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `petlpack decode --json` prints."""
+        return {
+            **{"task": self.task, "out": str(self.path), "to": self.to, "notes": list(self.notes)},
+            **{"codec": self.codec, "exact": self.exact, "decoded_sha256": self.decoded},
+            "files": [{"file": name, "bytes": nbytes} for name, nbytes in self.files.items()],
+            **{"bytes": sum(self.files.values()), "seconds": round(self.seconds, 6)},
+        }
 
 
 class Task:
@@ -223,14 +246,14 @@ class Task:
         """
         if to not in TARGETS:
             raise UsageError(f"no layout '{printable(to)}' to decode to", hint=f"choose one of {', '.join(TARGETS)}")
-        if to != "run" and self._is_already(to):
-            to = "run"
+        started = time.perf_counter()
         with new_directory(Path(out)) as directory:
-            if to == "run":
+            if to == "run" or self._is_already(to):
                 notes = self._write_run(directory, self.load(base), jobs, progress)
             else:
                 notes = self._write_as(to, directory, base, jobs, progress)
-        return Decoded(Path(out), tuple(notes))
+        seconds = time.perf_counter() - started
+        return Decoded(Path(out), tuple(notes), self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
 
     def _write_run(
         self, directory: Path, tensors: TaskTensors, jobs: int | None, progress: Progress | None

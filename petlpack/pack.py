@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from petlpack.loading import Task
 from petlpack.parallel import Progress, count_jobs
 from petlpack.parts import Templates, check_shared
 from petlpack.preparing import prepare
+from petlpack.problems import problem_of
 from petlpack.store import Store
 from petlpack.tensors.base import Base
 from petlpack.tensors.tensor import Tensor
@@ -31,6 +33,16 @@ class Checked:
     kind: str  # "task" or "shared"
     depth: str  # "bytes": every byte is as written; "decoded": every weight, too; "compared": with the run
     error: PetlpackError | None
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it is damaged: a task that needs another base than was given is not."""
+        return self.error is not None and not isinstance(self.error, BaseError)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as `petlpack verify --json` prints it."""
+        error = None if self.error is None else problem_of(self.error).to_json()
+        return {"name": self.name, "kind": self.kind, "depth": self.depth, "ok": error is None, "error": error}
 
 
 class Pack(Mapping[str, Task]):
@@ -65,6 +77,10 @@ class Pack(Mapping[str, Task]):
     def __len__(self) -> int:
         """Return the number of tasks."""
         return len(self.store.task_names())
+
+    def shared_names(self) -> list[str]:
+        """Return the sha256 of every shared part, sorted."""
+        return self.store.shared_names()
 
     def remove(self, name: str) -> int:
         """Delete a task and return its bytes; `gc` frees the shared parts that nobody needs any more."""

@@ -26,7 +26,6 @@ from petlpack.coding.base import Level
 from petlpack.errors import BaseError, RunError
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import read_run
-from petlpack.loading import Decoded
 from petlpack.tensors import tensor as tensor_module
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
@@ -66,7 +65,7 @@ def assert_comes_back(run: Path, pack: Path, base: Path | None, name: str, read_
     opened = petlpack.Base(base) if base is not None else None
     task = petlpack.open(pack)[name]
     decoded = task.decode(pack.parent / f"out-{name}", opened)
-    assert decoded == Decoded(pack.parent / f"out-{name}", ())
+    assert (decoded.path, decoded.notes) == (pack.parent / f"out-{name}", ())
     assert files_of(decoded.path) == files_of(run)
     (read,) = read_run(run)
     source = read.module.tensors

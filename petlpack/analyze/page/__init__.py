@@ -14,14 +14,16 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from petlpack.analyze.forecast import Cost, Forecast
 from petlpack.analyze.output import new_file, refuse_suffix
 from petlpack.analyze.rows import TaskRow
-from petlpack.analyze.stats import Stats
 from petlpack.errors import printable
 from petlpack.version import __version__
+
+if TYPE_CHECKING:
+    from petlpack.analyze.stats import Stats
 
 SUFFIXES = (".html", ".htm")
 UNSAFE = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&"}
