@@ -22,7 +22,9 @@ COUNTS = "1e2..1e6"
     "petlpack forecast glue.pack --at 500,5000 --growth 20/day --plot glue.svg",
 )
 @pack_argument()
-@click.option("--at", "counts", metavar="N..N", default=COUNTS, help=f"Numbers of tasks: {COUNTS}, or 100,2000.")
+@click.option(
+    "--at", "counts", metavar="N..N", default=COUNTS, help=f"Numbers of tasks: {COUNTS} (the default), or 100,2000."
+)
 @base_option("The pretrained model: its size, where the tasks do not tell.")
 @price_options()
 @figure_options
