@@ -12,90 +12,149 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from petlpack.version import __version__
+
 if TYPE_CHECKING:
-    from petlpack.analyze.planning import Offer, PackPlan, Plans, RunPlan, plan
+    from petlpack.analyze.details import Details, details
+    from petlpack.analyze.forecast import Forecast, parse_counts
+    from petlpack.analyze.known_codecs import known_codecs
+    from petlpack.analyze.listing import ListedTask, Listing, listing
+    from petlpack.analyze.offers import Offer, PackPlan, Plans, RunPlan
+    from petlpack.analyze.one import Audit, audit
+    from petlpack.analyze.planning import plan
+    from petlpack.analyze.rows import TaskRow
     from petlpack.analyze.stats import Stats, stats
-    from petlpack.analyze.survey import Survey, survey
-    from petlpack.checking import Checked, verify
+    from petlpack.analyze.survey import RunRow, Survey, survey
+    from petlpack.analyze.tables import Table
+    from petlpack.checking import Checked, Findings, verify
     from petlpack.decoding.directory import Decoded
     from petlpack.decoding.task import Task
     from petlpack.encoding.encode import Encoded, encode
+    from petlpack.encoding.runs import EncodedRun, EncodedRuns, encode_runs
     from petlpack.errors import (
         BaseError,
         DamageError,
         LockedError,
         PetlpackError,
+        Problem,
         RunError,
         TaskError,
         UnknownFormatError,
         UsageError,
+        printable,
+        problem_of,
     )
-    from petlpack.pack import Pack
+    from petlpack.pack import Pack, gc, remove
     from petlpack.pack import open_pack as open
     from petlpack.rules.modules import Rebuilt
+    from petlpack.store import is_pack
     from petlpack.tensors.base import Base
     from petlpack.tensors.tensor import Tensor
 
-__version__ = "0.1.0"
-
 _WHERE = {
+    "Audit": "petlpack.analyze.one:Audit",
     "Base": "petlpack.tensors.base:Base",
     "BaseError": "petlpack.errors:BaseError",
     "Checked": "petlpack.checking:Checked",
     "DamageError": "petlpack.errors:DamageError",
     "Decoded": "petlpack.decoding.directory:Decoded",
+    "Details": "petlpack.analyze.details:Details",
     "Encoded": "petlpack.encoding.encode:Encoded",
+    "EncodedRun": "petlpack.encoding.runs:EncodedRun",
+    "EncodedRuns": "petlpack.encoding.runs:EncodedRuns",
+    "Findings": "petlpack.checking:Findings",
+    "Forecast": "petlpack.analyze.forecast:Forecast",
+    "ListedTask": "petlpack.analyze.listing:ListedTask",
+    "Listing": "petlpack.analyze.listing:Listing",
     "LockedError": "petlpack.errors:LockedError",
-    "Offer": "petlpack.analyze.planning:Offer",
+    "Offer": "petlpack.analyze.offers:Offer",
     "Pack": "petlpack.pack:Pack",
-    "PackPlan": "petlpack.analyze.planning:PackPlan",
+    "PackPlan": "petlpack.analyze.offers:PackPlan",
     "PetlpackError": "petlpack.errors:PetlpackError",
-    "Plans": "petlpack.analyze.planning:Plans",
+    "Plans": "petlpack.analyze.offers:Plans",
+    "Problem": "petlpack.errors:Problem",
     "Rebuilt": "petlpack.rules.modules:Rebuilt",
     "RunError": "petlpack.errors:RunError",
-    "RunPlan": "petlpack.analyze.planning:RunPlan",
+    "RunPlan": "petlpack.analyze.offers:RunPlan",
+    "RunRow": "petlpack.analyze.survey:RunRow",
     "Stats": "petlpack.analyze.stats:Stats",
     "Survey": "petlpack.analyze.survey:Survey",
+    "Table": "petlpack.analyze.tables:Table",
     "Task": "petlpack.decoding.task:Task",
     "TaskError": "petlpack.errors:TaskError",
+    "TaskRow": "petlpack.analyze.rows:TaskRow",
     "Tensor": "petlpack.tensors.tensor:Tensor",
     "UnknownFormatError": "petlpack.errors:UnknownFormatError",
     "UsageError": "petlpack.errors:UsageError",
+    "audit": "petlpack.analyze.one:audit",
+    "details": "petlpack.analyze.details:details",
     "encode": "petlpack.encoding.encode:encode",
+    "encode_runs": "petlpack.encoding.runs:encode_runs",
+    "gc": "petlpack.pack:gc",
+    "is_pack": "petlpack.store:is_pack",
+    "known_codecs": "petlpack.analyze.known_codecs:known_codecs",
+    "listing": "petlpack.analyze.listing:listing",
     "open": "petlpack.pack:open_pack",
+    "parse_counts": "petlpack.analyze.forecast:parse_counts",
     "plan": "petlpack.analyze.planning:plan",
+    "printable": "petlpack.errors:printable",
+    "problem_of": "petlpack.errors:problem_of",
+    "remove": "petlpack.pack:remove",
     "stats": "petlpack.analyze.stats:stats",
     "survey": "petlpack.analyze.survey:survey",
     "verify": "petlpack.checking:verify",
 }
 
 __all__ = [
+    "Audit",
     "Base",
     "BaseError",
     "Checked",
     "DamageError",
     "Decoded",
+    "Details",
     "Encoded",
+    "EncodedRun",
+    "EncodedRuns",
+    "Findings",
+    "Forecast",
+    "ListedTask",
+    "Listing",
     "LockedError",
     "Offer",
     "Pack",
     "PackPlan",
     "PetlpackError",
     "Plans",
+    "Problem",
     "Rebuilt",
     "RunError",
     "RunPlan",
+    "RunRow",
     "Stats",
     "Survey",
+    "Table",
     "Task",
     "TaskError",
+    "TaskRow",
     "Tensor",
     "UnknownFormatError",
     "UsageError",
     "__version__",
+    "audit",
+    "details",
     "encode",
+    "encode_runs",
+    "gc",
+    "is_pack",
+    "known_codecs",
+    "listing",
     "open",
+    "parse_counts",
     "plan",
+    "printable",
+    "problem_of",
+    "remove",
     "stats",
     "survey",
     "verify",

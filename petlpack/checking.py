@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from petlpack.codecs.registry import codec
 from petlpack.decoding.task import Task
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
-from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, printable
+from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, printable, problem_of
 from petlpack.layouts.registry import options_in, read_run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
@@ -29,6 +30,34 @@ class Checked:
     kind: str  # "task" or "shared"
     depth: str  # "bytes": every byte is as written; "decoded": every weight, too; "compared": with the run
     error: PetlpackError | None
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it is damaged: a task that needs another base than was given is not."""
+        return self.error is not None and not isinstance(self.error, BaseError)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as `petlpack verify --json` prints it."""
+        error = None if self.error is None else problem_of(self.error).to_json()
+        return {"name": self.name, "kind": self.kind, "depth": self.depth, "ok": error is None, "error": error}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `verify` found of a pack, or of one task of it, all together."""
+
+    pack: str
+    checked: tuple[Checked, ...]
+
+    @property
+    def damaged(self) -> int:
+        """How many parts are damaged; tasks that need another base than was given are not."""
+        return sum(finding.damaged for finding in self.checked)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `petlpack verify --json` prints."""
+        checked = [finding.to_json() for finding in self.checked]
+        return {"pack": self.pack, "checked": checked, "damaged": self.damaged}
 
 
 def verify(

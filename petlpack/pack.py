@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from petlpack.decoding.task import Task
 from petlpack.decoding.templates import Templates
@@ -43,6 +45,10 @@ class Pack(Mapping[str, Task]):
         """Return the number of tasks."""
         return len(self.store.task_names())
 
+    def shared_names(self) -> list[str]:
+        """Return the sha256 of every shared part, sorted."""
+        return self.store.shared_names()
+
     def remove(self, name: str) -> int:
         """Delete a task and return its bytes; `gc` frees the shared parts that nobody needs any more."""
         return self.store.remove(name)
@@ -60,3 +66,58 @@ class Pack(Mapping[str, Task]):
 def open_pack(path: str | Path) -> Pack:
     """Open a pack directory; raises UsageError where there is none."""
     return Pack(path)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The tasks that were removed from a pack, with their bytes."""
+
+    pack: str
+    tasks: Mapping[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(self.tasks.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `petlpack remove --json` prints."""
+        removed = [{"name": name, "bytes": nbytes} for name, nbytes in self.tasks.items()]
+        return {"pack": self.pack, "removed": removed, "bytes": self.nbytes}
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """The files of a pack that nothing needs, with their bytes; `dry_run` where they are still there."""
+
+    pack: str
+    dry_run: bool
+    files: Mapping[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(self.files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `petlpack gc --json` prints."""
+        files = [{"file": name, "bytes": nbytes} for name, nbytes in self.files.items()]
+        return {"pack": self.pack, "dry_run": self.dry_run, "files": files, "bytes": self.nbytes}
+
+
+def remove(pack: str | Path | Pack, tasks: Sequence[str]) -> Removed:
+    """Remove tasks from a pack; raises TaskError, and removes none, where one of the names is not in it."""
+    opened = pack if isinstance(pack, Pack) else Pack(pack)
+    names = list(dict.fromkeys(tasks))
+    for name in names:
+        opened.store.find_task(name)
+    return Removed(str(opened.path), {name: opened.remove(name) for name in names})
+
+
+def gc(pack: str | Path | Pack, *, dry_run: bool = False) -> Garbage:
+    """Delete what no task needs, as `Pack.gc`, or tell only what that is."""
+    opened = pack if isinstance(pack, Pack) else Pack(pack)
+    freed = opened.gc(dry_run=dry_run)
+    return Garbage(
+        str(opened.path), dry_run, {path.relative_to(opened.path).as_posix(): nbytes for path, nbytes in freed}
+    )

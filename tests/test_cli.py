@@ -141,6 +141,7 @@ def invocation(name: str, place: Path, pack: Path, out: Path) -> list[str | Path
         "encode": [place / "sst2", "--base", place / "base", "--pack", out],
         "decode": [pack, "sst2", out, "--base", place / "base"],
         "plan": [place / "sst2", "--base", place / "base"],
+        "survey": [place / "sst2", "--base", place / "base"],
         "show": [pack, "sst2"],
         "remove": [pack, "sst2"],
         "codecs": [],
@@ -328,6 +329,57 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "remove": {"pack": TEXT, "removed": rows(name=TEXT, bytes=NUMBER), "bytes": NUMBER},
     "gc": {"pack": TEXT, "dry_run": YES, "files": FILES, "bytes": NUMBER},
     "codecs": {"codecs": rows(id=TEXT, exact=YES, description=TEXT)},
+    "survey": {
+        **{"disk_bytes": NUMBER, "linked_bytes": NUMBER, "files": NUMBER},
+        "kinds": rows(kind=TEXT, bytes=NUMBER, files=NUMBER),
+        "runs": rows(
+            path=TEXT,
+            layout=maybe(TEXT),
+            method=maybe(TEXT),
+            total_bytes=NUMBER,
+            bytes={"type": "object", "additionalProperties": NUMBER},
+            checkpoints=NUMBER,
+            base=maybe(TEXT),
+            is_base=YES,
+            equal_to_base_bytes=NUMBER,
+            duplicated_bytes=NUMBER,
+            score=maybe(table(metric=TEXT, value={"type": "number"})),
+            problem=maybe(TEXT),
+        ),
+        "packs": rows(path=TEXT, bytes=NUMBER),
+        "tensors": table(
+            bytes=NUMBER,
+            equal_to_base_bytes=NUMBER,
+            duplicated_bytes=NUMBER,
+            pickled_bytes=NUMBER,
+            other_format_bytes=NUMBER,
+            equal=rows(name=TEXT, bytes=NUMBER, copies=NUMBER, in_adapters=NUMBER),
+        ),
+        "duplicates": rows(file_bytes=NUMBER, extra_bytes=NUMBER, files={"type": "array", "items": TEXT}),
+        "duplicate_bytes": NUMBER,
+        "savings": table(
+            training_state=NUMBER,
+            duplicate_files=NUMBER,
+            equal_to_base=NUMBER,
+            duplicate_tensors=NUMBER,
+            other_checkpoints=NUMBER,
+            total=NUMBER,
+        ),
+        "unreadable": {"type": "object", "additionalProperties": TEXT},
+        "problems": NUMBER,
+    },
+}
+COST = table(bytes=NUMBER, bytes_per_task=NUMBER, monthly=maybe(SECONDS), transfer=maybe(SECONDS))
+SCHEMAS["forecast"] = {
+    **SCHEMAS["stats"],
+    "forecast": table(
+        rows=rows(tasks=NUMBER, days=maybe(SECONDS), pack=COST, lora=maybe(COST), dense=maybe(COST)),
+        tasks_now=NUMBER,
+        error=maybe(SECONDS),
+        price_per_gb_month=maybe(SECONDS),
+        egress_per_gb=maybe(SECONDS),
+        growth_per_day=maybe(SECONDS),
+    ),
 }
 """What --json prints, besides "schema_version"."""
 
@@ -857,12 +909,12 @@ def test_an_interrupt_keeps_what_is_known_of_finished_tasks(
 ) -> None:
     original = petlpack.encode
 
-    def encode(run_dir: Path, **options: Any) -> list[petlpack.Encoded]:
+    def encode(run_dir: Path, *others: Any, **options: Any) -> list[petlpack.Encoded]:
         if run_dir.name == "rte":
             raise KeyboardInterrupt
-        return original(run_dir, **options)
+        return original(run_dir, *others, **options)
 
-    monkeypatch.setattr(petlpack, "encode", encode)
+    monkeypatch.setattr("petlpack.encoding.runs.encode", encode)
     runs = [place / name for name in ("sst2", "rte", "adapter")]
     code, answer = run_json("encode", *runs, "--base", place / "base", "--pack", tmp_path / "q")
     assert (code, answer["interrupted"]) == (130, True)
@@ -920,7 +972,7 @@ def test_whatever_goes_wrong_is_one_line_and_a_hint(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(petlpack, "encode", fail)
+    monkeypatch.setattr("petlpack.encoding.runs.encode", fail)
     given: list[str | Path] = ["encode", "x", "--pack", tmp_path / "q"]
     result = run(*given)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -1134,7 +1186,7 @@ def test_numbers_stand_beside_the_name_of_their_task(
     arguments: list[str | Path] = [*command, pack]
     if command == ["encode"]:
         (encoded,) = petlpack.encode(place / "sst2", tmp_path / "q", place / "base")
-        monkeypatch.setattr(petlpack, "encode", lambda run, **_: [dataclasses.replace(encoded, name=run.name)])
+        monkeypatch.setattr("petlpack.encoding.runs.encode", lambda run, *_, **__: [dataclasses.replace(encoded, name=run.name)])
         arguments = [*command, *names]
     octets = (pack / "tasks" / "sst2.petl.safetensors").read_bytes()
     for name in names:

@@ -110,6 +110,8 @@ LINES: dict[str, tuple[list[str], ...]] = {
     "list": (["list"], ["list", "--long"]),
     "show": tuple(["show", "pack", name] for name in NAMES),
     "stats": STATS,
+    "survey": (["survey", "runs"], ["survey", *(f"runs/{name}" for name in NAMES), "--base", "base"]),
+    "forecast": (["forecast"], ["forecast", "pack", "--at", "1e2..1e4", "--html", "page.html"]),
     "verify": (
         ["verify"],
         ["verify", "pack", "--base", "base"],

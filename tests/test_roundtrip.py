@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 import petlpack
 from petlpack import container
 from petlpack.coding.array import Level
-from petlpack.decoding.directory import Decoded
 from petlpack.errors import BaseError, RunError
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import read_run
@@ -66,7 +65,7 @@ def assert_comes_back(run: Path, pack: Path, base: Path | None, name: str, read_
     opened = petlpack.Base(base) if base is not None else None
     task = petlpack.open(pack)[name]
     decoded = task.decode(pack.parent / f"out-{name}", opened)
-    assert decoded == Decoded(pack.parent / f"out-{name}", ())
+    assert (decoded.path, decoded.notes) == (pack.parent / f"out-{name}", ())
     assert files_of(decoded.path) == files_of(run)
     (read,) = read_run(run)
     source = read.module.tensors

@@ -19,11 +19,13 @@ from click.testing import CliRunner, Result
 
 import petlpack
 from petlpack.analyze.bounds import choose_bits
+from petlpack.analyze.choosing import ordered, selected
 from petlpack.analyze.forecast import forecast, parse_counts
 from petlpack.analyze.growth import Growth, Role, break_even, counts_up_to
+from petlpack.analyze.measuring import measure
 from petlpack.analyze.one import audit
 from petlpack.analyze.stats import growth_of
-from petlpack.analyze.tables import KEYS, Table, measure, ordered, selected, table_by
+from petlpack.analyze.tables import KEYS, Table, table_by
 from petlpack.store import Store
 from petlpack_cli import stats as stats_command
 from petlpack_cli.app import cli

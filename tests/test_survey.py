@@ -1073,7 +1073,7 @@ def test_problems_are_named_and_counted_also_where_it_is_quiet(
 
 def test_every_field_is_in_the_docs(tree: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
-    section = page.split("### `petlpack stats RUN_DIR...`")[1].split("\n## ")[0]
+    section = page.split("\n## `petlpack survey RUN_DIR...`")[1].split("\n## ")[0]
     answer = look(tree).to_json()
     nested = [answer["tensors"], answer["savings"], answer["runs"][0], answer["tensors"]["equal"][0]]
     fields = [name for table in (answer, *nested, answer["duplicates"][0]) for name in table]

@@ -23,6 +23,8 @@ COMMANDS = {
     "list": "List the tasks of a pack.",
     "show": "Show one task: sections, base, files.",
     "stats": "Account for every byte of a pack.",
+    "survey": "Account for every byte of directories that were never packed.",
+    "forecast": "Foretell what storage takes and costs as tasks grow.",
     "verify": "Check a pack, or one task of it, for damage.",
     "remove": "Remove tasks from a pack.",
     "gc": "Delete shared parts that no task needs.",
@@ -53,8 +55,8 @@ class Application(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS)
-            told = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise click.UsageError(f"No such command '{args[0]}'.{told}", ctx)
+            question = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"No such command '{args[0]}'.{question}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -60,9 +60,49 @@ def base_option(text: str) -> Decorator[Any]:
     return click.option("--base", metavar="DIR", type=click.Path(path_type=Path), help=text)
 
 
-jobs_option = click.option(
-    "--jobs", metavar="N", type=click.IntRange(min=1), help="Threads to use; by default one for each processor."
-)
+def jobs_option(*, hidden: bool = False) -> Decorator[Any]:
+    """Return the option --jobs."""
+    text = "Threads to use; by default one for each processor."
+    return click.option("--jobs", metavar="N", type=click.IntRange(min=1), hidden=hidden, help=text)
+
+
+every_row_option = click.option("--all", "everything", is_flag=True, help="Every row, not only the 20 biggest.")
+
+
+def price_options(*, hidden: bool = False) -> Decorator[Any]:
+    """Return the options that a forecast makes money and days of."""
+
+    def decorate(function: Any) -> Any:
+        for option in (
+            click.option("--growth", metavar="N/day", hidden=hidden, help="New tasks a day: tells when it will be."),
+            click.option("--egress", metavar="X", type=float, hidden=hidden, help="Money for sending 10^9 bytes."),
+            click.option(
+                *("--price-per-gb-month", "price"),
+                metavar="X",
+                type=float,
+                hidden=hidden,
+                help="Money for 10^9 bytes a month.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def figure_options(function: Any) -> Any:
+    """Add the options of what a pack is compared with, and of the files that its figures are written to."""
+    for option in (
+        click.option(
+            "--html", metavar="FILE", type=click.Path(path_type=Path), help="Write one page with all figures."
+        ),
+        click.option(
+            "--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw an .svg or .png; needs matplotlib."
+        ),
+        click.option("--lora-rank", metavar="R", type=click.IntRange(min=1), help="Rank of the LoRA compared with; 8."),
+    ):
+        function = option(function)
+    return function
 
 
 SOME_FAILED = 3

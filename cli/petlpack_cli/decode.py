@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
@@ -25,7 +24,7 @@ from petlpack_cli.output.sizes import count, size
     default="run",
     help="What to write: the run as it was (the default), its rebuilt tensors, or what PEFT or AdapterHub loads.",
 )
-@jobs_option
+@jobs_option()
 def run(out: Output, pack: Path, task: str, target: Path, base: Path | None, to: str, jobs: int | None) -> None:
     """Give a task back as the run that it was.
 
@@ -33,35 +32,21 @@ def run(out: Output, pack: Path, task: str, target: Path, base: Path | None, to:
     appears only when it is complete and its digest is the one that was packed. With --to, the adapter or LoRA that
     the task's rule makes is written for another library.
     """
-    started = time.perf_counter()
     opened = petlpack.open(pack)[task]
     with out.progress() as progress, naming(target):
         decoded = opened.decode(target, base, to=to, jobs=jobs, progress=progress.bytes(task))
-        files = {p.relative_to(target).as_posix(): p.stat().st_size for p in sorted(target.rglob("*")) if p.is_file()}
     if out.as_json:
-        out.json(
-            {
-                "task": task,
-                "out": str(target),
-                "to": to,
-                "notes": list(decoded.notes),
-                "codec": opened.codec,
-                "exact": opened.exact,
-                "decoded_sha256": opened.manifest.decoded,
-                "files": [{"file": name, "bytes": nbytes} for name, nbytes in files.items()],
-                "bytes": sum(files.values()),
-                "seconds": round(time.perf_counter() - started, 6),
-            }
-        )
+        out.json(decoded.to_json())
         return
     for note in decoded.notes:
         out.warn(note)
     if not out.quiet:
-        out.line(f"{task} -> {target}: {count(len(files), 'file')}, {size(sum(files.values()))}, {_how(opened, to)}")
+        files, nbytes = count(len(decoded.files), "file"), size(sum(decoded.files.values()))
+        out.line(f"{task} -> {target}: {files}, {nbytes}, {_exactness(decoded)}")
 
 
-def _how(task: petlpack.Task, to: str) -> str:
+def _exactness(decoded: petlpack.Decoded) -> str:
     """Say how near what was written is to what was trained."""
-    if not task.exact:
+    if not decoded.exact:
         return "with the error that `petlpack show` states"
-    return "every weight bit for bit" if to == "run" else f"written for {to}"
+    return "every weight bit for bit" if decoded.to == "run" else f"written for {decoded.to}"

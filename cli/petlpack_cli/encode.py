@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 import petlpack
 from petlpack_cli.command import SOME_FAILED, base_option, command, flag_option, jobs_option, settings_option
 from petlpack_cli.output import Output
-from petlpack_cli.output.errors import Problem, describe, naming, show_traceback
+from petlpack_cli.output.errors import describe, error_lines, show_traceback
 from petlpack_cli.output.sizes import count, ratio, size
-
-Item = TypeVar("Item")
 
 
 @command(
@@ -54,13 +52,13 @@ Item = TypeVar("Item")
 @flag_option("keep_experts", "AdaMix: store all experts, not their average.")
 @flag_option("keep_retriever", "PHA: store the retriever, which inference does not use.")
 @click.option("--replace", is_flag=True, help="Overwrite tasks of the same name.")
-@jobs_option
+@jobs_option()
 def run(
     out: Output,
     runs: tuple[Path, ...],
+    pack: Path,
     task: str | None,
     base: Path | None,
-    settings: dict[str, str],
     **options: Any,
 ) -> int | None:
     """Put runs into a pack.
@@ -76,138 +74,79 @@ def run(
     if task is not None and task.startswith("-"):
         raise click.UsageError(f"--task wants a name, and '{task}' looks like an option", click.get_current_context())
     opened = petlpack.Base(base) if base is not None else None
-    done: list[tuple[Path, petlpack.Encoded]] = []
-    failed: list[tuple[Path, Problem]] = []
-    names: dict[str, Path] = {}
-    stopped: Problem | None = None
-    try:
-        with out.progress() as progress:
-            for run_dir in progress.each(runs, len(runs)):
-                try:
-                    name = _new_name(task, run_dir, names)
-                    moved = progress.bytes(name)
-                    with naming(options["pack"]):
-                        tasks = petlpack.encode(
-                            run_dir, base=opened, task=name, settings=settings, progress=moved, **options
-                        )
-                    done.extend((run_dir, encoded) for encoded in tasks)
-                except Exception as error:
-                    if len(runs) == 1:
-                        raise
-                    failed.append((run_dir, describe(error)))
-                    if out.debug:
-                        show_traceback(error)
-    except KeyboardInterrupt as error:
-        if len(runs) == 1:
-            raise
-        stopped = describe(error)
+    with out.progress() as progress:
+        each = petlpack.encode_runs(runs, pack, opened, task=task, progress=progress.bytes, **options)
+        encoded = _collected(out, progress.each(each, len(runs)), single=len(runs) == 1)
     if out.as_json:
-        out.json({**_to_json(done, failed), "interrupted": stopped is not None})
+        out.json(encoded.to_json())
     else:
-        _print(out, done, failed)
-    if stopped is not None:
+        _print(out, encoded)
+    if encoded.interrupted:
+        stopped = describe(KeyboardInterrupt())
         if not out.as_json:
-            click.echo(stopped.lines(), err=True)
+            click.echo(error_lines(stopped), err=True)
         return stopped.exit_code
-    return SOME_FAILED if failed else None
+    return SOME_FAILED if encoded.failed else None
 
 
-def _new_name(task: str | None, run_dir: Path, names: dict[str, Path]) -> str:
-    """Return the task's name; refuses the name of an earlier run of this call, which --replace would overwrite."""
-    from petlpack.encoding.encode import default_name  # here, for it imports numpy, which --help does without
-
-    name = task if task is not None else default_name(run_dir)
-    if name.lower() in names:
-        raise petlpack.UsageError(
-            f"'{run_dir}' would be task '{name}', which is taken by '{names[name.lower()]}' of the same call",
-            hint="encode it by itself, with --task NAME",
-        )
-    names[name.lower()] = run_dir
-    return name
-
-
-def _to_json(done: list[tuple[Path, petlpack.Encoded]], failed: list[tuple[Path, Problem]]) -> dict[str, Any]:
-    return {
-        "tasks": [
-            {
-                "name": task.name,
-                "run": str(run_dir),
-                "method": task.method,
-                "layout": task.layout,
-                "codec": task.codec,
-                "exact": task.exact,
-                "bytes": task.nbytes,
-                "source_bytes": task.source_bytes,
-                "seconds": round(task.seconds, 6),
-            }
-            for run_dir, task in done
-        ],
-        "shared": [{"sha256": sha256, "bytes": nbytes} for sha256, nbytes in sorted(_shared(done).items())],
-        "left_out": [
-            {"run": str(run_dir), "file": left.file, "bytes": left.nbytes, "why": left.why}
-            for run_dir, left in _once((run_dir, left) for run_dir, task in done for left in task.left_out)
-        ],
-        "warnings": [
-            {"run": str(run_dir), "message": text}
-            for run_dir, text in _once((run_dir, text) for run_dir, task in done for text in task.warnings)
-        ],
-        "failed": [{"run": str(run_dir), **problem.to_json()} for run_dir, problem in failed],
-    }
+def _collected(out: Output, each: Iterator[petlpack.EncodedRun], *, single: bool) -> petlpack.EncodedRuns:
+    """Wait for the runs; of several an interrupt leaves those that are done, and what stops a single one is raised."""
+    runs: list[petlpack.EncodedRun] = []
+    try:
+        for encoded in each:
+            if encoded.error is not None and single:
+                raise encoded.error
+            if encoded.error is not None and out.debug:
+                show_traceback(encoded.error)
+            runs.append(encoded)
+    except KeyboardInterrupt:
+        if single:
+            raise
+        return petlpack.EncodedRuns(tuple(runs), interrupted=True)
+    return petlpack.EncodedRuns(tuple(runs))
 
 
-def _once(items: Iterable[Item]) -> list[Item]:
-    """Return what is said of runs, each once: the tasks of one run say the same of it."""
-    return list(dict.fromkeys(items))
-
-
-def _shared(done: list[tuple[Path, petlpack.Encoded]]) -> dict[str, int]:
-    """Return the shared parts that the tasks use, each once."""
-    return {sha256: nbytes for _, task in done for sha256, nbytes in task.shared.items()}
-
-
-def _print(out: Output, done: list[tuple[Path, petlpack.Encoded]], failed: list[tuple[Path, Problem]]) -> None:
-    if done and not out.quiet:
-        before, after = sum(task.source_bytes for _, task in done), sum(task.nbytes for _, task in done)
-        out.table(
-            {
-                "Task": "name",
-                "Method": "text",
-                "Codec": "text",
-                "From": "number",
-                "To": "number",
-                "From / to": "number",
-            },
-            [
-                (
-                    task.name,
-                    task.method,
-                    task.codec if task.exact else f"{task.codec} (inexact)",
-                    size(task.source_bytes),
-                    size(task.nbytes),
-                    ratio(task.source_bytes, task.nbytes),
-                )
-                for _, task in done
-            ],
-            (count(len(done), "task"), "", "", size(before), size(after), ratio(before, after))
-            if len(done) > 1
-            else None,
-        )
-        shared = _shared(done)
-        parts, nbytes = count(len(shared), "shared part"), size(sum(shared.values()))
+def _print(out: Output, encoded: petlpack.EncodedRuns) -> None:
+    if encoded.tasks and not out.quiet:
+        _print_tasks(out, encoded.tasks)
+        parts, nbytes = count(len(encoded.shared), "shared part"), size(sum(encoded.shared.values()))
         out.line(f"They use {parts} of {nbytes}, stored once in a pack.")
-        _print_left_out(out, done)
-    for run_dir, text in _once((run_dir, text) for run_dir, task in done for text in task.warnings):
-        out.warn(f"{run_dir}: {text}")
-    for run_dir, problem in failed:
-        click.echo(problem.lines(f"{run_dir}: "), err=True)
-    if failed:
-        out.talk(f"{count(len(done), 'run')} encoded, {len(failed):,} failed")
+        _print_left_out(out, encoded)
+    for path, text in encoded.warnings:
+        out.warn(f"{path}: {text}")
+    for run in encoded.failed:
+        if run.error is not None:
+            click.echo(error_lines(describe(run.error), f"{run.path}: "), err=True)
+    if encoded.failed:
+        failed = len(encoded.failed)
+        out.talk(f"{count(len(encoded.runs) - failed, 'run')} encoded, {failed:,} failed")
 
 
-def _print_left_out(out: Output, done: list[tuple[Path, petlpack.Encoded]]) -> None:
+def _print_tasks(out: Output, tasks: Sequence[petlpack.Encoded]) -> None:
+    """Print what each task became."""
+    before, after = sum(task.source_bytes for task in tasks), sum(task.nbytes for task in tasks)
+    total = (count(len(tasks), "task"), "", "", size(before), size(after), ratio(before, after))
+    out.table(
+        {"Task": "name", "Method": "text", "Codec": "text", "From": "number", "To": "number", "From / to": "number"},
+        [
+            (
+                task.name,
+                task.method,
+                task.codec if task.exact else f"{task.codec} (inexact)",
+                size(task.source_bytes),
+                size(task.nbytes),
+                ratio(task.source_bytes, task.nbytes),
+            )
+            for task in tasks
+        ],
+        total if len(tasks) > 1 else None,
+    )
+
+
+def _print_left_out(out: Output, encoded: petlpack.EncodedRuns) -> None:
     """Fold the files that were left out by the reason."""
     reasons: dict[str, list[int]] = {}
-    for _, left in _once((run_dir, left) for run_dir, task in done for left in task.left_out):
+    for _, left in encoded.left_out:
         reasons.setdefault(left.why, []).append(left.nbytes)
     if reasons:
         out.line()

@@ -22,16 +22,15 @@ def run(out: Output, pack: Path, dry_run: bool) -> None:
     Nothing is deleted while a task of the pack cannot be read: what it needs is then unknown.
     """
     with naming(pack):
-        garbage = petlpack.open(pack).gc(dry_run=dry_run)
-    nbytes = sum(freed for _, freed in garbage)
-    files = [(path.relative_to(pack).as_posix(), freed) for path, freed in garbage]
+        garbage = petlpack.gc(pack, dry_run=dry_run)
     if out.as_json:
-        rows = [{"file": name, "bytes": freed} for name, freed in files]
-        out.json({"pack": str(pack), "dry_run": dry_run, "files": rows, "bytes": nbytes})
+        out.json(garbage.to_json())
     elif not out.quiet:
-        if files:
-            out.table({"File": "name", "Bytes": "number"}, [(_short(name), size(freed)) for name, freed in files])
-            out.line(f"{count(len(files), 'file')}, {size(nbytes)} {'would be freed' if dry_run else 'freed'}.")
+        if garbage.files:
+            rows = [(_short(name), size(nbytes)) for name, nbytes in garbage.files.items()]
+            out.table({"File": "name", "Bytes": "number"}, rows)
+            freed = "would be freed" if dry_run else "freed"
+            out.line(f"{count(len(garbage.files), 'file')}, {size(garbage.nbytes)} {freed}.")
         else:
             out.line("Nothing to delete.")
 

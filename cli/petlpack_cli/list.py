@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -10,16 +9,8 @@ import click
 import petlpack
 from petlpack_cli.command import command, pack_argument
 from petlpack_cli.output import Output
-from petlpack_cli.output.errors import Problem, describe, worst
+from petlpack_cli.output.errors import describe, error_lines, worst
 from petlpack_cli.output.sizes import count, ratio, size
-
-
-@dataclass(frozen=True)
-class Row:
-    """A task by its file alone: the directory is the index, so 10,000 tasks take a tenth of a second."""
-
-    name: str
-    nbytes: int
 
 
 @command("list", "petlpack list glue.pack", "petlpack list glue.pack --long --sort bytes", "petlpack list --quiet")
@@ -36,82 +27,52 @@ def run(out: Output, pack: Path, long: bool, sort: str) -> int | None:
 
     Bytes are those of a task's own file; `petlpack stats` adds what tasks share. --quiet prints names only.
     """
-    rows = sorted(_read(pack), key=lambda row: (-row.nbytes, row.name) if sort == "bytes" else (0, row.name))
-    if out.quiet and not out.as_json:
-        out.names([row.name for row in rows])
-        return None
-    if long:
-        return _print_long(out, pack, rows)
-    if out.as_json:
-        out.json({"pack": str(pack), "tasks": [{"name": row.name, "bytes": row.nbytes} for row in rows]})
-    else:
-        out.table({"Task": "name", "Bytes": "number"}, [(row.name, size(row.nbytes)) for row in rows], _total(rows))
-    return None
-
-
-def _read(pack: Path) -> list[Row]:
-    """Read names and bytes from the directory; opens no file, and needs neither numpy nor a coder."""
-    from petlpack.store import Store, task_file
-
-    store = Store(pack)
-    sizes = dict(store.files())
-    return [Row(name, sizes[task_file(name)]) for name in store.task_names() if task_file(name) in sizes]
-
-
-def _total(rows: list[Row]) -> tuple[str, ...]:
-    return count(len(rows), "task"), size(sum(row.nbytes for row in rows))
-
-
-def _print_long(out: Output, pack: Path, rows: list[Row]) -> int | None:
-    opened = petlpack.open(pack)
-    tasks: dict[str, petlpack.Task] = {}
-    problems: dict[str, Problem] = {}
     with out.progress() as progress:
-        for row in progress.each(rows, len(rows)):
-            try:
-                task = opened[row.name]
-                task.exact  # noqa: B018 - asks for the codec, which this version may not know
-                tasks[row.name] = task
-            except petlpack.PetlpackError as error:
-                problems[row.name] = describe(error)
+        listing = petlpack.listing(
+            pack,
+            long=long and (out.as_json or not out.quiet),
+            biggest_first=sort == "bytes",
+            progress=progress.bytes(str(pack)),
+        )
+    problems = {row.name: describe(row.error) for row in listing.tasks if row.error is not None}
     if out.as_json:
-        table = [_long_json(row, tasks.get(row.name), problems.get(row.name)) for row in rows]
-        out.json({"pack": str(pack), "tasks": table})
+        out.json(listing.to_json())
         return worst(problems.values())
-    cells = [_long_cells(row, tasks.get(row.name)) for row in rows]
-    before = sum(task.facts.run_bytes or 0 for task in tasks.values())
-    total = (_total(rows)[0], "", "", size(before), _total(rows)[1], "")
-    out.table(
-        {"Task": "name", "Method": "text", "Codec": "text", "Run": "number", "Bytes": "number", "Ratio": "number"},
-        cells,
-        total,
-    )
+    if out.quiet:
+        out.names([row.name for row in listing.tasks])
+    elif long:
+        _print_long(out, listing)
+    else:
+        rows = [(row.name, size(row.nbytes)) for row in listing.tasks]
+        out.table({"Task": "name", "Bytes": "number"}, rows, _total(listing))
     for name, problem in problems.items():
-        click.echo(problem.lines(f"{name}: "), err=True)
+        click.echo(error_lines(problem, f"{name}: "), err=True)
     return worst(problems.values())
 
 
-def _long_json(row: Row, task: petlpack.Task | None, problem: Problem | None) -> dict[str, object]:
-    return {
-        "name": row.name,
-        "bytes": row.nbytes,
-        "method": task and task.method,
-        "codec": task and task.codec,
-        "exact": task and task.exact,
-        "run_bytes": task and task.facts.run_bytes,
-        "error": problem and problem.to_json(),
-    }
+def _total(listing: petlpack.Listing) -> tuple[str, str]:
+    return count(len(listing.tasks), "task"), size(listing.nbytes)
 
 
-def _long_cells(row: Row, task: petlpack.Task | None) -> tuple[str, ...]:
-    if task is None:
+def _print_long(out: Output, listing: petlpack.Listing) -> None:
+    runs = sum(row.task.facts.run_bytes or 0 for row in listing.tasks if row.task is not None)
+    number, nbytes = _total(listing)
+    out.table(
+        {"Task": "name", "Method": "text", "Codec": "text", "Run": "number", "Bytes": "number", "Ratio": "number"},
+        [_long_cells(row) for row in listing.tasks],
+        (number, "", "", size(runs), nbytes, ""),
+    )
+
+
+def _long_cells(row: petlpack.ListedTask) -> tuple[str, ...]:
+    if row.task is None:
         return row.name, "cannot be read", "-", "-", size(row.nbytes), "-"
-    nbytes = task.facts.run_bytes
+    run_bytes = row.task.facts.run_bytes
     return (
         row.name,
-        task.method,
-        task.codec,
-        size(nbytes) if nbytes is not None else "?",
+        row.task.method,
+        row.task.codec,
+        size(run_bytes) if run_bytes is not None else "?",
         size(row.nbytes),
-        ratio(nbytes or 0, row.nbytes),
+        ratio(run_bytes or 0, row.nbytes),
     )

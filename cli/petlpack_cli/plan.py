@@ -8,14 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 import petlpack
 from petlpack_cli.command import SOME_FAILED, base_option, command, jobs_option, settings_option
 from petlpack_cli.output import Output
-from petlpack_cli.output.errors import describe
+from petlpack_cli.output.errors import describe, error_lines
 from petlpack_cli.output.sizes import count, ratio, size
 
 FEW = 3
@@ -38,7 +37,7 @@ FEW = 3
 )
 @settings_option("What a run does not say of itself, as in `petlpack encode`.")
 @click.option("--all", "all_offers", is_flag=True, help=f"Every offer of every run, also of more than {FEW} runs.")
-@jobs_option
+@jobs_option()
 def run(
     out: Output,
     runs: tuple[Path, ...],
@@ -59,17 +58,17 @@ def run(
     if plans.failed and len(runs) == 1:
         raise plans.failed[0].error
     if out.as_json:
-        out.json(_to_json(plans))
+        out.json(plans.to_json())
     elif out.quiet:
-        out.names([_text(one.best.command) for one in plans.runs if one.best is not None])
+        out.names([_text(planned.best.command) for planned in plans.runs if planned.best is not None])
     else:
         _print(out, plans, every=all_offers or len(plans.runs) <= FEW)
     if not out.as_json:
-        for one in plans.runs:
-            for text in one.warnings:
-                out.warn(f"{one.path}: {text}")
+        for planned in plans.runs:
+            for text in planned.warnings:
+                out.warn(f"{planned.path}: {text}")
         for failed in plans.failed:
-            click.echo(describe(failed.error).lines(f"{failed.path}: "), err=True)
+            click.echo(error_lines(describe(failed.error), f"{failed.path}: "), err=True)
     return SOME_FAILED if plans.failed else None
 
 
@@ -113,25 +112,25 @@ def _label(offer: petlpack.Offer) -> str:
 
 def _print(out: Output, plans: petlpack.Plans, *, every: bool) -> None:
     if every:
-        for one in plans.runs:
-            _print_run(out, one)
+        for planned in plans.runs:
+            _print_run(out, planned)
     elif plans.runs:
         _print_best(out, plans.runs)
     if plans.pack is not None:
-        shown = [offer.command for one in plans.runs for offer in one.offers] if every else []
+        shown = [offer.command for planned in plans.runs for offer in planned.offers] if every else []
         _print_pack(out, plans.pack, shown)
 
 
-def _print_run(out: Output, one: petlpack.RunPlan) -> None:
+def _print_run(out: Output, planned: petlpack.RunPlan) -> None:
     """Print every offer of a run, then what is refused, then the commands in the order of the offers."""
-    tasks = f", {count(one.tasks, 'task')}" if one.tasks > 1 else ""
-    out.line(f"{one.path}: {one.method}{tasks}, {size(one.source_bytes)} of weights")
-    offers = [offer for offer in one.offers if offer.refused is None]
+    tasks = f", {count(planned.tasks, 'task')}" if planned.tasks > 1 else ""
+    out.line(f"{planned.path}: {planned.method}{tasks}, {size(planned.source_bytes)} of weights")
+    offers = [offer for offer in planned.offers if offer.refused is None]
     sampled = any(offer.sampled_share < 1 for offer in offers)
     out.table(
         {
             "Offer": "name",
-            "Own file" if one.tasks == 1 else "Own files": "number",
+            "Own file" if planned.tasks == 1 else "Own files": "number",
             "Shared": "number",
             "Total": "number",
             **({"+-": "number"} if sampled else {}),
@@ -145,7 +144,7 @@ def _print_run(out: Output, one: petlpack.RunPlan) -> None:
                 size(offer.shared_bytes),
                 size(offer.total_bytes),
                 *((size(offer.error_bytes) if offer.error_bytes else "none",) if sampled else ()),
-                ratio(one.source_bytes, offer.total_bytes),
+                ratio(planned.source_bytes, offer.total_bytes),
                 offer.loss,
             )
             for offer in offers
@@ -154,7 +153,7 @@ def _print_run(out: Output, one: petlpack.RunPlan) -> None:
     if sampled:
         least = min(offer.sampled_share for offer in offers)
         out.line(f"From a sample of {100 * least:.3g} % of the weights or more; 19 times of 20 the truth is within +-.")
-    for text, labels in _refused(one.offers).items():
+    for text, labels in _refused(planned.offers).items():
         out.line(f"Not {', '.join(labels)}: {text}.")
     out.line()
     out.names([_text(offer.command) for offer in offers])
@@ -175,17 +174,17 @@ def _print_best(out: Output, plans: Sequence[petlpack.RunPlan]) -> None:
     """Print the best offer of each run."""
     out.table(
         {"Run": "name", "Method": "text", "Best": "name", "From": "number", "To": "number", "From / to": "number"},
-        [(one.path, one.method, *_best_cells(one)) for one in plans],
+        [(planned.path, planned.method, *_best_cells(planned)) for planned in plans],
     )
     out.line("--all shows every offer of every run.")
     out.line()
 
 
-def _best_cells(one: petlpack.RunPlan) -> tuple[str, str, str, str]:
-    if one.best is None:
-        return "nothing exact", size(one.source_bytes), "-", "-"
-    to = one.best.nbytes
-    return _label(one.best), size(one.source_bytes), size(to), ratio(one.source_bytes, to)
+def _best_cells(planned: petlpack.RunPlan) -> tuple[str, str, str, str]:
+    if planned.best is None:
+        return "nothing exact", size(planned.source_bytes), "-", "-"
+    to = planned.best.nbytes
+    return _label(planned.best), size(planned.source_bytes), size(to), ratio(planned.source_bytes, to)
 
 
 def _print_pack(out: Output, pack: petlpack.PackPlan, shown: Sequence[Sequence[str]]) -> None:
@@ -207,61 +206,3 @@ def _print_pack(out: Output, pack: petlpack.PackPlan, shown: Sequence[Sequence[s
 
 def _smaller(before: int, after: int) -> str:
     return f"{ratio(before, after)} smaller" if after <= before else f"{ratio(after, before)} larger"
-
-
-def _to_json(plans: petlpack.Plans) -> dict[str, Any]:
-    return {
-        "runs": [_run_json(one) for one in plans.runs],
-        "pack": None if plans.pack is None else _pack_json(plans.pack),
-        "warnings": [{"run": one.path, "message": text} for one in plans.runs for text in one.warnings],
-        "failed": [{"run": failed.path, **describe(failed.error).to_json()} for failed in plans.failed],
-    }
-
-
-def _run_json(one: petlpack.RunPlan) -> dict[str, Any]:
-    return {
-        "run": one.path,
-        "layout": one.layout,
-        "method": one.method,
-        "tasks": one.tasks,
-        "source_bytes": one.source_bytes,
-        "directory_bytes": one.directory_bytes,
-        "offers": [_offer_json(offer, one) for offer in one.offers],
-    }
-
-
-def _offer_json(offer: petlpack.Offer, one: petlpack.RunPlan) -> dict[str, Any]:
-    """Return an offer; the figures of one that is refused are null."""
-    measured = offer.refused is None
-    return {
-        "codec": offer.codec,
-        "options": list(offer.options),
-        "auto": offer.auto,
-        "best": offer is one.best,
-        "bytes": offer.nbytes if measured else None,
-        "shared_bytes": offer.shared_bytes if measured else None,
-        "total_bytes": offer.total_bytes if measured else None,
-        "error_bytes": offer.error_bytes if measured else None,
-        "sampled_share": offer.sampled_share if measured else None,
-        "ratio": round(one.source_bytes / offer.total_bytes, 4) if measured else None,
-        "exact": offer.exact if measured else None,
-        "loss": {"text": offer.loss, "density": offer.density, "error": offer.error} if measured else None,
-        "refused": None if offer.refused is None else describe(offer.refused).to_json(),
-        "command": list(offer.command),
-    }
-
-
-def _pack_json(pack: petlpack.PackPlan) -> dict[str, Any]:
-    return {
-        "runs": pack.runs,
-        "tasks": pack.tasks,
-        "bytes": pack.nbytes,
-        "error_bytes": pack.error_bytes,
-        "own_bytes": pack.own_bytes,
-        "shared_bytes": pack.shared_bytes,
-        "other_bytes": pack.other_bytes,
-        "bytes_per_task": round(pack.nbytes / pack.tasks),
-        "source_bytes": pack.source_bytes,
-        "directory_bytes": pack.directory_bytes,
-        "commands": [list(words) for words in pack.commands],
-    }

@@ -21,16 +21,10 @@ def run(out: Output, pack: Path, tasks: tuple[str, ...]) -> None:
 
     Nothing is removed if one of the names is not in the pack. Shared parts stay until `petlpack gc`.
     """
-    opened = petlpack.open(pack)
-    names = list(dict.fromkeys(tasks))
-    for name in names:
-        opened.store.find_task(name)
     with naming(pack):
-        removed = {name: opened.remove(name) for name in names}
-    nbytes = sum(removed.values())
+        removed = petlpack.remove(pack, tasks)
     if out.as_json:
-        rows = [{"name": name, "bytes": freed} for name, freed in removed.items()]
-        out.json({"pack": str(pack), "removed": rows, "bytes": nbytes})
+        out.json(removed.to_json())
     elif not out.quiet:
-        out.line(f"{count(len(removed), 'task')} removed, {size(nbytes)} freed.")
+        out.line(f"{count(len(removed.tasks), 'task')} removed, {size(removed.nbytes)} freed.")
         out.talk("Shared parts that no task needs any more go with `petlpack gc`.")

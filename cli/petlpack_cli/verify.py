@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -34,7 +33,7 @@ DEPTHS = {
 @click.option(
     "--against", metavar="RUN_DIR", type=click.Path(path_type=Path), help="Compare TASK with a run, bit for bit."
 )
-@jobs_option
+@jobs_option()
 def run(
     out: Output, pack: Path, task: str | None, base: Path | None, against: Path | None, jobs: int | None
 ) -> int | None:
@@ -48,50 +47,42 @@ def run(
     opened = petlpack.open(pack)
     opened_base = petlpack.Base(base) if base is not None else None
     with out.progress() as progress:
-        total = 1 if task is not None else len(opened) + len(opened.store.shared_names())
+        total = 1 if task is not None else len(opened) + len(opened.shared_names())
         moved = progress.bytes(task or str(pack))
         checks = petlpack.verify(opened, opened_base, task=task, against=against, jobs=jobs, progress=moved)
-        checked = list(progress.each(checks, total))
-    problems = [describe(one.error) for one in checked if one.error is not None]
+        findings = petlpack.Findings(str(pack), tuple(progress.each(checks, total)))
     if out.as_json:
-        damaged = sum(_is_damaged(one) for one in checked)
-        out.json({"pack": str(pack), "checked": [_to_json(one) for one in checked], "damaged": damaged})
+        out.json(findings.to_json())
     else:
-        _print(out, checked, base is None and against is None)
-    return worst(problems)
+        _print_damage(out, findings)
+        if not out.quiet:
+            _print_depths(out, findings, base is None and against is None)
+    return worst(describe(finding.error) for finding in findings.checked if finding.error is not None)
 
 
-def _to_json(one: petlpack.Checked) -> dict[str, object]:
-    error = describe(one.error).to_json() if one.error is not None else None
-    return {"name": one.name, "kind": one.kind, "depth": one.depth, "ok": error is None, "error": error}
-
-
-def _print(out: Output, checked: Sequence[petlpack.Checked], without_base: bool) -> None:
-    for one in checked:
-        if one.error is not None:
-            problem = describe(one.error)
-            out.line(f"{_kind(one)} '{one.name}': {problem.message}")
+def _print_damage(out: Output, findings: petlpack.Findings) -> None:
+    """Print what is wrong with each part that is not as it should be."""
+    for finding in findings.checked:
+        if finding.error is not None:
+            problem = describe(finding.error)
+            out.line(f"{_kind(finding)} '{finding.name}': {problem.message}")
             if problem.hint:
                 out.line(f"  {problem.hint}")
-    if out.quiet:
-        return
-    good = Counter((_kind(one), one.depth) for one in checked if one.error is None)
+
+
+def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) -> None:
+    """Print how deep the good parts were checked, and how many others there are."""
+    good = Counter((_kind(finding), finding.depth) for finding in findings.checked if finding.error is None)
     for (kind, depth), number in sorted(good.items(), reverse=True):
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
-    foreign = sum(isinstance(one.error, petlpack.BaseError) for one in checked)
+    foreign = sum(isinstance(finding.error, petlpack.BaseError) for finding in findings.checked)
     if foreign:
         out.line(f"{count(foreign, 'task')} of another base: every byte checked, no weight decoded.")
-    bad = sum(_is_damaged(one) for one in checked)
-    parts = count(len(checked), "part")
-    out.line(f"Damage in {bad:,} of {parts}." if bad else f"No damage in {parts}.")
+    parts = count(len(findings.checked), "part")
+    out.line(f"Damage in {findings.damaged:,} of {parts}." if findings.damaged else f"No damage in {parts}.")
     if without_base and good[("task", "bytes")]:
         out.line("Give --base DIR to go deeper: it decodes every weight of the tasks that need their base.")
 
 
-def _is_damaged(one: petlpack.Checked) -> bool:
-    """Tell whether a part is damaged: one that needs another base than was given is not."""
-    return one.error is not None and not isinstance(one.error, petlpack.BaseError)
-
-
-def _kind(one: petlpack.Checked) -> str:
-    return "shared part" if one.kind == "shared" else one.kind
+def _kind(finding: petlpack.Checked) -> str:
+    return "shared part" if finding.kind == "shared" else finding.kind

@@ -6,12 +6,15 @@ The model is `petlpack.analyze.growth`; docs/accounting.md states it with a work
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from petlpack.analyze.growth import MOST_TASKS, counts_up_to
-from petlpack.analyze.stats import Stats
+from petlpack.analyze.growth import MOST_TASKS, Growth, counts_up_to
 from petlpack.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from petlpack.analyze.stats import Stats
 
 GB = 1e9
 """Bytes of a gigabyte, as disks and clouds are sold."""
@@ -56,13 +59,42 @@ class Forecast:
     growth_per_day: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the value of "forecast" in what `petlpack stats --forecast --json` prints."""
+        """Return the value of "forecast" in what `petlpack forecast --json` prints."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Rates:
+    """What bytes cost and how fast tasks come; None where it was not said."""
+
+    price_per_gb_month: float | None
+    egress_per_gb: float | None
+    growth_per_day: float | None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a number that makes no sense."""
+        names = {"price": self.price_per_gb_month, "egress price": self.egress_per_gb, "growth": self.growth_per_day}
+        for name, value in names.items():
+            if value is not None and value != 0 and not LEAST_NUMBER <= value <= MOST_NUMBER:
+                raise UsageError(
+                    f"{name} {value:g}", hint=f"it is 0, or a number from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
+                )
+
+    def cost(self, nbytes: float, count: int) -> Cost:
+        """Return what so many bytes of so many tasks cost."""
+        monthly, transfer = (
+            None if price is None else nbytes / GB * price for price in (self.price_per_gb_month, self.egress_per_gb)
+        )
+        return Cost(round(nbytes), round(nbytes / count), monthly, transfer)
+
+    def days(self, more: int) -> float | None:
+        """Return the days until there are so many more tasks."""
+        return max(0.0, more / self.growth_per_day) if self.growth_per_day else None
+
+
 def forecast(
-    found: Stats,
-    counts: list[int],
+    stats: Stats,
+    counts: Sequence[int],
     *,
     price_per_gb_month: float | None = None,
     egress_per_gb: float | None = None,
@@ -73,43 +105,28 @@ def forecast(
     Prices are for 10^9 bytes, in any currency. Raises UsageError for a number that makes no sense, and for a pack
     without a task that can be read.
     """
-    growth = found.growth
+    growth = stats.growth
     if growth is None:
         raise UsageError(
-            f"pack '{printable(found.pack)}' has no task to make a forecast from", hint="encode some first"
+            f"pack '{printable(stats.pack)}' has no task to make a forecast from", hint="encode some first"
         )
-    for name, value in (("price", price_per_gb_month), ("egress price", egress_per_gb), ("growth", growth_per_day)):
-        if value is not None and value != 0 and not LEAST_NUMBER <= value <= MOST_NUMBER:
-            raise UsageError(f"{name} {value:g}", hint=f"it is 0, or a number from {LEAST_NUMBER:g} to {MOST_NUMBER:g}")
+    rates = _Rates(price_per_gb_month, egress_per_gb, growth_per_day)
     if not counts or not all(1 <= count <= MOST_TASKS for count in counts):
         raise UsageError(
             f"a forecast for {min(counts, default=0):,} to {max(counts, default=0):,} tasks",
             hint=f"give numbers of tasks from 1 to {MOST_TASKS:,}",
         )
-
-    def cost(nbytes: float, count: int) -> Cost:
-        def price(each: float | None) -> float | None:
-            return None if each is None else nbytes / GB * each
-
-        return Cost(round(nbytes), round(nbytes / count), price(price_per_gb_month), price(egress_per_gb))
-
-    def days(count: int) -> float | None:
-        if not growth_per_day:
-            return None
-        return max(0.0, (count - growth.tasks) / growth_per_day)
-
-    rows = tuple(
-        ForecastRow(
-            count,
-            days(count),
-            cost(growth.at(count), count),
-            None if found.lora_bytes is None else cost(count * found.lora_bytes, count),
-            None if found.dense_bytes is None else cost(count * found.dense_bytes, count),
-        )
-        for count in counts
-    )
+    rows = tuple(_row(stats, growth, rates, count) for count in counts)
     error = growth.error if math.isfinite(growth.error) else None
     return Forecast(rows, growth.tasks, error, price_per_gb_month, egress_per_gb, growth_per_day)
+
+
+def _row(stats: Stats, growth: Growth, rates: _Rates, count: int) -> ForecastRow:
+    def each(nbytes: float | None) -> Cost | None:
+        return None if nbytes is None else rates.cost(count * nbytes, count)
+
+    pack = rates.cost(growth.at(count), count)
+    return ForecastRow(count, rates.days(count - growth.tasks), pack, each(stats.lora_bytes), each(stats.dense_bytes))
 
 
 def parse_counts(text: str) -> list[int]:

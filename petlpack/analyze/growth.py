@@ -18,6 +18,9 @@ from dataclasses import dataclass
 MOST_TASKS = 10**12
 """Tasks beyond which nothing is foretold, and no break-even is looked for."""
 
+FIRST_COUNTS = 10_000
+"""Amortised bytes are told up to so many tasks, and for the tasks that there are."""
+
 DEVIATIONS = 1.96
 """Standard errors to both sides of a mean that hold 95 % of the means of other samples."""
 

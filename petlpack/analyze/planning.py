@@ -12,10 +12,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petlpack.analyze.offers import FailedPlan, Offer, PackPlan, Plans, RunPlan
 from petlpack.analyze.sampling import Sampler, check_suits
 from petlpack.codecs.codec import NOTHING, Codec, Way
 from petlpack.codecs.registry import codecs_for
@@ -30,107 +31,6 @@ from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.store import PACK_JSON, check_task_name
 from petlpack.tensors.base import Base, open_base
-
-
-@dataclass(frozen=True)
-class Offer:
-    """One way to encode a run: what it costs and loses, and the command; or why it is refused.
-
-    `nbytes` are those of the tasks' own files, `shared` those of the parts that they need, by sha256.
-    """
-
-    codec: str
-    options: tuple[str, ...]
-    command: tuple[str, ...]
-    refused: PetlpackError | None = None
-    nbytes: int = 0
-    shared: Mapping[str, int] = field(default_factory=dict)
-    exact: bool = False
-    loss: str = ""
-    density: float | None = None
-    """Share of the base's weights that differ, where only so many changes are kept."""
-    error: float | None = None
-    """The largest absolute difference of a weight from the run's, where changes are lost."""
-    error_bytes: int = 0
-    """How far `nbytes` may be from the truth, 19 times of 20: 0 where everything was measured."""
-    sampled_share: float = 1.0
-    """Share of the stored weights that was measured."""
-    auto: bool = False
-    """Whether `--codec auto` takes this one."""
-
-    @property
-    def label(self) -> str:
-        """The codec with its options, for people."""
-        return " ".join(self.options[1:])
-
-    @property
-    def shared_bytes(self) -> int:
-        """Bytes of the shared parts, which other tasks may need, too."""
-        return sum(self.shared.values())
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of the tasks and of what they share."""
-        return self.nbytes + self.shared_bytes
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What each codec that applies would make of one run, the cheapest in all first, those refused last.
-
-    `source_bytes` are those of the run's weight files, `directory_bytes` those of everything in its directory.
-    """
-
-    path: str
-    layout: str
-    method: str
-    tasks: int
-    source_bytes: int
-    directory_bytes: int
-    offers: tuple[Offer, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def best(self) -> Offer | None:
-        """What `encode` takes by itself; where it takes nothing the cheapest that is exact, None without any."""
-        exact = [offer for offer in self.offers if offer.refused is None and offer.exact]
-        return next((offer for offer in exact if offer.auto), exact[0] if exact else None)
-
-
-@dataclass(frozen=True)
-class PackPlan:
-    """The best offer of every run together, as a pack. Its `nbytes` are the sum of its parts, pack.json among them.
-
-    `commands` make it: one, where the runs take the same options.
-    """
-
-    runs: int
-    tasks: int
-    nbytes: int
-    error_bytes: int
-    own_bytes: int
-    shared_bytes: int
-    other_bytes: int
-    source_bytes: int
-    directory_bytes: int
-    commands: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A run that cannot be planned, and why."""
-
-    path: str
-    error: PetlpackError | OSError
-
-
-@dataclass(frozen=True)
-class Plans:
-    """What `plan` found of each run, and of all of them as one pack; None where no run can be in it."""
-
-    runs: tuple[RunPlan, ...]
-    pack: PackPlan | None
-    failed: tuple[Failed, ...]
 
 
 def plan(
@@ -151,21 +51,21 @@ def plan(
     runs = [runs] if isinstance(runs, (str, Path)) else runs
     if sample is not None and not 0 < sample < 1:
         raise UsageError(f"a sample of {sample:g}", hint="it is the share of the units to measure, between 0 and 1")
-    said = options_of(settings or {}).settings
+    chosen = options_of(settings or {}).settings
     opened = Base(base) if isinstance(base, (str, Path)) else base
     done: list[RunPlan] = []
-    failed: list[Failed] = []
+    failed: list[FailedPlan] = []
     names: dict[str, Path] = {}
     with _scratch() as place:
-        planner = _Planner(Path(place), opened, sample, said, count_jobs(jobs), progress)
+        planner = _Planner(Path(place), opened, sample, chosen, count_jobs(jobs), progress)
         for path in runs:
             try:
                 _refuse_taken(Path(path), names)
-                done.append(planner.plan(Path(path)))
+                done.append(planner.plan_of(Path(path)))
             except (PetlpackError, OSError) as error:
                 if isinstance(error, OSError) and error.filename is None:
                     error.filename = place  # a full disk's error names no file
-                failed.append(Failed(str(path), error))
+                failed.append(FailedPlan(str(path), error))
         return Plans(tuple(done), planner.pack_of(done), tuple(failed))
 
 
@@ -223,7 +123,7 @@ class _Try:
         words = ["--codec", self.codec_id]
         words += ["--level", self.way.level] if self.way.level != "small" else []
         words += ["--density", f"{self.way.density:g}"] if self.way.density is not None else []
-        words += [word for name, said in self.settings.items() for word in ("--set", f"{name}={said}")]
+        words += [word for name, value in self.settings.items() for word in ("--set", f"{name}={value}")]
         return tuple(words)
 
 
@@ -244,7 +144,7 @@ class _Planner:
         self._named: dict[str, Base] = {}
         self._files: dict[str, dict[Path, int]] = {}
 
-    def plan(self, path: Path) -> RunPlan:
+    def plan_of(self, path: Path) -> RunPlan:
         """Measure one run; raises what its only offers are refused with."""
         runs, options, refused = self._read(path)
         offers = [*refused, *self._measure(path, runs, _tries(runs[0], options))]
@@ -269,25 +169,25 @@ class _Planner:
 
     def pack_of(self, plans: Sequence[RunPlan]) -> PackPlan | None:
         """Put the best offers of the runs together; a part that several need is written once, by the first."""
-        chosen = [(plan, plan.best) for plan in plans]
-        offers = [(plan, offer) for plan, offer in chosen if offer is not None]
+        chosen = [(run, run.best) for run in plans]
+        offers = [(run, offer) for run, offer in chosen if offer is not None]
         if not offers:
             return None
         shared = {sha256: size for _, offer in reversed(offers) for sha256, size in offer.shared.items()}
-        own = sum(offer.nbytes for _, offer in offers)
-        files = {path: size for plan, _ in offers for path, size in self._files[plan.path].items()}
+        own_bytes = sum(offer.nbytes for _, offer in offers)
+        files = {path: size for run, _ in offers for path, size in self._files[run.path].items()}
         together: dict[tuple[str, ...], list[str]] = {}
-        for plan, offer in offers:
-            together.setdefault(() if offer.auto else offer.options, []).append(plan.path)
+        for run, offer in offers:
+            together.setdefault(() if offer.auto else offer.options, []).append(run.path)
         return PackPlan(
             runs=len(offers),
-            tasks=sum(plan.tasks for plan, _ in offers),
-            nbytes=own + sum(shared.values()) + len(PACK_JSON),
+            tasks=sum(run.tasks for run, _ in offers),
+            nbytes=own_bytes + sum(shared.values()) + len(PACK_JSON),
             error_bytes=math.isqrt(sum(offer.error_bytes**2 for _, offer in offers)),
-            own_bytes=own,
+            own_bytes=own_bytes,
             shared_bytes=sum(shared.values()),
             other_bytes=len(PACK_JSON),
-            source_bytes=sum(plan.source_bytes for plan, _ in offers),
+            source_bytes=sum(run.source_bytes for run, _ in offers),
             directory_bytes=sum(files.values()),
             commands=tuple(self._command(paths, options) for options, paths in together.items()),
         )
@@ -309,42 +209,44 @@ class _Planner:
 
     def _measure(self, path: Path, runs: Sequence[Run], tries: Sequence[_Try]) -> Iterator[Offer]:
         samplers: dict[str | None, Sampler] = {}
-        for one in tries:
+        for attempt in tries:
             try:
-                base = self._base_for(runs[0], one)
-                if self._sample is None or one.codec is None or not runs[0].whole or len(runs) > 1:
-                    yield self._encode(path, one, base)
+                base = self._base_for(runs[0], attempt)
+                if self._sample is None or attempt.codec is None or not runs[0].whole or len(runs) > 1:
+                    yield self._encode(path, attempt, base)
                     continue
-                if one.way.density is not None:
+                if attempt.way.density is not None:
                     raise RunError(
                         "not measured on a sample, for which changes are the largest shows in all of them only",
                         hint="leave out --sample",
                     )
-                if one.way.setting not in samplers:
-                    samplers[one.way.setting] = self._sampler(path, one, self._sample)
-                found = samplers[one.way.setting].measure(one.codec, one.way.level, base, self._moved(path, one))
-                yield self._offer(path, one, loss=one.way.lost, **found)
+                if attempt.way.setting not in samplers:
+                    samplers[attempt.way.setting] = self._sampler(path, attempt, self._sample)
+                sampler, moved = samplers[attempt.way.setting], self._moved(path, attempt)
+                figures = sampler.measure(attempt.codec, attempt.way.level, base, moved)
+                yield self._offer(path, attempt, loss=attempt.way.lost, **figures)
             except PetlpackError as error:
-                yield self._offer(path, one, refused=self._why(runs[0], one, error))
+                yield self._offer(path, attempt, refused=self._why(runs[0], attempt, error))
 
-    def _sampler(self, path: Path, one: _Try, share: float) -> Sampler:
+    def _sampler(self, path: Path, attempt: _Try, share: float) -> Sampler:
         """Return what samples a run, read with what a way switches on."""
-        options = options_of({**self._settings, **one.settings})
+        options = options_of({**self._settings, **attempt.settings})
         (run,) = read_run(path, options)
         return Sampler(run, share, self._jobs, options.to_facts())
 
-    def _why(self, run: Run, one: _Try, error: PetlpackError) -> PetlpackError:
+    def _why(self, run: Run, attempt: _Try, error: PetlpackError) -> PetlpackError:
         """Return why a codec is refused: where it declined the run, with the share of weights that changed."""
-        declined = one.codec is not None and one.way.density is None and isinstance(error, RunError)
+        declined = attempt.codec is not None and attempt.way.density is None and isinstance(error, RunError)
         if declined and run.whole and self._sample is None:
-            assert one.codec is not None
+            assert attempt.codec is not None
             try:
-                check_suits(one.codec, prepare(run, self._base_for(run, one), Digests(self._jobs)), self._jobs)
+                prepared = prepare(run, self._base_for(run, attempt), Digests(self._jobs))
+                check_suits(attempt.codec, prepared, self._jobs)
             except PetlpackError as counted:
                 return counted
         return error
 
-    def _encode(self, path: Path, one: _Try, base: Base | None) -> Offer:
+    def _encode(self, path: Path, attempt: _Try, base: Base | None) -> Offer:
         """Encode a run into a pack of its own, and take that away again."""
         pack = self._place / "pack"
         try:
@@ -352,25 +254,25 @@ class _Planner:
                 path,
                 pack,
                 base,
-                settings={**self._settings, **one.settings},
+                settings={**self._settings, **attempt.settings},
                 jobs=self._jobs,
-                progress=self._moved(path, one),
-                codec=one.codec_id,
-                level=one.way.level,
-                density=one.way.density,
+                progress=self._moved(path, attempt),
+                codec=attempt.codec_id,
+                level=attempt.way.level,
+                density=attempt.way.density,
             )
             facts = [Pack(pack)[task.name].facts for task in tasks]
         finally:
             shutil.rmtree(pack, ignore_errors=True)
-        density = facts[0].density if one.way.density is not None else None
+        density = facts[0].density if attempt.way.density is not None else None
         error = facts[0].error or 0.0 if density is not None else None
         return self._offer(
             path,
-            one,
+            attempt,
             nbytes=sum(task.nbytes for task in tasks),
             shared={sha256: size for task in reversed(tasks) for sha256, size in task.shared.items()},
             exact=all(task.exact for task in tasks),
-            loss=f"up to {error:g} a weight" if error else one.way.lost,
+            loss=f"up to {error:g} a weight" if error else attempt.way.lost,
             density=density,
             error=error,
         )
@@ -380,45 +282,47 @@ class _Planner:
 
         With what was said of the run, but without settings that only the offer switches on.
         """
-        said = [None, *(name for name, value in self._settings.items() if value == "true")]
+        settings = [None, *(name for name, value in self._settings.items() if value == "true")]
         codecs = [codec for codec in codecs_for(run.module) if type(run.module) not in codec.on_request]
-        tried = [_Try(codec, Way(setting=setting)).options for codec in codecs for setting in said]
+        tried = [_Try(codec, Way(setting=setting)).options for codec in codecs for setting in settings]
         candidates = [offer for options in tried for offer in offers if offer.options == options]
         best = min(candidates, key=lambda offer: offer.nbytes, default=None)
         return [dataclasses.replace(offer, auto=offer is best) for offer in offers]
 
-    def _base_for(self, run: Run, one: _Try) -> Base | None:
+    def _base_for(self, run: Run, attempt: _Try) -> Base | None:
         """Return the base to give to `encode`, each opened once; raises BaseError where the codec needs one."""
-        if self._base is not None or not run.needs_base or (one.codec is not None and not one.codec.uses_base):
+        if self._base is not None or not run.needs_base or (attempt.codec is not None and not attempt.codec.uses_base):
             return self._base
         name = run.base_name
         if name is not None and name not in self._named:
-            found = open_base(None, name)
-            if found is not None:
-                self._named[name] = found
+            opened = open_base(None, name)
+            if opened is not None:
+                self._named[name] = opened
         if name is None or name not in self._named:
-            told = f"; it names '{printable(name)}', which is no directory here" if name else ""
+            named = f"; it names '{printable(name)}', which is no directory here" if name else ""
             raise BaseError(
-                f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
+                f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{named}",
                 hint="give the pretrained model's directory with --base",
                 code="base-missing",
             )
         return self._named[name]
 
-    def _moved(self, path: Path, one: _Try) -> Progress | None:
-        return None if self._progress is None else self._progress(f"{default_name(path)}: {' '.join(one.options[1:])}")
+    def _moved(self, path: Path, attempt: _Try) -> Progress | None:
+        return (
+            None if self._progress is None else self._progress(f"{default_name(path)}: {' '.join(attempt.options[1:])}")
+        )
 
-    def _offer(self, path: Path, one: _Try, **found: Any) -> Offer:
-        return Offer(one.codec_id, one.options, self._command([str(path)], one.options), **found)
+    def _offer(self, path: Path, attempt: _Try, **figures: Any) -> Offer:
+        return Offer(attempt.codec_id, attempt.options, self._command([str(path)], attempt.options), **figures)
 
     def _command(self, paths: Iterable[str], options: tuple[str, ...]) -> tuple[str, ...]:
         """Return the command that encodes runs so: what was said of them here is said there."""
         runs = [f"./{path}" if path.startswith("-") else path for path in paths]
         base = [] if self._base is None else ["--base", str(self._base.path)]
         known = {word.partition("=")[0] for word in options}
-        own = [(name, value) for name, value in self._settings.items() if name not in known]
-        said = [word for name, value in own for word in ("--set", f"{name}={value}")]
-        return ("petlpack", "encode", *runs, *base, *said, *options)
+        others = [(name, value) for name, value in self._settings.items() if name not in known]
+        settings = [word for name, value in others for word in ("--set", f"{name}={value}")]
+        return ("petlpack", "encode", *runs, *base, *settings, *options)
 
 
 def _tries(run: Run, options: Options) -> list[_Try]:

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from petlpack.analyze.forecast import Cost, Forecast
-from petlpack.analyze.growth import MOST_TASKS, Growth
+from petlpack.analyze.growth import FIRST_COUNTS, MOST_TASKS, Growth
 from petlpack.analyze.output import new_file, refuse_suffix
 from petlpack.analyze.rows import TaskRow
-from petlpack.analyze.stats import FIRST_COUNTS, Stats
 from petlpack.errors import PetlpackError, UsageError, printable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from petlpack.analyze.stats import Stats
 
 SUFFIXES = (".svg", ".png")
 MOST_BARS = 15

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petlpack.analyze.bases import LORA_RANK, MOST_RANK, Bases
-from petlpack.analyze.growth import Growth, Role, break_even, counts_up_to, linear
+from petlpack.analyze.bases import LORA_RANK, MOST_RANK, Bases, BaseSize, Source
+from petlpack.analyze.choosing import ordered, selected
+from petlpack.analyze.forecast import Forecast, forecast
+from petlpack.analyze.growth import FIRST_COUNTS, Growth, Role, break_even, counts_up_to, linear
+from petlpack.analyze.measuring import measure
 from petlpack.analyze.reading import Inventory, Opened, Reader, users_of, without_collection
 from petlpack.analyze.rows import TaskRow, task_row
+from petlpack.analyze.tables import Table, table_by
 from petlpack.errors import UsageError
 from petlpack.parallel import Progress
 from petlpack.store import PACK_JSON, Store
@@ -19,9 +23,6 @@ from petlpack.tensors.base import Base
 
 if TYPE_CHECKING:
     from petlpack.pack import Pack
-
-FIRST_COUNTS = 10_000
-"""Amortised bytes are told up to so many tasks, and for the tasks that there are."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,68 @@ class Stats:
     inventory: Inventory = field(repr=False)
     """What was read, for tables by section and tensor."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the object that `petlpack stats --json` prints."""
+    @property
+    def errors(self) -> Mapping[str, Exception]:
+        """The errors of the tasks that could not be read, by name."""
+        return self.inventory.damaged
+
+    def table(
+        self,
+        by: str = "task",
+        *,
+        filters: Sequence[str] = (),
+        sort: str | None = None,
+        bounds: bool = False,
+        base: str | Path | Base | None = None,
+        progress: Progress | None = None,
+    ) -> Table:
+        """Return the bytes by task, method, codec, section or tensor: the rows that pass `filters`, in order of `sort`.
+
+        `bounds` decodes every section (with `base`, where tasks need it) for the bits that it needs at least; what
+        cannot be decoded is in the table's `failed`. Raises UsageError for a column or a filter that makes no sense.
+        """
+        if bounds and by != "section":
+            raise UsageError(f"bounds for a table by {by}", hint="only sections have them")
+        opened = Base(base) if isinstance(base, str | Path) else base
+        measured, failed = measure(self, Store(self.pack), opened, progress) if bounds else ({}, {})
+        table = selected(table_by(by, self, measured), filters)
+        return replace(table if sort is None else ordered(table, sort), failed=failed)
+
+    def forecast(
+        self,
+        counts: Sequence[int],
+        *,
+        price_per_gb_month: float | None = None,
+        egress_per_gb: float | None = None,
+        growth_per_day: float | None = None,
+    ) -> Forecast:
+        """Foretell storage, monthly cost and transfer at these numbers of tasks; the base is not counted.
+
+        Prices are for 10^9 bytes, in any currency. Raises UsageError for a number that makes no sense, and for a pack
+        without a task that can be read.
+        """
+        return forecast(
+            self,
+            counts,
+            price_per_gb_month=price_per_gb_month,
+            egress_per_gb=egress_per_gb,
+            growth_per_day=growth_per_day,
+        )
+
+    def write_plot(self, path: str | Path, forecast: Forecast | None = None) -> None:
+        """Draw the pack's costs as .svg or .png; raises PetlpackError without matplotlib, UsageError, OSError."""
+        from petlpack.analyze.plots import write_plot  # here, for few who count draw
+
+        write_plot(Path(path), self, forecast)
+
+    def write_page(self, path: str | Path, forecast: Forecast | None = None) -> None:
+        """Write one page of .html with all figures; raises UsageError, OSError."""
+        from petlpack.analyze.page import write_page  # here, for few who count write a page
+
+        write_page(Path(path), self, forecast)
+
+    def to_json(self, table: Table | None = None, forecast: Forecast | None = None) -> dict[str, Any]:
+        """Return the object that `petlpack stats --json` prints, with one table, or with a forecast."""
         return {
             "pack": self.pack,
             "disk_bytes": self.disk_bytes,
@@ -125,6 +186,8 @@ class Stats:
             "dense_bytes": self.dense_bytes,
             "lora": {"rank": self.lora_rank, "bytes": self.lora_bytes},
             "damaged": self.damaged,
+            **({} if table is None else table.to_json()),
+            **({} if forecast is None else {"forecast": forecast.to_json()}),
         }
 
 
@@ -133,14 +196,16 @@ def stats(
     base: str | Path | Base | None = None,
     *,
     at: Sequence[int] = (),
-    lora_rank: int = LORA_RANK,
+    lora_rank: int | None = None,
     progress: Progress | None = None,
 ) -> Stats:
     """Account for every byte of a pack; damaged tasks are named and the rest is reported. Decodes no weights.
 
     `at` adds numbers of tasks to the amortised bytes. `base` is the pretrained model, for packs whose tasks do not
-    say how large it is. Raises UsageError where there is no pack, or a number makes no sense.
+    say how large it is. The pack is compared with LoRAs of `lora_rank`, by default LORA_RANK. Raises UsageError where
+    there is no pack, or a number makes no sense.
     """
+    lora_rank = LORA_RANK if lora_rank is None else lora_rank
     if not all(count >= 1 for count in at) or not 1 <= lora_rank <= MOST_RANK:
         raise UsageError(
             f"numbers of tasks {list(at)} and a LoRA of rank {lora_rank:,}",
@@ -153,50 +218,80 @@ def stats(
 
 
 def _account(reader: Reader, at: Sequence[int], lora_rank: int, progress: Progress | None) -> Stats:
-    read = reader.read_all(progress)
-    shares = shares_of(read.users, read.parts)
-    bases = Bases(reader, read.tasks, lora_rank)
-    found = [bases.of(task) for task in read.tasks]
-    alone = {sha256 for sha256, names in read.users.items() if len(names) == 1}
-    rows = tuple(
+    inventory = reader.read_all(progress)
+    known = Bases(reader, inventory.tasks, lora_rank)
+    bases = [known.of(task) for task in inventory.tasks]
+    rows = _task_rows(reader, inventory, bases)
+    growth = growth_of(inventory.tasks, inventory.parts) if inventory.tasks else None
+    others = _Others.of(rows, [base for base, _ in bases])
+    return Stats(
+        pack=str(reader.store.path),
+        disk_bytes=inventory.disk_bytes,
+        other_bytes=inventory.other_bytes,
+        damaged_bytes=inventory.damaged_bytes,
+        tasks=tuple(sorted(rows, key=lambda row: (-row.bytes.takes, row.name))),
+        shared=_shared_rows(inventory),
+        amortized=() if growth is None else _amortized(growth, at, others),
+        marginal_bytes=None if growth is None else round(growth.marginal),
+        least_marginal_bytes=None if growth is None else round(growth.least_marginal),
+        break_even=_break_even(growth, others, _methods(inventory)),
+        damaged={name: str(error) for name, error in inventory.damaged.items()},
+        growth=growth,
+        inventory=inventory,
+        base_bytes=others.base,
+        dense_bytes=others.dense,
+        lora_bytes=others.lora,
+        lora_rank=lora_rank,
+    )
+
+
+def _task_rows(
+    reader: Reader, inventory: Inventory, bases: Sequence[tuple[BaseSize | None, Source | None]]
+) -> list[TaskRow]:
+    """Count every task on its base."""
+    shares = shares_of(inventory.users, inventory.parts)
+    alone = {sha256 for sha256, names in inventory.users.items() if len(names) == 1}
+    return [
         task_row(
             task,
             reader,
             base,
-            alone={sha256: read.parts[sha256] for sha256 in task.parts if sha256 in alone},
+            alone={sha256: inventory.parts[sha256] for sha256 in task.parts if sha256 in alone},
             share=shares.get(task.name, 0),
         )
-        for task, base in zip(read.tasks, found, strict=True)
+        for task, base in zip(inventory.tasks, bases, strict=True)
+    ]
+
+
+def _shared_rows(inventory: Inventory) -> tuple[SharedRow, ...]:
+    """Return the parts that several tasks use or none, the biggest first."""
+    return tuple(
+        SharedRow(sha256, nbytes, inventory.roles.get(sha256, "unused"), tuple(inventory.users.get(sha256, ())))
+        for sha256, nbytes in sorted(inventory.parts.items(), key=lambda part: (-part[1], part[0]))
+        if len(inventory.users.get(sha256, ())) != 1
     )
-    shared = tuple(
-        SharedRow(sha256, size, read.roles.get(sha256, "unused"), tuple(read.users.get(sha256, ())))
-        for sha256, size in sorted(read.parts.items(), key=lambda item: (-item[1], item[0]))
-        if len(read.users.get(sha256, ())) != 1
-    )
-    growth = growth_of(read.tasks, read.parts) if read.tasks else None
-    run, dense = _mean([row.run_bytes for row in rows]), _mean([row.dense_bytes for row in rows])
-    known = {base.key: base for base, _ in found if base is not None}
-    lora = _mean([None if base is None else base.lora for base, _ in found])
-    once = None if any(base is None for base, _ in found) else sum(base.nbytes for base in known.values())
-    return Stats(
-        pack=str(reader.store.path),
-        disk_bytes=read.disk_bytes,
-        other_bytes=read.other_bytes,
-        damaged_bytes=read.damaged_bytes,
-        tasks=tuple(sorted(rows, key=lambda row: (-row.bytes.takes, row.name))),
-        shared=shared,
-        amortized=() if growth is None else _amortized(growth, at, run, lora, dense),
-        marginal_bytes=None if growth is None else round(growth.marginal),
-        least_marginal_bytes=None if growth is None else round(growth.least_marginal),
-        break_even=_break_even(growth, run, lora, dense, once, _methods(read)),
-        damaged={name: str(error) for name, error in read.damaged.items()},
-        growth=growth,
-        inventory=read,
-        base_bytes=once,
-        dense_bytes=dense,
-        lora_bytes=lora,
-        lora_rank=lora_rank,
-    )
+
+
+@dataclass(frozen=True)
+class _Others:
+    """Mean bytes of a task that is kept otherwise: as its run, as one LoRA, as a dense model; None if not known."""
+
+    run: float | None
+    lora: float | None
+    dense: float | None
+    base: int | None
+    """Bytes of the bases, each once."""
+
+    @classmethod
+    def of(cls, rows: Sequence[TaskRow], bases: Sequence[BaseSize | None]) -> _Others:
+        """Return what tasks on these bases take otherwise."""
+        known = {base.key: base.nbytes for base in bases if base is not None}
+        return cls(
+            run=_mean([row.run_bytes for row in rows]),
+            lora=_mean([None if base is None else base.lora for base in bases]),
+            dense=_mean([row.dense_bytes for row in rows]),
+            base=None if None in bases else sum(known.values()),
+        )
 
 
 def shares_of(users: Mapping[str, Sequence[str]], parts: Mapping[str, int]) -> dict[str, int]:
@@ -223,40 +318,32 @@ def growth_of(tasks: Sequence[Opened], parts: Mapping[str, int]) -> Growth:
     )
 
 
-def _methods(read: Inventory) -> dict[str, Growth]:
+def _methods(inventory: Inventory) -> dict[str, Growth]:
     """Return the model of growth of each method of the pack, as if it were alone."""
     by_method: dict[str, list[Opened]] = defaultdict(list)
-    for task in read.tasks:
+    for task in inventory.tasks:
         by_method[task.method].append(task)
-    return {method: growth_of(tasks, read.parts) for method, tasks in sorted(by_method.items())}
+    return {method: growth_of(tasks, inventory.parts) for method, tasks in sorted(by_method.items())}
 
 
-def _amortized(
-    growth: Growth, at: Sequence[int], run: float | None, lora: float | None, dense: float | None
-) -> tuple[AmortizedRow, ...]:
+def _amortized(growth: Growth, at: Sequence[int], others: _Others) -> tuple[AmortizedRow, ...]:
+    run, lora, dense = round(others.run or 0), _whole(others.lora), _whole(others.dense)
     return tuple(
-        AmortizedRow(count, round(growth.at(count) / count), round(run or 0), _whole(lora), _whole(dense))
+        AmortizedRow(count, round(growth.at(count) / count), run, lora, dense)
         for count in counts_up_to(FIRST_COUNTS, (*at, growth.tasks))
     )
 
 
-def _break_even(
-    growth: Growth | None,
-    run: float | None,
-    lora: float | None,
-    dense: float | None,
-    base: int | None,
-    methods: Mapping[str, Growth],
-) -> BreakEven:
+def _break_even(growth: Growth | None, others: _Others, methods: Mapping[str, Growth]) -> BreakEven:
     def against(other: float | None, once: int | None = 0) -> int | None:
         if growth is None or other is None or once is None:
             return None
         return break_even(lambda count: once + growth.at(count), linear(other))
 
     return BreakEven(
-        dense=against(dense, base),
-        lora=against(lora),
-        runs=against(run),
+        dense=against(others.dense, others.base),
+        lora=against(others.lora),
+        runs=against(others.run),
         methods=tuple(
             MethodBreakEven(mine, other, break_even(methods[mine].at, methods[other].at))
             for mine in methods

@@ -1,29 +1,22 @@
-"""A pack's bytes as tables: by task, method, codec, section or tensor; chosen, ordered, and as rows, not prints.
+"""A pack's bytes as tables: by task, method, codec, section or tensor; as rows, not prints.
 
 Every table adds up to the bytes on the disk: what belongs to no task, section or tensor has a row of its own.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import operator
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from petlpack.analyze.bounds import counted_bounds, measured_bounds
+from petlpack.analyze.bounds import counted_bounds
 from petlpack.analyze.reading import Inventory, Kind, SectionBytes
 from petlpack.analyze.rows import TaskRow
-from petlpack.analyze.stats import Stats
-from petlpack.decoding.task import Task
-from petlpack.errors import PetlpackError, UsageError, printable
-from petlpack.parallel import Progress
-from petlpack.sections.parts import Part
-from petlpack.sections.read import DecodedSection
-from petlpack.store import Store
-from petlpack.tensors.base import Base
+from petlpack.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from petlpack.analyze.stats import Stats
 
 KEYS = ("task", "method", "codec", "section", "tensor")
 """What a pack's bytes can be told by."""
@@ -44,6 +37,8 @@ class Table:
     key: str
     columns: Mapping[str, Unit]
     rows: tuple[Mapping[str, Value], ...]
+    failed: Mapping[str, Exception] = field(default_factory=dict)
+    """Tasks and shared parts that could not be decoded for the table's bounds, each with the error."""
 
     def total(self, rows: Sequence[Mapping[str, Value]] | None = None) -> dict[str, Value]:
         """Return the sums of some rows, by default all: bytes where all are known, counts as far as they are."""
@@ -61,7 +56,9 @@ class Table:
 
 
 def table_by(key: str, found: Stats, bounds: Bounds | None = None) -> Table:
-    """Return a pack's bytes by one of KEYS; `bounds` are those that were measured, for sections."""
+    """Return a pack's bytes by one of KEYS; `bounds` are those that were measured, for sections. Raises UsageError."""
+    if key not in KEYS:
+        raise UsageError(f"no table by '{printable(key)}'", hint=f"choose one of {', '.join(KEYS)}")
     if key == "section":
         return _by_section(found, bounds or {})
     if key == "tensor":
@@ -190,6 +187,15 @@ class _Sum:
         self.nbytes += row.nbytes
         self.bound_bits = None if bound is None or self.bound_bits is None else self.bound_bits + bound
 
+    def row(self) -> dict[str, Value]:
+        """Return the sums, and bits and bound of an element."""
+        bits = 8 * self.nbytes / self.elements if self.elements else None
+        bound = None if self.bound_bits is None or not self.elements else self.bound_bits / self.elements
+        return {
+            **{"sections": self.sections, "elements": self.elements, "bytes": self.nbytes},
+            **{"bits": bits, "bound": bound, "over_bound": bits / bound if bits and bound else None},
+        }
+
 
 def _by_section(found: Stats, bounds: Bounds) -> Table:
     """Return bytes by kind of section, those of shared parts apart, and by what is no section."""
@@ -203,15 +209,8 @@ def _by_section(found: Stats, bounds: Bounds) -> Table:
         for row in part.sections:
             sums[f"{row.kind} (shared)", "shared"].add(row, bounds.get((sha256, row.name)))
     rows: list[dict[str, Value]] = []
-    for (kind, of), one in sums.items():
-        bits = 8 * one.nbytes / one.elements if one.elements else None
-        bound = None if one.bound_bits is None or not one.elements else one.bound_bits / one.elements
-        rows.append(
-            {
-                **{"section": kind, "of": of, "sections": one.sections, "elements": one.elements, "bytes": one.nbytes},
-                **{"bits": bits, "bound": bound, "over_bound": bits / bound if bits and bound else None},
-            }
-        )
+    for (kind, of), counted in sums.items():
+        rows.append({"section": kind, "of": of, **counted.row()})
     for (name, of), nbytes in _outside_sections(read).items():
         rows.append({**dict.fromkeys(_SECTION_COLUMNS), "section": name, "of": of, "bytes": nbytes})
     rows.sort(key=lambda row: (-_whole(row["bytes"]), str(row["section"])))
@@ -296,109 +295,12 @@ def divided(nbytes: int, shares: Sequence[tuple[str, int]]) -> Counter[str]:
     left = sum(share for _, share in shares)
     parts: Counter[str] = Counter()
     for name, share in shares:
-        own = nbytes * share // left if left else nbytes
-        parts[name] += own
-        nbytes -= own
+        part = nbytes * share // left if left else nbytes
+        parts[name] += part
+        nbytes -= part
         left -= share
     return parts
 
 
 def _whole(value: Value) -> int:
     return value if isinstance(value, int) else 0
-
-
-def measure(
-    found: Stats, store: Store, base: Base | None, progress: Progress | None = None
-) -> tuple[Bounds, dict[str, Exception]]:
-    """Decode every section of a pack's tasks and parts; return the bits that each needs at least, and what failed.
-
-    What cannot be decoded (damage, another base) is named with its error, and the rest is measured.
-    """
-    bounds: dict[tuple[str, str], float] = {}
-    failed: dict[str, Exception] = {}
-    tasks, parts = found.inventory.tasks, found.inventory.tensors
-    readers: list[tuple[str, Callable[[], Iterator[DecodedSection]]]] = [
-        *((task.name, lambda name=task.name: Task(store, name).load(base).sections()) for task in tasks),
-        *((part, lambda part=part: Part(store.shared_path(part), part).sections()) for part in parts),
-    ]
-    for done, (name, read) in enumerate(readers):
-        if progress is not None:
-            progress(done, len(readers))
-        try:
-            bounds |= {(name, section): bits for section, bits in measured_bounds(read()).items()}
-        except (PetlpackError, OSError) as error:
-            failed[name] = error
-    return bounds, failed
-
-
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "!=": operator.ne,
-    "=": operator.eq,
-    ">": operator.gt,
-    "<": operator.lt,
-}
-
-_FILTER = re.compile(r"\s*([a-z_]+)\s*(>=|<=|!=|=|>|<)\s*((?![=<>!]).*?)\s*")
-
-_NUMBER = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(B|kB|MB|GB|TB|%)?", re.IGNORECASE)
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "%": 1}
-
-
-def selected(table: Table, filters: Sequence[str]) -> Table:
-    """Return the rows that pass all filters: `method=PROPETL*`, `total>1MB`, `codec!=ulp`; raises UsageError.
-
-    Texts are compared with wildcards, without regard to case; a row without a value passes no comparison.
-    """
-    for text in filters:
-        match = _FILTER.fullmatch(text)
-        if match is None:
-            raise UsageError(
-                f"'{printable(text)}' is not a filter", hint="write COLUMN=TEXT, or COLUMN>SIZE: total>1MB"
-            )
-        passes = _passes(table, *match.groups())
-        table = replace(table, rows=tuple(row for row in table.rows if passes(row)))
-    return table
-
-
-def _passes(table: Table, column: str, sign: str, wanted: str) -> Callable[[Mapping[str, Value]], bool]:
-    if _unit(table, column) != "text":
-        number = _NUMBER.fullmatch(wanted)
-        if number is None:
-            raise UsageError(f"'{printable(wanted)}' is not a number", hint=f"column {column} wants one: {column}>1MB")
-        value = float(re.sub("[_,]", "", number[1])) * _UNITS[(number[2] or "").lower()]
-        return lambda row: row[column] is not None and _OPERATORS[sign](row[column], value)
-    if sign not in ("=", "!="):
-        raise UsageError(f"column {column} holds texts, which '{sign}' does not compare", hint=f"write {column}=TEXT")
-
-    def passes(row: Mapping[str, Value]) -> bool:
-        alike = fnmatch.fnmatchcase(str(row[column] or "").lower(), wanted.lower())
-        return alike == (sign == "=")
-
-    return passes
-
-
-def ordered(table: Table, by: str) -> Table:
-    """Return the rows by a column, `COLUMN`, `COLUMN:asc` or `COLUMN:desc`; numbers fall by default, texts rise.
-
-    Rows without a value come last. Raises UsageError.
-    """
-    column, _, direction = by.partition(":")
-    text = _unit(table, column) == "text"
-    if direction not in ("", "asc", "desc"):
-        raise UsageError(f"'{printable(direction)}' is no direction", hint="write COLUMN:asc or COLUMN:desc")
-    down = direction == "desc" if direction else not text
-    known = [row for row in table.rows if row[column] is not None]
-    rest = [row for row in table.rows if row[column] is None]
-    known.sort(key=lambda row: str(row[column]).lower() if text else row[column], reverse=down)  # type: ignore[arg-type, return-value]
-    return replace(table, rows=(*known, *rest))
-
-
-def _unit(table: Table, column: str) -> Unit:
-    if column not in table.columns:
-        raise UsageError(
-            f"no column '{printable(column)}' in the table by {table.key}", hint=f"it has {', '.join(table.columns)}"
-        )
-    return table.columns[column]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from petlpack.errors import UsageError, printable
 from petlpack.exports.export import Exportable, Reading
@@ -16,14 +18,36 @@ from petlpack.exports.registry import export
 
 @dataclass(frozen=True)
 class Decoded:
-    """Where a task was written to, and what its new layout cannot say."""
+    """Where a task was written to, as what, and what its new layout cannot say."""
 
     path: Path
     notes: tuple[str, ...]
+    task: str
+    to: str
+    codec: str
+    exact: bool
+    decoded: str
+    """The sha256 of what the task decodes to."""
+    seconds: float
+
+    @functools.cached_property
+    def files(self) -> dict[str, int]:
+        """Bytes of every file, by name."""
+        files = sorted(path for path in self.path.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `petlpack decode --json` prints."""
+        return {
+            **{"task": self.task, "out": str(self.path), "to": self.to, "notes": list(self.notes)},
+            **{"codec": self.codec, "exact": self.exact, "decoded_sha256": self.decoded},
+            "files": [{"file": name, "bytes": nbytes} for name, nbytes in self.files.items()],
+            **{"bytes": sum(self.files.values()), "seconds": round(self.seconds, 6)},
+        }
 
 
-def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> Decoded:
-    """Write a task to a new directory as one of `petlpack.exports`; raises UsageError.
+def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> tuple[str, ...]:
+    """Write a task to a new directory as one of `petlpack.exports`; return what that cannot say. Raises UsageError.
 
     A run whose own files are what is asked for comes back as it was.
     """
@@ -31,8 +55,7 @@ def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> Decode
     if chosen.is_already(task):
         chosen = export("run")
     with new_directory(out) as directory:
-        notes = chosen.write(task, directory, reading)
-    return Decoded(out, tuple(notes))
+        return tuple(chosen.write(task, directory, reading))
 
 
 @contextlib.contextmanager

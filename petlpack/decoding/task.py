@@ -7,6 +7,7 @@ or refuse -> state dict or run directory.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -198,7 +199,10 @@ class Task:
         model.safetensors, of the rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
         libraries load. Raises UsageError where `out` is not empty, or the task cannot be written so.
         """
-        return write_task(self, Path(out), to, Reading(base, jobs, progress))
+        started = time.perf_counter()
+        notes = write_task(self, Path(out), to, Reading(base, jobs, progress))
+        seconds = time.perf_counter() - started
+        return Decoded(Path(out), notes, self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
 
     def _tensors(self, base: Base | None) -> TaskTensors:
         opened, sections = self._open()

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from petlpack.errors import printable
+from petlpack import printable
 from petlpack_cli.output.errors import SCHEMA_VERSION, STDOUT, naming
 from petlpack_cli.output.progress import NoProgress, Progress
 from petlpack_cli.output.text import GAP, WIDEST_TEXT, Kind, table_lines, wrapped

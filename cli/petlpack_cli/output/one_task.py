@@ -8,61 +8,63 @@ from petlpack_cli.output import Output
 from petlpack_cli.output.sizes import bar, count, ratio, size
 
 if TYPE_CHECKING:
-    from petlpack.analyze.one import Audit
-    from petlpack.analyze.rows import TaskRow
+    from petlpack import Audit, TaskRow
 
 
-def print_one(out: Output, found: Audit) -> None:
+def print_one(out: Output, audit: Audit) -> None:
     """Print one task: facts, sections, the parts that it needs."""
-    row = found.row
-    own = row.bytes.total
-    needed = sum(part.bytes for part in found.parts)
-    facts = [
+    out.fields([(name, value) for name, value in _facts(audit) if value is not None])
+    out.line()
+    _print_sections(out, audit)
+    out.line()
+    out.table(
+        {"Shared part": "name", "sha256": "text", "Bytes": "number"},
+        [(part.role, part.sha256[:16], size(part.bytes)) for part in audit.parts],
+    )
+
+
+def _facts(audit: Audit) -> list[tuple[str, str | None]]:
+    """Return what is known of the task, None for what is not."""
+    row = audit.row
+    nbytes = row.bytes.total
+    dense, score, percent = row.dense_bytes, row.score, row.figures.percent_of_base
+    parts = size(sum(part.bytes for part in audit.parts))
+    return [
         ("Task", row.name),
         ("Method", f"{row.method} ({row.layout})"),
         ("Codec", f"{row.codec}, {'exact to the bit' if row.exact else 'inexact: ' + exactness(row)}"),
-        ("Own file", f"{size(own)} ({own:,} bytes)"),
-        ("Parts", f"{size(needed)} in {count(len(found.parts), 'shared part')}"),
-        ("Run", f"{size(row.run_bytes)} of tensors, {ratio(row.run_bytes, own)} the file"),
-        (
-            "Dense",
-            "-" if row.dense_bytes is None else f"{size(row.dense_bytes)}, {ratio(row.dense_bytes, own)} the file",
-        ),
-        ("Score", "-" if row.score is None else f"{row.score.value:g} {row.score.metric}"),
-        ("Of base", "-" if row.figures.percent_of_base is None else f"{row.figures.percent_of_base:.3g} %"),
+        ("Own file", f"{size(nbytes)} ({nbytes:,} bytes)"),
+        ("Parts", f"{parts} in {count(len(audit.parts), 'shared part')}"),
+        ("Run", f"{size(row.run_bytes)} of tensors, {ratio(row.run_bytes, nbytes)} the file"),
+        ("Dense", None if dense is None else f"{size(dense)}, {ratio(dense, nbytes)} the file"),
+        ("Score", None if score is None else f"{score.value:g} {score.metric}"),
+        ("Of base", None if percent is None else f"{percent:.3g} %"),
     ]
-    out.fields([(name, value) for name, value in facts if value != "-"])
-    out.line()
+
+
+def _print_sections(out: Output, audit: Audit) -> None:
+    """Print what each section of the task's file takes, and needs; the last row is the rest of the file."""
+    row = audit.row
     largest = max((section.nbytes for section in row.sections), default=0)
-    rows = []
+    cells = []
     for section in row.sections:
-        bound = found.bounds.get(section.name)
+        bound = audit.bounds.get(section.name)
         bits = 8 * section.nbytes / section.count if section.count else None
         least = None if bound is None or not section.count else bound / section.count
-        rows.append(
+        cells.append(
             (
                 *(section.name, section.coder, f"{section.count:,}", size(section.nbytes)),
-                *(
-                    _bits(bits),
-                    _bits(least),
-                    _times(section.nbytes, bound),
-                    bar(section.nbytes, largest, 6),
-                ),
+                *(_bits(bits), _bits(least), _times(section.nbytes, bound), bar(section.nbytes, largest, 6)),
             )
         )
-    rows.append(("manifest", "", "", size(row.bytes.header), "", "", "", bar(row.bytes.header, largest, 6)))
+    cells.append(("manifest", "", "", size(row.bytes.header), "", "", "", bar(row.bytes.header, largest, 6)))
     out.table(
         {
             **{"Section": "name", "Coder": "text", "Elements": "number", "Bytes": "number"},
             **{"Bits each": "number", "Bound": "number", "Of bound": "number", "": "bar"},
         },
-        rows,
-        ("own file", "", "", size(own), "", "", "", ""),
-    )
-    out.line()
-    out.table(
-        {"Shared part": "name", "sha256": "text", "Bytes": "number"},
-        [(part.role, part.sha256[:16], size(part.bytes)) for part in found.parts],
+        cells,
+        ("own file", "", "", size(row.bytes.total), "", "", "", ""),
     )
 
 

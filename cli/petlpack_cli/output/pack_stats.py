@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from petlpack.errors import printable
 from petlpack_cli.output import WIDEST_TEXT, Output
-from petlpack_cli.output.errors import describe
 from petlpack_cli.output.one_task import exactness
 from petlpack_cli.output.rows import MOST, cell, print_csv, print_markdown, print_rows
 from petlpack_cli.output.sizes import bar, count, ratio, size
 
 if TYPE_CHECKING:
-    import petlpack
-    from petlpack.analyze.forecast import Cost, Forecast, ForecastRow
-    from petlpack.analyze.rows import TaskRow
-    from petlpack.analyze.tables import Table
+    from petlpack import Stats, Table, TaskRow
 
 COLUMNS = {
     "task": ("task", "payload", "head", "files", "header", "share", "takes"),
@@ -31,45 +23,46 @@ COLUMNS = {
 """What fits 80 columns; --csv, --md and --json have all."""
 
 
-def print_pack(out: Output, found: petlpack.Stats, everything: bool, at: Sequence[int] = ()) -> None:
+def print_pack(out: Output, stats: Stats, everything: bool, at: Sequence[int] = ()) -> None:
     """Print the whole account of a pack."""
-    if found.tasks:
+    if stats.tasks:
         most = None if everything else MOST
-        _print_tasks(out, found, most)
+        _print_tasks(out, stats, most)
         out.line()
-        _print_bytes(out, found, most)
+        _print_bytes(out, stats, most)
         out.line()
-        _print_figures(out, found, most)
-    _print_disk(out, found, MOST if not everything else None)
-    if found.tasks:
+        _print_figures(out, stats, most)
+    _print_disk(out, stats, MOST if not everything else None)
+    if stats.tasks:
         out.line()
-        _print_amortized(out, found, at)
-        _print_methods(out, found, everything)
+        _print_amortized(out, stats, at)
+        for line in [] if out.quiet else _break_even_lines(stats):
+            out.line(line)
+        _print_methods(out, stats, everything)
     if not out.quiet:
         out.line()
-        out.line(conclusion(found))
+        out.line(conclusion(stats))
 
 
-def conclusion(found: petlpack.Stats) -> str:
+def conclusion(stats: Stats) -> str:
     """Return what a pack costs in one sentence: its bytes, the next task's, those of dense models."""
-    broken, number = len(found.damaged), len(found.tasks)
-    readable = found.disk_bytes - found.damaged_bytes
+    broken, number = len(stats.damaged), len(stats.tasks)
+    readable = stats.disk_bytes - stats.damaged_bytes
     more = (
-        f" ({broken:,} damaged {'one' if broken == 1 else 'ones'} {size(found.damaged_bytes)} more)" if broken else ""
+        f" ({broken:,} damaged {'one' if broken == 1 else 'ones'} {size(stats.damaged_bytes)} more)" if broken else ""
     )
-    if not found.tasks or found.marginal_bytes is None or found.least_marginal_bytes is None:
-        return f"No task that can be read; the files take {size(found.disk_bytes)}."
-    told = f"{count(number, 'task')} {'takes' if number == 1 else 'take'} {size(readable)}{more}; "
-    least, most = size(found.least_marginal_bytes), size(found.marginal_bytes)
+    if not stats.tasks or stats.marginal_bytes is None or stats.least_marginal_bytes is None:
+        return f"No task that can be read; the files take {size(stats.disk_bytes)}."
+    takes = f"{count(number, 'task')} {'takes' if number == 1 else 'take'} {size(readable)}{more}"
+    least, most = size(stats.least_marginal_bytes), size(stats.marginal_bytes)
+    then = f"the next will take about {most}"
     if number == 1 and least != most:
-        told += f"another will take {least} to {most}, as it shares the parts of this one or not; "
-    else:
-        told += f"the next will take about {most}; "
-    if found.dense_bytes is None:
-        run = sum(row.run_bytes for row in found.tasks)
-        return f"{told}as runs they took {size(run)} ({ratio(run, readable)})."
-    dense = round(found.dense_bytes * number)
-    return f"{told}as dense models they would take {size(dense)} ({ratio(dense, readable)})."
+        then = f"another will take {least} to {most}, as it shares the parts of this one or not"
+    if stats.dense_bytes is None:
+        run = sum(row.run_bytes for row in stats.tasks)
+        return f"{takes}; {then}; as runs they took {size(run)} ({ratio(run, readable)})."
+    dense = round(stats.dense_bytes * number)
+    return f"{takes}; {then}; as dense models they would take {size(dense)} ({ratio(dense, readable)})."
 
 
 def print_table(out: Output, table: Table, everything: bool, also: Sequence[str], *, csv: bool, md: bool) -> None:
@@ -86,100 +79,10 @@ def print_table(out: Output, table: Table, everything: bool, also: Sequence[str]
             out.line("A section's bytes are divided over the tensors in it by their elements.")
 
 
-def print_damaged(damaged: Mapping[str, Exception]) -> None:
-    """Name what could not be read on stderr, tasks with one reason together, with what to do about it."""
-    reasons: dict[tuple[str, str | None], list[str]] = {}
-    for name, error in damaged.items():
-        problem = describe(error)
-        reasons.setdefault((problem.message, problem.hint), []).append(name)
-    for (message, hint), names in reasons.items():
-        told = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-        click.echo(f"Error: {printable(told)}: {printable(message)}", err=True)
-        click.echo(
-            f"Hint: {printable(hint or 'damaged tasks count on the disk only; `petlpack verify` tells more')}", err=True
-        )
-
-
-def print_forecast(out: Output, found: petlpack.Stats, seen: Forecast) -> None:
-    """Print what storage will take, and cost where a price is given."""
-    _print_costs(out, seen, "Storage", "bytes")
-    if seen.price_per_gb_month is not None:
-        out.line()
-        _print_costs(out, seen, "Money a month", "monthly")
-    if seen.egress_per_gb is not None:
-        out.line()
-        _print_costs(out, seen, "Money to send all once", "transfer")
-    if out.quiet:
-        return
-    out.line()
-    told = f"Foretold from {count(seen.tasks_now, 'task')} of this mix"
-    if seen.error is None:
-        out.line(f"{told}, which says nothing of how much tasks differ.")
-    else:
-        out.line(f"{told}; the pack's figures may be off by {100 * seen.error:.2g} %, 19 times of 20.")
-    last = seen.rows[-1]
-    told = f"{count(last.tasks, 'task')} like these {'takes' if last.tasks == 1 else 'take'} {size(last.pack.bytes)}"
-    if last.dense is not None:
-        told += f", as dense models {size(last.dense.bytes)} ({ratio(last.dense.bytes, last.pack.bytes)})"
-    if last.days:
-        told += f", in {_days(last.days)} days"
-    out.line(f"{told}; the base is not counted.")
-
-
-def _print_costs(out: Output, seen: Forecast, title: str, field: str) -> None:
-    """Print one figure of every way to keep tasks, and where it lies on a scale of powers of ten."""
-
-    def told(cost: Cost | None) -> str:
-        value = None if cost is None else getattr(cost, field)
-        return "-" if value is None else size(value) if field == "bytes" else _money(value)
-
-    days = seen.growth_per_day is not None
-    every = [cost.bytes for row in seen.rows for cost in (row.pack, row.lora, row.dense) if cost is not None]
-    out.table(
-        {
-            **{title: "name"},
-            **({"Day": "number"} if days else {}),
-            **{"This pack": "number", "LoRA each": "number", "Dense each": "number"},
-            **({"Pack, LoRA, Dense": "text"} if field == "bytes" else {}),
-        },
-        [
-            (
-                count(row.tasks, "task"),
-                *([_days(row.days)] if days else []),
-                *(told(row.pack), told(row.lora), told(row.dense)),
-                *([_on_scale(row, min(every), max(every))] if field == "bytes" else []),
-            )
-            for row in seen.rows
-        ],
-    )
-
-
-SCALE = 20
-"""Characters of the scale on which a forecast's bytes are shown."""
-
-
-def _on_scale(row: ForecastRow, least: int, most: int) -> str:
-    """Return a line with P, L and D where pack, LoRA and dense models lie between `least` and `most`, by powers."""
-    line = ["."] * SCALE
-    for letter, cost in (("D", row.dense), ("L", row.lora), ("P", row.pack)):
-        if cost is not None and cost.bytes:
-            span = math.log(most / least) or 1
-            line[round((SCALE - 1) * math.log(cost.bytes / least) / span)] = letter
-    return "".join(line)
-
-
-def _days(days: float | None) -> str:
-    return "now" if not days else "<1" if days < 1 else f"{math.ceil(days):,}"
-
-
-def _money(value: float) -> str:
-    return "<0.01" if 0 < value < 0.01 else f"{value:,.2f}"
-
-
-def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
+def _print_tasks(out: Output, stats: Stats, most: int | None) -> None:
     """Print the biggest tasks: what they are, what they take, and as whole models would."""
-    shown, rest = (found.tasks, ()) if most is None else (found.tasks[:most], found.tasks[most:])
-    largest = max(*(row.bytes.takes for row in found.tasks), _total(rest))
+    shown, rest = (stats.tasks, ()) if most is None else (stats.tasks[:most], stats.tasks[most:])
+    largest = max(*(row.bytes.takes for row in stats.tasks), _total(rest))
     rows = [
         (
             row.name,
@@ -208,8 +111,8 @@ def _print_tasks(out: Output, found: petlpack.Stats, most: int | None) -> None:
             **{"Takes": "number", "Dense": "number", "Ratio": "number", "": "bar"},
         },
         rows,
-        (count(len(found.tasks), "task"), "", "", "", *_against(_total(found.tasks), _dense(found.tasks)), "")
-        if len(found.tasks) > 1
+        (count(len(stats.tasks), "task"), "", "", "", *_against(_total(stats.tasks), _dense(stats.tasks)), "")
+        if len(stats.tasks) > 1
         else None,
     )
 
@@ -228,9 +131,9 @@ def _against(nbytes: int, dense: int | None) -> tuple[str, str, str]:
     return size(nbytes), "-" if dense is None else size(dense), ratio(dense or 0, nbytes)
 
 
-def _print_bytes(out: Output, found: petlpack.Stats, most: int | None) -> None:
+def _print_bytes(out: Output, stats: Stats, most: int | None) -> None:
     """Print where the bytes of the biggest tasks are."""
-    shown, rest = (found.tasks, ()) if most is None else (found.tasks[:most], found.tasks[most:])
+    shown, rest = (stats.tasks, ()) if most is None else (stats.tasks[:most], stats.tasks[most:])
     rows = [(row.name, *_parts_of([row])) for row in shown]
     if rest:
         rows.append((f"{len(rest):,} more (--all)", *_parts_of(rest)))
@@ -238,7 +141,7 @@ def _print_bytes(out: Output, found: petlpack.Stats, most: int | None) -> None:
     out.table(
         {"Task": "name", **dict.fromkeys(titles, "number")},
         rows,
-        ("all", *_parts_of(found.tasks)) if len(found.tasks) > 1 else None,
+        ("all", *_parts_of(stats.tasks)) if len(stats.tasks) > 1 else None,
     )
 
 
@@ -250,9 +153,9 @@ def _parts_of(rows: Sequence[TaskRow]) -> tuple[str, ...]:
     )
 
 
-def _print_figures(out: Output, found: petlpack.Stats, most: int | None) -> None:
+def _print_figures(out: Output, stats: Stats, most: int | None) -> None:
     """Print what papers count, of the tasks that have anything to count beside their bytes."""
-    counted = [row for row in found.tasks if row.figures.density is not None or not row.whole]
+    counted = [row for row in stats.tasks if row.figures.density is not None or not row.whole]
     if not counted:
         return
     shown = counted if most is None else counted[:most]
@@ -283,25 +186,25 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _print_disk(out: Output, found: petlpack.Stats, most: int | None) -> None:
+def _print_disk(out: Output, stats: Stats, most: int | None) -> None:
     """Print where the bytes on the disk are: tasks, each large shared part, what nobody needs."""
-    used, unused = [row for row in found.shared if row.tasks], [row for row in found.shared if not row.tasks]
-    rows = [(count(len(found.tasks), "task"), "", sum(row.bytes.total for row in found.tasks))]
-    if found.damaged:
-        rows.append((count(len(found.damaged), "damaged task"), "", found.damaged_bytes))
+    used, unused = [row for row in stats.shared if row.tasks], [row for row in stats.shared if not row.tasks]
+    rows = [(count(len(stats.tasks), "task"), "", sum(row.bytes.total for row in stats.tasks))]
+    if stats.damaged:
+        rows.append((count(len(stats.damaged), "damaged task"), "", stats.damaged_bytes))
     listed = used if most is None else used[:PARTS]
     rows += [(f"shared: {row.role}", _users(row.used_by), row.bytes) for row in listed]
     if len(listed) < len(used):
         more = used[len(listed) :]
         rows.append((f"{count(len(more), 'more shared part')} (--all)", "", sum(row.bytes for row in more)))
     if unused:
-        nobody = "that no readable task needs" if found.damaged else "that no task needs (gc)"
+        nobody = "that no readable task needs" if stats.damaged else "that no task needs (gc)"
         rows.append((f"{count(len(unused), 'part')} {nobody}", "", sum(row.bytes for row in unused)))
-    rows.append(("pack.json and other files", "", found.other_bytes))
+    rows.append(("pack.json and other files", "", stats.other_bytes))
     out.table(
         {"On disk": "name", "Used by": "text", " ": "number", "Bytes": "number"},
         [(name, users, size(nbytes), f"{nbytes:,}") for name, users, nbytes in rows],
-        ("all files of the pack", "", size(found.disk_bytes), f"{found.disk_bytes:,}"),
+        ("all files of the pack", "", size(stats.disk_bytes), f"{stats.disk_bytes:,}"),
     )
 
 
@@ -315,15 +218,15 @@ SHOWN = (1, 2, 5, 10, 100, 1000, 10_000)
 
 def _users(names: tuple[str, ...]) -> str:
     """Return the names of few tasks, the number of many."""
-    told = ", ".join(names)
-    return told if len(told) <= WIDEST_TEXT else count(len(names), "task")
+    listed = ", ".join(names)
+    return listed if len(listed) <= WIDEST_TEXT else count(len(names), "task")
 
 
-def _print_amortized(out: Output, found: petlpack.Stats, at: Sequence[int]) -> None:
-    """Print what a task takes as tasks grow, and from where on that is less than other storage."""
-    lora = found.lora_bytes is not None
-    shown = {*SHOWN, len(found.tasks), *at}
-    largest = found.amortized[0].bytes_per_task
+def _print_amortized(out: Output, stats: Stats, at: Sequence[int]) -> None:
+    """Print what a task takes as tasks grow, beside other storage."""
+    lora = stats.lora_bytes is not None
+    shown = {*SHOWN, len(stats.tasks), *at}
+    largest = stats.amortized[0].bytes_per_task
     rows = [
         (
             f"{row.tasks:,}",
@@ -333,36 +236,34 @@ def _print_amortized(out: Output, found: petlpack.Stats, at: Sequence[int]) -> N
             ratio(row.dense_bytes_per_task or 0, row.bytes_per_task),
             bar(row.bytes_per_task, largest),
         )
-        for row in found.amortized
+        for row in stats.amortized
         if row.tasks in shown
     ]
     out.table(
         {
             **{"Tasks like these": "number", "Each": "number"},
-            **({f"LoRA r={found.lora_rank}": "number"} if lora else {}),
+            **({f"LoRA r={stats.lora_rank}": "number"} if lora else {}),
             **{"Dense": "number", "Ratio": "number", "": "bar"},
         },
         rows,
     )
-    if out.quiet:
-        return
-    told = (
-        [f"From {count(found.break_even.runs, 'task')} on smaller than the runs' tensors."]
-        if found.break_even.runs
-        else []
-    )
-    lent = [row for row in found.tasks if row.base == "pack" and not row.whole]
-    unknown = [row for row in found.tasks if row.dense_bytes is None]
+
+
+def _break_even_lines(stats: Stats) -> list[str]:
+    """Return from how many tasks on the pack takes less than other storage, and which base that is counted with."""
+    runs = stats.break_even.runs
+    lines = [f"From {count(runs, 'task')} on smaller than the runs' tensors."] if runs else []
+    lent = [row for row in stats.tasks if row.base == "pack" and not row.whole]
+    unknown = [row for row in stats.tasks if row.dense_bytes is None]
     if unknown:
-        told.append(f"{_tasks(unknown)} not say which base; --base DIR tells how large dense models are.")
+        lines.append(f"{_tasks(unknown)} not say which base; --base DIR tells how large dense models are.")
     elif lent:
-        told.append(f"{_tasks(lent)} not say which base; that of the others is taken.")
-    if found.dense_bytes is not None and found.base_bytes is not None:
-        told.append(_from(found.break_even.dense, "than dense models, the base counted once"))
-    if lora:
-        told.append(_from(found.break_even.lora, f"than one LoRA a task (rank {found.lora_rank})"))
-    for line in told:
-        out.line(line)
+        lines.append(f"{_tasks(lent)} not say which base; that of the others is taken.")
+    if stats.dense_bytes is not None and stats.base_bytes is not None:
+        lines.append(_from(stats.break_even.dense, "than dense models, the base counted once"))
+    if stats.lora_bytes is not None:
+        lines.append(_from(stats.break_even.lora, f"than one LoRA a task (rank {stats.lora_rank})"))
+    return lines
 
 
 def _tasks(rows: Sequence[TaskRow]) -> str:
@@ -373,9 +274,9 @@ def _from(tasks: int | None, what: str) -> str:
     return f"Never smaller {what}." if tasks is None else f"From {count(tasks, 'task')} on smaller {what}."
 
 
-def _print_methods(out: Output, found: petlpack.Stats, everything: bool) -> None:
+def _print_methods(out: Output, stats: Stats, everything: bool) -> None:
     """Print from how many tasks on each method of the pack takes less than another, where there are several."""
-    pairs = [row for row in found.break_even.methods if row.tasks is not None]
+    pairs = [row for row in stats.break_even.methods if row.tasks is not None]
     if not pairs:
         return
     shown = pairs if everything else pairs[:MOST]

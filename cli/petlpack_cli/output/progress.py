@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from petlpack.errors import printable
+from petlpack import printable
 
 Item = TypeVar("Item")
 

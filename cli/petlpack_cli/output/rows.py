@@ -6,12 +6,15 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from petlpack.errors import printable
+from petlpack import printable
 from petlpack_cli.output import Kind, Output
 from petlpack_cli.output.sizes import bar, size
 
 if TYPE_CHECKING:
-    from petlpack.analyze.tables import Table, Unit, Value
+    from petlpack import Table
+
+Value = str | int | float | None
+"""What stands in a cell of a table."""
 
 MOST = 20
 """Rows of a table that people get without --all: what fits a screen; the rest is one row."""
@@ -31,7 +34,8 @@ def print_rows(out: Output, table: Table, columns: tuple[str, ...], most: int | 
     total = ["all", *(cell(every[name], table.columns[name]) for name in columns[1:])]
     if measured:
         heads[""] = "bar"
-        rows = [[*row, bar(_number(own[measured]), largest, 6)] for row, own in zip(rows, [*shown, rest], strict=False)]
+        sizes = [_number(row[measured]) for row in (*shown, rest)]
+        rows = [[*row, bar(nbytes, largest, 6)] for row, nbytes in zip(rows, sizes, strict=False)]
         total.append("")
     out.table(heads, rows, total if len(table.rows) > 1 else None)
 
@@ -56,7 +60,7 @@ def print_markdown(out: Output, table: Table) -> None:
     out.raw("".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
-def cell(value: Value, unit: Unit) -> str:
+def cell(value: Value, unit: str) -> str:
     """Return a value with its unit, `-` where there is none."""
     if value is None:
         return "-"
@@ -81,7 +85,7 @@ def _title(name: str) -> str:
     return titles.get(name, name.replace("_", " ").capitalize())
 
 
-def _kind(unit: Unit, index: int) -> Kind:
+def _kind(unit: str, index: int) -> Kind:
     return "name" if index == 0 else "text" if unit == "text" else "number"
 
 

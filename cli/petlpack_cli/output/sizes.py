@@ -44,6 +44,18 @@ def bar(value: float, largest: float, width: int = 10) -> str:
         eighths = max(1, eighths)
     if not _has_blocks(getattr(sys.stdout, "encoding", None) or "utf-8"):
         return "#" * -(-eighths // 8)
+    return _blocks(eighths)
+
+
+def shrunk(drawn: str, width: int, longest: int) -> str:
+    """Return a bar as it is where the longest, of `longest` characters, has `width` of them; one that shows, shows."""
+    if drawn.startswith("#"):
+        return "#" * -(-len(drawn) * width // longest)
+    eighths = sum(map(BLOCKS.index, drawn))
+    return _blocks(max(1, eighths * width // longest)) if eighths else ""
+
+
+def _blocks(eighths: int) -> str:
     return BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8].strip()
 
 

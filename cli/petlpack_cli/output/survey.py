@@ -1,4 +1,4 @@
-"""What `petlpack stats` prints of runs: where the bytes are, the biggest first, and what of them nobody needs."""
+"""What `petlpack survey` prints: where the bytes are, the biggest first, and what of them nobody needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from petlpack.errors import printable
+from petlpack import printable
 from petlpack_cli.output.sizes import bar, count, size
 
 if TYPE_CHECKING:
-    from petlpack.analyze.survey import EqualTensor, RunRow, Survey
+    from petlpack import RunRow, Survey
     from petlpack_cli.output import Kind, Output
 
 BAR = 16
@@ -33,38 +33,38 @@ SHORT = {
 """What metrics are called beside their values, where runs state different ones: names need the columns."""
 
 
-def print_survey(out: Output, found: Survey, most: int | None) -> None:
+def print_survey(out: Output, survey: Survey, most: int | None) -> None:
     """Print where the bytes of a tree are; of long lists the `most` biggest, or all where that is None."""
     few = None if most is None else min(most, MOST_TEXT)
-    _print_kinds(out, found)
-    if found.runs:
+    _print_kinds(out, survey)
+    if survey.runs:
         out.line()
-        _print_runs(out, found, most)
-    if found.tensors.equal:
+        _print_runs(out, survey, most)
+    if survey.tensors.equal:
         out.line()
-        _print_equal(out, found, few)
-    if found.duplicates:
+        _print_equal(out, survey, few)
+    if survey.duplicates:
         out.line()
-        _print_duplicates(out, found, few)
-    if found.savings.total or found.savings.other_checkpoints:
+        _print_duplicates(out, survey, few)
+    if survey.savings.total or survey.savings.other_checkpoints:
         out.line()
-        _print_savings(out, found)
+        _print_savings(out, survey)
     if not out.quiet:
-        _print_closed(out, found)
+        _print_closed(out, survey)
     if not out.quiet:
         out.line()
-        out.line(conclusion(found))
-    _print_problems(found, few)
+        out.line(conclusion(survey))
+    _print_problems(survey, few)
 
 
-def conclusion(found: Survey) -> str:
+def conclusion(survey: Survey) -> str:
     """Return in a sentence what a tree takes, what of it could go, and what could not be read."""
-    broken = _broken(found)
-    what = f"{count(len(found.runs), 'run')} {'takes' if len(found.runs) == 1 else 'take'}"
-    runs = sum(row.total_bytes for row in found.runs)
-    if not found.runs:
-        return f"No run here: {count(found.files, 'file')} of {size(found.disk_bytes)}{broken}."
-    saved = found.savings
+    broken = _broken(survey)
+    what = f"{count(len(survey.runs), 'run')} {'takes' if len(survey.runs) == 1 else 'take'}"
+    runs = sum(row.total_bytes for row in survey.runs)
+    if not survey.runs:
+        return f"No run here: {count(survey.files, 'file')} of {size(survey.disk_bytes)}{broken}."
+    saved = survey.savings
     twice = saved.duplicate_files + saved.duplicate_tensors
     parts = [
         f"{size(nbytes)} {text}"
@@ -75,16 +75,16 @@ def conclusion(found: Survey) -> str:
         )
         if nbytes
     ]
-    told = f", of which {_listed(parts)}" if parts else ""
-    total = size(found.disk_bytes)
+    spare = f", of which {_listed(parts)}" if parts else ""
+    total = size(survey.disk_bytes)
     beside = "" if size(runs) == total else f" of the {total} here"
-    return f"{what} {size(runs)}{beside}{told}{broken}; `petlpack plan` measures what packing would take."
+    return f"{what} {size(runs)}{beside}{spare}{broken}; `petlpack plan` measures what packing would take."
 
 
-def _broken(found: Survey) -> str:
+def _broken(survey: Survey) -> str:
     """Return how many runs and other paths cannot be read, if any."""
-    outside = len(found.unreadable_outside)
-    runs = found.problems - outside
+    outside = len(survey.unreadable_outside)
+    runs = survey.problems - outside
     others = f"{outside:,} other{'s' * (outside != 1)}" if runs else count(outside, "path")
     parts = [*([count(runs, "run")] if runs else []), *([others] if outside else [])]
     return f"; {_listed(parts)} cannot be read in full" if parts else ""
@@ -98,10 +98,10 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
-def _print_kinds(out: Output, found: Survey) -> None:
+def _print_kinds(out: Output, survey: Survey) -> None:
     """Print what each kind of file takes; the rows add up to the disk."""
-    rows = sorted((row for row in found.kinds if row.files), key=lambda row: -row.bytes)
-    whole = found.disk_bytes
+    rows = sorted((row for row in survey.kinds if row.files), key=lambda row: -row.bytes)
+    whole = survey.disk_bytes
     out.table(
         {"On disk": "name", "Files": "number", "Size": "number", "Bytes": "number", "Share": "number", "": "bar"},
         [
@@ -115,20 +115,20 @@ def _print_kinds(out: Output, found: Survey) -> None:
             )
             for row in rows
         ],
-        ("all files", f"{found.files:,}", size(whole), f"{whole:,}", _share(whole, whole), ""),
+        ("all files", f"{survey.files:,}", size(whole), f"{whole:,}", _share(whole, whole), ""),
     )
 
 
-def _print_runs(out: Output, found: Survey, most: int | None) -> None:
+def _print_runs(out: Output, survey: Survey, most: int | None) -> None:
     """Print the biggest runs, the rest as one row; their metrics stand above, for names need the columns."""
-    shown, rest = (found.runs, ()) if most is None else (found.runs[:most], found.runs[most:])
-    parent = _parent(found)
+    shown, rest = (survey.runs, ()) if most is None else (survey.runs[:most], survey.runs[most:])
+    parent = _parent(survey)
     metrics = list(dict.fromkeys(row.score.metric for row in shown if row.score is not None))
     rows = [(_within(parent, row.path), _label(row), *_sums([row]), *_score(row, metrics)) for row in shown]
     none = ("",) if metrics else ()
     if rest:
         rows.append((f"{len(rest):,} more (--all)", "", *_sums(rest), *none))
-    total = (count(len(found.runs), "run"), "", *_sums(found.runs), *none) if len(found.runs) > 1 else None
+    total = (count(len(survey.runs), "run"), "", *_sums(survey.runs), *none) if len(survey.runs) > 1 else None
     columns: dict[str, Kind] = {"Run": "name", "Method": "text"}
     columns |= dict.fromkeys(("Total", "Weights", "Training", "Redundant", *(["Score"] if metrics else [])), "number")
     if not out.quiet:
@@ -140,10 +140,10 @@ def _print_runs(out: Output, found: Survey, most: int | None) -> None:
     out.table(columns, rows, total)
 
 
-def _parent(found: Survey) -> str:
+def _parent(survey: Survey) -> str:
     """Return the directory that all runs are in, as far as one path can say it."""
     try:
-        return os.path.commonpath([os.path.dirname(row.path) for row in found.runs])  # noqa: PTH120 - escaped names
+        return os.path.commonpath([os.path.dirname(row.path) for row in survey.runs])  # noqa: PTH120 - escaped names
     except ValueError:  # none, some absolute and some not, or on several drives
         return ""
 
@@ -188,17 +188,18 @@ def _of_two_scales(rows: Sequence[RunRow]) -> list[str]:
     for row in rows:
         if row.score is not None:
             values[row.score.metric].append(abs(row.score.value))
-    return [metric for metric, told in values.items() if max(told) > 1 and any(0 < value <= 1 for value in told)]
+    return [metric for metric, scores in values.items() if max(scores) > 1 and any(0 < score <= 1 for score in scores)]
 
 
-def _print_equal(out: Output, found: Survey, most: int | None) -> None:
+def _print_equal(out: Output, survey: Survey, most: int | None) -> None:
     """Name the biggest tensors that equal the base's: an adapter that carries them is as large as its model."""
-    every = found.tensors.equal
+    every = survey.tensors.equal
     shown = every[:most]
     rest = every[len(shown) :]
     adapters = any(row.in_adapters for row in every)
 
-    def sums(rows: Sequence[EqualTensor]) -> tuple[str, ...]:
+    def sums(start: int, stop: int | None = None) -> tuple[str, ...]:
+        rows = every[start:stop]
         counts = [sum(row.copies for row in rows), *([sum(row.in_adapters for row in rows)] if adapters else [])]
         return (*(f"{number:,}" for number in counts), size(sum(row.bytes for row in rows)))
 
@@ -210,18 +211,18 @@ def _print_equal(out: Output, found: Survey, most: int | None) -> None:
             "Size": "number",
         },
         [
-            *((row.name, *sums([row])) for row in shown),
-            *([(f"{len(rest):,} more (--all)", *sums(rest))] if rest else []),
+            *((row.name, *sums(i, i + 1)) for i, row in enumerate(shown)),
+            *([(f"{len(rest):,} more (--all)", *sums(len(shown)))] if rest else []),
         ],
-        ("all of them", *sums(every)),
+        ("all of them", *sums(0)),
     )
 
 
-def _print_duplicates(out: Output, found: Survey, most: int | None) -> None:
+def _print_duplicates(out: Output, survey: Survey, most: int | None) -> None:
     """Print the equal files whose copies take most."""
-    shown = found.duplicates[:most]
-    rest = found.duplicates[len(shown) :]
-    parent = _parent(found)
+    shown = survey.duplicates[:most]
+    rest = survey.duplicates[len(shown) :]
+    parent = _parent(survey)
     rows = [
         (_within(parent, row.files[0]), f"{len(row.files):,}", size(row.file_bytes), size(row.extra_bytes))
         for row in shown
@@ -232,13 +233,13 @@ def _print_duplicates(out: Output, found: Survey, most: int | None) -> None:
     out.table(
         {"Equal files": "name", "Copies": "number", "Each": "number", "All but one": "number"},
         rows,
-        ("all of them", "", "", size(found.duplicate_bytes)),
+        ("all of them", "", "", size(survey.duplicate_bytes)),
     )
 
 
-def _print_savings(out: Output, found: Survey) -> None:
+def _print_savings(out: Output, survey: Survey) -> None:
     """Print what could go without packing; no row counts a byte of another, nor do the checkpoints below."""
-    saved, whole = found.savings, found.disk_bytes
+    saved, whole = survey.savings, survey.disk_bytes
     rows = sorted(
         (
             (saved.training_state, "training state, not needed for inference"),
@@ -263,15 +264,15 @@ def _print_savings(out: Output, found: Survey) -> None:
         out.line(f"other checkpoints{besides}: {size(saved.other_checkpoints)}, if only the best is wanted")
 
 
-def _print_closed(out: Output, found: Survey) -> None:
+def _print_closed(out: Output, survey: Survey) -> None:
     """Say what was not looked into."""
     lines = [
         f"{size(nbytes)} {what}."
         for nbytes, what in (
-            (found.tensors.pickled_bytes, "of pickled weights were not looked into: no pickle is opened"),
-            (found.tensors.other_format_bytes, "of weights in other formats were not looked into"),
-            (found.linked_bytes, "stand outside, where links lead"),
-            (sum(row.bytes for row in found.packs), "are in packs: `petlpack stats PACK` looks into one"),
+            (survey.tensors.pickled_bytes, "of pickled weights were not looked into: no pickle is opened"),
+            (survey.tensors.other_format_bytes, "of weights in other formats were not looked into"),
+            (survey.linked_bytes, "stand outside, where links lead"),
+            (sum(row.bytes for row in survey.packs), "are in packs: `petlpack stats PACK` looks into one"),
         )
         if nbytes
     ]
@@ -281,20 +282,20 @@ def _print_closed(out: Output, found: Survey) -> None:
             out.line(line)
 
 
-def _print_problems(found: Survey, most: int | None) -> None:
+def _print_problems(survey: Survey, most: int | None) -> None:
     """Name on stderr what cannot be read, also where no talk is wanted; those with one reason stand together."""
-    problems = {row.path: row.problem for row in found.runs if row.problem is not None}
+    problems = {row.path: row.problem for row in survey.runs if row.problem is not None}
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path, why in problems.items():
         groups[why.replace(printable(path) + os.sep, "")].append((path, why))
-    for path, why in found.unreadable.items():
+    for path, why in survey.unreadable.items():
         if not _is_told(path, problems):
             groups[why].append((path, why))
     shown = list(groups.items())[:most]
     for reason, rows in shown:
         (path, why), names = rows[0], [path for path, _ in rows]
-        told = f"{path}: {why}" if len(rows) == 1 else f"{_some(names, most)}: {reason}"
-        click.echo(f"Error: {printable(told)}", err=True)
+        text = f"{path}: {why}" if len(rows) == 1 else f"{_some(names, most)}: {reason}"
+        click.echo(f"Error: {printable(text)}", err=True)
     if len(shown) < len(groups):
         rest = sum(len(rows) for rows in groups.values()) - sum(len(rows) for _, rows in shown)
         click.echo(f"Error: {rest:,} more cannot be read (--all)", err=True)

@@ -1,4 +1,4 @@
-"""Tables and paragraphs as lines of a terminal: cells are folded between words, cut off, or stand to the right.
+"""Tables and paragraphs as lines of a terminal: cells are folded between words, cut off, shrunk, or stand to the right.
 
 Rich measures and cuts the cells; its tables are not used, for laying out 10,000 rows takes them seconds, and importing
 them as long as a small command works.
@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Literal, get_args
 
+from petlpack_cli.output.sizes import BLOCKS, shrunk
+
 Kind = Literal["bar", "name", "text", "number"]
-"""A column of names is folded where it is too wide, text and bars are cut off, and numbers stand to the right, whole.
+"""A column of names is folded where it is too wide, text is cut off, bars shrink together, numbers stay whole.
 
 Bars give way first, then names, then text.
 """
@@ -28,7 +30,12 @@ def table_lines(
 ) -> Iterator[str]:
     """Yield the lines of a table for a terminal of this width: head, rule, rows, and `total` under another rule."""
     footer = [] if total is None else [total]
-    widths = _widths(columns, [*rows, *footer], width)
+    needed = [max(map(cell_len, column)) for column in zip(columns, *rows, *footer, strict=True)]
+    widths = _widths(columns, needed, width)
+    if any(
+        kind == "bar" and width < longest for kind, width, longest in zip(columns.values(), widths, needed, strict=True)
+    ):
+        rows = [_shrunk_bars(row, columns, needed, widths) for row in rows]
     rule = "─" * (sum(widths) + GAP * (len(widths) - 1))
     kinds = list(columns.values())
     yield from _row_lines(list(columns), kinds, widths)
@@ -40,12 +47,22 @@ def table_lines(
         yield from _row_lines(total, kinds, widths)
 
 
-BLOCKS = set("█▉▊▋▌▍▎▏ ")
+def _shrunk_bars(
+    row: Sequence[str], columns: Mapping[str, Kind], needed: Sequence[int], widths: Sequence[int]
+) -> list[str]:
+    """Return a row whose bars fit: all of a column shrink by the same share, so that they can still be compared."""
+    return [
+        shrunk(cell, width, longest) if kind == "bar" and width < longest else cell
+        for cell, kind, longest, width in zip(row, columns.values(), needed, widths, strict=True)
+    ]
+
+
+_BAR = set(BLOCKS)
 
 
 def cell_len(text: str) -> int:
     """Return the columns that a text takes; rich knows those of wide characters, and is asked for those only."""
-    if text.isascii() or BLOCKS.issuperset(text):
+    if text.isascii() or _BAR.issuperset(text):
         return len(text)
     from rich import cells
 
@@ -54,7 +71,7 @@ def cell_len(text: str) -> int:
 
 def _cut(text: str, width: int) -> str:
     """Return as much of a text as fits."""
-    if text.isascii() or BLOCKS.issuperset(text):
+    if text.isascii() or _BAR.issuperset(text):
         return text[:width]
     from rich.cells import set_cell_size
 
@@ -93,7 +110,7 @@ def _row_lines(row: Sequence[str], kinds: Sequence[Kind], widths: Sequence[int])
         if kind == "name" and wide:
             cells.append(wrapped(cell, width))
         elif wide:
-            cells.append([_cut(cell, width) if kind == "bar" else f"{_cut(cell, width - 1)}…"])
+            cells.append([f"{_cut(cell, width - 1)}…"])
         else:
             cells.append([cell])
     gap = " " * GAP
@@ -107,13 +124,12 @@ def _padded(cell: str, kind: Kind, width: int) -> str:
     return room + cell if kind == "number" else cell + room
 
 
-def _widths(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+def _widths(columns: Mapping[str, Kind], needed: Sequence[int], width: int) -> list[int]:
     """Return the widths of a table's columns: what the cells need, less where the terminal is narrower.
 
     Then bars give way, after them names, and after them text; numbers never do.
     """
     kinds = list(columns.values())
-    needed = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
     widths = [min(width, WIDEST_TEXT) if kind == "text" else width for kind, width in zip(kinds, needed, strict=True)]
     least = {
         "bar": [1] * len(widths),

@@ -14,14 +14,16 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import petlpack
 from petlpack.analyze.forecast import Cost, Forecast
 from petlpack.analyze.output import new_file, refuse_suffix
 from petlpack.analyze.rows import TaskRow
-from petlpack.analyze.stats import Stats
 from petlpack.errors import printable
+from petlpack.version import __version__
+
+if TYPE_CHECKING:
+    from petlpack.analyze.stats import Stats
 
 SUFFIXES = (".html", ".htm")
 UNSAFE = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&"}
@@ -78,7 +80,7 @@ def _data(found: Stats, forecast: Forecast | None) -> dict[str, Any]:
         return texts.setdefault(printable(text), len(texts))
 
     return {
-        "version": petlpack.__version__,
+        "version": __version__,
         "pack": _name(found),
         "disk": found.disk_bytes,
         "other": found.other_bytes,

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from petlpack.analyze.survey.bases import Bases, open_base, open_bases
+from petlpack.analyze.survey.bases import ComparedBases, open_base, open_bases
 from petlpack.analyze.survey.chosen import FoundRun
-from petlpack.analyze.survey.copies import Looked, equal_files, look_into, read_headers
+from petlpack.analyze.survey.copies import Copies, Equal, Looked, equal_files, look_into, read_headers
 from petlpack.analyze.survey.equality import equal_spans
 from petlpack.analyze.survey.found import find_runs, sort_files
 from petlpack.analyze.survey.kinds import KINDS, PICKLED, WEIGHT_KINDS
-from petlpack.analyze.survey.tree import PATH_HINT, File, Key, given_roots, walk
+from petlpack.analyze.survey.tree import PATH_HINT, File, Key, Tree, given_roots, walk
 from petlpack.errors import UsageError, printable
 from petlpack.layouts.results import stated_score
 from petlpack.parallel import Progress, count_jobs
@@ -165,7 +165,7 @@ class Survey:
         return next(row.bytes for row in self.kinds if row.kind == kind)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object that `petlpack stats --json` prints for runs."""
+        """Return the object that `petlpack survey --json` prints."""
         table = asdict(self)
         table["savings"]["total"] = self.savings.total
         table["problems"] = self.problems
@@ -198,38 +198,63 @@ def survey(
     runs = list(dict.fromkeys(owners.values()))
     bases = open_bases(given, runs)
     equal = partial(equal_spans, unreadable=tree.unreadable, jobs=count_jobs(jobs), progress=progress)
+    return _account(tree, files, runs, bases, _compare(tree, files, bases, equal))
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What comparing the files of a tree showed: their copies, what is in their tensors, and which are broken."""
+
+    copies: Copies
+    looked: Mapping[Key, Looked]
+    broken: Mapping[Key, str]
+
+
+def _compare(tree: Tree, files: Mapping[Key, File], bases: ComparedBases, equal: Equal) -> _Compared:
+    """Compare all files, then the tensors of those that have any."""
     copies = equal_files(files.values(), equal, bases)
     headers, broken = read_headers(files.values(), tree)
-    looked = look_into(files, headers, copies, equal, bases)
-    loose = {str(files[key].path): why for key, why in broken.items() if files[key].run is None}
+    return _Compared(copies, look_into(files, headers, copies, equal, bases), broken)
+
+
+def _account(
+    tree: Tree, files: Mapping[Key, File], runs: Sequence[FoundRun], bases: ComparedBases, compared: _Compared
+) -> Survey:
+    """Add up what was found."""
+    loose = {str(files[key].path): why for key, why in compared.broken.items() if files[key].run is None}
     by_run: dict[Path | None, list[File]] = defaultdict(list)
     for file in files.values():
         by_run[file.run].append(file)
-    rows = [_run_row(run, by_run[run.path], broken, tree.unreadable, looked, bases) for run in runs]
-    kinds = _kind_rows(files.values())
-    twice = copies.kept.keys()
+    rows = [_run_row(run, by_run[run.path], tree.unreadable, compared, bases) for run in runs]
     return Survey(
         disk_bytes=_total(files.values()),
         linked_bytes=_total(file for file in files.values() if file.linked),
         files=len(files),
-        kinds=kinds,
+        kinds=_kind_rows(files.values()),
         runs=tuple(sorted(rows, key=lambda row: (-row.total_bytes, row.path))),
         packs=tuple(_pack_row(path, files.values()) for path in tree.packs),
-        tensors=_tensor_row(files, looked),
-        duplicates=tuple(_duplicate_row(group) for group in copies.groups),
-        duplicate_bytes=_total(files[key] for key in twice),
-        savings=Savings(
-            training_state=next(row.bytes for row in kinds if row.kind == "training state"),
-            duplicate_files=_total(files[key] for key in twice if files[key].kind != "training state"),
-            equal_to_base=sum(row.equal_bytes for key, row in looked.items() if key not in twice),
-            duplicate_tensors=sum(row.duplicated for key, row in looked.items() if key not in twice),
-            other_checkpoints=sum(
-                file.nbytes - (looked[key].equal_bytes + looked[key].duplicated if key in looked else 0)
-                for key, file in files.items()
-                if file.kind == "other checkpoints" and key not in twice
-            ),
-        ),
+        tensors=_tensor_row(files, compared.looked),
+        duplicates=tuple(_duplicate_row(group) for group in compared.copies.groups),
+        duplicate_bytes=_total(files[key] for key in compared.copies.kept),
+        savings=_savings(files, compared),
         unreadable={**tree.unreadable, **loose, **bases.unreadable},
+    )
+
+
+def _savings(files: Mapping[Key, File], compared: _Compared) -> Savings:
+    """Return what need not be kept; a file that is a copy of another counts as that alone."""
+    twice, looked = compared.copies.kept.keys(), compared.looked
+    once = {key: row for key, row in looked.items() if key not in twice}
+    return Savings(
+        training_state=_total(file for file in files.values() if file.kind == "training state"),
+        duplicate_files=_total(files[key] for key in twice if files[key].kind != "training state"),
+        equal_to_base=sum(row.equal_bytes for row in once.values()),
+        duplicate_tensors=sum(row.duplicated for row in once.values()),
+        other_checkpoints=sum(
+            file.nbytes - (once[key].equal_bytes + once[key].duplicated if key in once else 0)
+            for key, file in files.items()
+            if file.kind == "other checkpoints" and key not in twice
+        ),
     )
 
 
@@ -248,16 +273,16 @@ def _kind_rows(files: Iterable[File]) -> tuple[KindRow, ...]:
 def _run_row(
     run: FoundRun,
     files: Sequence[File],
-    broken: Mapping[Key, str],
     unreadable: Mapping[str, str],
-    looked: Mapping[Key, Looked],
-    bases: Bases,
+    compared: _Compared,
+    bases: ComparedBases,
 ) -> RunRow:
     """Add up a run; its problem is what keeps `encode` from it, else a broken file, else a closed directory."""
+    looked = compared.looked
     inside = [file for file in files if file.key in looked]
     base = next(filter(None, map(bases.of, inside)), None)
     closed = (f"'{printable(path)}': {why}" for path, why in unreadable.items() if Path(path).is_relative_to(run.path))
-    problems = (run.problem, *(broken.get(file.key) for file in files), *closed)
+    problems = (run.problem, *(compared.broken.get(file.key) for file in files), *closed)
     return RunRow(
         path=str(run.path),
         layout=run.layout,

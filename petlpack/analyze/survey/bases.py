@@ -27,7 +27,7 @@ class BaseFiles:
 
 
 @dataclass(frozen=True)
-class Bases:
+class ComparedBases:
     """The base that is given for all runs, or those that they name; a base's own files have none."""
 
     given: BaseFiles | None
@@ -43,7 +43,7 @@ class Bases:
         return None if base is None or file.key in self.keys else base
 
 
-def open_bases(given: BaseFiles | None, runs: Iterable[FoundRun]) -> Bases:
+def open_bases(given: BaseFiles | None, runs: Iterable[FoundRun]) -> ComparedBases:
     """Open the bases that runs name, each once, where they are directories here; none where one is given for all."""
     names = {run.path: run.base_name for run in runs if run.base_name is not None} if given is None else {}
     opened: dict[str, BaseFiles] = {}
@@ -56,7 +56,9 @@ def open_bases(given: BaseFiles | None, runs: Iterable[FoundRun]) -> Bases:
             unreadable[name] = error.message
     bases = opened.values() if given is None else [given]
     keys = frozenset(key for base in bases for key in base.keys)
-    return Bases(given, {path: opened[name] for path, name in names.items() if name in opened}, unreadable, keys)
+    return ComparedBases(
+        given, {path: opened[name] for path, name in names.items() if name in opened}, unreadable, keys
+    )
 
 
 def open_base(path: Path) -> BaseFiles:

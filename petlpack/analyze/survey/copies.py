@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from petlpack.analyze.survey.bases import BaseFiles, Bases, tensor_spans
+from petlpack.analyze.survey.bases import BaseFiles, ComparedBases, tensor_spans
 from petlpack.analyze.survey.equality import Span
 from petlpack.analyze.survey.kinds import KINDS, WEIGHT_KINDS
 from petlpack.analyze.survey.tree import File, Key, Tree
@@ -52,7 +52,7 @@ class _Member:
     namesake: Span | None
 
 
-def equal_files(files: Iterable[File], equal: Equal, bases: Bases) -> Copies:
+def equal_files(files: Iterable[File], equal: Equal, bases: ComparedBases) -> Copies:
     """Find files that are equal; of each group the one to keep is the base's, else a run's weights, else the first."""
     compared = [file for file in files if file.nbytes and file.kind not in ("pack", "cache")]
     groups = []
@@ -82,7 +82,7 @@ def read_headers(files: Iterable[File], tree: Tree) -> tuple[dict[Key, Header], 
 
 
 def look_into(
-    files: Mapping[Key, File], headers: Mapping[Key, Header], copies: Copies, equal: Equal, bases: Bases
+    files: Mapping[Key, File], headers: Mapping[Key, Header], copies: Copies, equal: Equal, bases: ComparedBases
 ) -> dict[Key, Looked]:
     """Compare the tensors of safetensors files with each other and with their bases.
 
@@ -110,7 +110,7 @@ def look_into(
     return looked
 
 
-def _members(files: Sequence[File], headers: Mapping[Key, Header], bases: Bases) -> list[_Member]:
+def _members(files: Sequence[File], headers: Mapping[Key, Header], bases: ComparedBases) -> list[_Member]:
     """List the tensors of some files; the names of all files of a directory are matched with the base's together."""
     folders: dict[Path, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for file in files:
@@ -150,7 +150,7 @@ def _match(shapes: Mapping[str, tuple[int, ...]], base: BaseFiles) -> dict[str, 
         return {}
 
 
-def _verdicts(members: Sequence[_Member], equal: Equal, bases: Bases) -> tuple[set[int], set[int]]:
+def _verdicts(members: Sequence[_Member], equal: Equal, bases: ComparedBases) -> tuple[set[int], set[int]]:
     """Return which tensors equal their namesakes in the base, and which of the others stand elsewhere, too."""
     namesakes = list(dict.fromkeys(member.namesake for member in members if member.namesake is not None))
     same: set[int] = set()
