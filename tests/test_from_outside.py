@@ -19,7 +19,7 @@ from petlpack.coding import registry as coders
 from petlpack.layouts import registry as layouts
 from petlpack_cli import stats
 from petlpack_cli.app import COMMANDS, cli
-from tests.conftest import make_pair, weights, write_run, write_safetensors
+from tests.support.small_runs import make_pair, weights, write_run, write_safetensors
 
 WHOLE = ("sst2", "mrpc")
 LORA = "lora"
@@ -29,10 +29,10 @@ NAMES = (*WHOLE, LORA)
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Register a coder, two codecs and a layout, a line each."""
-    monkeypatch.setitem(coders.CODERS, "toy", "tests.toys:ToyCoder")
-    monkeypatch.setitem(codecs.CODECS, "shy", "tests.toys:ShyCodec")
-    monkeypatch.setitem(codecs.CODECS, "toy", "tests.toys:ToyCodec")
-    monkeypatch.setitem(layouts.LAYOUTS, "toy", "tests.toys:ToyLayout")
+    monkeypatch.setitem(coders.CODERS, "toy", "tests.support.toys:ToyCoder")
+    monkeypatch.setitem(codecs.CODECS, "shy", "tests.support.toys:ShyCodec")
+    monkeypatch.setitem(codecs.CODECS, "toy", "tests.support.toys:ToyCodec")
+    monkeypatch.setitem(layouts.LAYOUTS, "toy", "tests.support.toys:ToyLayout")
     yield
     codecs.codec.cache_clear()
     coders.coder.cache_clear()

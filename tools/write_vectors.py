@@ -1,7 +1,7 @@
 """Write the generated parts of the vectors in `formats/`: the only thing that ever does.
 
-    python -m tests.write_vectors            fill in what is null or missing
-    python -m tests.write_vectors --all      write everything anew, which changes what the formats are
+    python -m tools.write_vectors            fill in what is null or missing
+    python -m tools.write_vectors --all      write everything anew, which changes what the formats are
 
 A vector is a fence ` ```json vector ` in a page. What stands in it by hand says what is tested; what is generated are
 the bytes, and once they are committed they are golden: an id names bytes for ever, so nothing is rewritten by default.

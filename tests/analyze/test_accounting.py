@@ -24,9 +24,9 @@ from petlpack.codecs.base import Role as SectionRole
 from petlpack.codecs.base import Unit
 from petlpack.decoding import DecodedSection
 from petlpack.tensors.dtypes import DTYPES
-from tests.conftest import weights, write_run
+from tests.support.small_runs import weights, write_run
 
-PAGE = Path(__file__).parents[1] / "docs" / "accounting.md"
+PAGE = Path(__file__).parents[2] / "docs" / "accounting.md"
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     name: json.loads(text)

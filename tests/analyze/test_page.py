@@ -24,13 +24,13 @@ from petlpack.facts import Score
 from petlpack.store import Store
 from petlpack_cli.output.pack_stats import conclusion
 from petlpack_cli.output.sizes import count, ratio, size
-from tests.conftest import write_methods, write_pair
+from tests.support.small_runs import write_methods, write_pair
 
 pytest.importorskip("playwright.sync_api", reason="the page is tried in a browser, which needs playwright")
 
 from playwright.sync_api import Browser, expect
 
-from tests.page_driver import PHONE, SCHEMES, Opened, browser, opened
+from tests.support.page_driver import PHONE, SCHEMES, Opened, browser, opened
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

@@ -30,8 +30,9 @@ from petlpack.codecs.registry import CODECS, codec
 from petlpack.layouts.registry import settings
 from petlpack.modules import Dense, Module
 from petlpack_cli.app import cli
-from tests import method_runs
-from tests.conftest import (
+from tests.support import method_runs
+from tests.support.command_line import SCHEMAS, table
+from tests.support.small_runs import (
     DENSE_CODECS,
     METHOD_SETTINGS,
     make_base,
@@ -41,9 +42,8 @@ from tests.conftest import (
     write_methods,
     write_run,
 )
-from tests.test_cli import SCHEMAS, table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 TRIES = [
     planning._Try(codec(one), way) for one in DENSE_CODECS for way in codec(one).takes[Dense] if way.setting is None

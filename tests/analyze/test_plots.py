@@ -24,9 +24,10 @@ from petlpack.analyze.stats import BreakEven, Stats, stats
 from petlpack.encoding import encode
 from petlpack.errors import PetlpackError, UsageError, printable
 from petlpack.facts import Score
-from tests.conftest import make_pair, write_run
+from tests.support.scores import scored
+from tests.support.small_runs import make_pair, write_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [
     "$\\frac{1}{0}$ a_b^c",
@@ -58,14 +59,6 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(pack: Path) -> Stats:
     return stats(pack)
-
-
-def scored(found: Stats, scores: Sequence[Score | None], methods: Sequence[str] = ("lora",)) -> Stats:
-    rows = tuple(
-        replace(found.tasks[i % len(found.tasks)], name=f"task-{i}", score=score, method=methods[i % len(methods)])
-        for i, score in enumerate(scores)
-    )
-    return replace(found, tasks=rows)
 
 
 def texts(path: Path) -> list[str]:
@@ -305,7 +298,9 @@ def test_the_same_pack_gives_the_same_bytes(pack: Path, tmp_path: Path) -> None:
         "import petlpack.analyze.plots as plots\n"
         "from petlpack.analyze.forecast import forecast\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "from tests.test_plots import Score, scored, stats\n"
+        "from petlpack.analyze.stats import stats\n"
+        "from petlpack.facts import Score\n"
+        "from tests.support.scores import scored\n"
         "found = scored(stats(sys.argv[1]), [Score('f1', 0.5)] * 3, ['a', 'b'])\n"
         "for path in sys.argv[2:]: plots.write_plot(Path(path), found, forecast(found, [10, 1000]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

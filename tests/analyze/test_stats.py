@@ -27,9 +27,9 @@ from petlpack.analyze.tables import KEYS, Table, measure, ordered, selected, tab
 from petlpack.store import Store
 from petlpack_cli import stats as stats_command
 from petlpack_cli.app import cli
-from tests.conftest import make_base, make_pair, write_methods, write_pair, write_run
-from tests.many_tasks import encode_tasks, write_many
-from tests.test_cli import ENVIRONMENT, damage, rewrite
+from tests.support.command_line import ENVIRONMENT, damage, rewrite
+from tests.support.many_tasks import encode_tasks, write_many
+from tests.support.small_runs import make_base, make_pair, write_methods, write_pair, write_run
 
 
 def run(*arguments: str | Path) -> Result:

@@ -33,8 +33,7 @@ from petlpack.tensors.tensor import Tensor
 from petlpack_cli.output import Output
 from petlpack_cli.output.sizes import bar
 from petlpack_cli.output.survey import BAR, conclusion, print_survey
-from tests.conftest import TINY, make_base, make_pair, random_tensor, weights, write_pair, write_run, write_safetensors
-from tests.method_runs import (
+from tests.support.method_runs import (
     write_adamix,
     write_adamix_nlg,
     write_adapterhub,
@@ -44,6 +43,16 @@ from tests.method_runs import (
     write_pha,
     write_propetl_roberta,
     write_propetl_t5,
+)
+from tests.support.small_runs import (
+    TINY,
+    make_base,
+    make_pair,
+    random_tensor,
+    weights,
+    write_pair,
+    write_run,
+    write_safetensors,
 )
 
 STATE = b"\x80\x04never unpickle this" * 50
@@ -1072,7 +1081,7 @@ def test_problems_are_named_and_counted_also_where_it_is_quiet(
 
 
 def test_every_field_is_in_the_docs(tree: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     section = page.split("### `petlpack stats RUN_DIR...`")[1].split("\n## ")[0]
     answer = look(tree).to_json()
     nested = [answer["tensors"], answer["savings"], answer["runs"][0], answer["tensors"]["equal"][0]]

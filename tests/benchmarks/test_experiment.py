@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "benchmarks" / "methods"
 pytestmark = pytest.mark.skipif(not EXPERIMENT.is_dir(), reason="the benchmarks are not there")
 if EXPERIMENT.is_dir():

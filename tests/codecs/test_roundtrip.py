@@ -31,7 +31,8 @@ from petlpack.tensors import tensor as tensor_module
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
-from tests.conftest import (
+from tests.support.method_runs import Shape, write_propetl_t5
+from tests.support.small_runs import (
     DENSE_CODECS,
     METHOD_CODECS,
     make_base,
@@ -44,7 +45,6 @@ from tests.conftest import (
     write_run,
     write_safetensors,
 )
-from tests.method_runs import Shape, write_propetl_t5
 
 LEVELS: tuple[Level, ...] = ("fast", "small")
 Tensors = dict[str, Tensor]

@@ -23,7 +23,7 @@ from petlpack.coding.registry import CODERS, coder
 from petlpack.errors import DamageError, UnknownFormatError
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
 from petlpack.tensors.tensor import Tensor
-from tests.conftest import nudged, random_bits, weights
+from tests.support.small_runs import nudged, random_bits, weights
 
 LEVELS: tuple[Level, ...] = ("fast", "small")
 SIZES = (0, 1, 2, 7, 64, 1000, 40_000)

@@ -37,7 +37,8 @@ from petlpack import (
 )
 from petlpack.encoding import shared_file
 from petlpack.store import SUFFIX
-from tests.conftest import (
+from tests.support.method_runs import write_propetl_t5
+from tests.support.small_runs import (
     METHOD_SETTINGS,
     TINY,
     make_pair,
@@ -48,7 +49,6 @@ from tests.conftest import (
     write_run,
     write_safetensors,
 )
-from tests.method_runs import write_propetl_t5
 
 EXIT = {
     PetlpackError: 1,

@@ -12,9 +12,9 @@ import torch
 
 import petlpack
 from petlpack import PetlpackError, RunError, UsageError
-from tests import method_runs as runs
-from tests.method_cases import octets
-from tests.method_runs import Array
+from tests.support import method_runs as runs
+from tests.support.method_cases import octets
+from tests.support.method_runs import Array
 
 NAME = "encoder.layer.0.output.dense.weight"
 

@@ -27,9 +27,9 @@ from petlpack.layouts.peft_writer import write_peft
 from petlpack.layouts.places import alpha_of
 from petlpack.modules import Rebuilt
 from petlpack.tensors.tensor import Tensor
-from tests.conftest import weights, write_safetensors
+from tests.support.small_runs import weights, write_safetensors
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 WIDTH = 12
 ENCODER = {
     "vocab_size": 40,
@@ -394,7 +394,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         cases.append(given)
     (place / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     done = subprocess.run(
-        [python, "-W", "ignore", str(REPO / "tests" / "adapters_check.py"), str(place / "cases.json")],
+        [python, "-W", "ignore", str(REPO / "tests" / "support" / "adapters_check.py"), str(place / "cases.json")],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},

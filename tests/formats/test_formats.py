@@ -41,10 +41,10 @@ from petlpack.template import BaseTable, base_table_json, parse_base_table, pars
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.ordered import from_ordered, to_ordered
-from tests import spec_reader
-from tests.conftest import make_pair, random_bits, weights, write_run
-from tests.spec_reader import Refused
-from tests.write_vectors import (
+from tests.support import spec_reader
+from tests.support.small_runs import make_pair, random_bits, weights, write_run
+from tests.support.spec_reader import Refused
+from tools.write_vectors import (
     FORMATS,
     Vector,
     base_of,

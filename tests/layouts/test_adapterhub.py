@@ -10,9 +10,9 @@ import torch
 
 import petlpack
 from petlpack import PetlpackError, RunError
-from tests import method_runs as runs
-from tests.method_cases import edit_weights, files_of, octets, read_weights
-from tests.method_runs import Written
+from tests.support import method_runs as runs
+from tests.support.method_cases import edit_weights, files_of, octets, read_weights
+from tests.support.method_runs import Written
 
 KINDS = ["seq_bn", "lora", "prefix", "ia3"]
 

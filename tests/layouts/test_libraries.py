@@ -26,8 +26,8 @@ from petlpack import Encoded, RunError
 from petlpack.layouts.files import TRAINING, sort_files
 from petlpack.tensors.checkpoint import name_text
 from petlpack.tensors.dtypes import DTYPES
-from tests.conftest import make_pair, weights, write_pair, write_run
-from tests.faults import PREFIX_TUNING, skip_where
+from tests.support.faults import PREFIX_TUNING, skip_where
+from tests.support.small_runs import make_pair, weights, write_pair, write_run
 
 TRAINING_WHY = "training state, not needed for inference"
 CONFIG = {

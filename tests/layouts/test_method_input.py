@@ -14,8 +14,8 @@ import torch
 
 import petlpack
 from petlpack import BaseError, PetlpackError, RunError, UsageError
-from tests import method_runs as runs
-from tests.method_cases import TASKS, edit_json, edit_weights, files_of, write_case
+from tests.support import method_runs as runs
+from tests.support.method_cases import TASKS, edit_json, edit_weights, files_of, write_case
 
 Damage = Callable[[Path], object]
 

@@ -16,8 +16,9 @@ from petlpack import DamageError, UsageError
 from petlpack.layouts.registry import LAYOUTS
 from petlpack.loading import TARGETS
 from petlpack.store import SUFFIX
-from tests import method_runs as runs
-from tests.method_cases import (
+from tests.support import method_runs as runs
+from tests.support.command_line import rewrite
+from tests.support.method_cases import (
     ADAPTER,
     CASES,
     TASKS,
@@ -31,7 +32,6 @@ from tests.method_cases import (
     shown,
     write_case,
 )
-from tests.test_cli import rewrite
 
 SHAPES = {
     "even": runs.Shape(),

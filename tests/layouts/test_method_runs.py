@@ -15,9 +15,9 @@ import petlpack
 from petlpack import DamageError, RunError, UsageError
 from petlpack.codecs.mask import Mask
 from petlpack.codecs.plain import Plain
-from tests import method_runs as runs
-from tests.method_cases import edit_json, edit_weights, octets, read_weights
-from tests.method_runs import Shape
+from tests.support import method_runs as runs
+from tests.support.method_cases import edit_json, edit_weights, octets, read_weights
+from tests.support.method_runs import Shape
 
 SHAPE = Shape()
 T5 = {"combine": "or", "activation": "gelu_new"}

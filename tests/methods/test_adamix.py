@@ -23,8 +23,8 @@ from petlpack.methods import adamix
 from petlpack.methods.adamix import Config
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
-from tests import method_formulas as formulas
-from tests.method_runs import Shape, base_config, write_adamix, write_adamix_nlg
+from tests.support import method_formulas as formulas
+from tests.support.method_runs import Shape, base_config, write_adamix, write_adamix_nlg
 
 SOUP = "pytorch_model_expert_soup.safetensors"
 SMALL = Shape()

@@ -18,8 +18,8 @@ from petlpack.layouts.registry import read_run
 from petlpack.methods import diff_pruning, gates
 from petlpack.methods.diff_pruning import Config, DiffPruning
 from petlpack.methods.places import head_of
-from tests.method_formulas import diff_pruned, hard_concrete
-from tests.method_runs import Shape, base_config
+from tests.support.method_formulas import diff_pruned, hard_concrete
+from tests.support.method_runs import Shape, base_config
 
 SMALL = Shape()
 CLASSES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +15,19 @@ import transformers
 import petlpack
 from petlpack.errors import UsageError
 from petlpack.methods import adamix, diff_pruning, gates, pha, propetl
-from tests.training.test_contract import switched
-
-_SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-_ENCODER = {"vocab_size": 40, "max_position_embeddings": 20, "num_labels": 2, "initializer_range": 0.2, **_SIZES}
-_DECODER = {**_ENCODER, "num_key_value_heads": 1, "pad_token_id": 0, "head_dim": 8}
-_T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
-
-FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "bert": ("Bert", "ForSequenceClassification", _ENCODER),
-    "roberta": ("Roberta", "ForSequenceClassification", _ENCODER),
-    "distilbert": (
-        "DistilBert",
-        "ForSequenceClassification",
-        {"vocab_size": 40, "max_position_embeddings": 20, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
-    ),
-    "deberta-v2": (
-        "DebertaV2",
-        "ForSequenceClassification",
-        {**_ENCODER, "relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"]},
-    ),
-    "modernbert": ("ModernBert", "ForSequenceClassification", {**_ENCODER, "pad_token_id": 0}),
-    "t5": ("T5", "ForConditionalGeneration", {**_T5, "decoder_start_token_id": 0}),
-    "gpt2": (
-        "GPT2",
-        "LMHeadModel",
-        {"vocab_size": 40, "n_positions": 20, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.2},
-    ),
-    "llama": ("Llama", "ForCausalLM", _DECODER),
-    "llama classifier": ("Llama", "ForSequenceClassification", _DECODER),
-    "qwen2": ("Qwen2", "ForCausalLM", _DECODER),
-    "mistral": ("Mistral", "ForCausalLM", _DECODER),
-    "gemma": ("Gemma", "ForCausalLM", _DECODER),
-}
-CLASSIFIERS = {
-    **{family: case for family, case in FAMILIES.items() if case[1] == "ForSequenceClassification"},
-    "mistral classifier": ("Mistral", "ForSequenceClassification", _DECODER),
-    "gpt2 classifier": ("GPT2", "ForSequenceClassification", {**FAMILIES["gpt2"][2], "pad_token_id": 0}),
-    "t5 classifier": ("T5", "ForSequenceClassification", {**FAMILIES["t5"][2], "eos_token_id": 1}),
-}
-_ALL = FAMILIES | CLASSIFIERS
-
-
-def _generates(family: str) -> bool:
-    return not _ALL[family][1].endswith("ForSequenceClassification")
-
-
-def _tasks(family: str) -> dict[str, int]:
-    return {"one": 0, "two": 0} if _generates(family) else {"one": 2, "two": 3}
-
-
-METHODS: dict[str, tuple[Any, Callable[[Any, str], Any]]] = {
-    "propetl adapter": (
-        propetl,
-        lambda model, _: propetl.attach(model, propetl.Config(kind="adapter", bottleneck=4, activation="gelu")),
-    ),
-    "propetl lora": (propetl, lambda model, _: propetl.attach(model, propetl.Config(kind="lora", rank=4, keep=0.5))),
-    "propetl prefix": (
-        propetl,
-        lambda model, _: propetl.attach(model, propetl.Config(kind="prefix", length=5, hidden=8, keep=0.5)),
-    ),
-    "propetl lora of tasks": (
-        propetl,
-        lambda model, family: switched(
-            propetl.attach(model, propetl.Config(kind="lora", rank=4, keep=0.5), tasks=_tasks(family))
-        ),
-    ),
-    "adamix adapter": (adamix, lambda model, _: adamix.attach(model, adamix.Config(bottleneck=4, consistency=False))),
-    "adamix lora": (
-        adamix,
-        lambda model, _: adamix.attach(model, adamix.Config(kind="lora", rank=2, consistency=False)),
-    ),
-    "diff pruning": (
-        diff_pruning,
-        lambda model, _: diff_pruning.attach(model, diff_pruning.Config(density=0.05)),
-    ),
-    "pha": (
-        pha,
-        lambda model, family: switched(pha.attach(model, pha.Config(bottleneck=4, code=8, trunk=8), _tasks(family))),
-    ),
-}
+from tests.support.families import (
+    ALL,
+    CLASSIFIERS,
+    DECODER,
+    ENCODER,
+    FAMILIES,
+    METHODS,
+    SIZES,
+    batch_of,
+    generates,
+    opened,
+    write_base,
+)
 
 _NO_PREFIX = "takes no prefix"
 REFUSED = {
@@ -109,38 +42,9 @@ works = pytest.mark.parametrize(("family", "name"), WORKING)
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a base of each family, without its head."""
     directory = tmp_path_factory.mktemp("bases")
-    for family in _ALL:
+    for family in ALL:
         write_base(directory, family)
     return directory
-
-
-def write_base(directory: Path, family: str) -> None:
-    prefix, kind, sizes = _ALL[family]
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which DeBERTa's code is written in
-        model = getattr(transformers, prefix + kind)(getattr(transformers, f"{prefix}Config")(**sizes))
-    (model if _generates(family) else model.base_model).save_pretrained(directory / family)
-
-
-def opened(bases: Path, family: str, dtype: Any = torch.float32, seed: int = 1, **settings: Any) -> Any:
-    """Return a family's model on its base, the head drawn anew, without dropout."""
-    torch.manual_seed(seed)
-    prefix, kind, _ = _ALL[family]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = getattr(transformers, prefix + kind).from_pretrained(bases / family, dtype=dtype, **settings)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-def batch_of(family: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    ids = torch.randint(3, 40, (4, 6), generator=torch.Generator().manual_seed(seed))
-    if family == "t5 classifier":
-        ids[:, -1] = 1  # the end of a sentence, which it reads
-    return {"input_ids": ids, "labels": ids.clone() if _generates(family) else ids[:, 0] % 2}
 
 
 def logits_of(model: Any, family: str) -> torch.Tensor:
@@ -245,7 +149,7 @@ def test_a_base_in_half_precision(bases: Path, family: str, name: str, tmp_path:
     if name == "diff pruning":
         method.prune()
     expected = logits_of(method.model, family)
-    assert expected.dtype == (torch.bfloat16 if _generates(family) else torch.float32)
+    assert expected.dtype == (torch.bfloat16 if generates(family) else torch.float32)
     assert expected.isfinite().all()
     assert not torch.equal(expected, before)
     method.save(tmp_path / "run")
@@ -396,7 +300,7 @@ def test_a_new_task_takes_a_copy_of_what_stands_in_front_of_the_head(bases: Path
 
 
 def test_a_model_whose_norms_stand_behind_both_is_refused() -> None:
-    config = transformers.Olmo2Config(**_DECODER)
+    config = transformers.Olmo2Config(**DECODER)
     with pytest.raises(UsageError, match="no blocks of a known kind"):
         METHODS["propetl adapter"][1](transformers.Olmo2ForCausalLM(config), "llama")
 
@@ -429,13 +333,13 @@ def test_layers_that_are_built_otherwise_are_not_left_out() -> None:
         "linear_value_head_dim": 8,
     }
     experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
-    config = transformers.Qwen3NextConfig(**{**_DECODER, "num_hidden_layers": 4}, **sizes, **experts)
+    config = transformers.Qwen3NextConfig(**{**DECODER, "num_hidden_layers": 4}, **sizes, **experts)
     with pytest.raises(UsageError, match=r"4 layers in 'model\.layers', 3 built differently"):
         propetl.attach(transformers.Qwen3NextForCausalLM(config), propetl.Config())
 
 
 def test_a_prefix_is_not_put_on_a_decoder_behind_an_encoder() -> None:
-    sizes = {key: value for key, value in _ENCODER.items() if key != "num_labels"}
+    sizes = {key: value for key, value in ENCODER.items() if key != "num_labels"}
     decoder = transformers.BertConfig(**sizes, is_decoder=True, add_cross_attention=True)
     model = transformers.EncoderDecoderModel(
         encoder=transformers.BertModel(transformers.BertConfig(**sizes)), decoder=transformers.BertLMHeadModel(decoder)
@@ -467,7 +371,7 @@ def test_images_are_classified(name: str, tmp_path: Path) -> None:
     """A model of images runs on no tokens: the probe is given a batch."""
     sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1}
     torch.manual_seed(0)
-    base = transformers.ViTModel(transformers.ViTConfig(**sizes, **_SIZES))
+    base = transformers.ViTModel(transformers.ViTConfig(**sizes, **SIZES))
     if not any(name.endswith(".mlp") for name, _ in base.named_modules()):
         pytest.skip(f"transformers {transformers.__version__}: ViT's blocks are of an older kind, which is refused")
     base.save_pretrained(tmp_path / "base")

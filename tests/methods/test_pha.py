@@ -28,9 +28,9 @@ from transformers import (
 import petlpack
 from petlpack.errors import RunError, UsageError
 from petlpack.methods import pha
-from tests import method_formulas as formulas
-from tests.faults import SAVED_NORMS, skip_where
-from tests.method_runs import Shape, write_pha
+from tests.support import method_formulas as formulas
+from tests.support.faults import SAVED_NORMS, skip_where
+from tests.support.method_runs import Shape, write_pha
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 CONFIG = pha.Config(bottleneck=4, code=8, trunk=10, memory=6)

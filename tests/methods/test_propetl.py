@@ -17,7 +17,7 @@ from petlpack.errors import RunError, UsageError
 from petlpack.methods import places, propetl
 from petlpack.methods.propetl import Config
 from petlpack.pack import Pack, encode
-from tests import method_formulas as formulas
+from tests.support import method_formulas as formulas
 
 WIDTH, LAYERS, HEADS = 16, 2, 2
 TASKS = {"sst2": 2, "rte": 3}

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from petlpack.errors import UsageError
 from petlpack.methods import adamix, diff_pruning, pha, propetl
 from petlpack.methods.trainer import SwitchTasks, TaskBatches, TaskCollator, Tasks
-from tests.faults import SAVED_NORMS, skip_where
-from tests.training.test_families import METHODS, opened, write_base
+from tests.support.families import METHODS, opened, write_base
+from tests.support.faults import SAVED_NORMS, skip_where
 
 LABELS = {"one": 2, "two": 3}
 quiet = pytest.mark.filterwarnings(

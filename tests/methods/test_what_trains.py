@@ -15,9 +15,8 @@ from torch import nn
 import petlpack
 from petlpack.errors import UsageError
 from petlpack.methods import adamix, diff_pruning, pha, propetl
-from tests.training.test_contract import ATTACH, LOAD, SIZES, a_batch, every, logits_of, open_model, train
-from tests.training.test_contract import base as base
-from tests.training.test_families import FAMILIES, batch_of
+from tests.support.attached import ATTACH, LOAD, SIZES, a_batch, every, logits_of, open_model, train
+from tests.support.families import FAMILIES, batch_of
 
 SMALL = {"vocab_size": 40, "max_position_embeddings": 16, "initializer_range": 0.2, **SIZES}
 

@@ -15,7 +15,7 @@ import transformers
 
 import petlpack
 from petlpack.errors import PetlpackError, RunError, UsageError
-from tests.training.test_probe import METHODS, bert
+from tests.support.small_models import METHODS, bert
 
 BATCH = {"input_ids": torch.tensor([[4, 5, 6, 7], [8, 9, 4, 5]]), "labels": torch.tensor([0, 1])}
 ONE_EACH = ("propetl lora", "adamix adapter", "diff pruning", "pha")

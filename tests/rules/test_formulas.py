@@ -1,4 +1,4 @@
-"""What a task is rebuilt to, against the papers' formulas (tests/method_formulas.py), and each trap of the methods."""
+"""What a task is rebuilt to, against the formulas of tests/support/method_formulas.py, and each trap of the methods."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import petlpack
 from petlpack import RunError
 from petlpack.layouts.registry import read_run
 from petlpack.modules import Dense, Rebuilt
-from tests import method_formulas as formulas
-from tests import method_runs as runs
-from tests.method_cases import KEEP, TASKS, Packed, edit_json, edit_weights, octets, pack_case, read_weights
-from tests.method_runs import Array, Shape, Written
+from tests.support import method_formulas as formulas
+from tests.support import method_runs as runs
+from tests.support.method_cases import KEEP, TASKS, Packed, edit_json, edit_weights, octets, pack_case, read_weights
+from tests.support.method_runs import Array, Shape, Written
 
 SHAPE = Shape()
 T5_PLACES = [

@@ -15,7 +15,7 @@ from petlpack import Base, DamageError, UnknownFormatError, container
 from petlpack.codecs.registry import CODECS
 from petlpack.parts import check_shared
 from petlpack.store import SUFFIX
-from tests.conftest import DENSE_CODECS, METHOD_CODECS, make_pair, weights, write_methods, write_run
+from tests.support.small_runs import DENSE_CODECS, METHOD_CODECS, make_pair, weights, write_methods, write_run
 
 REFUSED = (DamageError, UnknownFormatError)
 SAMPLE = 101

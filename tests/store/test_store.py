@@ -26,8 +26,8 @@ from petlpack import Base, LockedError, PetlpackError, TaskError, UnknownFormatE
 from petlpack import store as store_module
 from petlpack.container import Sections
 from petlpack.store import PACK_JSON, STALE, SUFFIX, Store
-from tests.conftest import METHOD_SETTINGS, TINY, make_pair, patch_system, write_run
-from tests.method_runs import write_propetl_t5
+from tests.support.method_runs import write_propetl_t5
+from tests.support.small_runs import METHOD_SETTINGS, TINY, make_pair, patch_system, write_run
 
 SMALL: dict[str, Any] = {"layers": 1, "width": 4, "words": 8}
 

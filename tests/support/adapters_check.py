@@ -1,6 +1,6 @@
 """Loads what petlpack wrote with AdapterHub, in an environment of its own, and compares it with plain formulas.
 
-`adapters` pins an older Transformers than PEFT's tests use, so tests/test_writers.py runs this as a script:
+`adapters` pins an older Transformers than PEFT's tests use, so tests/exports/test_writers.py runs this as a script:
 `python adapters_check.py cases.json` prints one JSON report per case. It imports nothing of petlpack.
 """
 

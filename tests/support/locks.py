@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
-LOCKS = Path(__file__).parent.parent / "locks"
+LOCKS = Path(__file__).parents[2] / "locks"
 
 
 def pins(lock: str, environment: Mapping[str, str] | None = None) -> dict[NormalizedName, Version]:

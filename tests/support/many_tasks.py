@@ -6,7 +6,7 @@ vary, most templates are common, and some are rare: a hundred tasks have not see
 configs name their own training, so nobody shares them. Ranks, densities and labels
 are spread evenly, so that the first hundred tasks are like all of them, which a random hundred need not be.
 
-    python -m tests.many_tasks PACK COUNT [--first N]
+    python -m tests.support.many_tasks PACK COUNT [--first N]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import petlpack
 from petlpack.tensors.tensor import Tensor
-from tests.conftest import make_base, nudged, weights, write_run, write_safetensors
+from tests.support.small_runs import make_base, nudged, weights, write_run, write_safetensors
 
 LAYERS, WIDTH, WORDS = 2, 32, 100
 
@@ -39,8 +39,8 @@ def write_many(pack: Path, count: int) -> None:
     """Encode so many tasks into a pack, by as many processes as there are processors."""
     jobs = os.cpu_count() or 1
     bounds = [count * i // jobs for i in range(jobs + 1)]
-    command = [sys.executable, "-m", "tests.many_tasks", str(pack)]
-    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "tests.support.many_tasks", str(pack)]
+    root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "cli")])}
     running = [
         subprocess.Popen([*command, str(stop - start), "--first", str(start)], cwd=root, env=environment)

@@ -1,4 +1,4 @@
-"""A run of every layout, as tests/method_runs.py writes it, and what has to come back of it; both without petlpack."""
+"""A run of every layout by tests/support/method_runs.py, and what has to come back of it; both without petlpack."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 
 import petlpack
 from petlpack import Encoded, Task
-from tests import method_runs as runs
-from tests.method_formulas import mask_of_scores, merge_experts
-from tests.method_runs import Array, Shape, Tensors, Written
+from tests.support import method_runs as runs
+from tests.support.method_formulas import mask_of_scores, merge_experts
+from tests.support.method_runs import Array, Shape, Tensors, Written
 
 TASKS = ("rte", "cola", "mnli")
 KEEP = 0.3

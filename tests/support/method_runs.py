@@ -1,7 +1,7 @@
 """Runs of PROPETL, AdaMix, diff pruning, PHA, HyperFormer and AdapterHub as their own code leaves them, of any size.
 
 The weights are random from a seed; names, shapes, dtypes, aliases and files are the reference code's
-(`repository path:line`, at the commits that tests/method_formulas.py names). Two keys that are one array in
+(`repository path:line`, at the commits that tests/support/method_formulas.py names). Two keys that are one array in
 `Written.files` share one storage in the file. Nothing here comes from petlpack.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.method_formulas import diff_pruned, hard_concrete, kept_count, mask_of_scores
+from tests.support.method_formulas import diff_pruned, hard_concrete, kept_count, mask_of_scores
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]

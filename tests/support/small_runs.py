@@ -1,14 +1,9 @@
-"""What several test files build: tensors from a seed, checkpoints that the safetensors library writes, pairs of runs.
-
-Import it as `from tests.conftest import make_pair, write_run`.
-"""
+"""What several test files build: tensors from a seed, checkpoints written by the safetensors library, pairs of runs."""
 
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,32 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from petlpack.codecs.registry import CODECS, codec
 from petlpack.modules import Dense
 from petlpack.tensors.dtypes import DTYPES, Bits
 from petlpack.tensors.tensor import Tensor
-from tests.locks import differences
-from tests.method_runs import Shape, write_adamix, write_base, write_pha, write_propetl_t5
-
-# The same examples on every run, no deadline: what is shown must not depend on the day or on a busy machine.
-# HYPOTHESIS_PROFILE=explore draws new examples, ten times as many where a test does not say how many it takes.
-_QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=_QUIET, database=None)
-settings.register_profile("explore", deadline=None, suppress_health_check=_QUIET, max_examples=1000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-# A shell has what it starts with `&` ignore Ctrl-C, and so does what that starts: the tests of an interrupt, too.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_report_header() -> str:
-    """Say above the tests which versions they run with."""
-    others = [f"{name} {here} ({locked})" for name, (here, locked) in differences("dev").items()]
-    return f"not as in locks/dev.txt: {', '.join(others)}" if others else "versions: those of locks/dev.txt"
+from tests.support.method_runs import Shape, write_adamix, write_base, write_pha, write_propetl_t5
 
 
 def patch_system(patch: pytest.MonkeyPatch, module: Any, name: str, value: Any) -> None:

@@ -33,7 +33,7 @@ from petlpack.tensors.safetensors_file import (
     read_header,
 )
 from petlpack.tensors.tensor import Tensor, as_bytes
-from tests.conftest import WRITTEN_AS, random_bits, random_tensor, write_safetensors
+from tests.support.small_runs import WRITTEN_AS, random_bits, random_tensor, write_safetensors
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.kind == "float"]
 SMALL = [dtype for dtype in DTYPES.values() if dtype.width <= 16]
