@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.locks import differences
+from tests.support.sampling import Sample
 
 # The same examples on every run, no deadline: what is shown must not depend on the day or on a busy machine.
 # HYPOTHESIS_PROFILE=explore draws new examples, ten times as many where a test does not say how many it takes.
@@ -25,3 +28,38 @@ def pytest_report_header() -> str:
     """Say above the tests which versions they run with."""
     others = [f"{name} {here} ({locked})" for name, (here, locked) in differences("dev").items()]
     return f"not as in locks/dev.txt: {', '.join(others)}" if others else "versions: those of locks/dev.txt"
+
+
+# Tests over every bit, every length or every n-th fault are marked `exhaustive(step)`. One that loops over its cases
+# asks for the fixture `sample`; of one that has them as parameters, parameters are left out.
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say how much of what is marked `exhaustive` is run."""
+    parser.addoption("--exhaustive", action="store_true", help="all cases of every test, as `make check` runs them")
+
+
+def step_of(item: pytest.Item) -> int:
+    """Return of how many cases of a test one is run."""
+    mark = item.get_closest_marker("exhaustive")
+    return 1 if mark is None or item.config.getoption("exhaustive") else int(mark.args[0])
+
+
+@pytest.fixture
+def sample(request: pytest.FixtureRequest) -> Sample:
+    """Return what takes a share of a loop's cases, or all of them."""
+    return Sample(step_of(request.node), request.node.nodeid)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out parameters of what is marked, unless its cases are in a loop."""
+    seen: Counter[str] = Counter()
+    kept, left = [], []
+    for item in items:
+        test, step = item.nodeid.partition("[")[0], step_of(item)
+        takes = step == 1 or "sample" in getattr(item, "fixturenames", ()) or Sample(step, test).takes(seen[test])
+        (kept if takes else left).append(item)
+        seen[test] += 1
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
