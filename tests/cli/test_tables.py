@@ -13,6 +13,7 @@ import pytest
 import petlpack
 from petlpack_cli.output.sizes import bar, ratio, size
 from tests.support.command_line import LONG, rewrite, run, run_json
+from tests.support.sampling import Sample
 
 
 @pytest.mark.parametrize("command", ["stats", "list"])
@@ -61,8 +62,9 @@ NONSENSE = [5, "x", [], [{}], None, {"a": [1]}, True, -1, 10**400, 1e308]
         "note",
     ],
 )
+@pytest.mark.exhaustive(4)
 @pytest.mark.parametrize("task", ["mask.a", "merge", "sst2"])
-def test_no_fact_is_trusted(fact: str, task: str, place: Path, methods: Path, tmp_path: Path) -> None:
+def test_no_fact_is_trusted(fact: str, task: str, place: Path, methods: Path, tmp_path: Path, sample: Sample) -> None:
     origin = place if task == "sst2" else methods
     pack = Path(shutil.copytree(origin / "p", tmp_path / "p"))
     run_dir = origin / task.partition(".")[0]
@@ -70,7 +72,7 @@ def test_no_fact_is_trusted(fact: str, task: str, place: Path, methods: Path, tm
     inner = [{"trained": value, "kept": value, "base": value} for value in NONSENSE] if fact == "figures" else []
     if fact == "options":
         inner = [dict.fromkeys(("combine", "activation", "keep_experts", "bake"), value) for value in NONSENSE]
-    for value in [*NONSENSE, *inner]:
+    for value in sample([*NONSENSE, *inner]):
         rewrite(pack, task, facts={**known, fact: value})
         commands: list[list[str | Path]] = [
             ["show", pack, task],

@@ -33,6 +33,7 @@ from petlpack.tensors.safetensors_file import (
     read_header,
 )
 from petlpack.tensors.tensor import Tensor, as_bytes
+from tests.support.sampling import Sample
 from tests.support.small_runs import WRITTEN_AS, random_bits, random_tensor, write_safetensors
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.kind == "float"]
@@ -637,11 +638,12 @@ def test_a_header_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:
         read_header(path)
 
 
+@pytest.mark.exhaustive(7)
 def test_a_file_with_any_bit_of_its_header_flipped_is_refused_or_read_as_the_safetensors_library_reads_it(
-    small_file: Path,
+    small_file: Path, sample: Sample
 ) -> None:
     content, read, data_start = small_file.read_bytes(), 0, read_header(small_file).data_start
-    for bit in range(data_start * 8):
+    for bit in sample(range(data_start * 8)):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         small_file.write_bytes(flipped)
@@ -657,7 +659,7 @@ def test_a_file_with_any_bit_of_its_header_flipped_is_refused_or_read_as_the_saf
             for name, entry in header.entries.items():
                 assert tuple(theirs.get_slice(name).get_shape()) == entry.shape
                 assert theirs.get_slice(name).get_dtype() == entry.dtype
-    assert read > 50  # names and metadata may be anything
+    assert read > 50 // sample.step  # names and metadata may be anything
 
 
 JSON_VALUES = st.recursive(
