@@ -67,7 +67,8 @@ def sample(request: pytest.FixtureRequest) -> Sample:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out parameters of what is marked, unless its cases are in a loop."""
     seen: Counter[str] = Counter()
-    kept, left = [], []
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
     for item in items:
         test, step = item.nodeid.partition("[")[0], step_of(item)
         takes = step == 1 or "sample" in getattr(item, "fixturenames", ()) or Sample(step, test).takes(seen[test])
