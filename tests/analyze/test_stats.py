@@ -362,26 +362,27 @@ def test_prices_that_make_no_sense_are_refused(options: list[str], pack: Path) -
 
 
 @pytest.fixture(scope="module")
-def thousands(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a pack of 10,000 generated tasks."""
+def thousands(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """Return a pack of 10,000 generated tasks, which take a minute, or of 2,000 where not every case is asked for."""
     pack = tmp_path_factory.mktemp("many") / "pack"
-    write_many(pack, 10_000)
+    write_many(pack, 10_000 if pytestconfig.getoption("exhaustive") else 2000)
     return pack
 
 
 def test_a_forecast_from_100_tasks_is_within_2_percent_of_10_000(thousands: Path, tmp_path: Path) -> None:
     encode_tasks(tmp_path / "hundred", range(100))
     found = petlpack.stats(tmp_path / "hundred")
-    (row,) = forecast(found, [10_000]).rows
     measured = petlpack.stats(thousands)
+    count = len(measured.tasks)
+    assert count in (2000, 10_000)
+    (row,) = forecast(found, [count]).rows
     assert measured.disk_bytes == on_disk(thousands)
-    assert len(measured.tasks) == 10_000
     assert row.pack.bytes == pytest.approx(measured.disk_bytes, rel=0.02)
     assert found.growth is not None
     assert abs(row.pack.bytes / measured.disk_bytes - 1) <= found.growth.error  # as far off as it said it may be
     # the part that has to be foretold, and is no mean: what tasks share
     shared = sum(measured.inventory.parts.values())
-    told = sum(role.at(10_000, 100) for role in found.growth.roles)
+    told = sum(role.at(count, 100) for role in found.growth.roles)
     assert told == pytest.approx(shared, rel=0.5)
     assert shared > 5 * sum(found.inventory.parts.values())  # there was something to foretell
 

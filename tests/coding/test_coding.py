@@ -23,6 +23,7 @@ from petlpack.coding.registry import CODERS, coder
 from petlpack.errors import DamageError, UnknownFormatError
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
 from petlpack.tensors.tensor import Tensor
+from tests.support.sampling import Sample
 from tests.support.small_runs import nudged, random_bits, weights
 
 LEVELS: tuple[Level, ...] = ("fast", "small")
@@ -218,16 +219,17 @@ def elements(dtype: DType) -> st.SearchStrategy[int]:
     return st.integers(0, most) | st.sampled_from(special)
 
 
+@pytest.mark.exhaustive(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("coder_id", CODERS)
-def test_any_bits_round_trip(coder_id: str, kind: str) -> None:
+def test_any_bits_round_trip(coder_id: str, kind: str, sample: Sample) -> None:
     def pairs_of(dtype: DType) -> st.SearchStrategy[tuple[DType, list[tuple[int, int | None]]]]:
         pair = st.tuples(elements(dtype), elements(dtype) | st.none())
         return st.tuples(st.just(dtype), st.lists(pair, max_size=24))
 
     arrays = st.one_of([pairs_of(dtype) for dtype in KINDS[kind]])
 
-    @settings(max_examples=300)
+    @settings(max_examples=300 // sample.step)
     @given(arrays, st.sampled_from([1, 2, 3, 7, 64]), st.sampled_from(LEVELS), st.booleans())
     def check(drawn: tuple[DType, list[tuple[int, int | None]]], row: int, level: Level, predicted: bool) -> None:
         known, pairs = drawn

@@ -18,6 +18,7 @@ from petlpack.methods import adamix, diff_pruning, pha, propetl
 from petlpack.methods.method import Method
 from petlpack.methods.places import Argument, blocks, library_of
 from tests.support.attached import switched
+from tests.support.sampling import Sample
 from tests.support.small_models import METHODS, TASKS, bert, t5
 
 VERSION = f"transformers {transformers.__version__}"
@@ -66,9 +67,10 @@ def aside(model: Any) -> int:
     return 4 + len(parts)
 
 
+@pytest.mark.exhaustive(4)
 @cases
 def test_each_broken_hook_is_an_error_that_names_what_and_the_version(
-    family: str, name: str, monkeypatch: pytest.MonkeyPatch
+    family: str, name: str, monkeypatch: pytest.MonkeyPatch, sample: Sample
 ) -> None:
     model = MODELS[family]()
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -76,7 +78,7 @@ def test_each_broken_hook_is_an_error_that_names_what_and_the_version(
     assert count >= 2
     if "diff" in name:
         count -= aside(model)
-    for broken in range(count):
+    for broken in sample(range(count)):
         if broken in looking_up(METHODS[name], model, monkeypatch):  # then all rows are drawn, as for other weights
             hooks_of(METHODS[name], model, monkeypatch, broken)
             continue

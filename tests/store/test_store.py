@@ -399,23 +399,26 @@ WHOLE = {
 """The runs of which one stands whole behind each task, whatever fails."""
 
 
-@pytest.mark.exhaustive(9)
+FAULTS = ((errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errno.EACCES, False))
+"""What a call fails with, and whether those behind it do, too."""
+
+
+@pytest.mark.exhaustive(13)
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("op", Faults.OPS)
 def test_the_nth_fault_loses_nothing(made: Made, tmp_path: Path, action: str, op: str, sample: Sample) -> None:
     act, kinds = ACTIONS[action]
+    none = _one_fault(made, tmp_path / "none", act, op, sys.maxsize, errno.EIO, lasting=False)
     points = 0
-    for code, lasting in ((errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errno.EACCES, False)):
-        for nth in sample(itertools.count(1)):
-            if not _one_fault(made, tmp_path / f"{code}-{lasting}-{nth}", act, op, nth, code, lasting):
-                break
-            points += 1
+    for (code, lasting), nth in sample(itertools.product(FAULTS, range(1, none.calls + 1))):
+        faults = _one_fault(made, tmp_path / f"{code}-{lasting}-{nth}", act, op, nth, code, lasting)
+        points += faults.fired
     assert points > 0 or op not in kinds
     print(f"{points} faults in {op} during {action}")
 
 
-def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: int, lasting: bool) -> bool:
-    """Try an action with the n-th call failing, check what is left, and return whether a call failed at all."""
+def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: int, lasting: bool) -> Faults:
+    """Try an action with the n-th call failing, check what is left, and return which calls there were."""
     place.mkdir()
     pack = made.copy(place / "pack")
     if act in PREPARED:
@@ -457,7 +460,7 @@ def _one_fault(made: Made, place: Path, act: Action, op: str, nth: int, code: in
     petlpack.open(pack).gc()
     made.check_clean(pack)
     shutil.rmtree(place)
-    return faults.fired
+    return faults
 
 
 @pytest.mark.parametrize(
