@@ -25,6 +25,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 SCHEMES = ("light", "dark")
+PATIENCE = 120_000
+"""Milliseconds until what does not come is an error: other tests run at the same time, and some days are busy."""
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 800}
 
 
@@ -119,6 +121,7 @@ class Opened:
 def opened(running: Browser, path: Path, **context: Any) -> Iterator[Opened]:
     """Open a page; when the block ends, it must have asked for nothing but itself and complained of nothing."""
     place = running.new_context(**{"viewport": DESKTOP, **context})
+    place.set_default_timeout(PATIENCE)
     shown = Opened(place.new_page())
 
     def answer(route: Route) -> None:
