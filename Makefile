@@ -4,6 +4,8 @@ VENV := .venv
 SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN := $(VENV)/$(SCRIPTS)
 TORCH := --group torch# always in the same install command: plain torch may be a newer one, with gigabytes of CUDA
+# A worker for each processor, each with one thread of torch's; what is idle takes over the last tests of another.
+TESTS := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: demo demo-train test test-oldest test-newest check bench experiment lock clean
 
@@ -13,24 +15,26 @@ demo: $(VENV)/.core  ## encode the small runs in benchmarks/demo, show what they
 demo-train: $(VENV)/.test  ## train the four methods on the tiny base, pack, decode, compare the scores
 	@$(BIN)/python benchmarks/demo/train_methods.py
 
-test: $(VENV)/.test $(VENV)/adapters/.done  ## all tests
-	$(BIN)/python -m pytest
+test test-oldest test-newest check: export OMP_NUM_THREADS := 1
+
+test: $(VENV)/.test $(VENV)/adapters/.done  ## all tests; of those over every bit and every fault a sample
+	$(BIN)/python $(TESTS)
 
 test-oldest: $(VENV)/oldest/.done $(VENV)/adapters/.done  ## all tests with the oldest versions that pyproject.toml allows
-	$(VENV)/oldest/$(SCRIPTS)/python -m pytest
+	$(VENV)/oldest/$(SCRIPTS)/python $(TESTS) --exhaustive
 
 test-newest:  ## all tests with the newest versions of all but torch (TORCH=torch: of all); tells what broke, never fails
 	-rm -f $(VENV)/newest*/.done && $(MAKE) $(VENV)/newest/.done $(VENV)/newest-adapters/.done && \
-	PETLPACK_ADAPTERS_PYTHON=$(CURDIR)/$(VENV)/newest-adapters/$(SCRIPTS)/python $(VENV)/newest/$(SCRIPTS)/python -m pytest
+	PETLPACK_ADAPTERS_PYTHON=$(CURDIR)/$(VENV)/newest-adapters/$(SCRIPTS)/python $(VENV)/newest/$(SCRIPTS)/python $(TESTS) --exhaustive
 
-check: $(VENV)/.check $(VENV)/adapters/.done  ## lint, types, layers, package, tests
+check: $(VENV)/.check $(VENV)/adapters/.done  ## lint, types, layers, package, all tests with every case
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=.:cli $(BIN)/lint-imports
 	rm -rf build/dist && $(BIN)/python -m build --no-isolation --outdir build/dist . >/dev/null
 	$(BIN)/check-wheel-contents --toplevel petlpack,petlpack_cli build/dist/*.whl
-	$(BIN)/python -m pytest
+	$(BIN)/python $(TESTS) --exhaustive
 
 bench: $(VENV)/.model $(VENV)/zipnn/.done  ## train (once, cached), measure, print the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py

@@ -1,6 +1,6 @@
 """The accounting at scale: a pack of 10,000 generated tasks, a tree of 200 checkpoints, a forecast against the truth.
 
-Called by bench.py; needs no trained run. The tasks are those of tests/many_tasks.py.
+Called by bench.py; needs no trained run. The tasks are those of tests/support/many_tasks.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import petlpack
 from petlpack.analyze.forecast import forecast
-from tests.many_tasks import encode_tasks, write_many
+from tests.support.many_tasks import encode_tasks, write_many
 
 TASKS = 10_000
 

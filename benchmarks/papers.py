@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))  # the generators of runs are the tests'
 import petlpack  # noqa: E402
 from petlpack.analyze.figures import Figures, entropy  # noqa: E402
 from petlpack.analyze.one import audit  # noqa: E402
-from tests import method_formulas as formulas  # noqa: E402
-from tests import method_runs as runs  # noqa: E402
+from tests.support import method_formulas as formulas  # noqa: E402
+from tests.support import method_runs as runs  # noqa: E402
 
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte")
 WORDS = {"adapter": "Adapter", "lora": "LoRA", "prefix": "Prefix"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import petlpack
-from tests.conftest import make_pair, write_methods, write_run
+from tests.support.small_runs import make_pair, write_methods, write_run
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import petlpack
-from tests.conftest import make_pair, write_run
-from tests.locks import pins
-from tests.method_runs import write_adamix, write_propetl_roberta, write_propetl_t5
+from tests.support.locks import pins
+from tests.support.method_runs import write_adamix, write_propetl_roberta, write_propetl_t5
+from tests.support.small_runs import make_pair, write_run
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "benchmarks" / "demo"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from petlpack.coding import registry as coders
 from petlpack.layouts import registry as layouts
 from petlpack_cli import stats
 from petlpack_cli.app import COMMANDS, cli
-from tests.conftest import make_pair, weights, write_run, write_safetensors
+from tests.support.small_runs import make_pair, weights, write_run, write_safetensors
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 WHOLE = ("sst2", "mrpc")
 LORA = "lora"
@@ -29,10 +35,10 @@ NAMES = (*WHOLE, LORA)
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Register a coder, two codecs and a layout, a line each."""
-    monkeypatch.setitem(coders.CODERS, "toy", "tests.toys:ToyCoder")
-    monkeypatch.setitem(codecs.CODECS, "shy", "tests.toys:ShyCodec")
-    monkeypatch.setitem(codecs.CODECS, "toy", "tests.toys:ToyCodec")
-    monkeypatch.setitem(layouts.LAYOUTS, "toy", "tests.toys:ToyLayout")
+    monkeypatch.setitem(coders.CODERS, "toy", "tests.support.toys:ToyCoder")
+    monkeypatch.setitem(codecs.CODECS, "shy", "tests.support.toys:ShyCodec")
+    monkeypatch.setitem(codecs.CODECS, "toy", "tests.support.toys:ToyCodec")
+    monkeypatch.setitem(layouts.LAYOUTS, "toy", "tests.support.toys:ToyLayout")
     yield
     codecs.codec.cache_clear()
     coders.coder.cache_clear()
@@ -330,3 +336,33 @@ def test_no_id_is_compared_outside_its_room(room: str) -> None:
 )
 def test_a_compared_id_is_found(source: str) -> None:
     assert ids_used(source, {"ulp"}) == ["ulp"]
+
+
+# What the linter keeps apart
+
+CONTRACTS = {"codecs": "no codec knows another", "layouts": "no layout knows another"}
+"""The contract in pyproject.toml that keeps a room's modules apart: a list by hand."""
+
+
+def kept_apart(room: str) -> set[str]:
+    """Return the modules that a room's contract lists."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = (one for one in project["tool"]["importlinter"]["contracts"] if one["name"] == CONTRACTS[room])
+    return set(contract["modules"])
+
+
+def modules_of(room: str, registry: Mapping[str, str]) -> set[str]:
+    """Return the modules that a registry names; one from outside is in no contract of ours."""
+    return {place.partition(":")[0] for place in registry.values() if place.startswith(f"petlpack.{room}.")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_linter_keeps_all_of_a_registry_apart(room: str) -> None:
+    missing = sorted(modules_of(room, ROOMS[room]) - kept_apart(room))
+    assert not missing, f"add {missing} to the contract '{CONTRACTS[room]}' in pyproject.toml"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_only_a_module_of_the_room_has_to_be_kept_apart(room: str) -> None:
+    added = {"new": f"petlpack.{room}.new:New", "toy": "tests.support.toys:ToyCodec"}
+    assert modules_of(room, {**ROOMS[room], **added}) - kept_apart(room) == {f"petlpack.{room}.new"}

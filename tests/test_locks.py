@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
-from tests.locks import differences, left_out, pins
+from tests.support.locks import differences, left_out, pins
 
 if sys.version_info >= (3, 11):
     import tomllib

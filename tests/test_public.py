@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import petlpack
 from petlpack_cli.app import cli
-from tests.conftest import make_base, make_pair, write_run
+from tests.support.small_runs import make_base, make_pair, write_run
 
 ROOT = Path(__file__).parents[1]
 CLI = sorted((ROOT / "cli" / "petlpack_cli").rglob("*.py"))

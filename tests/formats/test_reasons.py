@@ -1,0 +1,176 @@
+"""The codes of refusals: the table in `formats/reasons.md` is what the library raises, and each is shown once."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import petlpack
+from petlpack import coding, container, errors
+from petlpack.errors import BaseError, PetlpackError, RunError
+from petlpack.tensors.base import Base
+from petlpack.tensors.dtypes import DTYPES
+from tests.support.golden import ALL, BY_ID, ERRORS
+from tests.support.small_runs import write_pair
+from tools.write_vectors import FORMATS, write_pack
+
+LIBRARY = Path(petlpack.__file__).parent
+PAGE = (FORMATS / "reasons.md").read_text(encoding="utf-8")
+REASONS = dict(re.findall(r"^\| `([a-z0-9-]+)` \| ([a-z]+ \([0-9]\)) \| .+ \|$", PAGE, re.MULTILINE))
+CLASSES = {name: f"{name} ({exit_code})" for name, (_, exit_code) in ERRORS.items()}
+DEFAULTS = {
+    (one.default_code, one.exit_code, one.__name__)
+    for one in vars(errors).values()
+    if isinstance(one, type) and issubclass(one, PetlpackError)
+}
+
+
+def codes_in(value: ast.expr) -> Iterator[str]:
+    """Yield the codes that an expression may be: a text, one of two, or what `reason` falls back on."""
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        yield value.value
+    elif isinstance(value, ast.IfExp):
+        yield from codes_in(value.body)
+        yield from codes_in(value.orelse)
+    elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "reason":
+        yield from codes_in(value.args[1])
+
+
+def raised_codes() -> set[str]:
+    """Return every code that stands in the library."""
+    found: set[str] = set()
+    for file in LIBRARY.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            given = isinstance(node, ast.keyword) and node.arg == "code"
+            named = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["code"]
+            if isinstance(node, ast.keyword | ast.Assign) and (given or named):
+                found.update(codes_in(node.value))
+    return found
+
+
+def test_the_table_has_the_codes_that_the_library_raises() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE, re.MULTILINE)
+    assert len(rows) == len(set(rows)), "a code stands twice"
+    assert raised_codes() - {code for code, *_ in DEFAULTS} == set(REASONS)
+    assert set(REASONS.values()) <= set(CLASSES.values())
+
+
+def test_the_table_has_the_codes_of_the_classes() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([0-9]) \| `([A-Za-z]+)` \|$", PAGE, re.MULTILINE)
+    assert {(code, int(exit_code), name) for code, exit_code, name in rows} == DEFAULTS
+    assert PetlpackError("oh").own_code is None
+
+
+def test_every_bad_vector_has_a_code_of_the_class_of_its_error() -> None:
+    for vector in ALL:
+        if vector.bad:
+            assert REASONS[vector["code"]] == CLASSES[vector.get("error") or "damage"], vector.id
+
+
+def test_every_code_is_shown_by_a_vector_or_here() -> None:
+    assert set(REASONS) == {vector["code"] for vector in ALL if vector.bad} | set(SHOWN)
+
+
+# What no vector can show: it is about places, bases and files that change
+
+
+def file_unreadable(place: Path, patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_pack(BY_ID["plain-lora"], place)
+    patch.setattr("petlpack.checking.check_shared", fail)
+    for found in petlpack.verify(place):
+        assert found.error is not None
+        raise found.error
+
+
+def file_replaced(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["plain-lora"], place / "a")
+    write_pack(BY_ID["mask-two-layers"], place / "b")
+    first, second = (place / pack / "tasks" / "task.petl.safetensors" for pack in "ab")
+    opened = container.read(first)
+    second.replace(first)
+    opened.open_sections()
+
+
+def file_link(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["plain-lora"], place)
+    task = place / "tasks" / "task.petl.safetensors"
+    task.rename(place / "elsewhere")
+    task.symlink_to(place / "elsewhere")
+    raise petlpack.stats(place).inventory.damaged["task"]
+
+
+def file_text(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["mask-with-part"], place)
+    patch.setattr("petlpack.decoding.task.read_shared", lambda *_: b"\xff")
+    petlpack.open(place)["task"].read_file("adapter_config.json")
+
+
+def base_missing(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["ulp-small"], place)
+    petlpack.open(place)["task"].load()
+
+
+def base_tensor(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["ulp-small"], place / "p")
+    base = write_pack(BY_ID["ulp-resized"], place / "other")
+    for _ in petlpack.open(place / "p")["task"].load(base).stream():
+        pass
+
+
+def section_decode(place: Path, patch: pytest.MonkeyPatch) -> None:
+    class Toy:
+        def decode(self, data: bytes, array: coding.Array) -> None:
+            raise ValueError("oh")
+
+    patch.setattr("petlpack.coding.coder", lambda _: Toy())
+    coding.decode("toy", b"", coding.Array(DTYPES["U8"], 1, 1), "s")
+
+
+def run_differs(place: Path, patch: pytest.MonkeyPatch) -> None:
+    run, base = write_pair(place)
+    other, _ = write_pair(place / "other", seed=1)
+    petlpack.encode(run, pack=place / "p", base=base, task="task")
+    for found in petlpack.verify(place / "p", base, task="task", against=other):
+        assert found.error is not None
+        raise found.error
+
+
+SHOWN: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
+    one.__name__.replace("_", "-"): one
+    for one in (
+        *(file_unreadable, file_replaced, file_link, file_text),
+        *(base_missing, base_tensor, section_decode, run_differs),
+    )
+}
+
+
+@pytest.mark.parametrize("code", SHOWN)
+def test_shown(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PetlpackError) as caught:
+        SHOWN[code](tmp_path, monkeypatch)
+    assert caught.value.code == code
+    assert REASONS[code].endswith(f"({caught.value.exit_code})")
+
+
+# What an error that stands for another keeps
+
+
+def test_a_base_or_a_run_that_breaks_a_rule_has_the_code_of_the_rule(tmp_path: Path) -> None:
+    run, _ = write_pair(tmp_path)
+    (run / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
+    with pytest.raises(BaseError) as base:
+        Base(run)
+    with pytest.raises(RunError) as encoded:
+        petlpack.encode(run, pack=tmp_path / "p", codec="plain")
+    assert (base.value.code, encoded.value.code) == ("header-json", "header-json")
+    with pytest.raises(BaseError) as missing:
+        Base(tmp_path / "nowhere")
+    assert missing.value.code == "base-missing"
