@@ -14,7 +14,8 @@ import transformers
 
 import petlpack
 from petlpack.errors import UsageError
-from petlpack.methods import adamix, diff_pruning, gates, pha, propetl
+from petlpack.methods import adamix, diff_pruning, pha, propetl
+from petlpack.methods import diff_pruning_stages as gates
 from tests.support.families import (
     ALL,
     CLASSIFIERS,
