@@ -194,12 +194,10 @@ def _check(tensors: Mapping[str, Tensor], names: _Names, config: Mapping[str, An
                 f"'{printable(str(file.parent / 'config.json'))}' says {key} {config[key]}, the tensors say {size}",
                 hint="the config belongs to another run",
             )
+    first = trunk.first[0]
     codes = tensors[names.prototypes].shape[-1] + tensors[names.layers].shape[-1]
-    if tensors[trunk.first[0]].shape[1] != codes:
-        raise RunError(
-            f"'{trunk.first[0]}' is {list(tensors[trunk.first[0]].shape)}, "
-            f"prototype and layer code have {codes} numbers"
-        )
+    if tensors[first].shape[1] != codes:
+        raise RunError(f"'{first}' is {list(tensors[first].shape)}, prototype and layer code have {codes} numbers")
 
 
 def _tasks(config: Mapping[str, Any], prototypes: Tensor, file: Path, options: Options) -> list[str]:

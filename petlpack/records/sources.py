@@ -64,25 +64,7 @@ def parse_sources(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Sources
         sources = Sources(slots, unchanged, {alias: other for alias, other in params["aliases"]}, params["name"])
         if not all(type(i) is int and 0 <= i < len(slots) for i in [*sources.aliases, *sources.aliases.values()]):
             raise RefusedError("an index beyond the tensors", code="params-index")
-        for i in sources.unchanged:
-            base = slots[i].base
-            if base is None or base.shape != slots[i].shape:
-                raise RefusedError(
-                    f"'{slots[i].name}' is said to be unchanged, and the base has no such tensor",
-                    code="unchanged-tensor",
-                )
-        for alias, other in sources.aliases.items():
-            if (slots[alias].dtype, slots[alias].shape) != (slots[other].dtype, slots[other].shape):
-                raise RefusedError(
-                    f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape",
-                    code="alias-shape",
-                )
-            if slots[alias].part is not None:
-                raise RefusedError(
-                    f"'{slots[alias].name}' is in a shared part and said to equal another", code="part-elsewhere"
-                )
-        if sources.aliases.keys() & {*sources.unchanged, *sources.aliases.values()}:
-            raise RefusedError("an alias of an alias", code="alias-chain")
+        _check(sources)
         if sources.to_params() != dict(params):
             lists = isinstance(params["unchanged"], list) and isinstance(params["aliases"], list)
             raise RefusedError(
@@ -92,3 +74,26 @@ def parse_sources(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Sources
         code = reason(error, "params-fields")
         raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}", code=code) from error
     return sources
+
+
+def _check(sources: Sources) -> None:
+    """Raise RefusedError where a tensor is not what is said to be the same: the base's, or another of the task."""
+    slots = sources.slots
+    for i in sources.unchanged:
+        base = slots[i].base
+        if base is None or base.shape != slots[i].shape:
+            raise RefusedError(
+                f"'{slots[i].name}' is said to be unchanged, and the base has no such tensor",
+                code="unchanged-tensor",
+            )
+    for alias, other in sources.aliases.items():
+        if (slots[alias].dtype, slots[alias].shape) != (slots[other].dtype, slots[other].shape):
+            raise RefusedError(
+                f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape", code="alias-shape"
+            )
+        if slots[alias].part is not None:
+            raise RefusedError(
+                f"'{slots[alias].name}' is in a shared part and said to equal another", code="part-elsewhere"
+            )
+    if sources.aliases.keys() & {*sources.unchanged, *sources.aliases.values()}:
+        raise RefusedError("an alias of an alias", code="alias-chain")
