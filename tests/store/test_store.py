@@ -582,14 +582,19 @@ def test_a_writer_killed_at_any_moment_leaves_a_clean_pack(
     rng = random.Random(0)
     pack = made.copy(tmp_path / "pack")
     runs = [str(run) for run in made.runs.values()]
-    seen: Counter[str] = Counter()
+    seen: Counter[str] = Counter({"temporary files left": 0, "kills behind a changed task": 0})
+    kills, slow = KILLS // sample.step, 1.0
     with _python(FORK_AND_KILL, str(pack), str(made.base_dir), *runs) as killer:
         assert killer.stdin is not None
         assert killer.stdout is not None
         assert killer.stdout.readline() == "ready\n"
-        for kill in sample(range(KILLS)):
+        for kill in range(2 * kills):
+            if kill >= kills and min(seen.values()) > 0:
+                break
+            if kill >= kills:
+                slow = min(1.5 * slow, 50)  # a busy machine gave no writer the time to do anything
             tasks = tasks_of(pack)
-            killer.stdin.write(f"{kill} {rng.uniform(0.001, 0.04)}\n")
+            killer.stdin.write(f"{kill} {slow * rng.uniform(0.001, 0.04)}\n")
             killer.stdin.flush()
             assert killer.stdout.readline() == "killed\n"
             seen["temporary files left"] += len(leftovers(pack))
@@ -605,8 +610,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_clean_pack(
             petlpack.open(pack).gc()
             assert leftovers(pack) == []
         killer.stdin.close()
-    assert min(seen["temporary files left"], seen["kills behind a changed task"]) > 0
-    print(f"{KILLS // sample.step} kills: {dict(seen)}")
+    assert min(seen.values()) > 0
+    print(f"{kill} kills: {dict(seen)}")
 
 
 @contextlib.contextmanager
