@@ -1,7 +1,7 @@
 """`gaps`: a set of positions in rising order, as the distances between them (formats/coders/gaps.md).
 
 pcodec on the gaps of a random set of a 16-million-weight unit stays within 1 % of the entropy bound from a density of
-0.05 % to 20 % (`tests/test_coding.py`, and `benchmarks/bench.py --only sparse` for 0.5 %).
+0.05 % to 20 % (`tests/coding/test_coding.py`, and `benchmarks/bench.py --only sparse` for 0.5 %).
 """
 
 from __future__ import annotations
