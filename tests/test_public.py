@@ -197,7 +197,10 @@ def test_removing_is_all_or_nothing(place: Path, tmp_path: Path) -> None:
 
 def test_any_exception_is_a_problem() -> None:
     told = petlpack.problem_of(petlpack.DamageError("broken", hint="restore it"))
-    assert (told.to_json(), told.exit_code) == ({"type": "DamageError", "message": "broken", "hint": "restore it"}, 4)
+    assert (told.to_json(), told.exit_code) == (
+        {"type": "DamageError", "code": "damage", "message": "broken", "hint": "restore it"},
+        4,
+    )
     full = petlpack.problem_of(OSError(28, "No space left on device", "x"))
     assert (full.type, full.message, full.exit_code) == ("OSError", "No space left on device: 'x'", 1)
     assert petlpack.problem_of(ValueError("x")).type == "InternalError"
