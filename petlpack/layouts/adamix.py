@@ -105,7 +105,7 @@ def _averaged_away(weights: Checkpoint, stored: Mapping[str, Tensor], file: Path
     """Return what averaging leaves out."""
     sizes = [tensor.nbytes for name, tensor in weights.tensors.items() if name not in stored]
     why = "averaged into one expert (--keep-experts keeps all)"
-    return [left_out_tensors(file.name, "experts beside the first", sizes, why)] if sizes else []
+    return [left_out_tensors(file.name, "experts other than the first", sizes, why)] if sizes else []
 
 
 def _weights(path: Path) -> Path | None:

@@ -34,7 +34,7 @@ _MANUAL = re.compile(
     r"(?P<place>(?:\w+\.)*(?:en|de)coder\.block\.\d+\.layer\.\d+)\.adapter_layer\.adapter_(?P<side>down|up)_manual\.(?P<part>weight|bias)"
 )
 _HEAD = re.compile(r"heads\.(?P<task>[^.]+)\.(?P<name>.+)")
-_DEAD = "never used: the generated adapters stand in their place"
+_DEAD = "unused: the generated adapters replace them"
 _TRAINING = "the retriever, which only training and new tasks use (--keep-retriever keeps it)"
 
 
@@ -154,7 +154,7 @@ def _config(file: Path) -> dict[str, Any]:
     if not config.is_file():
         raise RunError(
             f"'{printable(str(file.parent))}' has no config.json, which says how PHA's adapters are used",
-            hint="copy the run again: save_pretrained writes it beside the model",
+            hint="copy the run again: save_pretrained writes it next to the model",
         )
     return read_json(config)
 

@@ -114,8 +114,8 @@ def _gone(adapter: AdapterFiles, tensors: Mapping[str, Tensor]) -> list[LeftOut]
     network = [name for name in adapter.tensors if name not in tensors]
     gone = []
     for what, names, why in (
-        ("mask scores", scores, "made masks once; only further training needs scores"),
-        ("the network of the prefix", network, "what it makes is stored instead (--bake)"),
+        ("mask scores", scores, "stored as masks; only further training needs the scores"),
+        ("the network of the prefix", network, "the prefixes that it makes are stored instead (--bake)"),
     ):
         held = {
             (adapter.tensors[name].shape, adapter.tensors[name].sha256()): adapter.tensors[name].nbytes

@@ -295,7 +295,7 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
     kept, left_out = sort_files(path, chosen, masks.weights.sources, [ABOUT] if about else [])
     scores = [tensor.nbytes for tensor in masks.scores.values()]
     if scores:
-        why = "made masks once; only further training needs scores"
+        why = "stored as masks; only further training needs the scores"
         left_out = (*left_out, left_out_tensors(file.name, "mask scores", scores, why))
     return Run(
         path=path,

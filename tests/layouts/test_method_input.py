@@ -566,7 +566,7 @@ def test_a_weight_file_that_is_no_state_dict_is_refused_by_name(
 def test_a_prototype_without_masks_is_not_an_adapter(tmp_path: Path) -> None:
     """PROPETL's adapter looks like AdapterHub's where its mask file was lost; one that differs by layer is one."""
     check_refused(
-        tmp_path, Bad("propetl adapter", gone(MASKS), ("one adapter in all its 2 layers",), "adapter_mask.bin")
+        tmp_path, Bad("propetl adapter", gone(MASKS), ("the same adapter in all its 2 layers",), "adapter_mask.bin")
     )
     hub = runs.write_adapterhub(tmp_path / "hub", "sst2")
     edit_json(hub.path / "adapter_config.json", version="3.1.0")

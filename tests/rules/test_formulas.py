@@ -579,7 +579,7 @@ def test_what_pha_never_uses_is_left_out_and_told(tmp_path: Path, keep: bool) ->
         expected = {
             f"pytorch_model.bin: decoder...manual ({count} tensors)": (
                 dead,
-                "never used: the generated adapters stand in their place",
+                "unused: the generated adapters replace them",
             )
         }
         if not keep:
