@@ -854,7 +854,7 @@ def _decode_to(task: petlpack.Task, target: Path, place: Place, pack: Path) -> o
 
 PACKS: dict[str, tuple[dict[str, bytes], type[PetlpackError], str]] = {
     "something else": ({"model.safetensors": b"x"}, UsageError, "is neither a pack nor empty: it contains 'model.saf"),
-    "hidden things": ({".git": b"x"}, UsageError, "it holds '.git'"),
+    "hidden things": ({".git": b"x"}, UsageError, "it contains '.git'"),
     "foreign mark": ({"pack.json": b'{"packs": [1]}'}, UnknownFormatError, "is not the pack.json of a pack"),
     "broken mark": ({"pack.json": b"{"}, UnknownFormatError, "is not the pack.json of a pack"),
     "newer": ({"pack.json": b'{"format": "petlpack", "version": 2}'}, UnknownFormatError, "has format version 2"),

@@ -481,12 +481,12 @@ MALFORMED: dict[str, tuple[str | bytes, bytes, str]] = {
     "a tensor twice, one range": (
         rows(("a", '"F32"', "[1]", "[0,4]"), ("a", '"U8"', "[4]", "[0,4]")),
         b"wxyz",
-        "twice",
+        "duplicate key 'a'",
     ),
     "a tensor twice, once escaped": (
         rows(("a", '"U8"', "[1]", "[0,1]"), ("\\u0061", '"U8"', "[1]", "[1,2]")),
         b"xy",
-        "twice",
+        "duplicate key 'a'",
     ),
     "a field twice": (
         '{"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
