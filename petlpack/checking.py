@@ -157,7 +157,7 @@ def _run_of(task: Task, against: str | Path, base: Base | None) -> dict[str, Ten
     run = next((run for run in runs if printable(run.task) == facts.task), None)
     if run is None:
         names = printable(", ".join(run.task for run in runs))
-        raise RunError(f"'{printable(str(against))}' has no task '{facts.task}', it has {names}")
+        raise RunError(f"'{printable(str(against))}' has no task '{facts.task}' (it has: {names})")
     density = facts.asked_density
     if base is None or not (run.omits_base or density):
         return dict(run.module.tensors)
@@ -175,10 +175,11 @@ def _compare_with_run(task: Task, base: Base | None, against: str | Path) -> Non
     for name in packed:
         if packed[name].dtype != run[name].dtype or packed[name].shape != run[name].shape:
             raise DamageError(
-                f"tensor '{name}' of task '{task.name}' has another shape or dtype than in '{against}'",
+                f"tensor '{name}' is {packed[name].dtype.name} {list(packed[name].shape)} in task '{task.name}', but "
+                f"{run[name].dtype.name} {list(run[name].shape)} in '{against}'",
                 code="run-differs",
             )
         if not np.array_equal(packed[name].bits(), run[name].bits()):
             raise DamageError(
-                f"tensor '{name}' of task '{task.name}' differs from that in '{against}'", code="run-differs"
+                f"tensor '{name}' of task '{task.name}' differs from the one in '{against}'", code="run-differs"
             )

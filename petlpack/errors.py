@@ -111,15 +111,15 @@ def printable(text: str) -> str:
 
 
 HINTS = {
-    errno.ENOSPC: "free some space on that disk, then run it again",
-    errno.EDQUOT: "your quota on that disk is used up: free some space, then run it again",
-    errno.EROFS: "that file system is read-only: choose another place",
-    errno.EACCES: "you may not do this there: look at the permissions, or choose another place",
-    errno.EPERM: "you may not do this there: look at the permissions, or choose another place",
-    errno.ENOENT: "look at the path; another program may have moved the file",
-    errno.ENOTDIR: "part of the path is a file: look at the path",
+    errno.ENOSPC: "free some space on that disk, then try again",
+    errno.EDQUOT: "your quota on that disk is used up: free some space, then try again",
+    errno.EROFS: "that file system is read-only: choose another location",
+    errno.EACCES: "check the permissions, or choose another location",
+    errno.EPERM: "check the permissions, or choose another location",
+    errno.ENOENT: "check the path: another program may have moved the file",
+    errno.ENOTDIR: "check the path: part of it is a file",
     errno.EMFILE: "too many files are open: raise `ulimit -n`, or use fewer --jobs",
-    errno.EIO: "the disk did not answer: look at the system's log",
+    errno.EIO: "the disk reported an error: check the system log",
 }
 """What to do about an error of the operating system."""
 
@@ -147,6 +147,6 @@ def problem_of(error: BaseException) -> Problem:
         where = f": '{error.filename}'" if error.filename is not None else ""
         return Problem(type(error).__name__, "os", f"{error.strerror}{where}", HINTS.get(error.errno), 1)
     if isinstance(error, MemoryError):
-        return Problem("MemoryError", "memory", "not enough memory", "fewer --jobs need less of it", 1)
+        return Problem("MemoryError", "memory", "not enough memory", "use fewer --jobs, which need less memory", 1)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return Problem("InternalError", "internal", f"internal error: {text}", "run again with --debug and report it", 1)

@@ -96,7 +96,7 @@ class Codec(ABC):
     def kinds(self, rule: Mapping[str, Any] | None) -> dict[str, str]:
         """Return the kinds of those tensors whose names do not tell it; raises DamageError for a rule of another."""
         if rule is not None:
-            raise DamageError("a template has a rule, and its codec knows none", code="rule-fields")
+            raise DamageError(f"the template has a rule, but codec '{self.id}' takes none", code="rule-fields")
         return {}
 
     def rebuild(self, rule: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Rebuilt | None:

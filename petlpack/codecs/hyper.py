@@ -134,7 +134,7 @@ def _code(tensors: Mapping[str, Tensor], name: str, row: int) -> NDArray[np.floa
     table = np.atleast_2d(floats(find(tensors, name)).astype(np.float64))
     if table.ndim != 2 or row >= len(table):
         raise DamageError(
-            f"'{printable(name)}' is {list(table.shape)}, the rule needs row {row} of it",
+            f"tensor '{printable(name)}' is {list(table.shape)}, the rule needs its row {row}",
             code="rule-reference" if table.ndim == 2 else "rule-shape",
         )
     code: NDArray[np.float64] = table[row]
@@ -146,21 +146,21 @@ def _parse(rule: Rule | None) -> tuple[list[Generated], list[Trunk]]:
     trunks = parse_rows(rule["trunks"], _trunk)
     rows = parse_rows(rule["rows"], _generated)
     if any(row.trunk is not None and row.trunk >= len(trunks) for row in rows):
-        raise DamageError(f"a rule names a trunk, and has {len(trunks)}", code="rule-reference")
+        raise DamageError(f"a row refers to a trunk out of range: the rule has {len(trunks)}", code="rule-reference")
     return rows, trunks
 
 
 def _trunk(row: Any) -> Trunk:
     first, second, norm, eps = row
     if type(eps) is not float or not 0 <= eps < 1:
-        raise RefusedError(f"{eps!r} is not an epsilon", code="rule-value")
+        raise RefusedError(f"epsilon must be a float in [0, 1), got {eps!r}", code="rule-value")
     return Trunk(pair(first), pair(second), None if norm is None else pair(norm), eps)
 
 
 def _generated(row: Any) -> Generated:
     output, weight, bias, trunk, codes, shape, transposed = row
     if trunk is not None and not codes:
-        raise RefusedError("a trunk without codes", code="rule-value")
+        raise RefusedError("a row with a trunk needs codes, got none", code="rule-value")
     return Generated(
         text(output),
         text(weight),

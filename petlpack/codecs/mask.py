@@ -97,7 +97,7 @@ def _matrix(row: Any) -> MaskedMatrix:
         None if index is None else whole(index),
     )
     if combine not in COMBINE or (len(matrix.masks) > 1) == (combine == "none"):
-        raise RefusedError(f"{len(matrix.masks)} masks combined by '{combine}'", code="rule-value")
+        raise RefusedError(f"cannot combine {len(matrix.masks)} masks by '{combine}'", code="rule-value")
     return matrix
 
 
@@ -117,8 +117,8 @@ def _masked(row: MaskedMatrix, tensors: Mapping[str, Tensor]) -> Tensor:
         if mask.dtype.name != "BOOL" or of_mask != shape or (row.index is not None and row.index >= mask.shape[0]):
             code = "rule-shape" if mask.dtype.name != "BOOL" or of_mask != shape else "rule-reference"
             raise DamageError(
-                f"mask '{printable(name)}' is {mask.dtype.name} {list(mask.shape)}, "
-                f"its prototype '{printable(row.prototype)}' {list(prototype.shape)}",
+                f"mask '{printable(name)}' is {mask.dtype.name} {list(mask.shape)}, but masks "
+                f"prototype '{printable(row.prototype)}' {list(prototype.shape)}",
                 code=code,
             )
 
@@ -138,7 +138,7 @@ def _produce(row: Produced, tensors: Mapping[str, Tensor]) -> Tensor:
     codes, first, second = (find(tensors, name) for name in (row.codes, row.first[0], row.second[0]))
     if len(codes.shape) != 2 or not first.shape or not second.shape:
         raise DamageError(
-            f"'{printable(row.codes)}' is {list(codes.shape)}, and the rule needs a matrix", code="rule-shape"
+            f"tensor '{printable(row.codes)}' is {list(codes.shape)}, the rule needs a matrix", code="rule-shape"
         )
     inner, outer = first.shape[0], second.shape[0]
     return produce(

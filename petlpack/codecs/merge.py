@@ -66,7 +66,7 @@ def _average_of(row: Average, tensors: Mapping[str, Tensor]) -> Tensor:
     scores = find(tensors, row.scores)
     if scores.shape != (len(experts),):
         raise DamageError(
-            f"'{printable(row.scores)}' is {list(scores.shape)}, and there are {len(experts)} experts",
+            f"scores '{printable(row.scores)}' are {list(scores.shape)}, expected [{len(experts)}], one an expert",
             code="rule-shape",
         )
     first = experts[0]
@@ -74,7 +74,7 @@ def _average_of(row: Average, tensors: Mapping[str, Tensor]) -> Tensor:
         if (expert.dtype, expert.shape) != (first.dtype, first.shape):
             raise DamageError(
                 f"expert '{printable(name)}' is {expert.dtype.name} {list(expert.shape)}, "
-                f"'{printable(row.experts[0])}' {first.dtype.name} {list(first.shape)}",
+                f"but '{printable(row.experts[0])}' is {first.dtype.name} {list(first.shape)}",
                 code="rule-shape",
             )
 
@@ -89,5 +89,5 @@ def _average(row: Any) -> Average:
     output, experts, scores = row
     parsed = Average(text(output), texts(experts), maybe_text(scores))
     if not parsed.experts or (parsed.scores is None and len(parsed.experts) > 1):
-        raise RefusedError(f"{len(parsed.experts)} experts without scores", code="rule-value")
+        raise RefusedError(f"{len(parsed.experts)} experts need scores, got none", code="rule-value")
     return parsed

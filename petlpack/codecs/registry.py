@@ -25,8 +25,8 @@ def codec(codec_id: str) -> Codec:
     """Return the codec of an id; raises UnknownFormatError for an id that is not in the table."""
     if codec_id not in CODECS:
         raise UnknownFormatError(
-            f"unknown codec '{printable(codec_id)}', known are {', '.join(CODECS)}",
-            hint="the file was written by a newer petlpack: upgrade to read it",
+            f"unknown codec '{printable(codec_id)}' (known: {', '.join(CODECS)})",
+            hint="the file was written by a newer petlpack: upgrade petlpack to read it",
             code="codec-unknown",
         )
     module, _, name = CODECS[codec_id].partition(":")
@@ -42,5 +42,5 @@ def codecs_for(module: Module) -> list[Codec]:
 def wanted_codec(codec_id: str) -> Codec:
     """Return the codec that a caller asked for; raises UsageError for an id that is not in the table."""
     if codec_id not in CODECS:
-        raise UsageError(f"no codec '{printable(codec_id)}'", hint=f"choose one of auto, {', '.join(CODECS)}")
+        raise UsageError(f"unknown codec '{printable(codec_id)}'", hint=f"choose one of auto, {', '.join(CODECS)}")
     return codec(codec_id)

@@ -75,10 +75,13 @@ class SparseCodec(Codec):
         positions = read(f"{unit.name}.positions", POSITION, range(unit.size + 1), 0, None)
         if len(positions) and int(positions[-1]) >= unit.size:
             raise DamageError(
-                f"section '{unit.name}.positions' points beyond its {unit.size} weights", code="position-range"
+                f"section '{unit.name}.positions' has position {int(positions[-1])}, its unit {unit.size} weights",
+                code="position-range",
             )
         if not bool((positions[1:] > positions[:-1]).all()):
-            raise DamageError(f"section '{unit.name}.positions' has positions that do not rise", code="position-order")
+            raise DamageError(
+                f"positions in section '{unit.name}.positions' are not strictly increasing", code="position-order"
+            )
         count = len(positions)
         tuned = prediction.copy()
         tuned[positions] = read(f"{unit.name}.values", unit.dtype, exactly(count), max(1, count), prediction[positions])

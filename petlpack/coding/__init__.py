@@ -37,12 +37,10 @@ def decode(coder_id: str, data: bytes, array: Array, where: str) -> Bits:
         bits = coder(coder_id).decode(data, array)
     except (ValueError, IndexError, OverflowError, RuntimeError) as error:
         code = reason(error, "section-decode")
-        raise DamageError(
-            f"section '{printable(where)}' does not decode as '{coder_id}': {error}", code=code
-        ) from error
+        raise DamageError(f"section '{printable(where)}' is not valid '{coder_id}' data: {error}", code=code) from error
     if len(bits) != array.count or bits.dtype != array.dtype.bits:
         raise DamageError(
-            f"section '{printable(where)}' decodes to {len(bits)} elements, its shape is {array.count}",
+            f"section '{printable(where)}' decodes to {len(bits)} elements, expected {array.count}",
             code="section-decode",
         )
     return bits

@@ -26,12 +26,12 @@ class Bitmap:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array of 0 and 1; the bits behind the last element must be 0."""
         if array.dtype.name != "BOOL":
-            raise RefusedError(f"bits of {array.dtype.name}", code="coder-array")
+            raise RefusedError(f"bitmap decodes to BOOL, got {array.dtype.name}", code="coder-array")
         if len(data) != (array.count + 7) // 8:
             raise RefusedError(
-                f"{len(data)} bytes, {array.count} bits need {(array.count + 7) // 8}", code="section-length"
+                f"{array.count} bits need {(array.count + 7) // 8} bytes, got {len(data)}", code="section-length"
             )
         octets = np.frombuffer(data, np.uint8)
         if array.count % 8 and octets[-1] >> (array.count % 8):
-            raise RefusedError("bits are set behind the last element", code="bits-behind")
+            raise RefusedError("bits are set after the last element", code="bits-behind")
         return np.unpackbits(octets, count=array.count, bitorder="little")

@@ -33,10 +33,10 @@ class Gaps:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the positions, strictly rising; raises ValueError where they overflow the dtype."""
         if array.dtype.kind != "unsigned":
-            raise RefusedError(f"positions of {array.dtype.name}", code="coder-array")
+            raise RefusedError(f"positions must be unsigned integers, got {array.dtype.name}", code="coder-array")
         gaps = pco.decompress(data, array.count, array.dtype.bits)
         gaps[1:] += gaps.dtype.type(1)
         positions = np.cumsum(gaps, dtype=array.dtype.bits, out=gaps)
         if not bool((positions[1:] > positions[:-1]).all()):
-            raise RefusedError("positions that do not rise", code="position-order")
+            raise RefusedError("positions are not strictly increasing", code="position-order")
         return positions

@@ -46,22 +46,22 @@ class Masks:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the rows, one behind another."""
         if array.dtype.name != "BOOL":
-            raise RefusedError(f"masks of {array.dtype.name}", code="coder-array")
+            raise RefusedError(f"masks must be BOOL, got {array.dtype.name}", code="coder-array")
         classes = data[0] if data else 0
         if not 1 <= classes <= MOST_CLASSES or len(data) < 1 + classes * _ENTRY.size:
             code = "section-length" if not data or 1 <= classes <= MOST_CLASSES else "section-head"
-            raise RefusedError(f"{len(data)} bytes do not hold {classes} classes", code=code)
+            raise RefusedError(f"{classes} classes in {len(data)} bytes, expected 1-{MOST_CLASSES} that fit", code=code)
         streams, at = [], 1 + classes * _ENTRY.size
         table = list(_ENTRY.iter_unpack(data[1:at]))
         if sum(count for _, count, _ in table) > array.count:
-            raise RefusedError(f"classes of more numbers than the {array.count} entries", code="position-count")
+            raise RefusedError(f"the classes list more positions than the {array.count} entries", code="position-count")
         for mode, count, length in table:
             streams.append(_Stream(mode, count, data[at : at + length], array.count))
             if len(data) < at + length:
-                raise RefusedError("a stream is cut", code="section-length")
+                raise RefusedError("the stream of a class is truncated", code="section-length")
             at += length
         if at != len(data):
-            raise RefusedError(f"{len(data) - at} bytes behind the last stream", code="section-length")
+            raise RefusedError(f"{len(data) - at} extra bytes after the last stream", code="section-length")
         history = _History(array)
         out = np.empty(array.count, np.uint8)
         for row in out.reshape(-1, history.row):
@@ -80,7 +80,7 @@ class _History:
         self.row = array.row if array.row and array.count % array.row == 0 else array.count
         prediction = np.empty(0, np.uint8) if array.prediction is None else array.prediction
         if self.row and prediction.size % self.row:
-            message = f"{prediction.size} given entries are no rows of {self.row}"
+            message = f"the prediction has {prediction.size} entries, expected a multiple of {self.row}"
             raise RefusedError(message, code="prediction-form")
         prediction = prediction.reshape(-1, self.row)
         self._rows = len(prediction)
@@ -95,7 +95,7 @@ class _History:
         order = np.argsort(label.astype(np.uint8), kind="stable")
         counts = np.bincount(label, minlength=classes)
         if len(counts) > classes:
-            raise RefusedError("the given entries lead beyond the last class", code="prediction-form")
+            raise RefusedError("the prediction has entries other than 0 and 1", code="prediction-form")
         return np.split(order, np.cumsum(counts)[:-1])
 
     def add(self, row: Bits) -> None:
@@ -133,7 +133,7 @@ class _Stream:
     def __init__(self, mode: int, count: int, data: bytes, most: int) -> None:
         if mode not in (BITMAP, ONES, ZEROS) or count > most or (mode == BITMAP and (count or len(data) > most)):
             code = "section-length" if mode == BITMAP and not count else "section-head"
-            raise RefusedError(f"a class of mode {mode} with {count} numbers", code=code)
+            raise RefusedError(f"bad class: mode {mode}, {count} positions, {len(data)} bytes", code=code)
         self._mode, self._at = mode, 0
         if mode == BITMAP:
             self._bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
@@ -146,7 +146,10 @@ class _Stream:
         start, self._at = self._at, self._at + count
         if self._mode == BITMAP:
             if len(self._bits) < self._at:
-                raise RefusedError("a class has more entries than bits", code="section-length")
+                raise RefusedError(
+                    f"the bitmap of a class has {len(self._bits)} bits, expected at least {self._at}",
+                    code="section-length",
+                )
             return self._bits[start : self._at]
         first, last = np.searchsorted(self._positions, (start, self._at))
         values = np.full(count, self._mode == ZEROS, np.uint8)
@@ -158,6 +161,8 @@ class _Stream:
         if self._mode == BITMAP:
             rest = self._bits[self._at :]
             if len(rest) > 7 or rest.any():
-                raise RefusedError("bits behind the last entry of a class", code="bits-behind")
+                raise RefusedError(
+                    "bits are set, or whole bytes left, after the last entry of a class", code="bits-behind"
+                )
         elif len(self._positions) and int(self._positions[-1]) >= self._at:
-            raise RefusedError("a position behind the last entry of a class", code="position-range")
+            raise RefusedError("a position is beyond the last entry of its class", code="position-range")

@@ -29,14 +29,14 @@ def decompress_into(data: bytes | memoryview, out: NDArray[Any]) -> NDArray[Any]
     """Fill a flat array from a stream, which must hold exactly so many numbers of its dtype; raises ValueError."""
     if not out.size:
         if data:
-            raise RefusedError("a stream of no numbers is not empty", code="pcodec-count")
+            raise RefusedError(f"expected an empty stream, got {len(data)} bytes", code="pcodec-count")
         return out
     try:
         progress = standalone.simple_decompress_into(bytes(data), out)
     except (RuntimeError, TypeError) as error:
         raise RefusedError(str(error), code="pcodec-stream") from error
     if progress.n_processed != out.size or not progress.finished:
-        raise RefusedError(f"a stream that does not hold exactly {out.size} numbers", code="pcodec-count")
+        raise RefusedError(f"the stream does not have exactly {out.size} numbers", code="pcodec-count")
     return out
 
 

@@ -38,11 +38,11 @@ class Planes:
         offset = 0
         for plane in range(array.dtype.itemsize):
             if len(data) < offset + 4:
-                raise RefusedError(f"{len(data)} bytes end inside plane {plane}", code="section-length")
+                raise RefusedError(f"truncated in plane {plane}, after {len(data)} bytes", code="section-length")
             (length,) = struct.unpack_from("<I", data, offset)
             frame = data[offset + 4 : offset + 4 + length]
             octets[:, plane] = np.frombuffer(decompress(frame, array.count), np.uint8)
             offset += 4 + length
         if offset != len(data):
-            raise RefusedError(f"{len(data)} bytes, the planes need {offset}", code="section-length")
+            raise RefusedError(f"the planes need {offset} bytes, got {len(data)}", code="section-length")
         return octets.reshape(-1).view(array.dtype.bits)

@@ -26,7 +26,8 @@ class Raw:
         """Return the array; its length must be exact."""
         if len(data) != array.count * array.dtype.itemsize:
             raise RefusedError(
-                f"{len(data)} bytes, {array.count} elements of {array.dtype.name} need another number",
+                f"{array.count} {array.dtype.name} elements need {array.count * array.dtype.itemsize} bytes, "
+                f"got {len(data)}",
                 code="section-length",
             )
         return np.frombuffer(data, array.dtype.bits)

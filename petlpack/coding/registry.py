@@ -25,8 +25,8 @@ def coder(coder_id: str) -> Coder:
     """Return the coder of an id; raises UnknownFormatError for an id that is not in the table."""
     if coder_id not in CODERS:
         raise UnknownFormatError(
-            f"unknown coder '{printable(coder_id)}', known are {', '.join(CODERS)}",
-            hint="the file was written by a newer petlpack: upgrade to read it",
+            f"unknown coder '{printable(coder_id)}' (known: {', '.join(CODERS)})",
+            hint="the file was written by a newer petlpack: upgrade petlpack to read it",
             code="coder-unknown",
         )
     module, _, name = CODERS[coder_id].partition(":")

@@ -70,7 +70,10 @@ class Rows:
         """Return the array; raises ValueError where the bytes cannot be this coder's work on this prediction."""
         if array.prediction is None or array.dtype.kind != "float" or not array.count:
             code = "prediction-missing" if array.prediction is None else "coder-array"
-            raise RefusedError("rows of floats without a prediction", code=code)
+            got = f"{array.count} {array.dtype.name} elements" + (
+                "" if array.prediction is not None else ", no prediction"
+            )
+            raise RefusedError(f"expected one or more floats with a prediction, got {got}", code=code)
         return _read(data, array.prediction.reshape(-1, _row(array)), array.dtype).reshape(-1)
 
 
@@ -107,13 +110,13 @@ def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
     groups, classes, floor, drifts, changed, streams = _read_streams(data)
     labels = pco.decompress(next(streams), len(prediction), np.dtype("<u2"))
     if labels.max() > groups + max(0, 257 - classes - floor) * (classes > 0):
-        raise RefusedError("a row's label is out of range", code="rows-label")
+        raise RefusedError(f"row label {labels.max()} is out of range", code="rows-label")
     order = np.argsort(labels, kind="stable")
     ends = np.searchsorted(labels, np.arange(groups + 1), side="right", sorter=order)
     quiet, moved = order[: ends[0]], order[ends[0] :]
     step = max(1, _ADD_BLOCK // prediction.shape[1])
     if drifts and not can_drift(dtype):
-        raise RefusedError(f"a drift of {dtype.name}", code="section-head")
+        raise RefusedError(f"{dtype.name} rows cannot have a drift", code="section-head")
     drift = pco.decompress(next(streams), drifts * DRIFT_SIZE, signed_view(prediction).dtype)
     tuned = np.empty_like(prediction) if drifts or not quiet.size else prediction.copy()
     for at in range(0, quiet.size if drifts else 0, step):
@@ -123,7 +126,7 @@ def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
     _add_changes(next(streams), next(streams), changed, tuned.reshape(-1))
     if not moved.size:
         if any(streams):
-            raise RefusedError("a stream of no numbers is not empty", code="pcodec-count")
+            raise RefusedError("streams follow that no row uses", code="pcodec-count")
         return tuned
     part = np.empty((moved.size, prediction.shape[1]), drift.dtype)
     starts = (ends - ends[0]).tolist()
@@ -132,7 +135,7 @@ def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
     if classes:
         rows = order[ends[-1] :]
         if not rows.size:
-            raise RefusedError("there are classes, and no row is in them", code="rows-label")
+            raise RefusedError(f"{classes} classes, but no row uses them", code="rows-label")
         label = classes_of(prediction[rows], labels[rows] - groups - 1 + floor, classes, dtype)
         _read_classes(list(streams), label, part[starts[-1] :].reshape(-1))
     for at in range(0, moved.size, step):
@@ -146,17 +149,20 @@ def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
 def _read_streams(data: bytes) -> tuple[int, int, int, int, int, Iterator[memoryview]]:
     """Return the header and the streams behind it, whose lengths must fill the bytes exactly."""
     if len(data) < _HEADER.size:
-        raise RefusedError("it ends inside its header", code="section-length")
+        raise RefusedError(f"truncated in the header, after {len(data)} bytes", code="section-length")
     groups, classes, floor, drifts, changed = _HEADER.unpack_from(data)
     table = struct.Struct(f"<{4 + groups + classes}I")
     if len(data) < _HEADER.size + table.size:
-        raise RefusedError("it ends inside its table of streams", code="section-length")
+        raise RefusedError(f"truncated in the table of streams, after {len(data)} bytes", code="section-length")
     ends = [_HEADER.size + table.size]
     for length in table.unpack_from(data, _HEADER.size):
         ends.append(ends[-1] + length)
     if ends[-1] != len(data) or drifts > 1:
         code = "section-length" if ends[-1] != len(data) else "section-head"
-        raise RefusedError("its streams do not fill it", code=code)
+        message = f"the drift flag is {drifts}, expected 0 or 1"
+        if ends[-1] != len(data):
+            message = f"the streams end at byte {ends[-1]:,}, the section has {len(data):,}"
+        raise RefusedError(message, code=code)
     view = memoryview(data)
     streams = (view[begin:end] for begin, end in pairwise(ends))
     return groups, classes, floor, drifts, changed, streams
@@ -165,11 +171,13 @@ def _read_streams(data: bytes) -> tuple[int, int, int, int, int, Iterator[memory
 def _add_changes(gaps: memoryview, changes: memoryview, changed: int, tuned: Bits) -> None:
     """Add the differences of the changed weights of quiet rows, whose positions are gaps over the whole array."""
     if changed > tuned.size:
-        raise RefusedError("more weights changed than there are", code="position-count")
+        raise RefusedError(f"{changed:,} changed weights in an array of {tuned.size:,}", code="position-count")
     at = np.cumsum(pco.decompress(gaps, changed, np.dtype("<u4")), dtype=np.int64)
     at += np.arange(changed)
     if changed and at[-1] >= tuned.size:
-        raise RefusedError("a changed weight lies outside the array", code="position-range")
+        raise RefusedError(
+            f"changed weight at position {at[-1]:,}, the array has {tuned.size:,}", code="position-range"
+        )
     tuned[at] += pco.decompress(changes, changed, signed_view(tuned).dtype).view(tuned.dtype)
 
 

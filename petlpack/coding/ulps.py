@@ -31,7 +31,7 @@ class Ulps:
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array."""
         if array.prediction is None:
-            raise RefusedError("differences without a prediction", code="prediction-missing")
+            raise RefusedError("ulps needs a prediction, got none", code="prediction-missing")
         bits = np.empty(array.count, array.dtype.bits)
         pco.decompress_into(data, signed_view(bits))
         return np.add(bits, array.prediction, out=bits)

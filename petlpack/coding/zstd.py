@@ -17,15 +17,16 @@ def decompress(data: bytes, size: int) -> bytes:
     try:
         stated = zstandard.frame_content_size(data)
         if stated != size:
-            raise RefusedError(f"a zstd frame of {stated} bytes where {size} are expected", code="zstd-size")
+            got = f"{stated}" if stated >= 0 else "an unstated number"
+            raise RefusedError(f"expected a zstd frame of {size} bytes, got {got}", code="zstd-size")
         if not size:  # zstandard returns before it looks at the rest
             stream = zstandard.ZstdDecompressor().decompressobj()
             if stream.decompress(data) or not stream.eof or stream.unused_data:
-                raise RefusedError("bytes behind a zstd frame of none", code="zstd-frame")
+                raise RefusedError("extra bytes after an empty zstd frame", code="zstd-frame")
             return b""
         out = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise RefusedError(str(error), code="zstd-frame") from error
     if len(out) != size:
-        raise RefusedError(f"a zstd frame of {len(out)} bytes where {size} are expected", code="zstd-size")
+        raise RefusedError(f"expected a zstd frame of {size} bytes, got {len(out)}", code="zstd-size")
     return out

@@ -107,7 +107,9 @@ class Sections:
         head = opened.header.head_bytes()
         if self._read_at(0, len(head)) != head:
             raise ReplacedError(
-                f"{_quoted(opened.path)} was replaced while it was read", hint="try again", code="file-replaced"
+                f"{_quoted(opened.path)} was replaced while it was being read",
+                hint="run it again",
+                code="file-replaced",
             )
 
     def read(self, row: SectionRow) -> bytes:
@@ -182,14 +184,14 @@ _SIZES = re.compile(r'"([A-Za-z0-9._-]+)":\{"dtype":"U8","shape":\[([0-9]{1,15})
 MAX_SMALL_HEADER = 1 << 20
 """Bytes of a header that is looked at as a whole before it is parsed: ten thousand sections have less."""
 
-_DAMAGE_HINT = "restore the file from a copy, or encode the run again"
+_DAMAGE_HINT = "restore the file from a backup, or encode the run again with --replace"
 
 
 def decompress_manifest(packed: bytes) -> bytes:
     """Return the JSON of a packed manifest: u32 size, then a zstd frame of exactly that size."""
     size = int.from_bytes(packed[:4], "little")
     if size > MAX_MANIFEST:
-        raise RefusedError(f"a manifest of {size:,} bytes, at most {MAX_MANIFEST:,} are read", code="size-limit")
+        raise RefusedError(f"manifest is {size:,} bytes, expected at most {MAX_MANIFEST:,}", code="size-limit")
     return decompress(packed[4:], size)
 
 
@@ -213,14 +215,14 @@ def _header_text(sizes: Sequence[tuple[str, int]], manifest: int, digest: str, s
 def _check_format(header: Header) -> None:
     if header.metadata.get("format") != "petlpack":
         raise UnknownFormatError(
-            "is a safetensors file, but not one of petlpack",
-            hint="only files that petlpack wrote belong into a pack",
+            "not a petlpack file: its metadata has no format 'petlpack'",
+            hint="a pack may contain only files that petlpack wrote: move this one out",
             code="format-unknown",
         )
     if header.metadata.get("version") != str(VERSION):
         raise UnknownFormatError(
-            f"has version {printable(str(header.metadata.get('version')))}, this petlpack reads {VERSION}",
-            hint="the file was written by a newer petlpack: upgrade to read it",
+            f"format version is {printable(str(header.metadata.get('version')))}, this petlpack reads {VERSION}",
+            hint="the file was written by a newer petlpack: upgrade petlpack to read it",
             code="version-unknown",
         )
 
@@ -228,10 +230,10 @@ def _check_format(header: Header) -> None:
 def _read_manifest(file: BinaryIO, header: Header) -> bytes:
     entry = header.entries.get("manifest")
     if entry is None:
-        raise DamageError("has no manifest", code="manifest-missing")
+        raise DamageError("no manifest", code="manifest-missing")
     if entry.stop - entry.start > MAX_MANIFEST:
         raise DamageError(
-            f"has a manifest of {entry.stop - entry.start:,} bytes, at most {MAX_MANIFEST:,} are read",
+            f"manifest is {entry.stop - entry.start:,} bytes, expected at most {MAX_MANIFEST:,}",
             code="size-limit",
         )
     file.seek(header.data_start + entry.start)
@@ -239,7 +241,7 @@ def _read_manifest(file: BinaryIO, header: Header) -> bytes:
     digest = hashlib.sha256(packed).hexdigest()
     if digest != header.metadata.get("manifest_sha256"):
         stated = printable(str(header.metadata.get("manifest_sha256")))
-        raise DamageError(f"has a manifest of sha256 {digest}, its header says {stated}", code="manifest-digest")
+        raise DamageError(f"manifest has sha256 {digest}, the header says {stated}", code="manifest-digest")
     return packed
 
 
@@ -247,11 +249,12 @@ def _check_header(header: Header, manifest: Manifest, packed: bytes) -> None:
     """Check that the header is, to the byte, the one that the writer makes for this manifest."""
     names = [row.name for row in manifest.sections]
     if set(header.entries) != {*names, "manifest"}:
-        raise DamageError("has other sections than its manifest names", code="header-sections")
+        odd = printable(min(set(header.entries) ^ {*names, "manifest"}))
+        raise DamageError(f"section '{odd}' is only in one of header and manifest", code="header-sections")
     sizes = [(name, header.entries[name].stop - header.entries[name].start) for name in names]
     canonical = _header_text(sizes, len(packed), hashlib.sha256(packed).hexdigest())
     if header.text != canonical.ljust(len(header.text)) or len(header.text) % 8:
-        raise DamageError("has a header that is not the canonical one", code="header-canonical")
+        raise DamageError("header is not canonical", code="header-canonical")
 
 
 def _quoted(path: Path) -> str:

@@ -67,13 +67,14 @@ def parse_manifest(text: bytes) -> Manifest:
         raise DamageError("manifest is not a JSON object", code="manifest-fields")
     if table.get("version") != VERSION:
         raise UnknownFormatError(
-            f"manifest has version {printable(repr(table.get('version')))}, this petlpack reads {VERSION}",
-            hint="the file was written by a newer petlpack: upgrade to read it",
+            f"manifest version is {printable(repr(table.get('version')))}, this petlpack reads {VERSION}",
+            hint="the file was written by a newer petlpack: upgrade petlpack to read it",
             code="version-unknown",
         )
     fields = {"version", "kind", "codec", "sections", "shared", "decoded", "params", "facts"}
     if set(table) != fields:
-        raise DamageError(f"manifest has other fields than {', '.join(sorted(fields))}", code="manifest-fields")
+        odd = printable(min(set(table) ^ fields))
+        raise DamageError(f"manifest has a missing or unexpected field '{odd}'", code="manifest-fields")
     rows = _list(table["sections"], "sections")
     manifest = Manifest(
         kind=_one_of(table["kind"], ("task", "shared")),
@@ -86,7 +87,7 @@ def parse_manifest(text: bytes) -> Manifest:
     )
     names = [row.name for row in manifest.sections]
     if len(set(names)) != len(names) or "manifest" in names:
-        raise DamageError("manifest names a section twice", code="section-twice")
+        raise DamageError("manifest has a duplicate or reserved section name", code="section-twice")
     try:
         canonical = manifest.to_json() == text
     except (ValueError, RecursionError) as error:
@@ -98,38 +99,41 @@ def parse_manifest(text: bytes) -> Manifest:
 
 def _section(row: object) -> SectionRow:
     if not isinstance(row, list) or len(row) != 5:
-        raise DamageError("manifest has a section that is not [name, coder, dtype, count, sha256]", code="manifest-row")
+        raise DamageError("a section in the manifest must be [name, coder, dtype, count, sha256]", code="manifest-row")
     name, coder, dtype, count, digest = row
     if not isinstance(dtype, str) or dtype not in DTYPES:
         dtype_named(str(dtype))
     if type(count) is not int or not 0 <= count < 2**48:
-        raise DamageError(f"manifest has a section of {printable(repr(count))} elements", code="manifest-row")
+        message = f"a section's count must be an integer from 0 to 2^48 - 1, manifest says {printable(repr(count))}"
+        raise DamageError(message, code="manifest-row")
     return SectionRow(_name(name), _name(coder), dtype, count, _sha256(digest))
 
 
 def _list(value: object, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise DamageError(f"manifest field '{what}' is not a list", code="manifest-fields")
+        raise DamageError(f"manifest field '{what}' must be a list, got {type(value).__name__}", code="manifest-fields")
     return value
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DamageError(f"manifest field '{what}' is not an object", code="manifest-fields")
+        raise DamageError(
+            f"manifest field '{what}' must be an object, got {type(value).__name__}", code="manifest-fields"
+        )
     return value
 
 
 def _one_of(value: object, known: tuple[str, ...]) -> str:
     if value not in known:
         raise UnknownFormatError(
-            f"manifest says {printable(repr(value))}, known are {', '.join(known)}", code="kind-unknown"
+            f"unknown kind {printable(repr(value))} in manifest (known: {', '.join(known)})", code="kind-unknown"
         )
     return str(value)
 
 
 def _name(value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise DamageError(f"manifest has {printable(repr(value))} where a name is expected", code="manifest-name")
+        raise DamageError(f"expected a name in the manifest, got {printable(repr(value))}", code="manifest-name")
     return value
 
 
@@ -137,5 +141,5 @@ def _sha256(value: object) -> str:
     try:
         return parse_sha256(value)
     except ValueError:
-        message = f"manifest has {printable(repr(value))} where a sha256 is expected"
+        message = f"expected a sha256 in the manifest, got {printable(repr(value))}"
         raise DamageError(message, code="sha256-digits") from None

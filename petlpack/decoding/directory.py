@@ -63,9 +63,9 @@ def new_directory(out: Path) -> Iterator[Path]:
     """Lend a directory that becomes `out` when the block ends well; raises UsageError where `out` is not empty."""
     out = out.resolve()
     if out == Path.cwd():
-        raise UsageError("cannot decode into the current directory", hint="give a new directory to decode into")
+        raise UsageError("cannot decode into the current directory", hint="choose a new directory to decode into")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"'{printable(str(out))}' exists already", hint="give a new directory to decode into")
+        raise UsageError(f"'{printable(str(out))}' already exists", hint="choose a new directory to decode into")
     out.parent.mkdir(parents=True, exist_ok=True)
     half_written = out.parent / f".petlpack-{uuid.uuid4().hex}"
     try:

@@ -59,7 +59,7 @@ class Task:
         self._parts = parts or {}
         self._container = container.read(self._path)
         if self.manifest.kind != "task" or not self.manifest.shared:
-            raise DamageError(f"'{printable(str(self._container.path))}' is not a task", code="file-kind")
+            raise DamageError(f"'{printable(str(self._container.path))}' is not a task file", code="file-kind")
 
     def __repr__(self) -> str:
         """Show name, codec and bytes."""
@@ -121,7 +121,9 @@ class Task:
         name = self.manifest.params.get("name")
         if name is not None and not isinstance(name, str):
             raise DamageError(
-                f"task '{self.name}' is called {printable(repr(name))} in its template", code="template-name"
+                f"task '{self.name}': its name in the manifest's params must be a string or null, "
+                f"got {printable(repr(name))}",
+                code="template-name",
             )
         return name
 
@@ -163,7 +165,7 @@ class Task:
         try:
             return bind(content.decode(), self.own_name).encode()
         except UnicodeDecodeError as error:
-            message = f"kept file '{name}' takes the task's name and is no text: {error}"
+            message = f"kept file '{name}' takes the task's name, but is not UTF-8 text: {error}"
             raise DamageError(message, code="file-text") from error
 
     def check_bytes(self) -> None:
@@ -178,8 +180,8 @@ class Task:
             for name, entry in header.entries.items():
                 if entry.dtype not in DTYPES:
                     raise UnknownFormatError(
-                        f"tensor '{printable(name)}' is {printable(entry.dtype)}, which is carried as bytes only",
-                        hint="`decode` writes it back as it was",
+                        f"tensor '{printable(name)}' is {printable(entry.dtype)}, which petlpack stores only as bytes",
+                        hint="`decode` writes it back unchanged",
                         code="dtype-unknown",
                     )
         return {name: Tensor.of(bits, slot.dtype).torch().to(device) for name, slot, bits in self.load(base).read_all()}
@@ -227,9 +229,9 @@ class Task:
         opened = open_base(base, named)
         if opened is not None:
             return opened
-        told = f"; its run named '{printable(named)}'" if named else ""
+        told = f"; its run names '{printable(named)}'" if named else ""
         raise BaseError(
-            f"task '{self.name}' needs its base to be decoded{told}",
-            hint="give the base's directory with --base",
+            f"task '{self.name}' needs its base to decode{told}",
+            hint="pass the base model's directory with --base",
             code="base-missing",
         )

@@ -114,7 +114,7 @@ def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: lis
     """Return the tensors of all parts as the task sees them; one without a name is of the kind of its neighbours."""
     if len(parts) != len(template.parts):
         raise DamageError(
-            f"task '{name}' has {len(parts)} shared parts of tensors, its template {len(template.parts)}",
+            f"task '{name}' has {len(parts)} shared parts of tensors, its template needs {len(template.parts)}",
             code="part-tensors",
         )
     by_name = {slot.name: slot for slot in slots}
@@ -122,7 +122,7 @@ def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: lis
     for number, (names, part) in enumerate(zip(template.parts, parts, strict=True)):
         if len(names) != len(part.slots):
             raise DamageError(
-                f"shared part {part.sha256} has {len(part.slots)} tensors, task '{name}' {len(names)}",
+                f"shared part {part.sha256} has {len(part.slots)} tensors, task '{name}' needs {len(names)}",
                 code="part-tensors",
             )
         kinds = {held.kind: by_name[called].kind for called, held in zip(names, part.slots, strict=True) if called}
@@ -133,7 +133,7 @@ def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: lis
             if (slot.dtype, slot.shape) != (held.dtype, held.shape):
                 raise DamageError(
                     f"tensor '{printable(slot.name)}' is {slot.dtype.name} {list(slot.shape)}, "
-                    f"in shared part {part.sha256} it is {held.dtype.name} {list(held.shape)}",
+                    f"but {held.dtype.name} {list(held.shape)} in shared part {part.sha256}",
                     code="part-tensors",
                 )
             shared[slot] = part.tensor(i)

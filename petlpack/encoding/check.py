@@ -7,7 +7,7 @@ from petlpack.encoding.prepare import Prepared
 from petlpack.errors import DamageError, RunError, printable
 from petlpack.rules.modules import Rebuilt
 
-_HINT = "its files belong to different runs, or are not whole"
+_HINT = "its files are from different runs, or incomplete: copy the run again"
 
 
 def check_modules(prepared: Prepared, codec: Codec) -> None:
@@ -38,7 +38,7 @@ def _check_adapters(prepared: Prepared, rebuilt: Rebuilt) -> None:
             if tensor is not None and tensor.shape != shape:
                 source = names.get(id(tensor), f"{place}.{other}")
                 raise RunError(
-                    f"'{printable(str(prepared.run.path))}': '{printable(source)}' is {list(tensor.shape)}, "
+                    f"'{printable(str(prepared.run.path))}': tensor '{printable(source)}' is {list(tensor.shape)}, "
                     f"the adapter at '{printable(place)}' needs {list(shape)}",
                     hint=_HINT,
                 )

@@ -128,7 +128,7 @@ def _read_kept(path: Path | bytes) -> bytes:
         return path
     size = path.stat().st_size
     if size > MAX_SHARED:
-        raise RunError(f"'{printable(str(path))}' is {size:,} bytes, a kept file has at most {MAX_SHARED:,}")
+        raise RunError(f"'{printable(str(path))}' is {size:,} bytes, a kept file can have at most {MAX_SHARED:,}")
     return path.read_bytes()
 
 

@@ -110,8 +110,8 @@ def _names(name: str, runs: Sequence[Run]) -> list[str]:
     for task_name, run in zip(names, runs, strict=True):
         if [other.lower() for other in names].count(task_name.lower()) > 1:
             raise RunError(
-                f"'{printable(str(run.path))}' has several tasks that would be called '{task_name}'",
-                hint="encode their directories one by one, each with --task",
+                f"'{printable(str(run.path))}' has several tasks that would be named '{task_name}'",
+                hint="encode their directories one by one, each with its own --task",
             )
     return names
 
@@ -123,11 +123,11 @@ def _find_base(run: Run, base: str | Path | Base | None, request: Request) -> Ba
     opened = open_base(base, run.base_name)
     if opened is not None:
         return opened
-    told = f"; it names '{printable(run.base_name)}', which is no directory here" if run.base_name else ""
+    told = f"; it names '{printable(run.base_name)}', which is not a directory here" if run.base_name else ""
     without = [codec.id for codec in codecs_for(run.module) if not codec.uses_base and not run.on_base]
     raise BaseError(
         f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
-        hint="give the pretrained model's directory with --base"
+        hint="pass the pretrained model's directory with --base"
         + "".join(f"; --codec {codec_id} stores the run without a base" for codec_id in without),
         code="base-missing",
     )

@@ -120,7 +120,7 @@ def refuse_stranger(run: Run, matched: Matched) -> None:
     if 2 * frozen < whole:
         other = next((name for name in matched.refs if name not in matched.unchanged), "what is not in both")
         raise BaseError(
-            f"'{printable(str(run.path))}': {run.method} leaves its base as it is, and the run has only {frozen:,} of "
+            f"'{printable(str(run.path))}': {run.method} freezes its base, but the run has only {frozen:,} of "
             f"the {whole:,} weights of '{printable(str(base.path))}'; '{printable(other)}' differs",
-            hint="give as base the checkpoint that the run was trained from",
+            hint="pass the checkpoint that the run was trained from as the base",
         )

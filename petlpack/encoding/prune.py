@@ -112,7 +112,7 @@ def _size(tuned: Bits, near: Bits, dtype: DType, name: str) -> NDArray[np.float6
         size: NDArray[np.float64] = np.abs(weights - base_weights)
     size[tuned == near] = 0  # also where both are infinite, or the same NaN
     if np.isnan(size).any():
-        raise RunError(f"tensor '{name}' has weights that are no numbers, so its changes have no size")
+        raise RunError(f"tensor '{name}' has NaN weights, so its changes cannot be compared in size")
     return size
 
 

@@ -27,10 +27,11 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.level not in ("fast", "small"):
-            raise UsageError(f"no level '{printable(self.level)}'", hint="choose fast or small")
+            raise UsageError(f"unknown level '{printable(self.level)}'", hint="choose fast or small")
         if self.density is not None and not 0 < self.density < 1:
             raise UsageError(
-                f"a density of {self.density:g}", hint="it is the share of the weights to keep, between 0 and 1"
+                f"density must be in (0, 1), got {self.density:g}",
+                hint="density is the share of the weights to keep, between 0 and 1",
             )
         if self.codec != "auto":
             wanted_codec(self.codec)
@@ -55,8 +56,8 @@ class Request:
         if not pruning:
             ids = " or ".join(codec_id for codec_id in CODECS if registered_codec(codec_id).prunes)
             raise UsageError(
-                f"a density is for a full fine-tune by codec {ids}, not for '{printable(str(run.path))}' "
-                f"({run.method}) by codec {wanted}",
-                hint="leave out the density",
+                f"density is only for a full fine-tune with codec {ids}, not for '{printable(str(run.path))}' "
+                f"({run.method}) with codec {wanted}",
+                hint="omit the density",
             )
         return pruning

@@ -106,7 +106,7 @@ def encode_runs(
     returns what is told the bytes done. Raises UsageError for a `task` of several runs, BaseError where `base` is none.
     """
     if task is not None and len(runs) > 1:
-        raise UsageError(f"one name, '{task}', for {len(runs)} runs", hint="give each run a call of its own")
+        raise UsageError(f"one task name, '{task}', for {len(runs)} runs", hint="encode each run by itself")
     opened = Base(base) if isinstance(base, (str, Path)) else base
     names: dict[str, Path] = {}
     for path in map(Path, runs):

@@ -84,7 +84,7 @@ class TaskWriter:
             raise RunError(
                 f"codec '{self._request.codec}' does not suit '{printable(str(run.path))}': "
                 "too many weights differ from the base",
-                hint="--codec auto chooses the codec that takes the fewest bytes",
+                hint="--codec auto chooses the codec with the fewest bytes",
             )
         return self._compared(name, *best)
 
@@ -207,7 +207,7 @@ def _compare(task: Task, base: Base | None, jobs: int) -> None:
             pass
     except DamageError as error:
         raise PetlpackError(
-            f"what was written for task '{task.name}' does not decode to the run: {error.message}",
+            f"task '{task.name}' as written does not decode to the run: {error.message}",
             hint="the run's files changed while they were read, or this is a bug; nothing was put into the pack",
             code=error.code,
         ) from error

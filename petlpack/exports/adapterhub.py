@@ -41,8 +41,8 @@ _FORMS: Mapping[str, Mapping[str, bool]] = {
 """What of AdapterHub's BnConfig makes each form. In T5 `original_ln_before` adds the residual without any norm."""
 
 _UNNORMED = (
-    "AdapterHub feeds a parallel adapter in T5 the input of the block, and this one reads it behind the block's layer "
-    "norm: the weights are right, and the model that loads them computes something else until its layer is changed"
+    "AdapterHub feeds a parallel adapter in T5 the block's input, but this one reads it after the block's layer norm: "
+    "the weights are right, but the model that loads them computes something else until its layer is changed"
 )
 
 MOST_LAYERS = 10_000
@@ -55,7 +55,9 @@ _NAMES = ("adapter_down.0.weight", "adapter_down.0.bias", "adapter_up.weight", "
 _MATRICES = {"query": "q", "key": "k", "value": "v"}
 
 
-_FLAG = "without torch only safetensors are written: load them with load_adapter(..., use_safetensors=True)"
+_FLAG = (
+    "torch is not installed, so only safetensors were written: load them with load_adapter(..., use_safetensors=True)"
+)
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ def write_adapterhub(
     """
     if not name or "." in name:
         raise UsageError(
-            f"'{printable(name)}' cannot name an adapter: AdapterHub makes a module's name of it",
-            hint="give a name without dots",
+            f"invalid adapter name '{printable(name)}': AdapterHub uses it as a module name",
+            hint="choose a name that is not empty and has no dots",
         )
     if rebuilt.kind == "adapter":
         config, tensors, width = _bottleneck(rebuilt, name)
@@ -155,7 +157,7 @@ def _write(directory: Path, name: str, pickled_name: str, tensors: Mapping[str, 
             import torch
         except ImportError:
             raise UsageError(
-                f"{pickled_name} is a pickle of torch, and torch is not installed",
+                f"{pickled_name} is pickled by torch, but torch is not installed",
                 hint="pip install 'petlpack[torch]' torch==2.13.0, or write safetensors",
             ) from None
         torch.save({key: tensor.torch() for key, tensor in tensors.items()}, directory / kept)
@@ -179,7 +181,7 @@ def _bottleneck(rebuilt: Rebuilt, name: str) -> tuple[dict[str, Any], dict[str, 
     }
     if max(layer for layer, _ in layers.values()) > MOST_LAYERS:
         raise UsageError(
-            f"the adapters stand in layers above {MOST_LAYERS:,}, which no model has", hint=SAFETENSORS_HINT
+            f"the adapters are in layers above {MOST_LAYERS:,}, the most that are supported", hint=SAFETENSORS_HINT
         )
     factors = {layer: _factor(*shapes[place]) for place, (layer, _) in layers.items()}
     config = {
@@ -210,7 +212,7 @@ def _check(form: str, activation: str) -> None:
     """Raise UsageError where AdapterHub has no adapter of that function."""
     why = None
     if form not in _FORMS:
-        why = f"has no adapter of the form '{printable(form)}', only {', '.join(_FORMS)}"
+        why = f"has no adapter of the form '{printable(form)}' (known: {', '.join(_FORMS)})"
     elif activation not in ACTIVATIONS:
         why = f"has no activation '{printable(activation)}'"
     if why:
@@ -224,7 +226,7 @@ def _shape(place: str, parts: Sequence[Tensor]) -> tuple[int, int]:
     if shapes != [(narrow, width), (narrow,), (width, narrow), (width,)]:
         raise UsageError(
             f"the adapter at '{printable(place)}' has shapes {', '.join(str(list(shape)) for shape in shapes)}, "
-            "which are no down and up projection",
+            "expected a down and an up projection",
             hint=SAFETENSORS_HINT,
         )
     return width, narrow
@@ -235,7 +237,7 @@ def _one_width(widths: Iterable[int]) -> int:
     different = set(widths)
     if len(different) != 1:
         raise UsageError(
-            f"the modules are {sorted(different)} wide, AdapterHub's have one width", hint=SAFETENSORS_HINT
+            f"the modules are {sorted(different)} wide, AdapterHub supports only one width", hint=SAFETENSORS_HINT
         )
     return different.pop()
 
@@ -259,7 +261,7 @@ def _layers(places: Mapping[str, object], form: str) -> dict[str, tuple[int, str
     if (t5 and not (whole and stacks.keys() == _T5)) or (not t5 and len(stacks) != 1):
         shown = " and ".join(f"layers {sorted(layers)} of '{printable(stack)}'" for stack, layers in stacks.items())
         raise UsageError(
-            f"the adapters stand in {shown}, AdapterHub numbers one stack of layers, or all of a T5's",
+            f"the adapters are in {shown}, AdapterHub supports one stack of layers, or all layers of a T5",
             hint=SAFETENSORS_HINT,
         )
     first = {"decoder": len(stacks["encoder"])} if t5 else {}  # the decoder is counted on from the encoder
@@ -291,7 +293,9 @@ def _lora(rebuilt: Rebuilt, name: str) -> tuple[dict[str, Any], dict[str, Tensor
     enable = rebuilt.settings.get("enable")
     ranks = {b.shape[1] for _, b in factors.values()}
     if len(ranks) != 1:
-        raise UsageError(f"the LoRA has ranks {sorted(ranks)}, AdapterHub's has one", hint="`--to peft` keeps them")
+        raise UsageError(
+            f"the LoRA has ranks {sorted(ranks)}, AdapterHub supports only one", hint="`--to peft` keeps them"
+        )
     (rank,) = ranks
     matrices = {matrix for place in factors for matrix in _matrices(place, enable)}
     width = _one_width(a.shape[1] for a, _ in factors.values())
@@ -348,7 +352,7 @@ def _head(rebuilt: Rebuilt, name: str) -> tuple[dict[str, Any], dict[str, Tensor
             if head:
                 return config, head, []
     names = list(rebuilt.head)
-    return {}, {}, [left_out(names, "AdapterHub has no head of that form")] if names else []
+    return {}, {}, [left_out(names, "AdapterHub has no such head")] if names else []
 
 
 def _flexible(head: Mapping[str, Tensor], name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

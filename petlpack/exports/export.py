@@ -127,12 +127,12 @@ def rebuilt_modules(task: Exportable, base: str | Path | Base | None, export_id:
     rebuilt = task.rebuild(base)
     if rebuilt is None:
         raise UsageError(
-            f"task '{task.name}' is a {task.method}, and nothing tells how to write it as {export_id}",
+            f"cannot write task '{task.name}' ({task.method}) as {export_id}: it has no rule that makes such modules",
             hint="decode it without --to, or with --to safetensors",
         )
     missing = [name for name in _NEEDED.get(rebuilt.kind, ()) if name not in rebuilt.settings]
     if missing:
-        raise DamageError(f"task '{task.name}' has a rule that does not say its {missing[0]}", code="rule-settings")
+        raise DamageError(f"task '{task.name}': its rule has no setting '{missing[0]}'", code="rule-settings")
     odd = _odd_head(task)
     if odd is None or not rebuilt.head:
         return rebuilt, []

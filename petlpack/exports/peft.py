@@ -27,9 +27,7 @@ _TASK_TYPES = {
 }
 """What PEFT calls the task of a model with a head, by the end of the model's class."""
 
-_NO_MODULE = (
-    "no module of a Transformers model has that form; what PEFT loads computes with the head of the model it is given"
-)
+_NO_MODULE = "no Transformers model has such a head; what PEFT loads computes with the head of the model it is given"
 
 _ROBERTA_HEAD = {"1": "classifier.dense", "4": "classifier.out_proj"}
 """AdapterHub's head (dropout, dense, tanh, dropout, out on token 0) is RobertaClassificationHead, layer by layer."""

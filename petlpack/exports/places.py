@@ -22,7 +22,9 @@ def lora_factors(rebuilt: Rebuilt, library: str) -> Factors:
     """Return the factors of a rebuilt LoRA by place; raises UsageError where it is none, or its shapes disagree."""
     if rebuilt.kind != "lora":
         hint = "`--to adapterhub` writes adapters, " if rebuilt.kind == "adapter" and library == "PEFT" else ""
-        raise UsageError(f"the task is of kind '{rebuilt.kind}', {library} holds none", hint=hint + SAFETENSORS_HINT)
+        raise UsageError(
+            f"the task is of kind '{rebuilt.kind}', which {library} cannot hold", hint=hint + SAFETENSORS_HINT
+        )
     groups = sum(rebuilt.settings.get("enable") or (True,))
     factors = {place: (parts[0], parts[1]) for place, parts in by_place(rebuilt, ("lora_A", "lora_B")).items()}
     for place, (a, b) in factors.items():
@@ -60,7 +62,7 @@ def alpha_of(scaling: float, rank: int) -> float:
     for alpha in (nearest, math.nextafter(nearest, math.inf), math.nextafter(nearest, -math.inf)):
         if alpha / rank == scaling:
             return int(alpha) if alpha.is_integer() else alpha
-    raise UsageError(f"no alpha makes rank {rank} scale by {scaling!r}", hint=SAFETENSORS_HINT)
+    raise UsageError(f"no alpha gives a scaling of {scaling!r} at rank {rank}", hint=SAFETENSORS_HINT)
 
 
 def write_json(path: Path, table: Mapping[str, Any]) -> None:

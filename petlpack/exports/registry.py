@@ -18,7 +18,9 @@ EXPORTS = {
 def export(export_id: str) -> Export:
     """Return the export of an id; raises UsageError for an id that is not in the table."""
     if export_id not in EXPORTS:
-        raise UsageError(f"no layout '{printable(export_id)}' to decode to", hint=f"choose one of {', '.join(EXPORTS)}")
+        raise UsageError(
+            f"unknown layout '{printable(export_id)}' to decode to", hint=f"choose one of {', '.join(EXPORTS)}"
+        )
     module, _, name = EXPORTS[export_id].partition(":")
     loaded: Export = getattr(importlib.import_module(module), name)()
     return loaded

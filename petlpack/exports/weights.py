@@ -58,7 +58,7 @@ def check_torch(headers: Iterable[str]) -> None:
     pickled = [name for name in headers if name.endswith(PICKLED)]
     if pickled and not has_torch():
         raise UsageError(
-            f"'{printable(pickled[0])}' is a pickled state dict, and torch is not installed",
+            f"'{printable(pickled[0])}' is a pickled state dict, but torch is not installed",
             hint="pip install 'petlpack[torch]' torch==2.13.0, or --to safetensors",
         )
 

@@ -105,7 +105,7 @@ def _averaged_away(weights: Checkpoint, stored: Mapping[str, Tensor], file: Path
     """Return what averaging leaves out."""
     sizes = [tensor.nbytes for name, tensor in weights.tensors.items() if name not in stored]
     why = "averaged into one expert (--keep-experts keeps all)"
-    return [left_out_tensors(file.name, "experts beside the first", sizes, why)] if sizes else []
+    return [left_out_tensors(file.name, "experts other than the first", sizes, why)] if sizes else []
 
 
 def _weights(path: Path) -> Path | None:
@@ -158,8 +158,8 @@ def _check_counts(experts: Experts, config: Mapping[str, Any], file: Path) -> No
             missing = min(set(range(max(numbers) + 1)) - numbers.keys())
             raise RunError(
                 f"'{printable(str(file))}' has experts {', '.join(map(str, sorted(numbers)))} of "
-                f"'{printable(place)}' {side}, expert {missing} is missing",
-                hint="the file is not whole: save the run again",
+                f"'{printable(place)}' {side}, but expert {missing} is missing",
+                hint="the file is incomplete: save the run again",
             )
         counts.setdefault((side, part), set()).add(len(numbers))
     for (side, part), seen in counts.items():
@@ -167,7 +167,7 @@ def _check_counts(experts: Experts, config: Mapping[str, Any], file: Path) -> No
             raise RunError(
                 f"'{printable(str(file))}' has {min(seen)} experts of {side} {part} in one layer and {max(seen)} in "
                 "another",
-                hint="the file is not whole: save the run again",
+                hint="the file is incomplete: save the run again",
             )
     wanted = config.get("num_experts")
     shared = {"down": config.get("sharing_down"), "up": config.get("sharing_up")}
@@ -175,8 +175,8 @@ def _check_counts(experts: Experts, config: Mapping[str, Any], file: Path) -> No
         expected = 1 if shared.get(side) in (1, True) else wanted
         if isinstance(wanted, int) and side in shared and shared[side] is not None and count != expected:
             raise RunError(
-                f"'{printable(str(file))}' has {count} experts of {side} {part}, its config.json says {expected}",
-                hint="the config belongs to another run",
+                f"'{printable(str(file))}' has {count} experts of {side} {part}, but its config.json says {expected}",
+                hint="config.json is from another run: copy the right one",
             )
 
 
@@ -194,7 +194,7 @@ def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> boo
         return False
     raise RunError(
         f"'{printable(str(file.parent))}' has inference level {printable(text)}, "
-        "which routes every input to a random expert: no average computes what it does",
+        "which routes every input to a random expert, so no average of them computes the same",
         hint="--keep-experts stores all experts",
     )
 
@@ -244,20 +244,20 @@ def _place(place: str) -> str:
 
 def _check_experts(names: list[str], scores: str, tensors: Mapping[str, Tensor]) -> None:
     if scores not in tensors:
-        raise RunError(f"experts '{printable(names[0])}', ... have no '{printable(scores)}'")
+        raise RunError(f"experts '{printable(names[0])}', ... have no scores: '{printable(scores)}' is missing")
     if tensors[scores].shape != (len(names),):
         raise RunError(
-            f"'{printable(scores)}' is {list(tensors[scores].shape)}, and there are {len(names)} experts "
+            f"'{printable(scores)}' is {list(tensors[scores].shape)}, expected one each for the {len(names)} experts "
             f"'{printable(names[0])}', ..."
         )
     if np.isnan(floats(tensors[scores])).any():
-        raise RunError(f"'{printable(scores)}' has scores that are no numbers")
+        raise RunError(f"'{printable(scores)}' contains NaN")
     first = tensors[names[0]]
     for name in names[1:]:
         if (tensors[name].dtype, tensors[name].shape) != (first.dtype, first.shape):
             raise RunError(
                 f"expert '{printable(name)}' is {tensors[name].dtype.name} {list(tensors[name].shape)}, "
-                f"'{printable(names[0])}' is {first.dtype.name} {list(first.shape)}"
+                f"but '{printable(names[0])}' is {first.dtype.name} {list(first.shape)}"
             )
 
 
@@ -303,8 +303,8 @@ def _scaling(config: Mapping[str, Any], file: Path) -> float | None:
     if not math.isfinite(scaling):
         raise RunError(
             f"'{printable(str(file.parent))}' has lora_alpha {printable(str(alpha))} and lora_r {printable(str(rank))} "
-            "in its config.json, which make no alpha / r",
-            hint="both are numbers, and lora_r is not 0",
+            "in its config.json, expected finite numbers",
+            hint="LoRA scales by lora_alpha / lora_r, so both must be numbers, and lora_r not 0: correct config.json",
         )
     return scaling
 
@@ -313,6 +313,6 @@ def _enabled(groups: int, file: Path) -> list[bool]:
     """Return which of query, key and value a merged LoRA of so many groups changes (enable_lora in gpt2_ft.py)."""
     if groups not in (2, 3):
         raise RunError(
-            f"'{printable(str(file))}' has a LoRA of {groups} groups, known are query and value, or all three"
+            f"'{printable(str(file))}' has a LoRA of {groups} groups, expected 2 or 3: query and value, or all three"
         )
     return [True, groups == 3, True]

@@ -101,14 +101,14 @@ def open_adapter(path: Path, folder: Path) -> AdapterFiles:
     name = about.get("name")
     if not isinstance(name, str) or not name:
         raise RunError(
-            f"'{printable(str(folder / 'adapter_config.json'))}' has no name of its adapter",
+            f"'{printable(str(folder / 'adapter_config.json'))}' does not name its adapter",
             hint="save the adapter again with the library that trained it",
         )
     checkpoints_found = [_weights(folder, *ADAPTERS)]
     if checkpoints_found == [None]:
         raise RunError(
             f"'{printable(str(folder))}' has adapter_config.json, but no weights: pytorch_adapter.bin is missing",
-            hint="the adapter was saved only in part: save it again",
+            hint="the adapter is incomplete: copy it again, or save it again",
         )
     checkpoints_found += [_weights(folder, *MASKS), _weights(folder, *HEAD_FILES)]
     tensors: dict[str, Tensor] = {}
@@ -118,9 +118,9 @@ def open_adapter(path: Path, folder: Path) -> AdapterFiles:
         twice = tensors.keys() & weights.tensors.keys()
         if twice:
             raise RunError(
-                f"'{printable(str(weights.sources[0]))}' holds tensor '{printable(min(twice))}', "
-                "which another file of the adapter holds, too",
-                hint="the files belong to different adapters",
+                f"'{printable(str(weights.sources[0]))}' has tensor '{printable(min(twice))}', "
+                "which is also in another file of the adapter",
+                hint="the files are from different adapters: copy the adapter again",
             )
         tensors |= weights.tensors
         (header,) = weights.headers.values()

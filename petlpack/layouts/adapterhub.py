@@ -111,7 +111,7 @@ def _refuse_prototype(adapter: AdapterFiles) -> None:
     shared = len({(tensor.shape, tensor.sha256()) for tensor in tensors.values()}) * len(layers) == len(tensors)
     if isinstance(version, str) and version.startswith("3.") and len(layers) > 1 and shared:
         raise RunError(
-            f"'{printable(str(adapter.folder))}' has one adapter in all its {len(layers)} layers, as PROPETL's "
-            "prototype is, and no adapter_mask.bin",
-            hint="copy adapter_mask.bin, too: without its masks the adapter cannot be rebuilt",
+            f"'{printable(str(adapter.folder))}' has the same adapter in all its {len(layers)} layers, like PROPETL's "
+            "prototype, but no adapter_mask.bin",
+            hint="copy adapter_mask.bin, too: the adapter cannot be rebuilt without its masks",
         )

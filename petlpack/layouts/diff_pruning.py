@@ -42,7 +42,7 @@ class DiffPruningLayout(Layout):
         weights = open_saved(file, "model", name=_FINAL)
         tensors = {name.removeprefix("module."): tensor for name, tensor in weights.tensors.items()}
         if len(tensors) != len(weights.tensors):
-            raise RunError(f"'{printable(str(file))}' has tensors both with and without 'module.' in front")
+            raise RunError(f"'{printable(str(file))}' has tensors both with and without the prefix 'module.'")
         kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
         config = path / "config.json"
         base = read_json(config).get("_name_or_path") if config.is_file() else None

@@ -40,7 +40,7 @@ WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".
 
 _OTHER_WEIGHTS = "other weights"
 
-_BROKEN = "a link to nothing"
+_BROKEN = "a broken link"
 
 
 def sort_files(
@@ -80,7 +80,7 @@ def sort_files(
         elif loading and _portable(name.as_posix()):
             kept[name.as_posix()] = path
         else:
-            why = "a name that not every system can hold" if loading else _why(name, path)
+            why = "a file name that is not valid on every system" if loading else _why(name, path)
             left_out.append(LeftOut(shown, path.stat().st_size, why))
     return kept, tuple(left_out)
 
@@ -97,7 +97,7 @@ def warnings_of(weights: Checkpoint, left_out: Collection[LeftOut]) -> tuple[str
     pickled = [source.name for source in weights.sources if source.suffix != ".safetensors"]
     warnings = [*other_weights(left_out)]
     if broken:
-        warnings.append(f"left out links to nothing: {some(broken)}")
+        warnings.append(f"left out broken links: {some(broken)}")
     if pickled and not {*pickled} & weights.headers.keys():
         verb = "comes" if len(pickled) == 1 else "come"
         warnings.append(f"{some(pickled)} {verb} back as {some(list(weights.headers))}")
@@ -116,7 +116,7 @@ def module_types(directory: Path) -> dict[PurePosixPath, str]:
         rows = [(module["path"], module.get("type")) for module in json.loads(index.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"'{printable(str(index))}' is not a list of modules: {error!r}", hint="save the model again"
+            f"'{printable(str(index))}' is not a valid list of modules: {error!r}", hint="save the model again"
         ) from error
     paths = [(PurePosixPath(path), str(kind)) for path, kind in rows if isinstance(path, str)]
     return {path: kind for path, kind in paths if path.parts and not path.is_absolute() and ".." not in path.parts}
@@ -136,8 +136,8 @@ def check_links(directory: Path) -> None:
 
 def _broken_link(path: Path) -> RunError:
     return RunError(
-        f"'{printable(str(path))}' is a link to '{printable(str(path.readlink()))}', which is no file",
-        hint="loading the model needs it: put the file itself in the place of the link",
+        f"'{printable(str(path))}' is a link to '{printable(str(path.readlink()))}', which is not a file",
+        hint="loading the model needs it: replace the link by the file itself",
     )
 
 

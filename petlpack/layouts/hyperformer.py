@@ -45,7 +45,7 @@ class HyperformerLayout(Layout):
         weights = open_saved(file)
         codes = {match["task"]: name for name in weights.tensors if (match := _TASK.fullmatch(name))}
         if not codes:
-            raise RunError(f"'{printable(str(file))}' has a hypernetwork, and no task embeddings")
+            raise RunError(f"'{printable(str(file))}' has a hypernetwork, but no task embeddings")
         trunks, stacks = _trunks(weights.tensors, file)
         kept, left_out = sort_files(path, file.parent, weights.sources)
         use = Use("adapter", {"activation": options.needed(ACTIVATION, path), "scaling": 1.0, "form": "output-norm"})
@@ -93,8 +93,8 @@ def _trunks(tensors: Mapping[str, Tensor], file: Path) -> tuple[tuple[Trunk, ...
     before = next((name for name in tensors if ".pre_layernorm_hypernet." in name), None)
     if before is not None:
         raise RunError(
-            f"'{printable(str(file))}' generates norms before its adapters ('{before}'), which no rule can say",
-            hint="runs with add_layer_norm_before_adapter are not supported",
+            f"'{printable(str(file))}' generates norms before its adapters ('{before}'), which is not supported",
+            hint="only runs without add_layer_norm_before_adapter can be encoded",
         )
     trunks = []
     for stack in stacks:
@@ -108,7 +108,7 @@ def _trunks(tensors: Mapping[str, Tensor], file: Path) -> tuple[tuple[Trunk, ...
         )
         for name in (*trunk.first, *trunk.second, *(trunk.norm or ()), f"{net}.adapters_block_type.weight"):
             if name not in tensors:
-                raise RunError(f"'{printable(str(file))}' has a hypernetwork, and no '{name}'")
+                raise RunError(f"'{printable(str(file))}' has a hypernetwork, but no '{name}'")
         trunks.append(trunk)
     return tuple(trunks), stacks
 
@@ -128,12 +128,12 @@ def _rows(tensors: Mapping[str, Tensor], stack: str, trunk: int, code: str, file
     sizes = {output: tensors[f"{name}.weight"].shape[0] for output, name in sources.items()}
     missing = {"down.weight", "down.bias", "up.weight", "up.bias"} - sources.keys()
     if missing:
-        raise RunError(f"'{printable(str(file))}' has a hypernetwork '{net}' that generates no {min(missing)}")
+        raise RunError(f"'{printable(str(file))}': hypernetwork '{net}' does not generate {min(missing)}")
     narrow, width = sizes["down.bias"], sizes["up.bias"]
     shapes = {"down.weight": (narrow, width), "up.weight": (width, narrow)}
     for output, shape in shapes.items():
         if sizes[output] != shape[0] * shape[1]:
-            raise RunError(f"'{sources[output]}.weight' has {sizes[output]} rows, the biases say {narrow} x {width}")
+            raise RunError(f"'{sources[output]}.weight' has {sizes[output]} rows, its biases need {narrow} x {width}")
     _check_codes(tensors, net, (code, layers, blocks))
     return [
         Generated(
@@ -157,5 +157,5 @@ def _check_codes(tensors: Mapping[str, Tensor], net: str, codes: Sequence[str]) 
     numbers = sum(tensors[name].shape[-1] for name in codes)
     if tensors[first].shape[1] != numbers:
         raise RunError(
-            f"'{first}' is {list(tensors[first].shape)}, the codes of task, layer and block have {numbers} numbers"
+            f"'{first}' is {list(tensors[first].shape)}, but task, layer and block embedding have {numbers} numbers"
         )

@@ -80,8 +80,8 @@ class Options:
         by_caller = self._said(setting)
         if by_caller is not None and setting.known and by_caller not in setting.known:
             raise UsageError(
-                f"--set {setting.name}={printable(by_caller)} is none of {', '.join(sorted(setting.known))}",
-                hint="choose one of these",
+                f"--set {setting.name}={printable(by_caller)}: expected one of {', '.join(sorted(setting.known))}",
+                hint=f"pass --set {setting.name}=VALUE with one of these",
             )
         if by_caller is not None and by_run is not None and by_caller != by_run:
             raise _contradiction(setting.name, by_caller, by_run)
@@ -103,10 +103,10 @@ class Options:
             value = float(by_caller)
         except ValueError:
             raise UsageError(
-                f"--set {name}={printable(by_caller)} is not a number", hint=f"say --set {name}=NUMBER"
+                f"--set {name}={printable(by_caller)} is not a number", hint=f"pass --set {name}=NUMBER"
             ) from None
         if not math.isfinite(value) and setting is not KEEP_RATIO:  # of which its own check says what it has to be
-            raise UsageError(f"--set {name}={printable(by_caller)} is not finite", hint=f"say --set {name}=NUMBER")
+            raise UsageError(f"--set {name}={printable(by_caller)} is not finite", hint=f"pass --set {name}=NUMBER")
         if by_run is not None and value != by_run:
             raise _contradiction(name, by_caller, f"{by_run:g}")
         return value
@@ -123,14 +123,14 @@ class Options:
         by_caller = self._said(flag)
         if by_caller not in (None, "true", "false"):
             raise UsageError(
-                f"--set {flag.name}={printable(by_caller or '')} is neither true nor false",
-                hint=f"say --set {flag.name}=true",
+                f"--set {flag.name}={printable(by_caller or '')}: expected true or false",
+                hint=f"pass --set {flag.name}=true",
             )
         return by_caller == "true"
 
     def unused(self) -> tuple[str, ...]:
         """Return a warning for each setting that was given and that nothing in the run depends on."""
-        return tuple(f"--set {n}: nothing in the run depends on it" for n in self.settings if n not in self.used)
+        return tuple(f"--set {n} has no effect on this run" for n in self.settings if n not in self.used)
 
     def _said(self, setting: Setting) -> str | None:
         self.used[setting.name] = setting
@@ -139,8 +139,8 @@ class Options:
 
 def _contradiction(name: str, by_caller: str, by_run: str) -> UsageError:
     return UsageError(
-        f"--set {name}={printable(by_caller)}, and the run says {name} is {printable(by_run)}",
-        hint="leave the setting out: what the run says of itself holds",
+        f"--set {name}={printable(by_caller)}, but the run says {name} is {printable(by_run)}",
+        hint="omit the setting: the run's own value is used",
     )
 
 
@@ -148,5 +148,5 @@ def _missing(setting: Setting, where: object, value: str) -> RunError:
     value = value if setting is ACTIVATION else "|".join(sorted(setting.known)) or value
     return RunError(
         f"'{printable(str(where))}' does not say its {setting.name}: {setting.about}",
-        hint=f"say it with --set {setting.name}={value}",
+        hint=f"pass --set {setting.name}={value}",
     )

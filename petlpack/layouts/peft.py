@@ -82,7 +82,7 @@ def _open_adapter(path: Path) -> Checkpoint:
             here, missing = missing, here
         raise RunError(
             f"'{printable(str(path))}' has {here}, but no {missing}",
-            hint="the adapter was saved only in part: save it again",
+            hint="the adapter is incomplete: copy it again, or save it again",
         )
     return open_checkpoint(weights)
 

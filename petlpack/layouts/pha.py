@@ -34,7 +34,7 @@ _MANUAL = re.compile(
     r"(?P<place>(?:\w+\.)*(?:en|de)coder\.block\.\d+\.layer\.\d+)\.adapter_layer\.adapter_(?P<side>down|up)_manual\.(?P<part>weight|bias)"
 )
 _HEAD = re.compile(r"heads\.(?P<task>[^.]+)\.(?P<name>.+)")
-_DEAD = "never used: the generated adapters stand in their place"
+_DEAD = "unused: the generated adapters replace them"
 _TRAINING = "the retriever, which only training and new tasks use (--keep-retriever keeps it)"
 
 
@@ -154,7 +154,7 @@ def _config(file: Path) -> dict[str, Any]:
     if not config.is_file():
         raise RunError(
             f"'{printable(str(file.parent))}' has no config.json, which says how PHA's adapters are used",
-            hint="copy the run again: save_pretrained writes it beside the model",
+            hint="copy the run again: save_pretrained writes it next to the model",
         )
     return read_json(config)
 
@@ -166,8 +166,8 @@ def _check(tensors: Mapping[str, Tensor], names: _Names, config: Mapping[str, An
     if kind != "pro-hyper":
         raise RunError(
             f"'{printable(str(file.parent / 'config.json'))}' has {end}_adapter {printable(repr(kind))}, "
-            "and only 'pro-hyper' makes one adapter for each task",
-            hint="adapters that depend on each input cannot be packed by task",
+            "expected 'pro-hyper', which makes one adapter per task",
+            hint="adapters that depend on the input cannot be stored per task",
         )
     wanted = [*trunk.first, *trunk.second, *(trunk.norm or ()), names.layers]
     wanted += [
@@ -178,11 +178,11 @@ def _check(tensors: Mapping[str, Tensor], names: _Names, config: Mapping[str, An
     ]
     for name in wanted:
         if name not in tensors:
-            raise RunError(f"'{printable(str(file))}' has prototypes, and no '{name}'")
+            raise RunError(f"'{printable(str(file))}' has prototypes, but no '{name}'")
     narrow, width = tensors[f"{net}.bias_down.weight"].shape[0], tensors[f"{net}.bias_up.weight"].shape[0]
     for name in (f"{net}.weight_up.weight", f"{net}.weight_down.weight"):
         if tensors[name].shape[0] != narrow * width:
-            raise RunError(f"'{name}' is {list(tensors[name].shape)}, the biases say {narrow} x {width}")
+            raise RunError(f"'{name}' is {list(tensors[name].shape)}, its biases need {narrow} x {width}")
     layers = tensors[names.layers].shape[0]
     expected = {"d_model": width, "hidden_size": width, f"{end}_adapter_dim": narrow}
     expected |= (
@@ -191,13 +191,13 @@ def _check(tensors: Mapping[str, Tensor], names: _Names, config: Mapping[str, An
     for key, size in expected.items():
         if config.get(key, size) != size:
             raise RunError(
-                f"'{printable(str(file.parent / 'config.json'))}' says {key} {config[key]}, the tensors say {size}",
-                hint="the config belongs to another run",
+                f"'{printable(str(file.parent / 'config.json'))}' says {key} {config[key]}, but the tensors say {size}",
+                hint="config.json is from another run: copy the right one",
             )
     first = trunk.first[0]
     codes = tensors[names.prototypes].shape[-1] + tensors[names.layers].shape[-1]
     if tensors[first].shape[1] != codes:
-        raise RunError(f"'{first}' is {list(tensors[first].shape)}, prototype and layer code have {codes} numbers")
+        raise RunError(f"'{first}' is {list(tensors[first].shape)}, but prototype and layer code have {codes} numbers")
 
 
 def _tasks(config: Mapping[str, Any], prototypes: Tensor, file: Path, options: Options) -> list[str]:
@@ -212,14 +212,14 @@ def _tasks(config: Mapping[str, Any], prototypes: Tensor, file: Path, options: O
     twice = next((task for task in tasks if tasks.count(task) > 1), None)
     if twice is not None:
         raise RunError(
-            f"'{printable(str(file))}' has rows for {printable(', '.join(tasks))}: '{printable(twice)}' stands twice",
-            hint="the tasks stand in the config.json that the run saved, in the order of the rows",
+            f"'{printable(str(file))}' has rows for {printable(', '.join(tasks))}, '{printable(twice)}' twice",
+            hint="config.json of the run must list its tasks, in the order of the rows",
         )
     if len(tasks) != prototypes.shape[0]:
         raise RunError(
-            f"'{printable(str(file))}' has {prototypes.shape[0]} rows of prototypes, and there are {len(tasks)} tasks: "
+            f"'{printable(str(file))}' has {prototypes.shape[0]} rows of prototypes, but there are {len(tasks)} tasks: "
             f"{printable(', '.join(tasks))}",
-            hint="the tasks stand in the config.json that the run saved, in the order of the rows",
+            hint="config.json of the run must list its tasks, in the order of the rows",
         )
     return tasks
 
@@ -231,15 +231,15 @@ def _heads(tensors: Mapping[str, Tensor], tasks: list[str], file: Path) -> dict[
         if match := _HEAD.fullmatch(name):
             if match["task"] not in of:
                 raise RunError(
-                    f"'{printable(str(file))}' has the head '{printable(name)}', "
-                    f"and its tasks are {printable(', '.join(tasks))}",
-                    hint="the tasks stand in the config.json that the run saved, in the order of the rows",
+                    f"'{printable(str(file))}' has head '{printable(name)}', "
+                    f"but its tasks are {printable(', '.join(tasks))}",
+                    hint="config.json of the run must list its tasks, in the order of the rows",
                 )
             of[match["task"]].add(name)
     without = next((task for task, head in of.items() if not head), None)
     if without is not None and any(of.values()):
         raise RunError(
-            f"'{printable(str(file))}' has heads, and none of task '{printable(without)}'", hint="save the run again"
+            f"'{printable(str(file))}' has heads, but none for task '{printable(without)}'", hint="save the run again"
         )
     return {task: frozenset(head) for task, head in of.items()}
 
@@ -249,8 +249,9 @@ def _place(config: Mapping[str, Any], file: Path) -> str:
     place = config.get("adapter_place", _PLACE)
     if not isinstance(place, str) or place.count("{layer}") != 1:
         raise RunError(
-            f"'{printable(str(file.parent / 'config.json'))}' has adapter_place {printable(repr(place))}",
-            hint=f"it names the feed-forwards with the adapters, as '{_PLACE}'",
+            f"'{printable(str(file.parent / 'config.json'))}': adapter_place must contain {{layer}} once, "
+            f"got {printable(repr(place))}",
+            hint=f"it names the modules that have the adapters, like '{_PLACE}'",
         )
     return place
 

@@ -114,8 +114,8 @@ def _gone(adapter: AdapterFiles, tensors: Mapping[str, Tensor]) -> list[LeftOut]
     network = [name for name in adapter.tensors if name not in tensors]
     gone = []
     for what, names, why in (
-        ("mask scores", scores, "made masks once; only further training needs scores"),
-        ("the network of the prefix", network, "what it makes is stored instead (--bake)"),
+        ("mask scores", scores, "stored as masks; only further training needs the scores"),
+        ("the network of the prefix", network, "the prefixes that it makes are stored instead (--bake)"),
     ):
         held = {
             (adapter.tensors[name].shape, adapter.tensors[name].sha256()): adapter.tensors[name].nbytes
@@ -132,9 +132,9 @@ def _matrices(adapter: AdapterFiles, options: Options) -> Masked:
     masks = {name: match for name in tensors if (match := _MASK.fullmatch(name))}
     if not masks:
         raise RunError(
-            f"'{printable(str(adapter.folder / adapter.masks))}' holds no masks, "
-            "and the adapter's layers share their weights",
-            hint="save the adapter again: without its masks it cannot be rebuilt",
+            f"'{printable(str(adapter.folder / adapter.masks))}' has no masks, "
+            "but the adapter's layers share their weights",
+            hint="save the adapter again: it cannot be rebuilt without its masks",
         )
     _refuse_missing(adapter, {(match["place"], match["side"]) for match in masks.values()})
     first: dict[tuple[object, ...], str] = {}
@@ -142,13 +142,13 @@ def _matrices(adapter: AdapterFiles, options: Options) -> Masked:
     for mask, match in masks.items():
         if match["name"] != adapter.name:
             raise RunError(
-                f"mask '{printable(mask)}' is of '{printable(match['name'])}', the adapter is '{adapter.name}'"
+                f"mask '{printable(mask)}' is for adapter '{printable(match['name'])}', expected '{adapter.name}'"
             )
         word, sides = _SIDES[match["side"]]
         for output, key in sides.items():
             name = f"{match['place']}.{word}.{adapter.name}.{key}"
             if name not in tensors:
-                raise RunError(f"mask '{printable(mask)}' is there, and '{printable(name)}', which it masks, is not")
+                raise RunError(f"mask '{printable(mask)}' has nothing to mask: '{printable(name)}' is missing")
             tensor = tensors[name]
             prototype = first.setdefault((tensor.dtype, tensor.shape, tensor.sha256()), name)
             is_masked = len(tensor.shape) == 2
@@ -176,16 +176,16 @@ def _refuse_missing(adapter: AdapterFiles, masked: set[tuple[str, str]]) -> None
             place, key, part = name.partition(f".{word}.{adapter.name}.")
             if key and part in parts.values() and (place, side) not in masked:
                 raise RunError(
-                    f"'{printable(str(adapter.folder / adapter.masks))}' has no {side}_mask of '{printable(place)}', "
-                    f"whose '{printable(part)}' is in the adapter",
-                    hint="save the adapter again: without its masks it cannot be rebuilt",
+                    f"'{printable(str(adapter.folder / adapter.masks))}' has no {side}_mask for '{printable(place)}', "
+                    f"but the adapter has its '{printable(part)}'",
+                    hint="save the adapter again: it cannot be rebuilt without its masks",
                 )
 
 
 def _check_mask(mask: str, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise RunError(
-            f"mask '{printable(mask)}' is {list(tensor.shape)}, for '{printable(name)}' it has to be {list(shape)}"
+            f"mask '{printable(mask)}' is {list(tensor.shape)}, expected {list(shape)} for '{printable(name)}'"
         )
 
 
@@ -210,7 +210,9 @@ def _prefix(adapter: AdapterFiles, scores: list[str], options: Options) -> Maske
     modules = {name: match["module"] for name in scores if (match := _SCORES.fullmatch(name))}
     places = {match["place"]: module for module in modules.values() if (match := _LAYER.match(module))}
     if len({tensors[name].sha256() for name in scores}) > 1:
-        raise RunError(f"'{printable(str(adapter.folder))}' has prefixes with different scores, one is expected")
+        raise RunError(
+            f"'{printable(str(adapter.folder))}' has prefixes with different scores, expected the same for all"
+        )
     mask, module = min(modules.items(), key=lambda item: bool(_LAYER.match(item[1])))  # the model's own, if it is there
     if not places:
         stem = module.partition(".prefix_tuning.")[0]
@@ -247,11 +249,13 @@ def _check_prefix(names: list[str], tensors: Mapping[str, Tensor], mask: str, la
     """Raise RunError where the reparametrisation is not whole, or its shapes and those of the scores disagree."""
     for name in names:
         if name not in tensors:
-            raise RunError(f"the prefix has scores '{printable(mask)}', and no '{printable(name)}'")
+            raise RunError(f"the prefix has scores '{printable(mask)}', but no '{printable(name)}'")
     codes, _, _, last, _ = (tensors[name].shape for name in names)
     shape = (layers, codes[0], last[0])
     if tensors[mask].shape != shape:
-        raise RunError(f"scores '{printable(mask)}' are {list(tensors[mask].shape)}, the prefixes {list(shape)}")
+        raise RunError(
+            f"scores '{printable(mask)}' are {list(tensors[mask].shape)}, expected {list(shape)} as the prefixes"
+        )
 
 
 def _number(place: str) -> int:

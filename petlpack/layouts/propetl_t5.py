@@ -117,7 +117,7 @@ def _about(file: Path) -> dict[str, Any]:
     for name in (*needed, *(["enable"] if "enable" in about else ())):
         if name not in about or not _KNOWN[name](about[name]):
             raise RunError(
-                f"'{printable(str(file))}' has {name} {printable(repr(about.get(name)))}, which makes no sense",
+                f"'{printable(str(file))}' has an invalid {name} {printable(repr(about.get(name)))}",
                 hint="save the run again",
             )
     return about
@@ -150,7 +150,9 @@ class _Masks:
         missing = {(*owner, part) for owner in owners for part in self.sides[owner[1]]} - self.prototype.keys()
         if missing or not self._of:
             what = f"no {'/'.join(filter(None, min(missing)))} of the prototype" if missing else "no masks"
-            raise RunError(f"'{printable(str(file))}' holds {what}", hint="save the run again: it cannot be rebuilt")
+            raise RunError(
+                f"'{printable(str(file))}' has {what}", hint="save the run again: it cannot be rebuilt without them"
+            )
         self.tasks = _ordered([owner for owner in self._of if owner != LAYER], options, file)
         self._make_bits(file, options)
         if not about:
@@ -158,8 +160,8 @@ class _Masks:
         elif sorted(about["tasks"]) != sorted(self.tasks):
             raise RunError(
                 f"'{printable(str(file.parent / ABOUT))}' has tasks {printable(', '.join(about['tasks']))}, "
-                f"{file.name} masks of {printable(', '.join(self.tasks))}",
-                hint="the files belong to different runs",
+                f"but {file.name} has masks of {printable(', '.join(self.tasks))}",
+                hint="the files are from different runs: copy the run again",
             )
         else:  # a safetensors file has no order of its own
             self.tasks = list(about["tasks"])
@@ -191,8 +193,8 @@ class _Masks:
                 continue
             if match["side"] not in self.sides:
                 raise RunError(
-                    f"'{printable(str(file))}' has mask '{printable(name)}', its matrices are {', '.join(self.sides)}",
-                    hint=f"{ABOUT} beside it says of what kind they are",
+                    f"'{printable(str(file))}' has mask '{printable(name)}', but matrices {', '.join(self.sides)}",
+                    hint=f"{ABOUT} next to it says which kind they are",
                 )
             prototype = self.weights.tensors[self.prototype_of(match["place"], match["side"])]
             if tensor.shape != prototype.shape:
@@ -221,8 +223,8 @@ class _Masks:
             place, last = self.layers[0], self.mask(self.tasks[-1], self.layers[0], side)
             if lacking != [place] or last is None:
                 raise RunError(
-                    f"'{printable(str(file))}' has no mask '{LAYER}_{side}_mask' of {printable(', '.join(lacking))}",
-                    hint="only the first layer's may be missing, which is the last task's",
+                    f"'{printable(str(file))}' has no mask '{LAYER}_{side}_mask' for {printable(', '.join(lacking))}",
+                    hint="only the first layer's mask may be missing, which is the last task's",
                 )
             name = f"{place}.adapter_controller.mask_scores.{LAYER}_{side}_mask.param"
             masks[place, side] = name
@@ -252,7 +254,7 @@ def _owner(place: str, side: str) -> str:
 def _refuse_other(first: str, prototype: Tensor, name: str, tensor: Tensor) -> None:
     if tensor.shape != prototype.shape or tensor.sha256() != prototype.sha256():
         raise RunError(
-            f"'{printable(name)}' differs from '{printable(first)}', and all layers have one prototype",
+            f"'{printable(name)}' differs from '{printable(first)}', but all layers must have the same prototype",
             hint="a run with a prototype for each layer is not supported",
         )
 
@@ -266,7 +268,7 @@ def _ordered(tasks: list[str], options: Options, file: Path) -> list[str]:
     if sorted(order) != sorted(tasks):
         raise RunError(
             f"task_order has {len(order)} tasks ({printable(asked)}), "
-            f"'{printable(str(file))}' has masks of {len(tasks)}: {printable(', '.join(tasks))}"
+            f"but '{printable(str(file))}' has masks of {len(tasks)}: {printable(', '.join(tasks))}"
         )
     return order
 
@@ -276,8 +278,8 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
     if about and extreme == (about["combine"] == "none"):
         raise RunError(
             f"'{printable(str(file.parent / ABOUT))}' has combine '{about['combine']}', "
-            f"and {file.name} {'has' if extreme else 'has no'} masks of layers",
-            hint="the files belong to different runs",
+            f"but {file.name} {'has' if extreme else 'has no'} masks of layers",
+            hint="the files are from different runs: copy the run again",
         )
     combine = _combine(path, options, about) if extreme else "none"
     use = _use(path, options, about)
@@ -293,7 +295,7 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
     kept, left_out = sort_files(path, chosen, masks.weights.sources, [ABOUT] if about else [])
     scores = [tensor.nbytes for tensor in masks.scores.values()]
     if scores:
-        why = "made masks once; only further training needs scores"
+        why = "stored as masks; only further training needs the scores"
         left_out = (*left_out, left_out_tensors(file.name, "mask scores", scores, why))
     return Run(
         path=path,

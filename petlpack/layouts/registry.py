@@ -48,7 +48,7 @@ def options_of(values: Mapping[str, object]) -> Options:
     for name in values:
         if name not in known:
             raise UsageError(
-                f"no setting '{printable(name)}'",
+                f"unknown setting '{printable(name)}'",
                 hint=f"settings are {', '.join(sorted(known))} (see --set in the help)",
             )
     return Options.of(values)
@@ -69,7 +69,7 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
     path, options = Path(path), options or Options()
     shown = printable(str(path))
     if not path.exists():
-        raise RunError(f"no run at '{shown}'", hint="give the directory that a training wrote, or a .safetensors file")
+        raise RunError(f"no run at '{shown}'", hint="pass a run directory, or a .safetensors file")
     _refuse_weights_in_modules(path)
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
@@ -77,24 +77,25 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
             runs = _read(reader, path, options)
             if not all(run.module.tensors for run in runs):
                 raise RunError(
-                    f"'{shown}' has weights without a single tensor", hint="the run was saved wrongly: save it again"
+                    f"'{shown}' has a weight file without tensors",
+                    hint="the run was not saved correctly: save it again",
                 )
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
             return [replace(run, warnings=(*run.warnings, *options.unused()), score=score) for run in runs]
     if path.is_file():
-        raise RunError(f"'{shown}' is not a run", hint="give a run directory or a .safetensors file")
+        raise RunError(f"'{shown}' is not a run", hint="pass a run directory, or a .safetensors file")
     state = sharded_state(path)
     if state is not None:
-        raise RunError(f"'{shown}' holds {state}", hint="then encode the merged model")
+        raise RunError(f"'{shown}' contains {state}", hint="then encode the merged model")
     check_links(path)
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
-        raise RunError(f"'{shown}' is empty", hint="give the directory that a training wrote")
+        raise RunError(f"'{shown}' is empty", hint="pass the directory that a training run wrote")
     whole = (path / "modules.json").exists()  # a model in parts: none of them is a run by itself
     inside = [name for name in names if not whole and (path / name).is_dir() and _knows(path / name)]
     raise RunError(
-        f"'{shown}' is not a run directory: it holds {some(names)}",
+        f"'{shown}' is not a run directory: it contains {some(names)}",
         hint=f"encode the runs inside it: {some(inside)}"
         if inside
         else "a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N directory",
@@ -109,7 +110,7 @@ def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
         state = sharded_state(path)
         if state is None:
             raise
-        raise RunError(f"'{printable(str(path))}' holds {state}", hint="then encode the merged model") from error
+        raise RunError(f"'{printable(str(path))}' contains {state}", hint="then encode the merged model") from error
 
 
 def _refuse_weights_in_modules(path: Path) -> None:
@@ -119,7 +120,7 @@ def _refuse_weights_in_modules(path: Path) -> None:
         raise RunError(
             f"'{printable(str(path))}' has its weights in {some(inside)}, not at its root: "
             "this older sentence-transformers layout is not supported",
-            hint="load it with today's sentence-transformers and save it again",
+            hint="load it with a current sentence-transformers, and save it again",
         )
 
 

@@ -89,7 +89,7 @@ def row_of(table: Tensor, row: int) -> Tensor:
     return Tensor(table.dtype, (1, width), lambda start, stop: table.read_flat(row * width + start, row * width + stop))
 
 
-_JSON_HINT = "the file is damaged or only half written: copy it again, or save the run again"
+_JSON_HINT = "the file is corrupt or incomplete: copy it again, or save the run again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RunError(
             f"'{printable(str(path))}' cannot be read: {error.strerror}",
-            hint="look at its permissions, and at the disk",
+            hint="check its permissions, and the disk",
         ) from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"'{printable(str(path))}' is not JSON: {printable(str(error))}", hint=_JSON_HINT) from error

@@ -27,8 +27,8 @@ def mask_of(scores: Tensor, keep: float, name: str, layers: bool = False) -> Ten
     sizes = np.abs(cast_bits(scores.bits(), scores.dtype, DTYPES["F32"]).view("<f4"))
     if np.isnan(sizes).any():
         raise RunError(
-            f"scores '{printable(name)}' have {int(np.isnan(sizes).sum()):,} entries that are no numbers",
-            hint="the training diverged: take an earlier checkpoint",
+            f"scores '{printable(name)}' have {int(np.isnan(sizes).sum()):,} NaN entries",
+            hint="the training diverged: use an earlier checkpoint",
         )
     rows = sizes.reshape(sizes.shape[0] if layers else 1, -1)
     dropped = int((1 - keep) * rows.shape[1])
@@ -51,7 +51,7 @@ def stored_mask(tensor: Tensor) -> Tensor | None:
 def check_keep(keep: float, where: object) -> float:
     """Return a keep ratio; raises RunError for one that is no share."""
     if not 0 < keep <= 1:
-        raise RunError(f"'{printable(str(where))}' has keep_ratio {keep:g}, which is no share between 0 and 1")
+        raise RunError(f"'{printable(str(where))}': keep_ratio must be in (0, 1], got {keep:g}")
     return keep
 
 

@@ -28,10 +28,11 @@ def parse_base_table(text: bytes, where: str) -> BaseTable:
         table = {row[0]: _parse_ref(*row) for row in rows}
         if len(table) != len(rows) or canonical != text or base_table_json(table) != text:
             code = "base-table-canonical" if isinstance(rows, list) else "base-table-row"
-            raise RefusedError("it is not canonical JSON", code=code)
+            wrong = "not canonical JSON" if isinstance(rows, list) else f"expected a list, got {type(rows).__name__}"
+            raise RefusedError(wrong, code=code)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         code = reason(error, "base-table-row")
-        raise DamageError(f"{where} is not a table of a base: {printable(str(error))}", code=code) from error
+        raise DamageError(f"{where} is not a valid base table: {printable(str(error))}", code=code) from error
     return table
 
 
@@ -51,5 +52,7 @@ def _parse_json(text: bytes) -> tuple[Any, bytes]:
 
 def _parse_ref(name: object, dtype: object, shape: object, digest: object) -> BaseRef:
     if not isinstance(name, str) or not is_shape(shape):
-        raise RefusedError(f"'{name}' is not a tensor of a base", code="base-table-row")
+        raise RefusedError(
+            f"expected the name and shape of a tensor, got {name!r} and {shape!r}", code="base-table-row"
+        )
     return BaseRef(name, dtype_named(str(dtype)), tuple(shape), parse_sha256(digest))

@@ -20,5 +20,5 @@ def canonical_json(value: object) -> bytes:
 def parse_sha256(value: object) -> str:
     """Return a sha256 in lower-case hexadecimal digits; raises ValueError for anything else."""
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise RefusedError(f"'{value}' is not a sha256", code="sha256-digits")
+        raise RefusedError(f"expected a sha256, got {value!r}", code="sha256-digits")
     return value

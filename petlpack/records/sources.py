@@ -53,26 +53,28 @@ def _ranges(numbers: list[int]) -> list[list[int]]:
 def parse_sources(params: Mapping[str, Any], slots: tuple[Slot, ...]) -> Sources:
     """Parse and check the sources in a manifest's parameters; raises DamageError."""
     if set(params) != {"unchanged", "aliases", "name"}:
-        raise DamageError("manifest has other parameters than unchanged, aliases and name", code="params-fields")
+        odd = printable(min(map(str, set(params) ^ {"unchanged", "aliases", "name"})))
+        raise DamageError(f"manifest params have a missing or unexpected field '{odd}'", code="params-fields")
     try:
         ranges = [(start, stop) for start, stop in params["unchanged"]]
         if not all(type(i) is int and 0 <= i <= len(slots) for pair in ranges for i in pair):
-            raise RefusedError("an index beyond the tensors", code="params-index")
+            raise RefusedError(f"tensor index out of range: there are {len(slots)} tensors", code="params-index")
         if not all(first[1] < second[0] for first, second in itertools.pairwise(ranges)):
-            raise RefusedError("its lists are not in canonical order", code="params-order")
+            raise RefusedError("the ranges of unchanged must rise and not touch", code="params-order")
         unchanged = frozenset(i for start, stop in ranges for i in range(start, stop))
         sources = Sources(slots, unchanged, {alias: other for alias, other in params["aliases"]}, params["name"])
         if not all(type(i) is int and 0 <= i < len(slots) for i in [*sources.aliases, *sources.aliases.values()]):
-            raise RefusedError("an index beyond the tensors", code="params-index")
+            raise RefusedError(f"tensor index out of range: there are {len(slots)} tensors", code="params-index")
         _check(sources)
         if sources.to_params() != dict(params):
             lists = isinstance(params["unchanged"], list) and isinstance(params["aliases"], list)
             raise RefusedError(
-                "its lists are not in canonical order", code="params-order" if lists else "params-fields"
+                "unchanged and aliases are not in canonical order" if lists else "unchanged and aliases must be lists",
+                code="params-order" if lists else "params-fields",
             )
     except (TypeError, ValueError) as error:
         code = reason(error, "params-fields")
-        raise DamageError(f"manifest has parameters that make no sense: {printable(str(error))}", code=code) from error
+        raise DamageError(f"invalid params in the manifest: {printable(str(error))}", code=code) from error
     return sources
 
 
@@ -83,17 +85,17 @@ def _check(sources: Sources) -> None:
         base = slots[i].base
         if base is None or base.shape != slots[i].shape:
             raise RefusedError(
-                f"'{slots[i].name}' is said to be unchanged, and the base has no such tensor",
+                f"'{slots[i].name}' is listed as unchanged, but the base has no tensor of that name and shape",
                 code="unchanged-tensor",
             )
     for alias, other in sources.aliases.items():
         if (slots[alias].dtype, slots[alias].shape) != (slots[other].dtype, slots[other].shape):
             raise RefusedError(
-                f"'{slots[alias].name}' is said to equal '{slots[other].name}' of another shape", code="alias-shape"
+                f"'{slots[alias].name}' is {slots[alias].dtype.name} {list(slots[alias].shape)}, but an alias of "
+                f"'{slots[other].name}', which is {slots[other].dtype.name} {list(slots[other].shape)}",
+                code="alias-shape",
             )
         if slots[alias].part is not None:
-            raise RefusedError(
-                f"'{slots[alias].name}' is in a shared part and said to equal another", code="part-elsewhere"
-            )
+            raise RefusedError(f"'{slots[alias].name}' is both in a shared part and an alias", code="part-elsewhere")
     if sources.aliases.keys() & {*sources.unchanged, *sources.aliases.values()}:
-        raise RefusedError("an alias of an alias", code="alias-chain")
+        raise RefusedError("an alias cannot be unchanged, or point to another alias", code="alias-chain")

@@ -135,9 +135,10 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
     try:
         table, canonical = _parse_json(text)
         if set(table) != _FIELDS:
-            raise RefusedError(f"it has other fields than {', '.join(sorted(_FIELDS))}", code="template-fields")
+            odd = min(map(str, set(table) ^ _FIELDS))
+            raise RefusedError(f"missing or unexpected field '{odd}'", code="template-fields")
         if canonical != text:
-            raise RefusedError("it is not canonical JSON", code="template-canonical")
+            raise RefusedError("not canonical JSON", code="template-canonical")
         _check_lists(table)
         if name is not None:
             _check_task_name(name)
@@ -150,12 +151,15 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
             base = {_text(tensor): _ref(refs, other) for tensor, other in rows}
             if len(base) != len(rows) or set(table["base"]) != {"table", "tensors"}:
                 code = "template-twice" if len(base) != len(rows) else "template-fields"
-                raise RefusedError("a tensor has two tensors of the base", code=code)
+                twice = "a tensor is mapped to two tensors of the base"
+                raise RefusedError(
+                    twice if len(base) != len(rows) else "base must have the fields table and tensors", code=code
+                )
             template = replace(template, base_table=sha256, base=base, base_parameters=parameters(refs))
         _check(template)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MalformedError) as error:
         code = reason(error, "template-fields")
-        raise DamageError(f"{where} is not a template: {printable(str(error))}", code=code) from error
+        raise DamageError(f"{where} is not a valid template: {printable(str(error))}", code=code) from error
     return template
 
 
@@ -172,21 +176,21 @@ def _ref(refs: BaseTable, name: str) -> BaseRef:
     try:
         return refs[name]
     except KeyError as error:
-        raise RefusedError(str(error), code="template-reference") from error
+        raise RefusedError(f"the base table has no tensor {error}", code="template-reference") from error
 
 
 def check_file_name(name: str) -> str:
     """Return a relative path that stays below a directory; raises ValueError for one that leads elsewhere."""
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
-        raise RefusedError(f"'{printable(name)}' is not a plain relative file name", code="file-name")
+        raise RefusedError(f"'{printable(name)}' is not a relative path inside the directory", code="file-name")
     return name
 
 
 def _from_table(table: Mapping[str, Any]) -> Template:
     base_name, rule = table["base_name"], table["rule"]
     if rule is not None and not isinstance(rule, dict):
-        raise RefusedError("its rule is not an object", code="template-fields")
+        raise RefusedError(f"rule must be an object or null, got {type(rule).__name__}", code="template-fields")
     weights = [(_file_name(file), parse_header(header.encode())) for file, header in table["weights"]]
     template = Template(
         headers=dict(weights),
@@ -198,7 +202,7 @@ def _from_table(table: Mapping[str, Any]) -> Template:
         named=frozenset(_list(table["named"])),
     )
     if len(weights) != len(template.headers):
-        raise RefusedError("a weight file stands twice", code="template-twice")
+        raise RefusedError("two weight files have the same name", code="template-twice")
     return template
 
 
@@ -206,27 +210,34 @@ def _check_lists(table: Mapping[str, Any]) -> None:
     """Check that lists are lists, and sorted where they stand for sets: a template has one text."""
     pairs = [] if table["base"] is None else table["base"]["tensors"]
     if not all(isinstance(rows, list) for rows in (table["weights"], table["parts"], pairs)):
-        raise RefusedError("a field is not a list", code="template-fields")
+        raise RefusedError("weights, parts and the base's tensors must be lists", code="template-fields")
     if not all(isinstance(row, list) for row in [*table["parts"], *pairs]):
-        raise RefusedError("a row is not a list", code="template-fields")
+        raise RefusedError("each row of parts and of the base's tensors must be a list", code="template-fields")
     for rows in (table["head"], table["named"], pairs):
         if rows != sorted(rows):
             code = "template-canonical" if isinstance(rows, list) else "template-fields"
-            raise RefusedError("a list is not sorted", code=code)
+            wrong = "not sorted" if isinstance(rows, list) else "not a list"
+            raise RefusedError(f"head, named or the base's tensors: {wrong}", code=code)
 
 
 def _check(template: Template) -> None:
     names = [slot.name for slot in template.slots]
     if len(set(names)) != len(names):
-        raise RefusedError("two weight files hold the same tensor", code="template-twice")
+        raise RefusedError("two weight files have the same tensor", code="template-twice")
     if template.headers.keys() & template.files.keys():
-        raise RefusedError("a kept file has the name of a weight file", code="template-twice")
+        twice = min(template.headers.keys() & template.files.keys())
+        raise RefusedError(f"'{twice}' is both a weight file and a kept file", code="template-twice")
     if template.named - template.files.keys():
-        raise RefusedError("a file that is not kept takes the task's name", code="template-reference")
+        odd = min(template.named - template.files.keys())
+        raise RefusedError(f"'{odd}' is in named, but is not a kept file", code="template-reference")
     shared = [name for part in template.parts for name in part if name is not None]
     if len(set(shared)) != len(shared) or set(shared) - set(names) or "" in shared:
         code = "template-twice" if len(set(shared)) != len(shared) else "template-reference"
-        raise RefusedError("its parts are not of its tensors", code=code)
+        twice = "a tensor is in the shared parts twice"
+        raise RefusedError(
+            twice if len(set(shared)) != len(shared) else "a shared part has a tensor that no weight file has",
+            code=code,
+        )
     for slot in template.slots:
         base = slot.base
         if base is None:
@@ -234,14 +245,16 @@ def _check(template: Template) -> None:
         resized = len(base.shape) == len(slot.shape) >= 2 and base.shape[1:] == slot.shape[1:]
         if base.shape != slot.shape and not resized:
             raise RefusedError(
-                f"tensor '{slot.name}' is {slot.shape} and its base {base.shape}", code="template-base-shape"
+                f"tensor '{slot.name}' is {list(slot.shape)}, its base tensor {list(base.shape)}",
+                code="template-base-shape",
             )
         if not can_cast(base.dtype, slot.dtype):
             raise RefusedError(
-                f"tensor '{slot.name}' is {slot.dtype.name} and its base {base.dtype.name}", code="template-base-shape"
+                f"tensor '{slot.name}' is {slot.dtype.name}, to which its base's {base.dtype.name} cannot be cast",
+                code="template-base-shape",
             )
         if slot.part is not None:
-            raise RefusedError(f"tensor '{slot.name}' is in a shared part and in the base", code="part-elsewhere")
+            raise RefusedError(f"tensor '{slot.name}' is both in a shared part and in the base", code="part-elsewhere")
 
 
 def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -252,7 +265,7 @@ def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     bound = {key: _each_text(value, text) for key, value in table.items() if key not in ("base_name", "files")}
     if len({text(file) for file in table["files"]}) != len(table["files"]):
-        raise RefusedError("two kept files have one name", code="template-twice")
+        raise RefusedError("two kept files have the same name", code="template-twice")
     bound["weights"] = [[file, _padded(header)] for file, header in bound["weights"]]
     return {
         **bound,
@@ -286,25 +299,25 @@ def _padded(header: str) -> str:
 
 def _check_task_name(name: object) -> None:
     if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
-        raise RefusedError(f"'{name}' is not a name of a task", code="template-name")
+        raise RefusedError(f"invalid task name {name!r}", code="template-name")
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise RefusedError(f"'{value}' is not a text", code="template-fields")
+        raise RefusedError(f"expected a string, got {value!r}", code="template-fields")
     return value
 
 
 def _list(value: object) -> list[str]:
     if not isinstance(value, list):
-        raise RefusedError(f"'{value}' is not a list", code="template-fields")
+        raise RefusedError(f"expected a list, got {value!r}", code="template-fields")
     texts = [_text(item) for item in value]
     if len(set(texts)) != len(texts):
-        raise RefusedError(f"'{max(texts, key=texts.count)}' stands twice", code="template-twice")
+        raise RefusedError(f"duplicate '{max(texts, key=texts.count)}'", code="template-twice")
     return texts
 
 
 def _file_name(name: object) -> str:
     if not isinstance(name, str):
-        raise RefusedError("a file name is not a string", code="file-name")
+        raise RefusedError(f"a file name must be a string, got {name!r}", code="file-name")
     return check_file_name(name)

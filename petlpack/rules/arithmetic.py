@@ -29,7 +29,7 @@ def computed(like: Tensor, shape: tuple[int, ...], compute: Callable[[], NDArray
 def floats(tensor: Tensor) -> NDArray[Any]:
     """Return a float tensor's numbers, those of dtypes that numpy lacks as float32; raises DamageError for others."""
     if tensor.dtype.kind != "float":
-        raise DamageError(f"a rule computes with {tensor.dtype.name}, which is no float", code="rule-shape")
+        raise DamageError(f"a rule needs a float tensor, got {tensor.dtype.name}", code="rule-shape")
     return tensor.numpy()
 
 

@@ -28,19 +28,23 @@ def check_rule(rule: Rule | None, *more: str) -> Rule:
     """Return a rule that has the fields of every rule and `more`; raises DamageError."""
     if rule is None or set(rule) != {"kind", "settings", "rows", *more}:
         raise DamageError(
-            f"a rule has other fields than kind, settings, rows{''.join(f', {name}' for name in more)}",
+            f"a rule must have the fields {', '.join(['kind', 'settings', 'rows', *more])}, "
+            f"got {printable(', '.join(sorted(rule or {})))[:200] or 'none'}",
             code="rule-fields",
         )
     if rule["kind"] not in ("adapter", "lora", "prefix"):
         raise UnknownFormatError(
-            f"a rule for {printable(repr(rule['kind']))}, known are adapter, lora, prefix", code="rule-unknown"
+            f"unknown kind of rule {printable(repr(rule['kind']))} (known: adapter, lora, prefix)", code="rule-unknown"
         )
     settings = rule["settings"]
     if not isinstance(settings, dict):
-        raise DamageError("a rule has settings that are not an object", code="rule-settings")
+        raise DamageError(
+            f"the settings of a rule must be an object, got {type(settings).__name__}", code="rule-settings"
+        )
     for name, value in settings.items():
         if name in _SETTINGS and not _SETTINGS[name](value):
-            raise DamageError(f"a rule has {name} {printable(repr(value))}, which makes no sense", code="rule-settings")
+            message = f"invalid value {printable(repr(value))} for the setting '{name}' of a rule"
+            raise DamageError(message, code="rule-settings")
     return rule
 
 
@@ -64,13 +68,13 @@ def parse_rows(rows: object, parse: Callable[[Any], Any]) -> list[Any]:
         return [parse(row) for row in _list(rows)]
     except (TypeError, ValueError, IndexError) as error:
         code = reason(error, "rule-row")
-        raise DamageError(f"a rule has a row that makes no sense: {printable(str(error))}", code=code) from error
+        raise DamageError(f"invalid row in a rule: {printable(str(error))}", code=code) from error
 
 
 def text(value: object) -> str:
     """Return a text of a rule; raises RefusedError for anything else."""
     if not isinstance(value, str):
-        raise RefusedError(f"{value!r} is not a text", code="rule-row")
+        raise RefusedError(f"expected a string, got {value!r}", code="rule-row")
     return value
 
 
@@ -93,20 +97,20 @@ def pair(value: object) -> tuple[str, str]:
 def whole(value: object) -> int:
     """Return a number from 0 of a rule."""
     if type(value) is not int or not 0 <= value < 2**31:
-        raise RefusedError(f"{value!r} is not a number from 0", code="rule-value")
+        raise RefusedError(f"expected an integer from 0 to 2^31 - 1, got {value!r}", code="rule-value")
     return value
 
 
 def truth(value: object) -> bool:
     """Return a truth value of a rule."""
     if type(value) is not bool:
-        raise RefusedError(f"{value!r} is neither true nor false", code="rule-row")
+        raise RefusedError(f"expected true or false, got {value!r}", code="rule-row")
     return value
 
 
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise RefusedError(f"{value!r} is not a list", code="rule-row")
+        raise RefusedError(f"expected a list, got {value!r}", code="rule-row")
     return value
 
 
@@ -132,7 +136,7 @@ def find(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return a tensor that a rule names; raises DamageError where there is none."""
     if name not in tensors:
         raise DamageError(
-            f"a rule names tensor '{printable(name)}', which the task does not have", code="rule-reference"
+            f"a rule refers to tensor '{printable(name)}', but the task has no such tensor", code="rule-reference"
         )
     return tensors[name]
 
@@ -142,6 +146,6 @@ def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
     tensor = find(tensors, name)
     if tensor.shape != shape:
         raise DamageError(
-            f"'{printable(name)}' is {list(tensor.shape)}, the rule needs {list(shape)}", code="rule-shape"
+            f"tensor '{printable(name)}' is {list(tensor.shape)}, the rule needs {list(shape)}", code="rule-shape"
         )
     return tensor

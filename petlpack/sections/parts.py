@@ -100,11 +100,12 @@ def _parse_slots(rows: object, path: Path) -> list[Slot]:
     for row in rows if isinstance(rows, list) else [None]:
         if not isinstance(row, list) or len(row) != 3 or not is_shape(row[1]):
             raise DamageError(
-                f"'{printable(str(path))}' has a tensor that is not [dtype, shape, kind]", code="part-row"
+                f"'{printable(str(path))}': each of its tensors must be [dtype, shape, kind]", code="part-row"
             )
         dtype, shape, kind = row
         if type(kind) is not int or not 0 <= kind < len(rows):  # type: ignore[arg-type]
-            raise DamageError(f"'{printable(str(path))}' has a tensor of kind {printable(repr(kind))}", code="part-row")
+            message = f"'{printable(str(path))}' has a tensor of invalid kind {printable(repr(kind))}"
+            raise DamageError(message, code="part-row")
         slots.append(_slot(len(slots), dtype_named(str(dtype)), tuple(shape), kind))
     return slots
 

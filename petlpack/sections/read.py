@@ -50,14 +50,15 @@ class SectionReader:
         """Cut `slots` into units; raises DamageError that names `what` where the file's sections are not theirs."""
         self._codec, self._sections, self._predictions = codec, sections, predictions
         if sum(slot.size for slot in slots) > len(opened.manifest.sections) * MOST_ELEMENTS:
-            raise DamageError(f"{what} claims more weights than its sections can hold", code="section-capacity")
+            raise DamageError(f"{what} declares more weights than its sections can hold", code="section-capacity")
         self._units = codec.units(slots, predictions.shared)
         self._rows = {row.name: row for row in opened.manifest.sections}
         expected = [section for unit in self._units for section in codec.sections(unit)]
         if expected != list(self._rows):
             first = ", ".join(expected[:3])
             raise DamageError(
-                f"{what} has {len(self._rows)} sections, its tensors need {len(expected)}: {first} ...",
+                f"{what}: expected {len(expected)} sections ({first}, ...), "
+                f"manifest has {len(self._rows)} ({', '.join([*self._rows][:3])}, ...)",
                 code="section-names",
             )
         self._parts: dict[str, list[tuple[Unit, Piece, int]]] = {}
@@ -129,8 +130,8 @@ class SectionReader:
         section = self._rows[name]
         if section.dtype != dtype.name or section.count not in counts:
             raise DamageError(
-                f"section '{name}' is {section.count} elements of {section.dtype}, "
-                f"its tensors need {counts[-1]} of {dtype.name}",
+                f"section '{name}': expected {'at most ' * (len(counts) > 1)}{counts[-1]} {dtype.name} elements, "
+                f"manifest says {section.count} {section.dtype}",
                 code="section-elements",
             )
         array = coding.Array(dtype, section.count, row or max(1, section.count), prediction)

@@ -49,12 +49,13 @@ def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
     if manifest != made or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
         raise DamageError(f"'{path}' is not a shared part of bytes", code="file-kind")
     if rows[0].count > most:
-        raise DamageError(f"'{path}' claims {rows[0].count:,} bytes, at most {most:,} are read", code="size-limit")
+        raise DamageError(f"'{path}' declares {rows[0].count:,} bytes, expected at most {most:,}", code="size-limit")
     array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
     data = opened.open_sections().read(rows[0])
     content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise DamageError(f"'{path}' decodes to something else than its name says", code="decoded-digest")
+    decoded = hashlib.sha256(content).hexdigest()
+    if decoded != sha256:
+        raise DamageError(f"'{path}' decodes to {decoded}, its name says {sha256}", code="decoded-digest")
     return content
 
 
@@ -64,7 +65,7 @@ def find_shared(store: Store, sha256: str) -> Path:
     if not path.is_file():
         raise DamageError(
             f"shared part {sha256} is missing from pack '{printable(str(store.path))}'",
-            hint="restore the file from a copy of the pack, or encode the runs that need it again",
+            hint="restore the file from a backup of the pack, or encode again the runs that need it",
             code="part-missing",
         )
     return path

@@ -37,8 +37,8 @@ def check_task_name(name: str) -> str:
     """Return a name that is safe as a file name on every system; raises UsageError for any other."""
     if not _can_be_task(name):
         raise UsageError(
-            f"'{printable(name)}' cannot be a task's name",
-            hint="1 to 128 of A-Z a-z 0-9 . _ -, not starting with a dot, no device name; choose one with --task",
+            f"invalid task name '{printable(name)}': use 1-128 of A-Z a-z 0-9 . _ -",
+            hint="choose a name with --task that does not start with a dot and is no Windows device name",
             code="task-name",
         )
     return name
@@ -70,21 +70,21 @@ class Store:
             text = marker.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
-                f"no pack at '{printable(str(path))}'", hint="`petlpack encode RUN_DIR --pack DIR` makes one"
+                f"no pack at '{printable(str(path))}'", hint="`petlpack encode RUN_DIR --pack DIR` creates one"
             ) from error
         try:
             table = json.loads(text)
             version = table["version"] if table["format"] == "petlpack" else None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnknownFormatError(
-                f"'{printable(str(marker))}' is not the mark of a pack",
-                hint="the directory is no pack, or its pack.json was damaged: restore it",
+                f"'{printable(str(marker))}' is not the pack.json of a pack",
+                hint="the directory is not a pack, or its pack.json is corrupt: restore it",
                 code="pack-json",
             ) from error
         if type(version) is not int or version != 1:
             raise UnknownFormatError(
-                f"'{printable(str(marker))}' has version {printable(repr(version))}, this petlpack reads 1",
-                hint="the pack was written by a newer petlpack: upgrade to read it",
+                f"'{printable(str(marker))}' has format version {printable(repr(version))}, this petlpack reads 1",
+                hint="the pack was written by a newer petlpack: upgrade petlpack to read it",
                 code="version-unknown" if table["format"] == "petlpack" else "format-unknown",
             )
 
@@ -136,7 +136,7 @@ class Store:
         if not path.is_file():
             raise TaskError(
                 f"no task '{printable(name)}' in pack '{printable(str(self.path))}'",
-                hint="`petlpack list` names the tasks of a pack",
+                hint="`petlpack list` shows the tasks of a pack",
             )
         return path
 
@@ -181,8 +181,8 @@ class Store:
         twin = next((stem for stem in _stems(self.path / "tasks") if stem.lower() == lower), None)
         if twin is not None:
             raise TaskError(
-                f"task '{name}' cannot be added: pack '{printable(str(self.path))}' has a task '{twin}'",
-                hint="--replace overwrites a task of the same name; --task gives another name",
+                f"cannot add task '{name}': pack '{printable(str(self.path))}' already has task '{twin}'",
+                hint="overwrite a task of the same name with --replace, or choose another name with --task",
             )
 
     def put(
@@ -239,7 +239,7 @@ class Store:
         except filelock.Timeout as error:
             raise LockedError(
                 f"pack '{printable(str(self.path))}' is locked by another process",
-                hint="another petlpack is writing; try again when it is done",
+                hint="another petlpack process is writing to it: try again when it is done",
             ) from error
         try:
             yield
@@ -267,13 +267,16 @@ _OWN = {"pack.json", "tasks", "shared", ".lock"}
 def _make(path: Path) -> bool:
     """Make an empty pack; returns whether the directory is new."""
     if path.exists() and not path.is_dir():
-        raise UsageError(f"'{printable(str(path))}' is a file, not a pack", hint="give --pack a new or empty directory")
+        raise UsageError(
+            f"'{printable(str(path))}' is a file, not a pack directory",
+            hint="--pack takes an existing pack, or a new or empty directory",
+        )
     new = not path.exists()
     foreign = [] if new else [e.name for e in path.iterdir() if e.name not in _OWN and not e.name.startswith(".tmp-")]
     if foreign:
         raise UsageError(
-            f"'{printable(str(path))}' is not a pack and not empty: it holds '{printable(min(foreign))}'",
-            hint="give --pack a new or empty directory",
+            f"'{printable(str(path))}' is neither a pack nor empty: it contains '{printable(min(foreign))}'",
+            hint="--pack takes an existing pack, or a new or empty directory",
         )
     path.mkdir(parents=True, exist_ok=True)
     with _replacing(path / "pack.json") as temporary:

@@ -35,7 +35,7 @@ class Base:
             if weights is None or not weights.exists():
                 raise BaseError(
                     f"no base at '{printable(str(path))}'",
-                    hint="--base wants the directory of the pretrained model (with model.safetensors), or its file",
+                    hint="--base takes a pretrained model's directory (with model.safetensors), or its weights file",
                     code="base-missing",
                 )
             self.tensors = open_checkpoint(weights).tensors
@@ -59,7 +59,7 @@ class Base:
     def check(self, ref: BaseRef) -> Tensor:
         """Return the tensor that a task needs; raises BaseError where it is missing or differs in a single bit."""
         where = f"base '{printable(str(self.path))}'"
-        hint = "give the very checkpoint that the task was packed against"
+        hint = "pass the exact checkpoint that the task was encoded against"
         tensor = self.tensors.get(ref.name)
         if tensor is None:
             message = f"{where} has no tensor '{printable(ref.name)}', which the task needs"
@@ -106,6 +106,6 @@ def needed(base: Base | None) -> Base:
     """Return the base; raises BaseError where there is none."""
     if base is None:
         raise BaseError(
-            "the task needs its base to be decoded", hint="give the base's directory with --base", code="base-missing"
+            "the task needs its base to decode", hint="pass the base model's directory with --base", code="base-missing"
         )
     return base

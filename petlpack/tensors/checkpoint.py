@@ -62,7 +62,7 @@ def _open_one(path: Path) -> Checkpoint:
     except MalformedError as error:
         raise RunError(
             error.message,
-            hint="the file is damaged or only half written: copy it again or use another checkpoint",
+            hint="the file is corrupt or incomplete: copy it again, or use another checkpoint",
             code=error.code,
         ) from error
     tensors = {name: file_tensor(path, header, name) for name in header.entries}
@@ -73,24 +73,22 @@ def _unread(path: Path, error: OSError) -> RunError:
     """Return what to say of a file that the operating system does not read: nothing is known of its bytes."""
     return RunError(
         f"'{printable(str(path))}' cannot be read: {error.strerror or error}",
-        hint="you may not read it: look at its permissions"
+        hint="check the file's permissions"
         if isinstance(error, PermissionError)
-        else "look at the path, and at the disk that the file is on",
+        else "check the path, and the disk that the file is on",
     )
 
 
-_INDEX_HINT = "an index maps every tensor to a shard beside it: copy it again, or save the model again"
+_INDEX_HINT = "an index maps each tensor to a shard next to it: copy it again, or save the model again"
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"'{printable(str(index))}' is not an index of shards: {error!r}", hint=_INDEX_HINT) from error
+        raise RunError(f"'{printable(str(index))}' is not a valid shard index: {error!r}", hint=_INDEX_HINT) from error
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise RunError(
-            f"'{printable(str(index))}' has a weight_map that is not an object of file names", hint=_INDEX_HINT
-        )
+        raise RunError(f"'{printable(str(index))}': weight_map must map tensor names to file names", hint=_INDEX_HINT)
     return weight_map
 
 
@@ -100,12 +98,12 @@ def shards_of(index: Path) -> list[Path]:
     for name in names:
         if name != PurePosixPath(name).name or "\\" in name or not name.isprintable() or name.startswith("."):
             raise RunError(
-                f"'{printable(str(index))}' names shard '{printable(name)}', which is not a file beside it",
-                hint="an index that reaches outside its directory is refused",
+                f"'{printable(str(index))}' lists shard '{printable(name)}', which is not a plain file name",
+                hint="shards must be files in the directory of the index",
             )
         if not (index.parent / name).is_file():
             raise RunError(
-                f"'{printable(str(index))}' names shard '{name}', which is missing",
+                f"'{printable(str(index))}' lists shard '{name}', but the file is missing",
                 hint="copy the missing shard, or delete the half-written checkpoint",
             )
     return [index.parent / name for name in names]
@@ -119,8 +117,8 @@ def _merge(parts: list[Checkpoint], index: Path) -> Checkpoint:
         if twice:
             (file,) = part.headers
             raise RunError(
-                f"'{printable(str(index))}': tensor '{printable(min(twice))}' is in two shards, '{file}' is the second",
-                hint="the same shard was probably copied under two names",
+                f"'{printable(str(index))}': tensor '{printable(min(twice))}' is in two shards, the second is '{file}'",
+                hint="a shard was probably copied under two names: delete one copy",
             )
         headers |= part.headers
         tensors |= part.tensors
@@ -132,8 +130,8 @@ def _check_weight_map(index: Path, checkpoint: Checkpoint) -> None:
     missing = sorted(_weight_map(index).keys() - checkpoint.tensors.keys())
     if missing:
         raise RunError(
-            f"'{printable(str(index))}' names tensor '{printable(missing[0])}', which none of its shards holds",
-            hint="the shards belong to another checkpoint than the index",
+            f"'{printable(str(index))}' lists tensor '{printable(missing[0])}', but no shard has it",
+            hint="the index and the shards are from different checkpoints: copy both again",
         )
 
 
@@ -205,7 +203,7 @@ def _load_pickled(path: Path) -> object:
         import torch
     except ImportError as error:
         raise RunError(
-            f"'{printable(str(path))}' is a pickled state dict, and torch is not installed",
+            f"'{printable(str(path))}' is a pickled state dict, but torch is not installed",
             hint="pip install 'petlpack[torch]' torch==2.13.0, or save the run as safetensors",
         ) from error
     try:
@@ -214,12 +212,12 @@ def _load_pickled(path: Path) -> object:
         raise _unread(path, error) from error
     except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
         cut = is_cut(path)
-        what = "cut short" if cut else "not a plain state dict"
+        what = "truncated" if cut else "not a plain state dict"
         raise RunError(
             f"'{printable(str(path))}' is {what}: {printable(_reason(error))}",
             hint="copy the file again, or use another checkpoint"
             if cut
-            else "a pickle may carry code, so nothing but tensors is read from it; save the run as safetensors",
+            else "a pickle can run code, so only tensors are loaded from it: save the run as safetensors",
         ) from error
 
 
@@ -235,7 +233,7 @@ def is_cut(path: Path) -> bool:
 def _reason(error: Exception) -> str:
     """Return the first line of what torch says, without its advice to read a pickle that may carry code."""
     first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return "it holds more than tensors" if "weights_only" in first else first
+    return "it contains objects other than tensors" if "weights_only" in first else first
 
 
 def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
@@ -245,8 +243,8 @@ def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
     ):
         raise RunError(
-            f"'{printable(str(path))}' holds something other than tensors by name",
-            hint="save the model's state dict alone, best as safetensors",
+            f"'{printable(str(path))}' is not a state dict of named tensors",
+            hint="save only the model's state dict, preferably as safetensors",
         )
     return {name: _torch_tensor(value, path) for name, value in loaded.items()}
 
@@ -264,8 +262,8 @@ def _torch_tensor(value: torch.Tensor, path: Path) -> Tensor:
     names = {getattr(torch, torch_name): name for name, torch_name in TORCH_NAMES.items()}
     if value.dtype not in names or value.layout != torch.strided or value.device.type != "cpu":
         raise RunError(
-            f"'{printable(str(path))}' holds a {value.device.type} {value.layout} tensor of {value.dtype}",
-            hint="only dense tensors of the dtypes that safetensors knows can be stored",
+            f"'{printable(str(path))}' has an unsupported tensor: {value.device.type} {value.layout} {value.dtype}",
+            hint="only dense CPU tensors with a dtype that safetensors supports can be stored",
         )
     dtype = dtype_named(names[value.dtype])
     flat = value.detach()

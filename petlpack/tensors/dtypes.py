@@ -66,5 +66,5 @@ def dtype_named(name: str) -> DType:
     try:
         return DTYPES[name]
     except KeyError:
-        message = f"unknown dtype '{printable(name)}', known are {', '.join(DTYPES)}"
+        message = f"unknown dtype '{printable(name)}' (known: {', '.join(DTYPES)})"
         raise UnknownFormatError(message, code="dtype-unknown") from None

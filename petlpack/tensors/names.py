@@ -83,17 +83,17 @@ def _most_votes(votes: Counter[tuple[str, str]]) -> tuple[str, str]:
     best, *others = sorted(votes, key=rank)
     if others and rank(others[0]) == rank(best):
         raise BaseError(
-            f"the run's tensors fit the base's '{printable(best[1])}*' and '{printable(others[0][1])}*' equally well",
-            hint="give as base the checkpoint that the run was trained from",
+            f"the run's tensors match the base's '{printable(best[1])}*' and '{printable(others[0][1])}*' equally well",
+            hint="pass the checkpoint that the run was trained from as the base",
         )
     return best
 
 
 def _nothing_fits(tuned: Shapes, base: Shapes, misfits: Counter[tuple[str, str]]) -> BaseError:
-    hint = "give as base the checkpoint that the run was trained from"
+    hint = "pass the checkpoint that the run was trained from as the base"
     if not misfits:
         sample = printable(next(iter(tuned), "(no tensors)"))
-        return BaseError(f"no tensor of the run is named as in the base; the run has '{sample}'", hint=hint)
+        return BaseError(f"the run and the base have no tensor name in common; the run has '{sample}'", hint=hint)
     (prefix, base_prefix), _ = misfits.most_common(1)[0]
     spelled = {modern(name): name for name in base}
     for name, shape in tuned.items():
@@ -102,4 +102,4 @@ def _nothing_fits(tuned: Shapes, base: Shapes, misfits: Counter[tuple[str, str]]
             return BaseError(
                 f"tensor '{printable(name)}' is {list(shape)} in the run and {list(base[other])} in the base", hint=hint
             )
-    return BaseError("no tensor of the run has the shape of its namesake in the base", hint=hint)
+    return BaseError("no tensor of the run has the shape of the base tensor of the same name", hint=hint)

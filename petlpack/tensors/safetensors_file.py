@@ -87,11 +87,13 @@ def read_header_of(file: BinaryIO, path: Path) -> Header:
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     if len(prefix) < 8:
-        raise _malformed(path, f"is {size} bytes, a safetensors file has at least 8", code="file-size")
+        raise _malformed(path, f"is {size} bytes, a safetensors file needs at least 8", code="file-size")
     length = int.from_bytes(prefix, "little")
     if length > min(MAX_HEADER, size - 8):
         raise _malformed(
-            path, f"states a header of {length:,} bytes, but the file is {size:,} bytes", code="header-size"
+            path,
+            f"declares a header of {length:,} bytes, expected at most {min(MAX_HEADER, size - 8):,}",
+            code="header-size",
         )
     try:
         header = parse_header(file.read(length))
@@ -121,7 +123,7 @@ def parse_header(text: bytes) -> Header:
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
             raise MalformedError(
-                f"has tensor '{printable(name)}' at byte {entry.start}, the one before ends at {end}",
+                f"has tensor '{printable(name)}' at byte {entry.start}, expected {end}, where the previous one ends",
                 code="header-offsets",
             )
         end = entry.stop
@@ -168,7 +170,7 @@ class _Reader:
         offset = self.offset + start * self.dtype.itemsize
         bits: Bits = np.fromfile(self.path, self.dtype.bits, stop - start, offset=offset)
         if len(bits) != stop - start:
-            raise _malformed(self.path, "became shorter while it was read", code="file-size")
+            raise _malformed(self.path, "was truncated while it was being read", code="file-size")
         return bits
 
 
@@ -180,7 +182,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise RefusedError(f"key '{printable(twice)}' stands twice", code="header-twice")
+        raise RefusedError(f"duplicate key '{printable(twice)}'", code="header-twice")
     return table
 
 
@@ -196,7 +198,9 @@ def _parse_entry(name: str, row: object) -> Entry:
     try:
         return _entry(row)
     except MalformedError as error:
-        raise MalformedError(f"has tensor '{printable(name)}' with {error.message}", code=error.code) from None
+        raise MalformedError(
+            f"has a bad entry for tensor '{printable(name)}': {error.message}", code=error.code
+        ) from None
 
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -204,21 +208,26 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 
 def _entry(row: object) -> Entry:
     if not isinstance(row, dict) or row.keys() != _FIELDS:
-        raise MalformedError("fields other than dtype, shape and data_offsets", code="header-fields")
+        raise MalformedError("fields must be dtype, shape and data_offsets", code="header-fields")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str):
-        raise MalformedError("a dtype that is no string", code="header-fields")
+        raise MalformedError("dtype must be a string", code="header-fields")
     if not _is_sizes(shape):
-        raise MalformedError("a shape that is no list of sizes", code="header-fields")
+        raise MalformedError("shape must be a list of non-negative integers", code="header-fields")
     if len(shape) > MAX_RANK:
-        raise MalformedError(f"a shape of {len(shape):,} sizes, an array has at most {MAX_RANK}", code="header-fields")
+        raise MalformedError(
+            f"shape has {len(shape):,} dimensions, at most {MAX_RANK} are supported", code="header-fields"
+        )
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise MalformedError("data_offsets that are no range", code="header-offsets")
+        raise MalformedError("data_offsets must be [start, end] with start <= end", code="header-offsets")
     start, stop = offsets
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
-        raise MalformedError(f"shape {shape} of {dtype}, but {stop - start:,} bytes", code="header-fields")
+        raise MalformedError(
+            f"shape {shape} of {dtype} does not take {stop - start:,} bytes, as its data_offsets say",
+            code="header-fields",
+        )
     if math.prod(filter(None, shape)) >= 2**63:
-        raise MalformedError(f"shape {shape}, which no array can have", code="header-fields")
+        raise MalformedError(f"shape {shape} is too large for an array", code="header-fields")
     return Entry(dtype, tuple(shape), start, stop)
 
 

@@ -174,7 +174,7 @@ def test_an_adapter_without_a_name(tmp_path: Path, name: object) -> None:
     path = run.path / "adapter_config.json"
     table = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**table, "name": name}), encoding="utf-8")
-    with pytest.raises(RunError, match="has no name of its adapter"):
+    with pytest.raises(RunError, match="does not name its adapter"):
         petlpack.encode(run.path, tmp_path / "pack", task="run")
 
 
@@ -194,7 +194,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     run = runs.write_adapterhub(tmp_path / "run", "sst2", kind="lora")
     name = next(iter(run.files["pytorch_adapter.bin"]))
     edit_weights(run.path / "pytorch_model_head.bin", lambda saved: saved.update({name: torch.zeros(2)}))
-    with pytest.raises(RunError, match="which another file of the adapter holds, too") as caught:
+    with pytest.raises(RunError, match="which is also in another file of the adapter") as caught:
         petlpack.encode(run.path, tmp_path / "pack", task="run")
     assert name in caught.value.message
 

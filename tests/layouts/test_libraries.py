@@ -439,8 +439,8 @@ def test_links_without_a_file_are_told(tmp_path: Path) -> None:
     (run / "old.safetensors").symlink_to("/nonexist")
     (run / "link").symlink_to(tmp_path)
     trip = round_trip(run, None, tmp_path, codec="plain")
-    assert trip.left_out == {"old.safetensors": (0, "a link to nothing"), "link": (0, "a link to a directory")}
-    assert trip.encoded.warnings == ("left out links to nothing: old.safetensors",)
+    assert trip.left_out == {"old.safetensors": (0, "a broken link"), "link": (0, "a link to a directory")}
+    assert trip.encoded.warnings == ("left out broken links: old.safetensors",)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors", "additional_chat_templates"])

@@ -199,7 +199,7 @@ BAD: dict[str, Bad] = {
     "no bias under a mask": Bad(
         "propetl adapter",
         without(ADAPTER, "layer.1.output.adapters.sst2.adapter_up.bias"),
-        ("adapter_up.bias", "is not"),
+        ("adapter_up.bias", "is missing"),
     ),
     "no weight file": Bad(
         "propetl adapter", gone(ADAPTER), ("sst2'", "pytorch_adapter.bin is missing"), "save it again"
@@ -210,7 +210,10 @@ BAD: dict[str, Bad] = {
         ("adapter_up.bias", "[5]"),
     ),
     "a config without a name": Bad(
-        "propetl adapter", config("sst2/adapter_config.json", name=None), ("adapter_config.json", "no name"), "save"
+        "propetl adapter",
+        config("sst2/adapter_config.json", name=None),
+        ("adapter_config.json", "does not name"),
+        "save",
     ),
     "a config without a scaling": Bad(
         "propetl adapter", inner_config("sst2/adapter_config.json", scaling=None), ("scaling",), "--set scaling="
@@ -230,7 +233,7 @@ BAD: dict[str, Bad] = {
     "scores that are no numbers": Bad(
         "propetl scores",
         filled(MASKS, "layer.1.output.adapters_mask.sst2.down_mask", float("nan")),
-        ("layer.1.output.adapters_mask.sst2.down_mask", "64 entries that are no numbers"),
+        ("layer.1.output.adapters_mask.sst2.down_mask", "64 NaN entries"),
         "diverged",
     ),
     "integer scores": Bad(
@@ -370,7 +373,7 @@ BAD: dict[str, Bad] = {
         "adamix", reshaped(SOUP, "MoA_A.expert_score_weight", 3), ("expert_score_weight", "[3]", "4 experts")
     ),
     "scores that are no numbers in adamix": Bad(
-        "adamix", filled(SOUP, "MoA_A.expert_score_weight", float("nan")), ("expert_score_weight", "no numbers")
+        "adamix", filled(SOUP, "MoA_A.expert_score_weight", float("nan")), ("expert_score_weight", "contains NaN")
     ),
     "an expert of another shape": Bad(
         "adamix",
@@ -498,7 +501,7 @@ BAD: dict[str, Bad] = {
     "a setting that nothing knows": Bad(
         "adamix",
         lambda run: None,
-        ("no setting 'rank'",),
+        ("unknown setting 'rank'",),
         "settings are activation, bake, combine",
         UsageError,
         {"settings": {"rank": "3"}},
@@ -563,7 +566,7 @@ def test_a_weight_file_that_is_no_state_dict_is_refused_by_name(
 def test_a_prototype_without_masks_is_not_an_adapter(tmp_path: Path) -> None:
     """PROPETL's adapter looks like AdapterHub's where its mask file was lost; one that differs by layer is one."""
     check_refused(
-        tmp_path, Bad("propetl adapter", gone(MASKS), ("one adapter in all its 2 layers",), "adapter_mask.bin")
+        tmp_path, Bad("propetl adapter", gone(MASKS), ("the same adapter in all its 2 layers",), "adapter_mask.bin")
     )
     hub = runs.write_adapterhub(tmp_path / "hub", "sst2")
     edit_json(hub.path / "adapter_config.json", version="3.1.0")
@@ -607,7 +610,7 @@ def test_a_full_model_on_another_base_is_refused(tmp_path: Path, name: str, othe
     wrong = runs.write_base(tmp_path / "wrong", **changes).path
     with pytest.raises(BaseError) as caught:
         petlpack.encode(written.path, tmp_path / "pack", wrong, task="run", jobs=1, **case.options)
-    assert caught.value.hint == "give as base the checkpoint that the run was trained from"
+    assert caught.value.hint == "pass the checkpoint that the run was trained from as the base"
     assert not (tmp_path / "pack").exists()
 
 
@@ -636,5 +639,5 @@ def test_a_setting_that_nothing_uses_is_told(tmp_path: Path, name: str, settings
     case, written, base = write_case(name, tmp_path)
     (encoded,) = petlpack.encode(written.path, tmp_path / "pack", base, task="run", settings=settings, jobs=1)
     assert encoded.layout == case.layout
-    assert encoded.warnings == (f"--set {next(iter(settings))}: nothing in the run depends on it",)
+    assert encoded.warnings == (f"--set {next(iter(settings))} has no effect on this run",)
     assert petlpack.open(tmp_path / "pack")["run"].manifest.facts.get("options") is None

@@ -153,7 +153,7 @@ def test_a_run_with_one_other_number_is_told_from_it(tmp_path: Path, name: str) 
     edit_weights(packed.run / file, change)
     (checked,) = petlpack.verify(packed.pack, packed.base, task=packed.task(TASKS[0]).name, against=packed.run)
     assert isinstance(checked.error, DamageError)
-    assert "differs from that in" in checked.error.message
+    assert "differs from the one in" in checked.error.message
     assert wanted.replace("experts.2", "experts.0").replace("lora_A.5", "lora_A.0") in checked.error.message
 
 
@@ -261,7 +261,7 @@ def test_eight_tasks_of_pha_are_a_row_each(tmp_path: Path) -> None:
 
 # Writing as something else
 
-NO_RULE = "nothing tells how to write it as"
+NO_RULE = "it has no rule that makes such modules"
 BEST = "model.safetensors"
 PEFT = {"adapter_config.json", "adapter_model.safetensors"}
 HUB = {"adapter_config.json", "pytorch_adapter.bin"}
@@ -269,21 +269,21 @@ HUB_HEAD = HUB | {"head_config.json", "pytorch_model_head.bin"}
 
 WRITTEN: dict[tuple[str, str], set[str] | str] = {
     ("propetl adapter", "safetensors"): {BEST},
-    ("propetl adapter", "peft"): "of kind 'adapter', PEFT holds none",
+    ("propetl adapter", "peft"): "of kind 'adapter', which PEFT cannot hold",
     ("propetl adapter", "adapterhub"): HUB_HEAD,
     ("propetl lora", "safetensors"): {BEST},
     ("propetl lora", "peft"): PEFT,
     ("propetl lora", "adapterhub"): HUB_HEAD,
     ("propetl prefix", "safetensors"): {BEST},
-    ("propetl prefix", "peft"): "of kind 'prefix', PEFT holds none",
+    ("propetl prefix", "peft"): "of kind 'prefix', which PEFT cannot hold",
     ("propetl prefix", "adapterhub"): "of kind 'prefix'",
     ("t5", "safetensors"): {BEST},
-    ("t5", "peft"): "of kind 'adapter', PEFT holds none",
+    ("t5", "peft"): "of kind 'adapter', which PEFT cannot hold",
     ("t5", "adapterhub"): HUB,
     ("t5 full model", "safetensors"): {BEST},
     ("t5 full model", "adapterhub"): HUB,
     ("adamix", "safetensors"): {BEST},
-    ("adamix", "peft"): "of kind 'adapter', PEFT holds none",
+    ("adamix", "peft"): "of kind 'adapter', which PEFT cannot hold",
     ("adamix", "adapterhub"): HUB_HEAD,
     ("adamix experts", "safetensors"): {BEST},
     ("adamix experts", "adapterhub"): HUB_HEAD,
@@ -297,9 +297,9 @@ WRITTEN: dict[tuple[str, str], set[str] | str] = {
     ("diff pruning 3", "adapterhub"): NO_RULE,
     ("pha", "safetensors"): {BEST},
     ("pha", "adapterhub"): HUB,
-    ("pha", "peft"): "of kind 'adapter', PEFT holds none",
+    ("pha", "peft"): "of kind 'adapter', which PEFT cannot hold",
     ("hyperformer", "safetensors"): {BEST},
-    ("hyperformer", "peft"): "of kind 'adapter', PEFT holds none",
+    ("hyperformer", "peft"): "of kind 'adapter', which PEFT cannot hold",
     ("hyperformer", "adapterhub"): "output-norm",
     ("hub lora", "safetensors"): {BEST},
     ("hub lora", "peft"): PEFT,
@@ -378,7 +378,7 @@ def test_peft_and_bare_files_are_written_as_they_were(tmp_path: Path) -> None:
 
 def test_no_layout_of_that_name(tmp_path: Path) -> None:
     packed = pack_case("hub lora", tmp_path)
-    with pytest.raises(UsageError, match="no layout 'onnx' to decode to") as caught:
+    with pytest.raises(UsageError, match="unknown layout 'onnx' to decode to") as caught:
         packed.task().decode(tmp_path / "out", to="onnx")
     assert "run, safetensors, peft, adapterhub" in str(caught.value.hint)
 

@@ -199,7 +199,7 @@ def test_a_setting_without_a_task_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_activation_is_refused(tmp_path: Path) -> None:
     written = runs.write_propetl_t5(tmp_path / "run", ["a", "b"], SHAPE)
-    with pytest.raises(UsageError, match="is none of"):
+    with pytest.raises(UsageError, match="expected one of"):
         encode(written.path, tmp_path, settings=T5 | {"activation": "nonsense"})
 
 
@@ -276,7 +276,7 @@ SENSELESS: dict[str, list[Any]] = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in SENSELESS for value in SENSELESS[name]], ids=str)
 def test_settings_of_a_rule_that_make_no_sense_are_damage(name: str, value: object) -> None:
     rule: dict[str, Any] = {"kind": "lora", "settings": {name: value}, "rows": []}
-    with pytest.raises(DamageError, match="makes no sense"):
+    with pytest.raises(DamageError, match="of a rule"):
         PlainCodec().rebuild(rule, {})
-    with pytest.raises(DamageError, match="makes no sense"):
+    with pytest.raises(DamageError, match="of a rule"):
         MaskCodec().rebuild(rule | {"produced": []}, {})

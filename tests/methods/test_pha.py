@@ -782,14 +782,14 @@ READ: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "another kind": (lambda run: break_config(run, encoder_adapter="generated"), ("encoder_adapter", "'pro-hyper'")),
     "another width": (lambda run: break_config(run, hidden_size=32), ("hidden_size 32", "16")),
     "other layers": (lambda run: break_config(run, num_hidden_layers=3), ("num_hidden_layers 3", "2")),
-    "no place": (lambda run: break_config(run, adapter_place="encoder"), ("adapter_place 'encoder'",)),
+    "no place": (lambda run: break_config(run, adapter_place="encoder"), ("adapter_place", "got 'encoder'")),
     "a head without a task": (
         lambda run: break_tensors(run, lambda t: t.update({"heads.cola.classifier.bias": torch.zeros(2)})),
         ("heads.cola.classifier.bias", "sst2, rte"),
     ),
     "a task without a head": (
         lambda run: break_tensors(run, lambda t: [t.pop(f"heads.rte.classifier.{n}") for n in ("weight", "bias")]),
-        ("none of task 'rte'",),
+        ("none for task 'rte'",),
     ),
 }
 

@@ -805,7 +805,7 @@ def test_a_run_of_another_model_is_refused(tmp_path: Path, kind: str) -> None:
         (_set("form", "other"), "form 'other'"),
         (_set("enable", [1, 0, 1]), "enable [1, 0, 1]"),
         (_set("kind", "lora"), "alpha None"),
-        (_set("kind", "prefix"), "holds no prefix"),
+        (_set("kind", "prefix"), "has no prefix"),
         (_set("kind", ["adapter"]), "kind ['adapter']"),
         (_set("tasks", {"sst2": 2}), "masks of rte, sst2"),
     ],

@@ -266,7 +266,7 @@ def test_scores_without_a_keep_ratio_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="keep_ratio") as caught:
         encode(written.path, tmp_path)
     assert str(written.path / "sst2") in caught.value.message
-    assert caught.value.hint == "say it with --set keep_ratio=NUMBER"
+    assert caught.value.hint == "pass --set keep_ratio=NUMBER"
 
 
 def test_sparsity_in_the_config_is_what_is_kept(tmp_path: Path) -> None:
@@ -579,7 +579,7 @@ def test_what_pha_never_uses_is_left_out_and_told(tmp_path: Path, keep: bool) ->
         expected = {
             f"pytorch_model.bin: decoder...manual ({count} tensors)": (
                 dead,
-                "never used: the generated adapters stand in their place",
+                "unused: the generated adapters replace them",
             )
         }
         if not keep:

@@ -167,11 +167,11 @@ def test_a_name_is_taken_once_whatever_its_case(tmp_path: Path, other: str) -> N
     store = Store.create(tmp_path / "pack")
     put(store, "one", b"first")
     before = files_of(store.path)
-    with pytest.raises(TaskError, match="has a task 'one'"):
+    with pytest.raises(TaskError, match="already has task 'one'"):
         put(store, other, b"second", {"aa": b"part"})
     assert files_of(store.path) == before
     if other != "one":
-        with pytest.raises(TaskError, match="has a task 'one'"):
+        with pytest.raises(TaskError, match="already has task 'one'"):
             put(store, other, b"second", replace=True)
         assert files_of(store.path) == before
 
