@@ -691,7 +691,7 @@ def test_settings_that_no_run_has_are_refused(changes: dict[str, Any], told: str
     ("family", "tasks", "told"),
     [
         ("bert", {}, "at least one task, got {}"),
-        ("bert", {"a.b": 2}, "got 'a.b'"),
+        ("bert", {"a.b": 2}, "invalid task name 'a.b'"),
         ("bert", {"a": 2, "b": 0}, "task 'b' must be .*, got 0"),
         ("bert", {"a": -2}, "task 'a' must be .*, got -2"),
         ("t5", {"a": 2}, "task 'a' must be 0, got 2"),
