@@ -63,7 +63,7 @@ def run(
 ) -> int | None:
     """Put runs into a pack.
 
-    A run is what a training left behind: a Transformers checkpoint, a PEFT or AdapterHub adapter, what PROPETL,
+    A run is the output of a training: a Transformers checkpoint, a PEFT or AdapterHub adapter, what PROPETL,
     AdaMix, diff pruning, PHA or HyperFormer wrote, a .safetensors file. A run of several tasks becomes as many tasks,
     NAME.TASK each. Every weight is decoded again and compared before a task is put into the pack. What loading does
     not need (training state, other checkpoints) is left out and listed. Of several runs, those that fail do not stop

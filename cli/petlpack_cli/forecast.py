@@ -31,8 +31,8 @@ COUNTS = "1e2..1e6"
 def run(out: Output, pack: Path, counts: str, base: Path | None, **options: Any) -> int | None:
     """Predict storage and its cost as tasks are added, if they are like those of a pack.
 
-    As this pack, as one LoRA a task, and as dense models; with --growth also when that will be. No weights are
-    decoded. docs/accounting.md states the model.
+    Compares this pack with one LoRA a task and with dense models; with --growth it also shows when each number of tasks
+    is reached. No weights are decoded. docs/accounting.md states the model.
     """
     return forecast_pack(out, pack, counts, base, **options)
 

@@ -80,10 +80,10 @@ def run(
 ) -> int | None:
     """Account for every byte of a pack.
 
-    By default of $PETLPACK_PACK, else ./pack: what each task takes as payload, head, kept files, header and share of
-    what tasks have in common; the sum is the sum of the sizes of all files. What a task costs as tasks grow, what the
-    next one will take, and from how many tasks on the pack takes less than dense models or LoRAs. No weights are
-    decoded, but for --bounds. docs/accounting.md defines every figure.
+    The pack is $PETLPACK_PACK by default, else ./pack. Shows what each task takes as payload, head, kept files, header
+    and share of what tasks have in common, which adds up to the sizes of all files; what a task costs as tasks are
+    added, what the next one will take, and from how many tasks on the pack takes less than dense models or LoRAs. No
+    weights are decoded, except with --bounds. docs/accounting.md defines every figure.
 
     Directories that were never packed are accounted for as by `petlpack survey`.
     """

@@ -20,8 +20,8 @@ from petlpack_cli.output import Output
 def run(out: Output, paths: tuple[str, ...], base: Path | None, everything: bool, jobs: int | None) -> int | None:
     """Account for every byte of directories that were never packed.
 
-    What weights, training state, duplicates, tensors equal to the base, tokenizers and caches take, and what of it
-    could go without packing. Nothing is unpickled. docs/accounting.md defines every figure.
+    Shows what weights, training state, duplicates, tensors equal to the base, tokenizers and caches take, and what of
+    it could go without packing. Nothing is unpickled. docs/accounting.md defines every figure.
     """
     refuse_empty(paths)
     return survey_runs(out, [Path(path) for path in paths], base, everything, jobs)
