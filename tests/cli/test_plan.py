@@ -82,7 +82,7 @@ def test_hostile_paths_stay_one_word(place: Path) -> None:
 def test_a_full_fine_tune_without_a_base_can_be_plain(place: Path) -> None:
     result = run("plan", "much")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "needs its base, and no base was given" in result.stdout.replace("\n", " ")
+    assert "needs its base, but no base was given" in result.stdout.replace("\n", " ")
     assert result.stdout.count("petlpack encode much --codec plain\n") == 1
     offers = offers_of(petlpack.plan("much").runs[0])
     assert {label for label, offer in offers.items() if isinstance(offer.refused, petlpack.BaseError)} == {
