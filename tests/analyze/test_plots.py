@@ -337,7 +337,7 @@ def test_without_matplotlib_the_extra_is_named(found: Stats, tmp_path: Path, mon
     for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PetlpackError, match="needs matplotlib") as caught:
+    with pytest.raises(PetlpackError, match="plots need matplotlib") as caught:
         write_plot(tmp_path / "a.svg", found)
     assert caught.value.hint == "pip install 'petlpack[report]'"
 
