@@ -170,7 +170,7 @@ def test_the_toy_codec_is_listed_and_offered(place: Path) -> None:
     assert offers["toy --set toy_half=true"]["loss"]["text"] == "the right half"
     assert offers["toy"]["bytes"] == petlpack.open("pack")[WHOLE[0]].nbytes
     assert re.fullmatch(
-        r"\d\.\d % of the weights differ from the base, and `shy` is for few", offers["shy"]["refused"]["message"]
+        r"\d\.\d % of the weights differ from the base, too many for codec `shy`", offers["shy"]["refused"]["message"]
     )
     assert sum(offer["auto"] for offer in whole["offers"]) == 1
     (lora,) = run_json("plan", f"runs/{LORA}")["runs"]

@@ -153,7 +153,7 @@ def test_the_help_of_stats_tells_of_stats_alone(option: str) -> None:
 def test_prices_are_for_a_forecast_and_the_message_says_which(place: Path) -> None:
     done = CliRunner().invoke(cli, ["stats", str(place / "glue.pack"), "--growth", "3"])
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "--growth is for `petlpack forecast`" in done.stderr
+    assert "--growth works with `petlpack forecast` only" in done.stderr
 
 
 # Values

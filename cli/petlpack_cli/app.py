@@ -18,16 +18,16 @@ from petlpack_cli.output.errors import STDOUT, Interrupted, naming, report
 
 COMMANDS = {
     "encode": "Put runs into a pack.",
-    "plan": "Tell what each codec would make of runs.",
-    "decode": "Give a task back as the run that it was.",
+    "plan": "Show how small each codec would make runs.",
+    "decode": "Restore a task as the run that it was.",
     "list": "List the tasks of a pack.",
     "show": "Show one task: sections, base, files.",
     "stats": "Account for every byte of a pack.",
     "survey": "Account for every byte of directories that were never packed.",
-    "forecast": "Foretell what storage takes and costs as tasks grow.",
+    "forecast": "Predict storage and its cost as tasks are added.",
     "verify": "Check a pack, or one task of it, for damage.",
     "remove": "Remove tasks from a pack.",
-    "gc": "Delete shared parts that no task needs.",
+    "gc": "Delete shared parts that no task uses.",
     "codecs": "List the codecs.",
 }
 """Every command with its line in `petlpack --help`; `NAME` is `petlpack_cli.NAME:run`, imported when it is called."""

@@ -26,7 +26,7 @@ class Command(click.Command):
         self.examples = examples
         self.params += [
             click.Option(["--json"], is_flag=True, help="Print one JSON object."),
-            click.Option(["-q", "--quiet"], is_flag=True, help="No talk: only what was asked for, and errors."),
+            click.Option(["-q", "--quiet"], is_flag=True, help="Print only what was asked for, and errors."),
             click.Option(["--debug"], is_flag=True, help=DEBUG_HELP),
         ]
 
@@ -62,11 +62,11 @@ def base_option(text: str) -> Decorator[Any]:
 
 def jobs_option(*, hidden: bool = False) -> Decorator[Any]:
     """Return the option --jobs."""
-    text = "Threads to use; by default one for each processor."
+    text = "Threads to use; by default one per processor."
     return click.option("--jobs", metavar="N", type=click.IntRange(min=1), hidden=hidden, help=text)
 
 
-every_row_option = click.option("--all", "everything", is_flag=True, help="Every row, not only the 20 biggest.")
+every_row_option = click.option("--all", "everything", is_flag=True, help="Show every row, not only the 20 biggest.")
 
 
 def price_options(*, hidden: bool = False) -> Decorator[Any]:
@@ -74,14 +74,16 @@ def price_options(*, hidden: bool = False) -> Decorator[Any]:
 
     def decorate(function: Any) -> Any:
         for option in (
-            click.option("--growth", metavar="N/day", hidden=hidden, help="New tasks a day: tells when it will be."),
-            click.option("--egress", metavar="X", type=float, hidden=hidden, help="Money for sending 10^9 bytes."),
+            click.option(
+                "--growth", metavar="N/day", hidden=hidden, help="New tasks per day: adds when it will be reached."
+            ),
+            click.option("--egress", metavar="X", type=float, hidden=hidden, help="Price of sending 10^9 bytes."),
             click.option(
                 *("--price-per-gb-month", "price"),
                 metavar="X",
                 type=float,
                 hidden=hidden,
-                help="Money for 10^9 bytes a month.",
+                help="Price of storing 10^9 bytes for a month.",
             ),
         ):
             function = option(function)
@@ -94,12 +96,17 @@ def figure_options(function: Any) -> Any:
     """Add the options of what a pack is compared with, and of the files that its figures are written to."""
     for option in (
         click.option(
-            "--html", metavar="FILE", type=click.Path(path_type=Path), help="Write one page with all figures."
+            "--html", metavar="FILE", type=click.Path(path_type=Path), help="Write an HTML page with all figures."
         ),
         click.option(
             "--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw an .svg or .png; needs matplotlib."
         ),
-        click.option("--lora-rank", metavar="R", type=click.IntRange(min=1), help="Rank of the LoRA compared with; 8."),
+        click.option(
+            "--lora-rank",
+            metavar="R",
+            type=click.IntRange(min=1),
+            help="Rank of the LoRA to compare with; by default 8.",
+        ),
     ):
         function = option(function)
     return function
@@ -115,7 +122,7 @@ def _settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not value:
-            raise click.UsageError(f"--set wants KEY=VALUE, not '{pair}'", context)
+            raise click.UsageError(f"--set needs KEY=VALUE, got '{pair}'", context)
         if chosen.setdefault(name, value) != value:
             raise click.UsageError(f"--set gives {name} two values", context)
     return chosen

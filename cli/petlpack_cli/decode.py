@@ -17,7 +17,7 @@ from petlpack_cli.output.sizes import count, size
 @pack_argument(required=True)
 @click.argument("task")
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@base_option("The pretrained model that the task was packed against; by default what the run's own config named.")
+@base_option("The pretrained model that the task was packed against; by default the one that the run's config names.")
 @click.option(
     "--to",
     type=click.Choice(["run", "safetensors", "peft", "adapterhub"]),
@@ -26,7 +26,7 @@ from petlpack_cli.output.sizes import count, size
 )
 @jobs_option()
 def run(out: Output, pack: Path, task: str, target: Path, base: Path | None, to: str, jobs: int | None) -> None:
-    """Give a task back as the run that it was.
+    """Restore a task as the run that it was.
 
     OUT is a new directory: the weight files bit for bit, and the small files that loading needs byte for byte. It
     appears only when it is complete and its digest is the one that was packed. With --to, the adapter or LoRA that
@@ -48,5 +48,5 @@ def run(out: Output, pack: Path, task: str, target: Path, base: Path | None, to:
 def _exactness(decoded: petlpack.Decoded) -> str:
     """Say how near what was written is to what was trained."""
     if not decoded.exact:
-        return "with the error that `petlpack show` states"
+        return "within the error that `petlpack show` reports"
     return "every weight bit for bit" if decoded.to == "run" else f"written for {decoded.to}"

@@ -29,26 +29,26 @@ from petlpack_cli.output.sizes import count, ratio, size
     envvar="PETLPACK_PACK",
     default="pack",
     type=click.Path(path_type=Path),
-    help="The pack; made if there is none. By default $PETLPACK_PACK, else ./pack.",
+    help="The pack; created if missing. By default $PETLPACK_PACK, else ./pack.",
 )
-@base_option("The pretrained model that the runs started from; by default what each run's own config names.")
+@base_option("The pretrained model that the runs started from; by default the one that each run's config names.")
 @click.option("--task", metavar="NAME", help="The task's name, for a single run; by default the directory's.")
 @click.option(
-    "--codec", metavar="auto|ID", default="auto", help="A codec of `petlpack codecs`; auto takes the smallest."
+    "--codec", metavar="auto|ID", default="auto", help="A codec of `petlpack codecs`; auto picks the smallest result."
 )
 @click.option(
     "--level", type=click.Choice(["fast", "small"]), default="small", help="Fast to decode, or small (the default)."
 )
 @settings_option(
-    "What the run does not say of itself: activation, combine, inference_level, keep_ratio, scaling, task_order."
+    "What the run does not record itself: activation, combine, inference_level, keep_ratio, scaling, task_order."
 )
 @click.option(
     "--density",
     metavar="SHARE",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Keep only this share of a full fine-tune's changes, the largest ones: inexact, the error is stated.",
+    help="Keep only this share of a full fine-tune's changes, the largest: inexact, the error is reported.",
 )
-@flag_option("bake", "PROPETL prefixes: store what the reparametrisation produces, not itself.")
+@flag_option("bake", "PROPETL prefixes: store the output of the reparametrization, not its network.")
 @flag_option("keep_experts", "AdaMix: store all experts, not their average.")
 @flag_option("keep_retriever", "PHA: store the retriever, which inference does not use.")
 @click.option("--replace", is_flag=True, help="Overwrite tasks of the same name.")
@@ -63,16 +63,18 @@ def run(
 ) -> int | None:
     """Put runs into a pack.
 
-    A run is what a training left behind: a Transformers checkpoint, a PEFT or AdapterHub adapter, what PROPETL,
+    A run is the output of a training: a Transformers checkpoint, a PEFT or AdapterHub adapter, what PROPETL,
     AdaMix, diff pruning, PHA or HyperFormer wrote, a .safetensors file. A run of several tasks becomes as many tasks,
     NAME.TASK each. Every weight is decoded again and compared before a task is put into the pack. What loading does
     not need (training state, other checkpoints) is left out and listed. Of several runs, those that fail do not stop
     the rest.
     """
     if task is not None and len(runs) > 1:
-        raise click.UsageError(f"--task names one task, and {len(runs)} runs were given", click.get_current_context())
+        raise click.UsageError(f"--task names one task, but got {len(runs)} runs", click.get_current_context())
     if task is not None and task.startswith("-"):
-        raise click.UsageError(f"--task wants a name, and '{task}' looks like an option", click.get_current_context())
+        raise click.UsageError(
+            f"--task needs a name, got '{task}', which looks like an option", click.get_current_context()
+        )
     opened = petlpack.Base(base) if base is not None else None
     with out.progress() as progress:
         each = petlpack.encode_runs(runs, pack, opened, task=task, progress=progress.bytes, **options)

@@ -25,14 +25,14 @@ COUNTS = "1e2..1e6"
 @click.option(
     "--at", "counts", metavar="N..N", default=COUNTS, help=f"Numbers of tasks: {COUNTS} (the default), or 100,2000."
 )
-@base_option("The pretrained model: its size, where the tasks do not tell.")
+@base_option("The pretrained model, for its size where the tasks do not record it.")
 @price_options()
 @figure_options
 def run(out: Output, pack: Path, counts: str, base: Path | None, **options: Any) -> int | None:
-    """Foretell what storage takes and costs as tasks grow, if they are like those of a pack.
+    """Predict storage and its cost as tasks are added, if they are like those of a pack.
 
-    As this pack, as one LoRA a task, and as dense models; with --growth also when that will be. No weights are
-    decoded. docs/accounting.md states the model.
+    Compares this pack with one LoRA a task and with dense models; with --growth it also shows when each number of tasks
+    is reached. No weights are decoded. docs/accounting.md states the model.
     """
     return forecast_pack(out, pack, counts, base, **options)
 
@@ -80,4 +80,4 @@ def _per_day(text: str) -> float:
             raise ValueError(unit)
         return float(number)
     except ValueError:
-        raise click.UsageError(f"--growth wants N/day, not '{text}'", click.get_current_context()) from None
+        raise click.UsageError(f"--growth needs N/day, got '{text}'", click.get_current_context()) from None

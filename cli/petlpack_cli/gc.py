@@ -15,9 +15,9 @@ from petlpack_cli.output.sizes import count, size
 
 @command("gc", "petlpack gc glue.pack --dry-run", "petlpack gc glue.pack")
 @pack_argument()
-@click.option("--dry-run", is_flag=True, help="Delete nothing, show what would go.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing, only show what would be deleted.")
 def run(out: Output, pack: Path, dry_run: bool) -> None:
-    """Delete shared parts that no task needs, and what interrupted writers left behind a day ago or earlier.
+    """Delete shared parts that no task uses, and what interrupted writers left behind a day ago or earlier.
 
     Nothing is deleted while a task of the pack cannot be read: what it needs is then unknown.
     """

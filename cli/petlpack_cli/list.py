@@ -15,12 +15,12 @@ from petlpack_cli.output.sizes import count, ratio, size
 
 @command("list", "petlpack list glue.pack", "petlpack list glue.pack --long --sort bytes", "petlpack list --quiet")
 @pack_argument()
-@click.option("--long", is_flag=True, help="Open every task, too: method, codec, bytes of the run's tensors.")
+@click.option("--long", is_flag=True, help="Open every task and show method, codec and bytes of the run's tensors.")
 @click.option(
     "--sort",
     type=click.Choice(["name", "bytes"]),
     default="name",
-    help="By name (the default), or the biggest file first.",
+    help="By name (the default), or biggest file first.",
 )
 def run(out: Output, pack: Path, long: bool, sort: str) -> int | None:
     """List the tasks of a pack.

@@ -28,15 +28,15 @@ FEW = 3
     "petlpack plan runs/llama-sft --base models/llama --sample 0.05",
 )
 @click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@base_option("The pretrained model that the runs started from; by default what each run's own config names.")
+@base_option("The pretrained model that the runs started from; by default the one that each run's config names.")
 @click.option(
     "--sample",
     metavar="SHARE",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Measure this share of a full fine-tune only, and say how far the bytes may be off.",
+    help="Measure only this share of a full fine-tune, and show how far off the bytes may be.",
 )
-@settings_option("What a run does not say of itself, as in `petlpack encode`.")
-@click.option("--all", "all_offers", is_flag=True, help=f"Every offer of every run, also of more than {FEW} runs.")
+@settings_option("What a run does not record itself, as in `petlpack encode`.")
+@click.option("--all", "all_offers", is_flag=True, help=f"Show every offer of every run, even of more than {FEW} runs.")
 @jobs_option()
 def run(
     out: Output,
@@ -47,7 +47,7 @@ def run(
     all_offers: bool,
     jobs: int | None,
 ) -> int | None:
-    """Tell what each codec would make of runs, and of all of them as one pack, before anything is packed.
+    """Show how small each codec would make runs, and all of them as one pack, before anything is packed.
 
     Every codec that applies is tried on the real tensors, in a temporary directory ($TMPDIR) that is removed again, so
     the bytes are those of real files. Offers are listed cheapest first, with the command for each; those that
@@ -152,7 +152,7 @@ def _print_run(out: Output, planned: petlpack.RunPlan) -> None:
     )
     if sampled:
         least = min(offer.sampled_share for offer in offers)
-        out.line(f"From a sample of {100 * least:.3g} % of the weights or more; 19 times of 20 the truth is within +-.")
+        out.line(f"From a sample of {100 * least:.3g} % of the weights or more; +- is the 95 % confidence interval.")
     for text, labels in _refused(planned.offers).items():
         out.line(f"Not {', '.join(labels)}: {text}.")
     out.line()
@@ -176,7 +176,7 @@ def _print_best(out: Output, plans: Sequence[petlpack.RunPlan]) -> None:
         {"Run": "name", "Method": "text", "Best": "name", "From": "number", "To": "number", "From / to": "number"},
         [(planned.path, planned.method, *_best_cells(planned)) for planned in plans],
     )
-    out.line("--all shows every offer of every run.")
+    out.line("Use --all to show every offer of every run.")
     out.line()
 
 

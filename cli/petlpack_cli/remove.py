@@ -27,4 +27,4 @@ def run(out: Output, pack: Path, tasks: tuple[str, ...]) -> None:
         out.json(removed.to_json())
     elif not out.quiet:
         out.line(f"{count(len(removed.tasks), 'task')} removed, {size(removed.nbytes)} freed.")
-        out.talk("Shared parts that no task needs any more go with `petlpack gc`.")
+        out.talk("Run `petlpack gc` to delete shared parts that no task uses any more.")

@@ -73,9 +73,9 @@ def _print_facts(out: Output, details: petlpack.Details) -> None:
 def _base(details: petlpack.Details) -> str:
     """Say which base the task needs, and how much of it."""
     if details.base is None:
-        return "none: the task stands by itself"
+        return "none: the task needs no base"
     name = details.base.name
-    named = f"the run called it '{name}'" if name else "the run did not name it"
+    named = f"the run names it '{name}'" if name else "the run does not name it"
     return f"{count(details.base.tensors, 'tensor')} of it; {named}"
 
 

@@ -59,7 +59,7 @@ class AskedTable:
     "petlpack stats glue.pack --html glue.html --plot glue.svg",
 )
 @click.argument("paths", metavar="[PACK]", nargs=-1, type=click.Path())
-@click.option("--task", metavar="NAME", help="One task: its sections and the parts that it needs.")
+@click.option("--task", metavar="NAME", help="One task: its sections and the shared parts it uses.")
 @click.option("--by", type=click.Choice(KEYS), help="One table: bytes by task, method, codec, section or tensor.")
 @click.option("--sort", metavar="COLUMN[:asc|desc]", help="Order the table by a column.")
 @click.option(
@@ -68,9 +68,9 @@ class AskedTable:
 @every_row_option
 @click.option("--csv", is_flag=True, help="The table with exact numbers as CSV.")
 @click.option("--md", is_flag=True, help="The table as Markdown.")
-@click.option("--at", metavar="N,N", help="Bytes a task at these numbers of tasks, too.")
-@base_option("The pretrained model: its size, where the tasks do not tell; the prediction, for --bounds.")
-@click.option("--bounds", is_flag=True, help="Decode every section and tell its entropy bound; takes time.")
+@click.option("--at", metavar="N,N", help="Also show bytes per task at these numbers of tasks.")
+@base_option("The pretrained model: for its size where the tasks do not record it, and for --bounds.")
+@click.option("--bounds", is_flag=True, help="Decode every section and show its entropy bound; slow.")
 @figure_options
 @click.option("--forecast", metavar="N..N", hidden=True)
 @price_options(hidden=True)
@@ -80,32 +80,32 @@ def run(
 ) -> int | None:
     """Account for every byte of a pack.
 
-    By default of $PETLPACK_PACK, else ./pack: what each task takes as payload, head, kept files, header and share of
-    what tasks have in common; the sum is the sum of the sizes of all files. What a task costs as tasks grow, what the
-    next one will take, and from how many tasks on the pack takes less than dense models or LoRAs. No weights are
-    decoded, but for --bounds. docs/accounting.md defines every figure.
+    The pack is $PETLPACK_PACK by default, else ./pack. Shows what each task takes as payload, head, kept files, header
+    and share of what tasks have in common, which adds up to the sizes of all files; what a task costs as tasks are
+    added, what the next one will take, and from how many tasks on the pack takes less than dense models or LoRAs. No
+    weights are decoded, except with --bounds. docs/accounting.md defines every figure.
 
     Directories that were never packed are accounted for as by `petlpack survey`.
     """
     pack = _pack_of(paths)
     if pack is None:
-        _refuse(options, options, f"is for a pack, and '{paths[0]}' is none")
+        _refuse(options, options, f"needs a pack, but '{paths[0]}' is not a pack")
         return survey_runs(out, [Path(path) for path in paths], base, everything, jobs)
     if jobs is not None:
-        raise click.UsageError("--jobs is for `petlpack survey`", click.get_current_context())
+        raise click.UsageError("--jobs works with `petlpack survey` only", click.get_current_context())
     if options["task"] is not None:
-        _refuse(set(options) - {"task", "bounds"}, options, "does not go with --task")
+        _refuse(set(options) - {"task", "bounds"}, options, "cannot be used with --task")
         _one_task(out, pack, base, options["task"], bounds=options["bounds"])
         return None
     both = {name: options[name] for name in OF_BOTH}
     if options["forecast"] is not None:
-        _refuse((*OF_TABLE, "at"), options, "does not go with a forecast")
+        _refuse((*OF_TABLE, "at"), options, "cannot be used with a forecast")
         prices = {name: options[name] for name in OF_FORECAST}
         return forecast_pack(out, pack, options["forecast"], base, **prices, **both)
-    _refuse(OF_FORECAST, options, "is for `petlpack forecast`")
+    _refuse(OF_FORECAST, options, "works with `petlpack forecast` only")
     asked = AskedTable(**{field.name: options[field.name] for field in fields(AskedTable)})
     if asked.key is not None:
-        _refuse(["at"], options, "does not go with one table")
+        _refuse(["at"], options, "cannot be used with a single table")
     return _account(out, pack, base, everything, asked, at=options["at"], **both)
 
 
@@ -124,13 +124,13 @@ def _pack_of(paths: Sequence[str]) -> Path | None:
     refuse_empty(paths)
     if len(paths) == 1 and not Path(paths[0]).exists():
         raise petlpack.UsageError(
-            f"no pack at '{petlpack.printable(paths[0])}', and no run",
-            hint="give a pack, or directories that trainings wrote",
+            f"no pack or run at '{petlpack.printable(paths[0])}'",
+            hint="give a pack, or output directories of training runs",
         )
     packs = [path for path in paths if petlpack.is_pack(Path(path))]
     if packs and len(paths) > 1:
         raise petlpack.UsageError(
-            f"'{petlpack.printable(packs[0])}' is a pack among {len(paths)} paths",
+            f"got {len(paths)} paths, but '{petlpack.printable(packs[0])}' is a pack, which must be given alone",
             hint="give one pack, or directories of runs",
         )
     return Path(packs[0]) if packs else None
@@ -153,7 +153,7 @@ def _account(
 
     _refuse_together(csv=asked.csv, md=asked.md, json=out.as_json)
     if asked.bounds and asked.key != "section":
-        raise click.UsageError("--bounds is for --by section", click.get_current_context())
+        raise click.UsageError("--bounds needs --by section", click.get_current_context())
     figures.refuse_one_file(plot, html)
     opened = None if base is None else petlpack.Base(base)
     counts = [] if at is None else petlpack.parse_counts(at)
@@ -186,7 +186,7 @@ def _table(
 def _refuse_together(**formats: bool) -> None:
     chosen = [name for name, wanted in formats.items() if wanted]
     if len(chosen) > 1:
-        raise click.UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other", click.get_current_context())
+        raise click.UsageError(f"--{chosen[0]} and --{chosen[1]} cannot be used together", click.get_current_context())
 
 
 def _one_task(out: Output, pack: Path, base: Path | None, task: str, *, bounds: bool) -> None:

@@ -14,14 +14,14 @@ from petlpack_cli.output import Output
 
 @command("survey", "petlpack survey runs/", "petlpack survey runs/sst2 runs/rte --base models/bert-base --all")
 @click.argument("paths", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path())
-@base_option("The pretrained model that tensors are compared with; by default what each run's own config names.")
+@base_option("The pretrained model to compare tensors with; by default the one that each run's config names.")
 @every_row_option
 @jobs_option()
 def run(out: Output, paths: tuple[str, ...], base: Path | None, everything: bool, jobs: int | None) -> int | None:
     """Account for every byte of directories that were never packed.
 
-    What weights, training state, duplicates, tensors equal to the base, tokenizers and caches take, and what of it
-    could go without packing. Nothing is unpickled. docs/accounting.md defines every figure.
+    Shows what weights, training state, duplicates, tensors equal to the base, tokenizers and caches take, and what of
+    it could go without packing. Nothing is unpickled. docs/accounting.md defines every figure.
     """
     refuse_empty(paths)
     return survey_runs(out, [Path(path) for path in paths], base, everything, jobs)
@@ -30,7 +30,7 @@ def run(out: Output, paths: tuple[str, ...], base: Path | None, everything: bool
 def refuse_empty(paths: Sequence[str]) -> None:
     """Raise UsageError for an empty path, which would be the current directory."""
     if "" in paths:
-        raise petlpack.UsageError("a path is empty", hint="look at the variable that it comes from")
+        raise petlpack.UsageError("a path is empty", hint="check the shell variable that it comes from")
 
 
 def survey_runs(
@@ -50,7 +50,7 @@ def survey_runs(
         return SOME_FAILED if survey.problems else None
     if not out.as_json:
         names = ", ".join(petlpack.printable(str(path)) for path in paths)
-        click.echo(f"Error: no pack and no run in {names}", err=True)
+        click.echo(f"Error: no pack or run in {names}", err=True)
         click.echo(
             "Hint: a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N", err=True
         )

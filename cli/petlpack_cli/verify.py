@@ -29,7 +29,7 @@ DEPTHS = {
 )
 @pack_argument()
 @click.argument("task", required=False)
-@base_option("The pretrained model: with it every weight is decoded, not only every byte checked.")
+@base_option("The pretrained model, to decode every weight as well as check every byte.")
 @click.option(
     "--against", metavar="RUN_DIR", type=click.Path(path_type=Path), help="Compare TASK with a run, bit for bit."
 )
@@ -43,7 +43,7 @@ def run(
     every weight of every task is decoded. Damage of one part does not stop the check of the others; exit code 4.
     """
     if against is not None and task is None:
-        raise click.UsageError("--against compares one task: give PACK TASK", click.get_current_context())
+        raise click.UsageError("--against needs one task: give PACK TASK", click.get_current_context())
     opened = petlpack.open(pack)
     opened_base = petlpack.Base(base) if base is not None else None
     with out.progress() as progress:
@@ -77,11 +77,11 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
     foreign = sum(isinstance(finding.error, petlpack.BaseError) for finding in findings.checked)
     if foreign:
-        out.line(f"{count(foreign, 'task')} of another base: every byte checked, no weight decoded.")
+        out.line(f"{count(foreign, 'task')} with another base: every byte checked, no weight decoded.")
     parts = count(len(findings.checked), "part")
     out.line(f"Damage in {findings.damaged:,} of {parts}." if findings.damaged else f"No damage in {parts}.")
     if without_base and good[("task", "bytes")]:
-        out.line("Give --base DIR to go deeper: it decodes every weight of the tasks that need their base.")
+        out.line("Give --base DIR to also decode every weight of the tasks that need their base.")
 
 
 def _kind(finding: petlpack.Checked) -> str:

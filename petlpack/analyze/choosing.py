@@ -37,7 +37,7 @@ def selected(table: Table, filters: Sequence[str]) -> Table:
         match = _FILTER.fullmatch(text)
         if match is None:
             raise UsageError(
-                f"'{printable(text)}' is not a filter", hint="write COLUMN=TEXT, or COLUMN>SIZE: total>1MB"
+                f"invalid filter '{printable(text)}'", hint="write COLUMN=TEXT or COLUMN>SIZE, as in total>1MB"
             )
         passes = _passes(table, *match.groups())
         table = replace(table, rows=tuple(row for row in table.rows if passes(row)))
@@ -48,11 +48,11 @@ def _passes(table: Table, column: str, sign: str, wanted: str) -> Callable[[Mapp
     if _unit(table, column) != "text":
         number = _NUMBER.fullmatch(wanted)
         if number is None:
-            raise UsageError(f"'{printable(wanted)}' is not a number", hint=f"column {column} wants one: {column}>1MB")
+            raise UsageError(f"column {column} needs a number, got '{printable(wanted)}'", hint=f"write {column}>1MB")
         value = float(re.sub("[_,]", "", number[1])) * _UNITS[(number[2] or "").lower()]
         return lambda row: row[column] is not None and _OPERATORS[sign](row[column], value)
     if sign not in ("=", "!="):
-        raise UsageError(f"column {column} holds texts, which '{sign}' does not compare", hint=f"write {column}=TEXT")
+        raise UsageError(f"column {column} is text: compare with = or !=, not '{sign}'", hint=f"write {column}=TEXT")
 
     def passes(row: Mapping[str, Value]) -> bool:
         alike = fnmatch.fnmatchcase(str(row[column] or "").lower(), wanted.lower())
@@ -69,7 +69,9 @@ def ordered(table: Table, by: str) -> Table:
     column, _, direction = by.partition(":")
     text = _unit(table, column) == "text"
     if direction not in ("", "asc", "desc"):
-        raise UsageError(f"'{printable(direction)}' is no direction", hint="write COLUMN:asc or COLUMN:desc")
+        raise UsageError(
+            f"sort order must be asc or desc, got '{printable(direction)}'", hint="write COLUMN:asc or COLUMN:desc"
+        )
     down = direction == "desc" if direction else not text
     known = [row for row in table.rows if row[column] is not None]
     rest = [row for row in table.rows if row[column] is None]
@@ -80,6 +82,7 @@ def ordered(table: Table, by: str) -> Table:
 def _unit(table: Table, column: str) -> Unit:
     if column not in table.columns:
         raise UsageError(
-            f"no column '{printable(column)}' in the table by {table.key}", hint=f"it has {', '.join(table.columns)}"
+            f"no column '{printable(column)}' in the table by {table.key}",
+            hint=f"choose one of {', '.join(table.columns)}",
         )
     return table.columns[column]

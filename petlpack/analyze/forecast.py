@@ -77,7 +77,8 @@ class _Rates:
         for name, value in names.items():
             if value is not None and value != 0 and not LEAST_NUMBER <= value <= MOST_NUMBER:
                 raise UsageError(
-                    f"{name} {value:g}", hint=f"it is 0, or a number from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
+                    f"{name} must be 0, or from {LEAST_NUMBER:g} to {MOST_NUMBER:g}, got {value:g}",
+                    hint="correct the number",
                 )
 
     def cost(self, nbytes: float, count: int) -> Cost:
@@ -108,13 +109,13 @@ def forecast(
     growth = stats.growth
     if growth is None:
         raise UsageError(
-            f"pack '{printable(stats.pack)}' has no task to make a forecast from", hint="encode some first"
+            f"pack '{printable(stats.pack)}' has no readable task to forecast from", hint="encode a run first"
         )
     rates = _Rates(price_per_gb_month, egress_per_gb, growth_per_day)
     if not counts or not all(1 <= count <= MOST_TASKS for count in counts):
         raise UsageError(
-            f"a forecast for {min(counts, default=0):,} to {max(counts, default=0):,} tasks",
-            hint=f"give numbers of tasks from 1 to {MOST_TASKS:,}",
+            f"numbers of tasks must be from 1 to {MOST_TASKS:,}, got {list(counts)}",
+            hint="give at least one number, such as 100",
         )
     rows = tuple(_row(stats, growth, rates, count) for count in counts)
     error = growth.error if math.isfinite(growth.error) else None
@@ -135,7 +136,9 @@ def parse_counts(text: str) -> list[int]:
     if len(span) == 2:
         first, last = map(_parse_count, span)
         if first > last:
-            raise UsageError(f"a range from {first:,} down to {last:,} tasks", hint="give the smaller number first")
+            raise UsageError(
+                f"range of tasks goes down, from {first:,} to {last:,}", hint="give the smaller number first"
+            )
         steps = [count for count in counts_up_to(last) if count >= first]
         if last > first * 10**DECADES:
             steps = [count for count in steps if math.log10(count).is_integer()]
@@ -151,7 +154,7 @@ def _parse_count(word: str) -> int:
         count, value = 0, math.nan
     if count != value or not 1 <= count <= MOST_TASKS:
         raise UsageError(
-            f"'{printable(word)}' is no number of tasks",
-            hint=f"give whole numbers from 1 to {MOST_TASKS:,}: 1e2..1e6, or 10,100",
+            f"numbers of tasks must be integers from 1 to {MOST_TASKS:,}, got '{printable(word)}'",
+            hint="write a range, 1e2..1e6, or a list, 10,100",
         )
     return count

@@ -53,13 +53,11 @@ def _target(path: Path, pack: str) -> tuple[Path, int | None]:
     target = path.resolve()
     named = printable(str(path))
     if found is not None and stat.S_ISDIR(found.st_mode):
-        raise UsageError(f"'{named}' is a directory", hint="give the name of a file in it")
+        raise UsageError(f"'{named}' is a directory, expected a file name", hint="give the name of a file in it")
     if found is not None and not (stat.S_ISREG(found.st_mode) and _is_same(target, found)):
-        raise UsageError(f"'{named}' is no regular file", hint="give the name of a file, new or to be replaced")
+        raise UsageError(f"'{named}' is not a regular file", hint="give the name of a new file, or of one to replace")
     if _is_inside(target, Path(pack)):
-        raise UsageError(
-            f"'{named}' is inside the pack '{printable(pack)}'", hint="give a place outside; only tasks live in a pack"
-        )
+        raise UsageError(f"'{named}' is inside the pack '{printable(pack)}'", hint="give a path outside the pack")
     return target, None if found is None else stat.S_IMODE(found.st_mode)
 
 

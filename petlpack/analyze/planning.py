@@ -50,7 +50,9 @@ def plan(
     """
     runs = [runs] if isinstance(runs, (str, Path)) else runs
     if sample is not None and not 0 < sample < 1:
-        raise UsageError(f"a sample of {sample:g}", hint="it is the share of the units to measure, between 0 and 1")
+        raise UsageError(
+            f"sample must be in (0, 1), got {sample:g}", hint="sample is the share of the weights to measure"
+        )
     chosen = options_of(settings or {}).settings
     opened = Base(base) if isinstance(base, (str, Path)) else base
     done: list[RunPlan] = []
@@ -79,8 +81,8 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="petlpack-plan-", dir=named)
     except OSError as error:
         raise UsageError(
-            f"no temporary directory can be made in '{printable(named or 'the usual places')}': {error.strerror}",
-            hint="set TMPDIR to a directory with room for one run's largest task",
+            f"cannot create a temporary directory in '{printable(named or 'the default places')}': {error.strerror}",
+            hint="set TMPDIR to a directory with space for the largest task of a run",
         ) from error
 
 
@@ -89,15 +91,15 @@ def _refuse_taken(path: Path, names: dict[str, Path]) -> None:
     try:
         name = check_task_name(default_name(path))
     except UsageError as error:
-        raise UsageError(error.message, hint="rename it, or encode it by itself, with --task NAME") from error
+        raise UsageError(error.message, hint="rename the run, or encode it separately with --task NAME") from error
     other = names.setdefault(name.lower(), path)
     if other is path:
         return
     if other.resolve() == path.resolve():
-        raise UsageError(f"'{printable(str(path))}' is given twice", hint="name each run once")
+        raise UsageError(f"'{printable(str(path))}' is given twice", hint="give each run once")
     raise UsageError(
-        f"'{printable(str(path))}' would be task '{name}', which is taken by '{printable(str(other))}'",
-        hint="plan it by itself, and encode it with --task NAME",
+        f"'{printable(str(path))}' would become task '{name}', but so would '{printable(str(other))}'",
+        hint="plan it separately, and encode it with --task NAME",
     )
 
 
@@ -217,8 +219,8 @@ class _Planner:
                     continue
                 if attempt.way.density is not None:
                     raise RunError(
-                        "not measured on a sample, for which changes are the largest shows in all of them only",
-                        hint="leave out --sample",
+                        "cannot be measured on a sample: finding the largest changes takes all weights",
+                        hint="omit --sample",
                     )
                 if attempt.way.setting not in samplers:
                     samplers[attempt.way.setting] = self._sampler(path, attempt, self._sample)
@@ -299,9 +301,9 @@ class _Planner:
             if opened is not None:
                 self._named[name] = opened
         if name is None or name not in self._named:
-            named = f"; it names '{printable(name)}', which is no directory here" if name else ""
+            named = f"; it names '{printable(name)}', which is not a directory here" if name else ""
             raise BaseError(
-                f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{named}",
+                f"'{printable(str(run.path))}' ({run.method}) needs its base, but no base was given{named}",
                 hint="give the pretrained model's directory with --base",
                 code="base-missing",
             )

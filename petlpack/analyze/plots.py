@@ -96,12 +96,12 @@ def write_plot(path: Path, found: Stats, forecast: Forecast | None = None) -> No
     refuse_suffix(path, SUFFIXES, "a plot")
     suffix = path.suffix.lower()
     if not found.tasks or found.growth is None:
-        raise UsageError(f"pack '{printable(found.pack)}' has no task to plot", hint="encode some first")
+        raise UsageError(f"pack '{printable(found.pack)}' has no task to plot", hint="encode a run first")
     try:
         import matplotlib.style
     except ImportError as error:
         raise PetlpackError(
-            "a plot needs matplotlib, which cannot be imported", hint="pip install 'petlpack[report]'"
+            "plots need matplotlib, which cannot be imported", hint="pip install 'petlpack[report]'"
         ) from error
     image, title = io.BytesIO(), _title(found)
     with matplotlib.style.context(["default", STYLE]):

@@ -177,19 +177,19 @@ class Reader:
         path = self.store.task_path(name)
         if os.path.islink(path):  # noqa: PTH114 - a fifth of pathlib's time, for each of thousands
             raise DamageError(
-                f"'{printable(str(path))}' is a link",
-                hint="a task is a file of its own: copy it there",
+                f"'{printable(str(path))}' is a symbolic link, expected a file",
+                hint="replace the link with a copy of the file",
                 code="file-link",
             )
         file = container.read(path)
         manifest = file.manifest
         if manifest.kind != "task" or not manifest.shared:
-            raise DamageError(f"'{printable(str(file.path))}' is not a task", code="file-kind")
+            raise DamageError(f"'{printable(str(file.path))}' is not a task's file", code="file-kind")
         kind = self._kind(manifest)
         if len(kind.template.parts) != len(manifest.shared) - 1:
             raise DamageError(
                 f"task '{name}' has {len(manifest.shared) - 1} shared parts of tensors, "
-                f"its template {len(kind.template.parts)}",
+                f"but its template has {len(kind.template.parts)}",
                 code="part-tensors",
             )
         for row in manifest.sections:
@@ -202,7 +202,7 @@ class Reader:
         for sha256 in task.parts:
             if self.part_bytes(sha256) < LEAST_FILE:
                 raise DamageError(
-                    f"shared part {sha256} has {self._sizes[sha256]} bytes, at least {LEAST_FILE} it had",
+                    f"shared part {sha256} has {self._sizes[sha256]} bytes, expected at least {LEAST_FILE}",
                     code="file-size",
                 )
         return task

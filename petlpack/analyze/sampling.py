@@ -161,8 +161,8 @@ def check_suits(codec: Codec, prepared: Prepared, jobs: int) -> None:
         percent = 100 * changed / weights
         shown = f"{percent:.{1 if percent >= 0.05 else 4}f} %"
         raise RunError(
-            f"{shown} of the weights differ from the base, and `{codec.id}` is for few",
-            hint="--density keeps the largest changes only" if codec.prunes else None,
+            f"{shown} of the weights differ from the base, too many for codec `{codec.id}`",
+            hint="use --density to keep only the largest changes" if codec.prunes else None,
         )
 
 

@@ -131,7 +131,7 @@ class Stats:
         cannot be decoded is in the table's `failed`. Raises UsageError for a column or a filter that makes no sense.
         """
         if bounds and by != "section":
-            raise UsageError(f"bounds for a table by {by}", hint="only sections have them")
+            raise UsageError(f"bounds need a table by section, got one by {by}", hint="use by='section'")
         opened = Base(base) if isinstance(base, str | Path) else base
         measured, failed = measure(self, Store(self.pack), opened, progress) if bounds else ({}, {})
         table = selected(table_by(by, self, measured), filters)
@@ -208,8 +208,8 @@ def stats(
     lora_rank = LORA_RANK if lora_rank is None else lora_rank
     if not all(count >= 1 for count in at) or not 1 <= lora_rank <= MOST_RANK:
         raise UsageError(
-            f"numbers of tasks {list(at)} and a LoRA of rank {lora_rank:,}",
-            hint=f"a number of tasks is at least 1, a rank from 1 to {MOST_RANK:,}",
+            f"numbers of tasks must be >= 1 and the rank from 1 to {MOST_RANK:,}, got {list(at)} and {lora_rank:,}",
+            hint="correct the numbers of tasks, or the rank",
         )
     store = Store(pack) if isinstance(pack, str | Path) else pack.store
     reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))

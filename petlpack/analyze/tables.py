@@ -149,7 +149,7 @@ def _by_group(key: str, found: Stats) -> Table:
 def _rest(found: Stats, columns: Mapping[str, Unit], key: str) -> Iterator[dict[str, Value]]:
     """Yield rows for bytes of the disk that no task accounts for: parts that nobody needs, damaged tasks, leftovers."""
     rest = {
-        "parts that no readable task needs": sum(row.bytes for row in found.shared if not row.tasks),
+        "parts that no readable task uses": sum(row.bytes for row in found.shared if not row.tasks),
         "damaged tasks": found.damaged_bytes,
         "pack.json and other files": found.other_bytes,
     }

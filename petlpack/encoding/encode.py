@@ -123,10 +123,10 @@ def _find_base(run: Run, base: str | Path | Base | None, request: Request) -> Ba
     opened = open_base(base, run.base_name)
     if opened is not None:
         return opened
-    told = f"; it names '{printable(run.base_name)}', which is not a directory here" if run.base_name else ""
+    named = f"; it names '{printable(run.base_name)}', which is not a directory here" if run.base_name else ""
     without = [codec.id for codec in codecs_for(run.module) if not codec.uses_base and not run.on_base]
     raise BaseError(
-        f"'{printable(str(run.path))}' ({run.method}) needs its base, and no base was given{told}",
+        f"'{printable(str(run.path))}' ({run.method}) needs its base, but no base was given{named}",
         hint="pass the pretrained model's directory with --base"
         + "".join(f"; --codec {codec_id} stores the run without a base" for codec_id in without),
         code="base-missing",

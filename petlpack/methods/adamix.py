@@ -43,14 +43,14 @@ _MERGED = 3
 
 
 _RULES = {
-    "kind": (one_of(("adapter", "lora")), "kind says what the experts are"),
-    "experts": (whole(1), "experts is how many are mixed; 1 is a plain adapter or LoRA"),
+    "kind": (one_of(("adapter", "lora")), "kind is what the experts are, adapters or LoRAs"),
+    "experts": (whole(1), "experts is the number of experts to mix; 1 is a plain adapter or LoRA"),
     "bottleneck": (whole(1), "bottleneck is the width of an adapter"),
-    "rank": (whole(1), "rank is a LoRA's"),
+    "rank": (whole(1), "rank is the rank of a LoRA"),
     "alpha": (POSITIVE, "alpha / rank scales the LoRA"),
-    "share_up": (TRUTH, "with share_up all experts have one up projection"),
-    "share_down": (TRUTH, "with share_down all experts have one down projection"),
-    "consistency": (TRUTH, "consistency=False leaves out the second pass"),
+    "share_up": (TRUTH, "share_up=True gives all experts one up projection"),
+    "share_down": (TRUTH, "share_down=True gives all experts one down projection"),
+    "consistency": (TRUTH, "consistency=False skips the second forward pass"),
     "activation": (one_of(ACTIVATIONS), "activation is an adapter's non-linearity"),
     "idle_gradients": (TRUTH, "idle_gradients=False leaves experts that were not drawn without a gradient"),
 }
@@ -83,8 +83,8 @@ class Config:
         check_all(self, _RULES)
         if self.experts > 1 and self.share_up and self.share_down:
             raise UsageError(
-                f"share_up and share_down together leave {self.experts} experts nothing to differ in",
-                hint="share one side only, or set experts=1",
+                f"share_up and share_down are both True, which makes all {self.experts} experts identical",
+                hint="share only one projection, or set experts=1",
             )
 
     @property
@@ -186,8 +186,8 @@ class AdaMix(Method):
         model_blocks = blocks(model)
         if "labels" not in inspect.signature(model.forward).parameters:
             raise UsageError(
-                f"{type(model).__name__} takes no labels, which AdaMix needs for its loss",
-                hint="use a model for classification, or one that generates",
+                f"{type(model).__name__} takes no labels, but AdaMix needs them for its loss",
+                hint="use a model with a classification or language-modeling head",
             )
         if config.kind == "lora":
             refuse_merged(model, model_blocks[0])
@@ -329,8 +329,8 @@ def _with_consistency(output: Any, other: Any, labels: torch.Tensor, *, shift: b
     logits = output[1]
     if labels.shape != logits.shape[:-1]:
         raise UsageError(
-            f"labels of shape {list(labels.shape)} do not give one class for each row of logits of shape "
-            f"{list(logits.shape)}, and AdaMix's consistency compares the probabilities of classes",
+            f"labels have shape {list(labels.shape)}, but AdaMix's consistency loss needs one class for each row of "
+            f"the logits, whose shape is {list(logits.shape)}",
             hint="attach with consistency=False",
         )
     counted = labels != IGNORED
@@ -346,13 +346,16 @@ def _config(about: Mapping[str, Any], file: Path, *, lora: bool) -> Config:
         for name in names:
             if about.get(name) is not None:
                 return about[name]
-        raise RunError(f"'{printable(str(file))}' has no {names[0]}", hint="the config belongs to another run")
+        raise RunError(
+            f"'{printable(str(file))}' has no {names[0]}",
+            hint="copy the run again, with the config.json that was saved with it",
+        )
 
     if setting("inference_level") != _MERGED:
         raise RunError(
-            f"'{printable(str(file))}' has inference_level {printable(str(about['inference_level']))}, which routes at "
-            f"random; {_MERGED} averages the experts",
-            hint="only averaged experts can be loaded",
+            f"'{printable(str(file))}': inference_level must be {_MERGED} (averaged experts), got "
+            f"{printable(str(about['inference_level']))}",
+            hint="average the experts before saving: other levels route at random and cannot be loaded",
         )
     down, up = ("share_A", "share_B") if lora else ("sharing_down", "sharing_up")
     settings: dict[str, Any] = {"kind": "lora" if lora else "adapter", "experts": setting("num_experts")}

@@ -48,8 +48,8 @@ class Attachment:
         """Register a module on the model, on the device of the model's weights; `detach` takes it out."""
         if hasattr(parent, name):
             raise UsageError(
-                f"{type(parent).__name__} already has a '{name}'",
-                hint="load the model anew: something else has changed it",
+                f"{type(parent).__name__} already has an attribute '{name}'",
+                hint="reload the model: something else has modified it",
             )
         parent.add_module(name, child.to(self.device))
         setattr(child, OF_METHOD, True)
@@ -123,8 +123,8 @@ def refuse_second(model: nn.Module) -> None:
     method = method_on(model)
     if method is not None:
         raise UsageError(
-            f"{type(model).__name__} already has a method on it ({type(method).__module__})",
-            hint="take it off first: method.detach()",
+            f"{type(model).__name__} already has a method attached ({type(method).__module__})",
+            hint="detach it first: method.detach()",
         )
 
 
@@ -136,8 +136,8 @@ def method_on(model: nn.Module) -> Any:
 def _refuse_copies(_protocol: Any) -> Any:
     """Refuse to copy and to pickle a model, in whose `__reduce_ex__` it stands: its hooks call the method's modules."""
     raise UsageError(
-        "a model with a method on it cannot be copied or pickled",
-        hint="method.save(), then load() on another model; torch.save(model.state_dict(), ...) for a checkpoint",
+        "a model with a method attached cannot be copied or pickled",
+        hint="call method.save() and load() it on another model; for a checkpoint, torch.save(model.state_dict(), ...)",
     )
 
 

@@ -46,12 +46,18 @@ _CONSTANT = "constant_lr"
 
 _RULES = {
     "density": (SHARE, "density is the share of the base's weights that may change"),
-    "structured": (TRUTH, "with structured=True the differences of a tensor have a gate in common, too"),
-    "l0": (NOT_NEGATIVE, "l0 is what an open gate adds to the loss"),
+    "structured": (TRUTH, "structured=True adds a gate that all differences of a tensor share"),
+    "l0": (NOT_NEGATIVE, "l0 is the penalty that an open gate adds to the loss"),
     "gate_lr": (POSITIVE, "gate_lr is the learning rate of the gates"),
-    "low": (number("a finite number below 0", lambda value: value < 0), "above it no gate could close"),
-    "high": (number("a finite number above 1", lambda value: value > 1), "below it no gate could open fully"),
-    "alpha": (number("a finite number"), "alpha is what the gates' parameters start at"),
+    "low": (
+        number("a finite number < 0", lambda value: value < 0),
+        "low is where a gate's range starts: from 0 on, none could close",
+    ),
+    "high": (
+        number("a finite number > 1", lambda value: value > 1),
+        "high is where a gate's range ends: up to 1, none could open fully",
+    ),
+    "alpha": (number("a finite number"), "alpha is the initial value of the gates' parameters"),
 }
 
 
@@ -106,7 +112,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, probe: Mapping[
     shown = printable(str(directory))
     settings = read_json(directory / "config.json").get("diff_pruning")
     if not isinstance(settings, dict) or "density" not in settings:
-        raise RunError(f"'{shown}/config.json' has no 'diff_pruning' that states a density", hint=GIVE)
+        raise RunError(f"'{shown}/config.json' has no 'diff_pruning' with a density", hint=GIVE)
     weights = find_weights(directory)
     if weights is None:
         raise RunError(f"'{shown}' has no weights", hint=GIVE)
@@ -207,10 +213,10 @@ class DiffPruning(Method):
         with torch.no_grad():
             flat = torch.cat([self._stage.difference(i).reshape(-1) for i in range(len(self._weights))])
             if not bool(torch.isfinite(flat).all()):
-                raise UsageError("not all differences are finite", hint="train with a lower learning rate")
+                raise UsageError("some differences are NaN or infinite", hint="train with a lower learning rate")
             if not bool(flat.any()):
                 raise UsageError(
-                    "all differences are 0: nothing was trained", hint="train in train mode: model.train()"
+                    "all differences are 0: nothing was trained", hint="put the model in train mode: model.train()"
                 )
             chosen = largest(flat.abs(), round(density * self.size))
             self._fix(density, chosen, starts_of(self._weights)[chosen], flat[chosen])
@@ -222,7 +228,7 @@ class DiffPruning(Method):
         """
         for name, tensor in untied(self.model).items():
             if (dtype := file.get(name, tensor.shape).dtype) != tensor.dtype:
-                raise file.error(f"has '{name}' as {dtype}, but in the model it is {tensor.dtype}")
+                raise file.error(f"has '{name}' in {dtype}, but the model has it in {tensor.dtype}")
         with torch.no_grad():
             start = starts_of(self._weights)
             flat = torch.cat([file.tensors[weight.name].reshape(-1) for weight in self._weights]).to(start.device)
@@ -245,7 +251,9 @@ class DiffPruning(Method):
         """
         weights = find_weights(run_directory(directory))
         if weights is None:
-            raise RunError(f"'{printable(str(directory))}' has no weights", hint="give a Trainer's checkpoint")
+            raise RunError(
+                f"'{printable(str(directory))}' has no weights", hint="give a checkpoint directory of the Trainer"
+            )
         state = TensorFile(weights).tensors
         if kept := kept_in(state, self.device):
             with torch.no_grad():
@@ -260,7 +268,7 @@ class DiffPruning(Method):
         if not isinstance(self._stage, Kept):
             raise UsageError(
                 "nothing has been pruned yet: the differences of stage 1 are dense",
-                hint="call prune() first, and train what it keeps",
+                hint="call prune(), then train what it keeps",
             )
         settings = {"density": self.density, "structured": self.config.structured}
         with writing(self.model, directory) as made:
@@ -296,8 +304,8 @@ class DiffPruning(Method):
         processes = group.get_world_size() if group.is_available() and group.is_initialized() else 1
         if processes > 1:
             raise UsageError(
-                f"diff pruning runs in {processes} processes, which do not share gradients of differences and gates",
-                hint="train it in one process",
+                f"diff pruning trains in 1 process, got {processes}: gradients of gates are not synchronized",
+                hint="start the training in a single process",
             )
 
     def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -306,8 +314,8 @@ class DiffPruning(Method):
         first = self._weights[0]
         if first.theta.dtype != first.start.dtype:
             raise UsageError(
-                f"the model was cast from {first.start.dtype} to {first.theta.dtype} with diff pruning on it",
-                hint="cast the model before attach",
+                f"the model was cast from {first.start.dtype} to {first.theta.dtype} after diff pruning was attached",
+                hint="cast the model before attach()",
             )
         gates = self._stage if self.model.training and isinstance(self._stage, Gates) else None
         with torch.no_grad():

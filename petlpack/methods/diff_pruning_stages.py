@@ -190,8 +190,8 @@ class Gates:
         """
         if self.z[i] is None:
             raise UsageError(
-                f"'{self.weights[i].name}' got a gradient, but its gates were not drawn",
-                hint="train in train mode, and call the whole model, not a part of it",
+                f"'{self.weights[i].name}' got a gradient, but its gates were not sampled",
+                hint="put the model in train mode, and call the whole model, not a submodule",
             )
         rows = slice(None) if self.rows[i] is None else self.rows[i]
         stretch, group = self.config.high - self.config.low, float(self.group_z[i])

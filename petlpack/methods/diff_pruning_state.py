@@ -37,14 +37,14 @@ def check_stage(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
     part = _part_of(state)
     if not part:
         raise UsageError(
-            "the state dict has weights alone, without differences and gates",
-            hint="give that of a model with diff pruning on it; what save() wrote is for load()",
+            "the state dict has only weights, but differences and gates were expected",
+            hint="use the state dict of a model with diff pruning attached; read what method.save() wrote with load()",
         )
     there, here = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (part, expected))
     if there != here:
         raise UsageError(
-            "the state dict is of another stage, density or model than the method's",
-            hint="call method.resume(CHECKPOINT) first, and make the optimizer after it",
+            "the state dict does not match the method: stage, density or model differ",
+            hint="call method.resume(CHECKPOINT) first, then create the optimizer",
         )
 
 
@@ -54,7 +54,7 @@ def check_base(weights: Sequence[Weight], loaded: Sequence[torch.Tensor], named:
         if weight.name in named and not torch.allclose(weight.theta, theta, rtol=1e-2, atol=1e-5):
             raise UsageError(
                 f"'{weight.name}' in the state dict is not the base plus its difference",
-                hint="attach to the base that the checkpoint was trained on",
+                hint="attach to the base model that the checkpoint was trained on",
             )
 
 

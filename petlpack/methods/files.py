@@ -37,7 +37,9 @@ def writing(model: nn.Module, directory: str | os.PathLike[str]) -> Iterator[Pat
     """
     target, base = Path(directory), _base_of(model)
     if base and Path(base).is_dir() and target.resolve() == Path(base).resolve():
-        raise UsageError(f"'{printable(str(target))}' is the base's own directory", hint="save the run elsewhere")
+        raise UsageError(
+            f"'{printable(str(target))}' is the directory of the base model", hint="save the run to another directory"
+        )
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as name:
         made = Path(name)
@@ -47,7 +49,7 @@ def writing(model: nn.Module, directory: str | os.PathLike[str]) -> Iterator[Pat
         if others := sorted(path.as_posix() for path in there - set(written) if path.parts[0] != made.name):
             raise UsageError(
                 f"'{printable(str(target))}' already holds other weights: {printable(others[0])}",
-                hint="give the run a directory of its own",
+                hint="save the run to its own directory",
             )
         for file in written:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -89,13 +91,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UsageError(f"'{name}' has numbers that are not finite", hint="train with a lower learning rate")
+            raise UsageError(f"'{name}' has NaN or infinite values", hint="train with a lower learning rate")
     path.parent.mkdir(parents=True, exist_ok=True)
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.write_bytes(save(copies, metadata={"format": "pt"}))  # save_file's are for their owner's eyes only
 
 
-GIVE = "give the directory that save() or petlpack decode wrote"
+GIVE = "give a directory that method.save() or `petlpack decode` wrote"
 
 
 def run_directory(directory: str | os.PathLike[str]) -> Path:
@@ -132,7 +134,7 @@ class TensorFile:
         self._others.discard(name)
         tensor = self.tensors[name]
         if tuple(tensor.shape) != tuple(shape):
-            raise self.error(f"has '{name}' of {list(tensor.shape)}, but in the model it is {list(shape)}")
+            raise self.error(f"has '{name}' of shape {list(tensor.shape)}, but the model expects {list(shape)}")
         return tensor
 
     def copy(self, wanted: Mapping[str, torch.Tensor]) -> None:
@@ -144,7 +146,7 @@ class TensorFile:
             if first == name:
                 target.data.copy_(tensor)
             elif not torch.equal(target.data, tensor.to(target)):
-                raise self.error(f"has '{name}', which differs from '{first}', but in the model they are one tensor")
+                raise self.error(f"has '{name}', which differs from '{first}', but the model ties the two")
 
     def copy_head(self, method: Method, prefix: str = "", task: str = "") -> None:
         """Copy the model's head, or a task's, whose names begin with `prefix` in the file."""
@@ -154,11 +156,11 @@ class TensorFile:
     def refuse_others(self) -> None:
         """Raise RunError for a tensor that was not asked for."""
         if self._others:
-            raise self.error(f"has '{min(self._others)}', for which the model has no place")
+            raise self.error(f"has '{min(self._others)}', which the model does not have")
 
     def error(self, what: str) -> RunError:
         """Return the error of what does not fit in this file."""
         return RunError(
             f"'{printable(str(self.path))}' {printable(what)}",
-            hint="load the run on the model that it was trained on, with as many labels",
+            hint="load the run on the model it was trained on, with the same number of labels",
         )

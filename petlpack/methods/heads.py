@@ -59,11 +59,11 @@ def _has_output_embeddings(model: nn.Module) -> bool:
 
 def check_task(model: nn.Module, task: str, labels: int) -> None:
     """Raise UsageError for a name that cannot stand in names of tensors, or labels that the model has no use for."""
-    hint = "it becomes part of names of tensors and modules, and may be no attribute of torch's modules, such as 'type'"
+    hint = "choose a name that can name tensors and modules: no attribute of torch modules, such as 'type'"
     check_name(task, functools.partial(hasattr, nn.ModuleDict()), hint)
     has_head = head_of(model) is not None
     rule, has = (whole(1), "has a head") if has_head else (_NO_LABELS, "has no head of its own")
-    check(f"the number of labels of task '{task}'", labels, rule, f"{type(model).__name__} {has}")
+    check(f"number of labels of task '{task}'", labels, rule, f"{type(model).__name__} {has}")
 
 
 def new_head(modules: Mapping[str, nn.Module], labels: int) -> nn.ModuleDict:

@@ -24,7 +24,7 @@ from petlpack.methods.probe import check_inserts, few_tokens, no_effect, paramet
 from petlpack.methods.settings import Rule, check, check_tasks
 
 _HALF = (torch.float16, torch.bfloat16)
-_BATCH = Rule("a mapping from the names of the model's inputs to tensors", lambda value: isinstance(value, Mapping))
+_BATCH = Rule("a mapping from input names to tensors", lambda value: isinstance(value, Mapping))
 
 _TOTAL = "num_items_in_batch"
 """How many labels the batches of one step have together, as Transformers' losses and its Trainer call it."""
@@ -111,7 +111,7 @@ class Method(Attachment, ABC):
         tokens; it is kept for later probes. Raises UsageError, which names the layer and the version of its library.
         """
         if batch is not None:
-            check("probe", batch, _BATCH, "pass what the model is called with, as in model(**batch)")
+            check("probe", batch, _BATCH, "pass the batch that the model is called with, as in model(**batch)")
             self._batch = {name: value for name, value in batch.items() if name not in _TARGETS}
         warned, self._warned, self._probing = self._warned, True, True
         try:
@@ -168,8 +168,8 @@ class Method(Attachment, ABC):
         if self.model.training and torch.is_grad_enabled() and not self._warned:
             self._warned = True
             warnings.warn(
-                f"a training forward without labels leaves out what {type(self).__name__} adds to the loss "
-                "(Trainer removes labels where label_smoothing_factor or compute_loss_func is set)",
+                f"training forward without labels: the loss lacks what {type(self).__name__} adds to it "
+                "(Trainer drops labels when label_smoothing_factor or compute_loss_func is set)",
                 stacklevel=4,
             )
 
@@ -209,9 +209,9 @@ class Method(Attachment, ABC):
         """Raise UsageError for a training forward that went past the method's."""
         if not self._ran and self.model.training and torch.is_grad_enabled():
             raise UsageError(
-                f"{type(self.model).__name__}'s forward was replaced after attach, which leaves out what "
-                f"{type(self).__name__} does in training",
-                hint="trainers that do this (TRL's SFTTrainer) train only PROPETL: use transformers.Trainer",
+                f"{type(self.model).__name__}'s forward was replaced after attach, so the training step of "
+                f"{type(self).__name__} does not run",
+                hint="use transformers.Trainer; trainers that replace forward (TRL's SFTTrainer) support PROPETL only",
             )
 
     def _weighed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -248,19 +248,19 @@ class Method(Attachment, ABC):
         self.check_precision()
         if thawed := next((name for name, weight in self._frozen if weight.requires_grad), None):
             raise UsageError(
-                f"'{printable(thawed)}' of the base trains, and {type(self).__name__} does not save it",
-                hint="leave frozen what attach froze, or fine-tune the whole model without a method",
+                f"'{printable(thawed)}' of the base model is trainable, but {type(self).__name__} does not save it",
+                hint="keep frozen what attach() froze, or fine-tune the whole model without a method",
             )
         frozen = bool(self._mine) and not any(parameter.requires_grad for parameter in self._mine)
         if frozen and loss is not None and loss.requires_grad:
             raise UsageError(
-                f"{type(self).__name__} is frozen, while other parameters of {type(self.model).__name__} train",
-                hint="get_peft_model() and freezing by hand do that: put only one method on a model",
+                f"{type(self).__name__} is frozen, while other parameters of {type(self.model).__name__} are trainable",
+                hint="attach only one method to a model; get_peft_model() and manual freezing freeze the first one",
             )
         if len(self.tasks) > 1 and not self._switched:
             self._switched = True
             warnings.warn(
-                f"no task was switched to, so every batch trains '{self.task}' of {', '.join(self.tasks)}: call "
+                f"method.switch() was not called: every batch trains '{self.task}' of {', '.join(self.tasks)}; call "
                 "method.switch(task) before each batch, or train with SwitchTasks",
                 stacklevel=4,
             )
@@ -269,8 +269,8 @@ class Method(Attachment, ABC):
         """Raise UsageError where the method's weights were cast to half precision with the model."""
         if any(parameter.dtype in _HALF for parameter in self._mine):
             raise UsageError(
-                f"the weights of {type(self).__name__} were cast to half precision, in which they do not train exactly",
-                hint="cast the model before attach: the method's own weights are then in single precision",
+                f"the weights of {type(self).__name__} were cast to half precision, but they must train in float32",
+                hint="cast the model before attach(): the method's own weights then stay in float32",
             )
 
     def remember(self) -> None:
@@ -286,9 +286,9 @@ class Method(Attachment, ABC):
         theirs, ours = (json.loads(bytes(octets.tolist())) for octets in (settings, self._settings.settings))
         name = next((name for name in ours if theirs.get(name) != ours[name]), "tasks")
         raise UsageError(
-            f"the checkpoint was trained with {name} {printable(str(theirs.get(name)))}, the method was attached with "
-            f"{printable(str(ours.get(name)))}",
-            hint="attach with the settings, and the tasks in the order, that the checkpoint was trained with",
+            f"the checkpoint was trained with {name}={printable(str(theirs.get(name)))}, but the method was attached "
+            f"with {name}={printable(str(ours.get(name)))}",
+            hint="attach with the settings of the checkpoint, and its tasks in the same order",
         )
 
     # The base, and the head

@@ -39,11 +39,11 @@ def refuse_new_weights(model: nn.Module) -> None:
     if not missing or any(_IN_A_LAYER.search(name) for known, *_ in missing for name in known):
         return
     known, shape, in_base = missing[0]
-    has = f"has {in_base[0][0]:,} rows of it, the model {shape[0]:,}" if in_base else "does not have it"
+    has = f"has {in_base[0][0]:,} rows of it, the model {shape[0]:,} rows" if in_base else "does not have it"
     raise UsageError(
         f"'{printable(known[0])}' is new in this {type(model).__name__}: the base's checkpoint "
-        f"'{printable(str(file))}' {has}; it would stay random, and not be saved",
-        hint="make it part of the base: model.save_pretrained(DIRECTORY), and load the model from there",
+        f"'{printable(str(file))}' {has}; it would stay random and not be saved",
+        hint="make it part of the base: call model.save_pretrained(DIRECTORY) and load the model from there",
     )
 
 

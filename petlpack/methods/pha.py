@@ -43,8 +43,8 @@ _RULES = {
     "code": (whole(1), "code is the length of a prototype"),
     "trunk": (whole(1), "trunk is the width of the generator's hidden layer"),
     "temperature": (POSITIVE, "temperature divides the retriever's cosines"),
-    "weight": (NOT_NEGATIVE, "weight multiplies the retriever's losses; with 0 there is no retriever"),
-    "memory": (whole(1), "memory is how many vectors of each task are remembered"),
+    "weight": (NOT_NEGATIVE, "weight scales the retriever's losses; 0 leaves the retriever out"),
+    "memory": (whole(1), "memory is the number of retriever vectors kept for each task"),
 }
 
 
@@ -79,9 +79,7 @@ class Pha(Method):
     def __init__(self, model: nn.Module, config: Config, tasks: Mapping[str, int]) -> None:
         """Install what `attach` says."""
         self.config = config
-        if not tasks:
-            raise UsageError("no tasks were given, and PHA needs a prototype for each", hint='say tasks={"sst2": 2}')
-        check_tasks(tasks)
+        check_tasks(tasks, empty='PHA needs a prototype for each task: tasks={"sst2": 2}')
         self.shared_blocks, self.blocks = _stacks(model)
         super().__init__(model, tasks)
         first = self.blocks[0]
@@ -191,8 +189,8 @@ class Pha(Method):
         self._states = None
         if self.model.training and any(map(_is_reentrant, self.checkpointing())):
             raise UsageError(
-                "PHA makes its adapters once for all layers, and reentrant checkpointing would go through that twice",
-                hint='checkpoint with gradient_checkpointing_kwargs={"use_reentrant": False}',
+                "PHA does not support reentrant checkpointing: it generates all adapters once per forward",
+                hint='set gradient_checkpointing_kwargs={"use_reentrant": False}',
             )
         output = forward(*args, **kwargs)
         if self.retriever is None or not self.model.training:
@@ -227,7 +225,7 @@ class Pha(Method):
         batches = [batches] if isinstance(batches, Mapping) else batches
         if self.retriever is None:
             raise UsageError(
-                "there is no retriever to find the nearest prototype with: packs leave it out, and weight=0 makes none",
+                "no retriever to find the nearest prototype with: packs omit it, and weight=0 creates none",
                 hint="name the task to start from, like='...', or encode with --keep-retriever",
             )
         training = self.model.training
@@ -247,9 +245,7 @@ class Pha(Method):
             self._states = None
             self.model.train(training)
         if not cosines:
-            raise UsageError(
-                "there are no examples to find the nearest prototype with", hint="give batches of the new task"
-            )
+            raise UsageError("no examples to find the nearest prototype with", hint="pass batches of the new task")
         means = dict(zip(self.tasks, torch.cat(cosines).mean(0).tolist(), strict=True))
         return dict(sorted(means.items(), key=lambda row: -row[1]))
 
@@ -272,7 +268,7 @@ class Pha(Method):
         optimizer, for other parameters train.
         """
         if task in self.tasks:
-            raise UsageError(f"task '{printable(task)}' exists already", hint="give the new task a name of its own")
+            raise UsageError(f"task '{printable(task)}' already exists", hint="give the new task another name")
         if like is not None and like not in self.tasks:
             raise UsageError(
                 f"no task '{printable(str(like))}' to start from", hint=f"choose one of {', '.join(self.tasks)}"
@@ -349,11 +345,12 @@ def _stacks(model: nn.Module) -> tuple[list[Block], list[Block]]:
     *shared, generated = stacks.values()
     if len(shared) > 1 or (shared and not shared[0][0].is_t5):
         raise UsageError(
-            f"{type(model).__name__} has {len(stacks)} stacks: {', '.join(stacks)}",
-            hint="PHA works on an encoder, on a decoder, or on a T5",
+            f"{type(model).__name__} has {len(stacks)} stacks of layers, which PHA cannot use: {', '.join(stacks)}",
+            hint="use an encoder, a decoder or a T5",
         )
     if not generated[0].stack:
         raise UsageError(
-            f"{type(model).__name__} is a bare stack of layers", hint="attach to the model with a head around it"
+            f"{type(model).__name__} is a bare stack of layers, without a head",
+            hint="attach to a model with a head, such as AutoModelForSequenceClassification",
         )
     return shared[0] if shared else [], generated

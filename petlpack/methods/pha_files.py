@@ -126,8 +126,8 @@ def _read_config(config: Path) -> tuple[dict[str, int], dict[str, Any]]:
         return tasks, {name: value for name, value in table.get("retriever", {}).items() if name in _LOSSES}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
-            f"'{printable(str(config))}' does not say the tasks of the run: {printable(repr(error))}",
-            hint="the config.json of a PHA run has `tasks` in the order of the prototypes",
+            f"'{printable(str(config))}' does not list the tasks of the run: {printable(repr(error))}",
+            hint="the config.json of a PHA run needs `tasks`, in the order of the prototypes",
         ) from error
 
 

@@ -121,13 +121,13 @@ def blocks(model: nn.Module) -> list[Block]:
     known = [block for name, module in model.named_modules() if (block := _block(name, module))]
     if not known:
         raise UsageError(
-            f"{type(model).__name__} ({library_of(model)}) has no blocks of a known kind",
-            hint=f"methods work on models like {FAMILIES}",
+            f"{type(model).__name__} ({library_of(model)}) has no transformer blocks of a known kind",
+            hint=f"use a model built like {FAMILIES}",
         )
     _refuse_some(model, known)
     if getattr(model.config, "attention_type", None) == "block_sparse":
         raise UsageError(
-            f"{type(model).__name__} replaces its attention where inputs are short, and with it the method",
+            f"{type(model).__name__} replaces its attention for short inputs, and the method with it",
             hint='load it with attention_type="original_full"',
         )
     return known
@@ -141,8 +141,8 @@ def _refuse_some(model: nn.Module, known: list[Block]) -> None:
         others = [module for module in members if module not in layers]
         if isinstance(model.get_submodule(stack), nn.ModuleList) and others:
             raise UsageError(
-                f"{type(model).__name__} has {len(members)} layers in '{stack}', {len(others)} built differently",
-                hint="a method needs all layers alike: choose another model",
+                f"{type(model).__name__} has {len(members)} layers in '{stack}', of which {len(others)} differ",
+                hint="choose a model whose layers are all alike",
             )
 
 
@@ -232,8 +232,8 @@ def refuse_merged(model: nn.Module, block: Block) -> None:
     """Raise UsageError for a LoRA where query and value are parts of one matrix, and no known ones."""
     if not block.query_and_value:
         raise UsageError(
-            f"{type(model).__name__} has query and value in one matrix, in an order that is not known",
-            hint="choose kind='adapter'",
+            f"{type(model).__name__} has query and value in one matrix of unknown layout",
+            hint="use kind='adapter'",
         )
 
 
@@ -251,7 +251,7 @@ class Argument:
         if name is None:
             raise UsageError(
                 f"{type(module).__name__}.forward of {library_of(module)} takes no {names[0]}, only {', '.join(known)}",
-                hint="petlpack does not know this version: install an earlier one, and please report it",
+                hint="petlpack does not support this version yet: install an earlier one, and please report it",
             )
         self.name, self._position = name, known.index(name)
 
@@ -275,24 +275,24 @@ def library_of(module: nn.Module) -> str:
         return name
 
 
-_FROM_PRETRAINED = "load one, AutoModelForSequenceClassification.from_pretrained(...) for example"
+_FROM_PRETRAINED = "load one, for example with AutoModelForSequenceClassification.from_pretrained(...)"
 
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise UsageError for a model inside another one, or under PEFT: its head would neither train nor be saved."""
     name = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model must be a model of Transformers, got {shown(model)}", hint=_FROM_PRETRAINED)
+        raise UsageError(f"model must be a Transformers model, got {shown(model)}", hint=_FROM_PRETRAINED)
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise UsageError(
-            f"{name} has an adapter of PEFT on it, which attach would freeze",
-            hint="merge it first, model.merge_and_unload(), or load the model anew",
+            f"{name} has a PEFT adapter, which attach() would freeze",
+            hint="merge it first (model.merge_and_unload()), or reload the model",
         )
     inner = next((getattr(model, key) for key in ("module", "_orig_mod") if hasattr(model, key)), None)
     if isinstance(inner, nn.Module):
         raise UsageError(
-            f"{name} is wrapped around {type(inner).__name__}, but a method is put on the model itself",
-            hint="attach to the model first, then compile, distribute or wrap it",
+            f"{name} wraps {type(inner).__name__}, but a method attaches to the model itself",
+            hint="attach first, then compile, distribute or wrap the model",
         )
     if not hasattr(getattr(model, "config", None), "to_json_string"):
-        raise UsageError(f"model must be a model of Transformers, got a {name} without a config", hint=_FROM_PRETRAINED)
+        raise UsageError(f"model must be a Transformers model, got a {name} without a config", hint=_FROM_PRETRAINED)

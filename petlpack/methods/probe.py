@@ -19,7 +19,7 @@ from torch import nn
 from petlpack.errors import PetlpackError, UsageError
 from petlpack.methods.places import library_of
 
-_HINT = "petlpack may not know this version, or this kind of model: try an earlier version, and please report it"
+_HINT = "petlpack may not support this version or this kind of model: try an earlier version, and please report it"
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def check_inserts(model: nn.Module, inserts: Sequence[Insert], run: Callable[[],
             handle.remove()
     if idle := [insert for insert in inserts if insert not in acting]:
         first, others = idle[0], len(idle) - 1
-        why = "changes nothing that the layer computes" if first.module in ran else "is in a layer that did not run"
+        why = "does not change the layer's output" if first.module in ran else "is in a layer that did not run"
         more = f"; the same holds for {others} more" if others else ""
-        raise no_effect(f"{first.what} in '{first.layer}' {why}", model, more)
+        raise no_effect(f"'{first.layer}': {first.what} {why}", model, more)
 
 
 def no_effect(what: str, model: nn.Module, more: str = "") -> UsageError:
@@ -85,8 +85,8 @@ def running(model: nn.Module, *, training: bool) -> Iterator[None]:
     """
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise UsageError(
-            f"{type(model).__name__} has weights that were made in inference mode, and the probe needs gradients",
-            hint="make the model, and attach or load, outside torch.inference_mode(); it may run inside",
+            f"{type(model).__name__} has weights created in inference mode, but the probe needs gradients",
+            hint="create the model, and attach or load, outside torch.inference_mode(); it may run inside",
         )
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]  # of norms that count in training
@@ -104,7 +104,7 @@ def running(model: nn.Module, *, training: bool) -> Iterator[None]:
         raise UsageError(
             f"{type(model).__name__} ({library_of(model)}) does not run on the method's probe: "
             f"{type(error).__name__}: {error}",
-            hint="if it needs other inputs than `input_ids`, pass them: attach(..., probe=batch)",
+            hint="if it needs inputs other than `input_ids`, pass them: attach(..., probe=batch)",
         ) from error
     finally:
         random.setstate(generators[0])

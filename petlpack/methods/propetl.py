@@ -45,16 +45,19 @@ _KEEP_OF_TASKS = 0.3
 _REDUCTION = 12
 
 _RULES = {
-    "kind": (one_of(KINDS), "kind says what the prototype is"),
-    "keep": (optional(SHARE), "keep is the share of the prototype's entries that a mask keeps; None takes the paper's"),
-    "bottleneck": (optional(whole(1)), "bottleneck is the width of an adapter; None takes the model's width / 12"),
-    "rank": (whole(1), "rank is a LoRA's"),
+    "kind": (one_of(KINDS), "kind is what the prototype is"),
+    "keep": (
+        optional(SHARE),
+        "keep is the share of the prototype's entries that a mask keeps; None is the paper's value",
+    ),
+    "bottleneck": (optional(whole(1)), "bottleneck is the width of an adapter; None is the model's width / 12"),
+    "rank": (whole(1), "rank is the rank of a LoRA"),
     "alpha": (NOT_ZERO, "alpha / rank scales the LoRA"),
-    "length": (whole(1), "length is how many positions a prefix has"),
-    "hidden": (whole(0), "hidden is the width of the network that makes a prefix; with 0 the prefix itself trains"),
+    "length": (whole(1), "length is the number of positions of a prefix"),
+    "hidden": (whole(0), "hidden is the width of the network that generates a prefix; 0 trains the prefix itself"),
     "scaling": (NOT_ZERO, "scaling multiplies an adapter's output"),
-    "combine": (one_of(COMBINE), "combine says how a task's and a layer's mask become one"),
-    "activation": (optional(one_of(ACTIVATIONS)), "activation is an adapter's non-linearity; None takes the usual one"),
+    "combine": (one_of(COMBINE), "combine is how the masks of a task and a layer become one"),
+    "activation": (optional(one_of(ACTIVATIONS)), "activation is an adapter's non-linearity; None is the usual one"),
 }
 
 
@@ -102,11 +105,11 @@ def attach(
     check_config(config, Config)
     model_blocks = blocks(model)
     if tasks is not None:
-        check_tasks(tasks)
+        check_tasks(tasks, empty="name each task with its number of labels, or omit tasks to train one task")
     for name in [task] if tasks is None else tasks:
-        check_name(name, lambda name: name == LAYER, f"it becomes part of tensor names; '{LAYER}' stands there already")
-    if tasks is not None and not tasks:
-        raise UsageError("tasks is empty", hint="name each task with its number of labels, or omit tasks for one task")
+        check_name(
+            name, lambda name: name == LAYER, f"task names become part of tensor names, where '{LAYER}' is taken"
+        )
     _refuse_kind(model, config, model_blocks, several=tasks is not None)
     resolved = _resolved(config, model_blocks[0], tasks is not None)
     return put_on(model, lambda: Propetl(model, resolved, model_blocks, task, tasks), probe)
@@ -119,18 +122,18 @@ def _refuse_kind(model: nn.Module, config: Config, model_blocks: list[Block], *,
         refuse_merged(model, first)
     if config.kind == "adapter" and first.norm is None and first.reads is None:
         raise UsageError(
-            f"{type(model).__name__} has no norm behind its feed-forward, where the adapter would stand",
-            hint="choose kind='lora'",
+            f"{type(model).__name__} has no norm after its feed-forward, where the adapter would go",
+            hint="use kind='lora'",
         )
     if config.kind == "prefix" and not all(_takes_prefix(block) for block in model_blocks):
         raise UsageError(
             f"{type(model).__name__} takes no prefix: its attention depends on the positions of its keys",
-            hint="prefixes work on encoders of the BERT and RoBERTa families; choose kind='adapter' or kind='lora'",
+            hint="prefixes work on encoders of the BERT and RoBERTa families; use kind='adapter' or kind='lora' here",
         )
     if config.kind == "prefix" and not several and config.hidden == 0:
         raise UsageError(
-            "hidden must be a whole number of at least 1 for a prefix of one task, got 0",
-            hint="such a prefix is saved with the network that makes it",
+            "hidden must be an integer >= 1 for a prefix of one task, got 0",
+            hint="set hidden: the prefix of one task is saved with the network that generates it",
         )
 
 

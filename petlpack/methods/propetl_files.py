@@ -34,7 +34,7 @@ _FIELDS: Mapping[str, Mapping[str, type]] = {
 }
 """What propetl_config.json says of each kind, as `Config` calls it."""
 
-_AGAIN = "save the run again, or copy it again"
+_AGAIN = "save the run again, or copy it again in full"
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def find_run(directory: str | os.PathLike[str]) -> SavedPropetl:
     folders = [folder for folder in (path, *sorted(path.glob("*/"))) if (folder / "adapter_config.json").is_file()]
     if len(folders) != 1:
         raise RunError(
-            f"'{printable(str(path))}' has {len(folders)} adapters and no {MULTI_TASK}",
-            hint=f"{GIVE}, or that of one adapter",
+            f"'{printable(str(path))}' has {len(folders)} adapters and no {MULTI_TASK}, expected one of the two",
+            hint=f"{GIVE}, or the directory of one adapter",
         )
     return _find_adapter(folders[0])
 
@@ -133,9 +133,9 @@ def _find_tasks(path: Path) -> SavedPropetl:
     table = _Table(path / ABOUT)
     kind, combine, tasks = table.get("kind", str), table.get("combine", str), table.get("tasks", dict)
     if kind not in _FIELDS:
-        raise table.error(f"has kind '{printable(kind)}', which must be one of {', '.join(_FIELDS)}")
+        raise table.error(f"kind must be one of {', '.join(_FIELDS)}, got {shown(kind)}")
     if not tasks or not all(type(labels) is int and labels >= 0 for labels in tasks.values()):
-        raise table.error(f"has tasks {shown(tasks)}, which must map the tasks' names to numbers of labels")
+        raise table.error(f"tasks must map task names to numbers of labels, got {shown(tasks)}")
     settings = {"kind": kind, "hidden": 0, **{name: table.get(name, wanted) for name, wanted in _FIELDS[kind].items()}}
     settings["keep"] = table.get("keep_ratio", float)
     several = combine != "none"
@@ -310,7 +310,7 @@ def _copy_masks(
         mask = row.T if transposed else row
         is_mask, kept, wanted = mask.dtype == torch.bool, int((mask != 0).sum()), kept_count(mask.numel(), keep)
         if is_mask and kept != wanted:
-            raise file.error(f"has '{name}' that keeps {kept:,} entries, but a keep ratio of {keep:g} keeps {wanted:,}")
+            raise file.error(f"has mask '{name}' that keeps {kept:,} entries, but keep_ratio={keep:g} needs {wanted:,}")
         target.data.copy_(scores_of(mask) if is_mask else mask)
 
 
@@ -326,7 +326,7 @@ class _Table:
         value = self.content.get(name)
         fits = type(value) in (int, float) if wanted is float else type(value) is wanted
         if not fits:
-            raise self.error(f"has {name} {shown(value)}, which must be of type {wanted.__name__}")
+            raise self.error(f"{name} must be of type {wanted.__name__}, got {shown(value)}")
         return value
 
     @contextmanager
@@ -335,8 +335,8 @@ class _Table:
         try:
             yield
         except UsageError as error:
-            raise self.error(f"has a setting that makes no sense: {error.message}") from error
+            raise self.error(error.message) from error
 
     def error(self, what: str) -> RunError:
         """Return the error of what the file does not say as it should."""
-        return RunError(f"'{printable(str(self.path))}' {printable(what)}", hint=_AGAIN)
+        return RunError(f"'{printable(str(self.path))}': {printable(what)}", hint=_AGAIN)

@@ -1,4 +1,4 @@
-"""What callers give, checked before anything is touched: `keep must be a number in (0, 1], got '0.5'`."""
+"""What callers give, checked before anything is touched: `keep must be in (0, 1], got 1.2`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def number(what: str, holds: Callable[[float], bool] = lambda value: True) -> Ru
 
 def whole(least: int) -> Rule:
     """Return the rule of an integer that is no smaller than `least`."""
-    return Rule(f"a whole number of at least {least}", lambda value: type(value) is int and value >= least)
+    return Rule(f"an integer >= {least}", lambda value: type(value) is int and value >= least)
 
 
 def one_of(known: Collection[str]) -> Rule:
@@ -44,9 +44,9 @@ def optional(rule: Rule) -> Rule:
     return Rule(rule.what, lambda value: value is None or rule.holds(value))
 
 
-SHARE = number("a number in (0, 1]", lambda value: 0 < value <= 1)
-POSITIVE = number("a finite number above 0", lambda value: value > 0)
-NOT_NEGATIVE = number("a finite number of at least 0", lambda value: value >= 0)
+SHARE = number("in (0, 1]", lambda value: 0 < value <= 1)
+POSITIVE = number("a finite number > 0", lambda value: value > 0)
+NOT_NEGATIVE = number("a finite number >= 0", lambda value: value >= 0)
 NOT_ZERO = number("a finite number other than 0", lambda value: value != 0)
 TRUTH = Rule("True or False", lambda value: isinstance(value, bool))
 
@@ -69,28 +69,30 @@ def check_config(config: object, wanted: type) -> None:
         return
     name = _called(wanted)
     got = f"the class {_called(config)} itself" if isinstance(config, type) else _an(type(config))
-    hint = f"make one: {name}(), with parentheses" if config is wanted else f"make one: {name}(...)"
+    hint = f"create one: {name}(), with parentheses" if config is wanted else f"create one: {name}(...)"
     raise UsageError(f"config must be {_an(wanted)}, got {got}", hint=hint)
 
 
 _EXAMPLE = 'tasks={"sst2": 2, "rte": 2}'
 
 
-def check_tasks(tasks: object) -> None:
-    """Raise UsageError for tasks that are not a mapping."""
+def check_tasks(tasks: object, *, empty: str | None = None) -> None:
+    """Raise UsageError for tasks that are not a mapping; for none, too, where there is a hint for that case."""
     if not isinstance(tasks, Mapping):
         raise UsageError(
-            f"tasks must be a mapping from task names to numbers of labels, got {shown(tasks)}",
-            hint=f"for example {_EXAMPLE}; a task of a model that generates has 0 labels",
+            f"tasks must map task names to numbers of labels, got {shown(tasks)}",
+            hint=f"for example {_EXAMPLE}; a task of a generative model has 0 labels",
         )
+    if empty and not tasks:
+        raise UsageError(f"tasks must name at least one task, got {shown(tasks)}", hint=empty)
 
 
 def check_name(task: object, reserved: Callable[[str], bool], hint: str) -> None:
     """Raise UsageError for a name that cannot stand in the names of tensors and modules."""
     if not isinstance(task, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", task):
-        raise UsageError(f"a task's name must be 1 to 128 letters, digits, _ or -, got {shown(task)}", hint=hint)
+        raise UsageError(f"invalid task name {shown(task)}: use 1-128 of A-Z a-z 0-9 _ -", hint=hint)
     if reserved(task):
-        raise UsageError(f"a task cannot be called '{task}'", hint=hint)
+        raise UsageError(f"invalid task name '{task}': it is reserved", hint=hint)
 
 
 def shown(value: object) -> str:

@@ -27,7 +27,7 @@ else:
     Trainer = object  # what `SwitchTasks` is mixed into; no library of models is imported here
 
 _ROWS = Rule("a mapping from task names to rows", lambda value: isinstance(value, Mapping))
-_BY_TASK = 'give rows by task: Tasks({"sst2": ..., "rte": ...})'
+_BY_TASK = 'pass rows by task: Tasks({"sst2": ..., "rte": ...})'
 
 TASK = "task"
 """The key under which a row, and a batch of rows, says whose it is."""
@@ -38,7 +38,7 @@ class Task(Dataset):  # type: ignore[misc] # torch is Any here
 
     def __init__(self, name: str, rows: Any) -> None:
         if not len(rows):
-            raise UsageError(f"task '{printable(name)}' has no rows", hint="leave it out, or give it some")
+            raise UsageError(f"task '{printable(name)}' has no rows", hint="leave the task out, or give it rows")
         self.name, self.rows = name, rows
 
     def __len__(self) -> int:
@@ -79,8 +79,8 @@ class TaskBatches(Sampler[list[int]]):  # type: ignore[misc] # torch is Any here
     drop_last = False  # Accelerate asks
 
     def __init__(self, tasks: Tasks, batch_size: int, *, exponent: float = 1.0, seed: int = 0) -> None:
-        check("batch_size", batch_size, whole(1), "batch_size is the number of rows of a batch")
-        check("exponent", exponent, NOT_NEGATIVE, "1 draws tasks in proportion to their size, 0 equally often")
+        check("batch_size", batch_size, whole(1), "batch_size is the number of rows in a batch")
+        check("exponent", exponent, NOT_NEGATIVE, "1 samples tasks in proportion to their size, 0 equally often")
         self.tasks, self.batch_size, self.exponent, self.seed = tasks, batch_size, exponent, seed
         self.passes = [math.ceil(len(task) / batch_size) for task in tasks.each.values()]
         """How many batches a pass over each task has."""
@@ -141,7 +141,7 @@ class TaskCollator:
         """Return the batch; raises UsageError for rows of several tasks, and such that say none."""
         tasks = {str(row.get(TASK, "")) for row in rows}
         if "" in tasks:
-            raise UsageError("the rows do not say their task", hint=_BY_TASK)
+            raise UsageError(f"rows lack '{TASK}', the name of their task", hint=_BY_TASK)
         if len(tasks) > 1:
             raise UsageError(
                 f"a batch has rows of several tasks: {printable(', '.join(sorted(tasks)))}",
@@ -166,8 +166,8 @@ class SwitchTasks(Trainer):  # type: ignore[misc] # transformers is Any here
         )
         if first := next((parent for parent in before if "training_step" in vars(parent)), None):
             raise UsageError(
-                f"{cls.__name__} has {first.__name__} in front of SwitchTasks, whose methods then do not run",
-                hint=f"class {cls.__name__}(SwitchTasks, {first.__name__})",
+                f"{cls.__name__} lists {first.__name__} before SwitchTasks, whose methods then do not run",
+                hint=f"swap the two: class {cls.__name__}(SwitchTasks, {first.__name__})",
             )
 
     def __init__(self, *args: Any, exponent: float = 1.0, **kwargs: Any) -> None:
@@ -175,7 +175,7 @@ class SwitchTasks(Trainer):  # type: ignore[misc] # transformers is Any here
         method = method_on(self.model)
         if method is None or not method.tasks:
             raise UsageError(
-                f"{type(self.model).__name__} has no method for several tasks on it",
+                f"{type(self.model).__name__} has no method for several tasks attached",
                 hint="attach one first: attach(model, config, tasks={...})",
             )
         self.method, self.exponent = method, exponent

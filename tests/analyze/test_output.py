@@ -91,7 +91,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, pack: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path / "link", Path("/dev/null")):
-        with pytest.raises(UsageError, match=f"'{path}' is no regular file") as caught:
+        with pytest.raises(UsageError, match=f"'{path}' is not a regular file") as caught:
             write(path, pack)
         assert caught.value.hint
     assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
@@ -105,7 +105,7 @@ def test_the_standard_output_is_refused(pack: Path) -> None:
     (pack.parent / "gone").unlink()
     try:
         for descriptor in (writing, gone):
-            with pytest.raises(UsageError, match="is no regular file"):
+            with pytest.raises(UsageError, match="is not a regular file"):
                 write(Path(f"/dev/fd/{descriptor}"), pack)
     finally:
         for descriptor in (reading, writing, gone):

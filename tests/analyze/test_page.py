@@ -496,7 +496,7 @@ def test_the_forecast(show: Callable[..., Any], found: Stats) -> None:
             "Tasks",
             "Reached in",
             "This pack, size",
-            "This pack, cost a month",
+            "This pack, cost per month",
             "This pack, cost to send",
         ]
         for row, seen in zip(told.rows, shown.rows("forecast"), strict=True):
@@ -580,7 +580,7 @@ def test_an_empty_pack(show: Callable[..., Any], tmp_path: Path) -> None:
     found = petlpack.stats(Store.create(tmp_path / "pack").path)
     nbytes = size(found.disk_bytes)
     with show(found) as shown:
-        assert shown.text("#conclusion") == f"No task that can be read; the files take {nbytes}."
+        assert shown.text("#conclusion") == f"No readable task; the files take {nbytes}."
         assert shown.cells() == {"other files": found.disk_bytes}
         for section in ("tasks", "growth", "forecast", "shared", "damaged"):
             expect(shown.page.locator(f"#{section}")).to_be_hidden()

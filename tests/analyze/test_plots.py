@@ -299,7 +299,7 @@ def test_the_same_pack_gives_the_same_bytes(pack: Path, tmp_path: Path) -> None:
         "from petlpack.analyze.forecast import forecast\n"
         "assert 'matplotlib' not in sys.modules\n"
         "from petlpack.analyze.stats import stats\n"
-        "from petlpack.facts import Score\n"
+        "from petlpack.records.facts import Score\n"
         "from tests.support.scores import scored\n"
         "found = scored(stats(sys.argv[1]), [Score('f1', 0.5)] * 3, ['a', 'b'])\n"
         "for path in sys.argv[2:]: plots.write_plot(Path(path), found, forecast(found, [10, 1000]))\n"
@@ -337,7 +337,7 @@ def test_without_matplotlib_the_extra_is_named(found: Stats, tmp_path: Path, mon
     for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PetlpackError, match="needs matplotlib") as caught:
+    with pytest.raises(PetlpackError, match="plots need matplotlib") as caught:
         write_plot(tmp_path / "a.svg", found)
     assert caught.value.hint == "pip install 'petlpack[report]'"
 

@@ -728,7 +728,7 @@ def test_a_part_of_a_pack_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             survey([run, path])
         name = "run" if inside.endswith("run.petl.safetensors") else "NAME"
         assert f"`petlpack stats {path.parents[inside.count('/')]}`" in str(caught.value.hint)
-        assert f"--task {name} of one task" in str(caught.value.hint)
+        assert f"with --task {name} one task" in str(caught.value.hint)
     if inside != "tasks" and inside != "shared":
         copied = shutil.copy(tmp_path / "d.pack" / inside, tmp_path / "copied.petl.safetensors")
         with pytest.raises(UsageError, match="is a file of a pack"):
@@ -750,7 +750,7 @@ def test_a_missing_path(tmp_path: Path, name: str) -> None:
 
 def test_nothing_to_look_at(tmp_path: Path) -> None:
     (tmp_path / "empty" / "inside").mkdir(parents=True)
-    with pytest.raises(UsageError, match="empty' holds nothing"):
+    with pytest.raises(UsageError, match="empty' is empty"):
         survey([tmp_path / "empty"])
     with pytest.raises(UsageError, match="no path"):
         survey([])
@@ -919,13 +919,13 @@ def test_printed_at_80_columns(
     assert ("(--all)" in printed.out) == (most == 1)
     assert "bert.embeddings.word_embeddings.weight" in printed.out
     assert "0.6123" in printed.out
-    assert "70 B of pickled weights were not looked into" in printed.out
+    assert "70 B of pickled weights were not inspected" in printed.out
     assert f"Error: {tree / 'rte'}: '{tree / 'rte' / 'broken.safetensors'}' is 0 bytes" in printed.err
     text = " ".join(printed.out.split())
     assert text.endswith(
         f"3 runs take {found.disk_bytes / 1000:.1f} kB, of which "
-        f"{found.savings.training_state / 1000:.1f} kB is training state that nobody needs for inference, "
-        f"{(found.savings.duplicate_files + found.savings.duplicate_tensors) / 1000:.1f} kB stands there twice and "
+        f"{found.savings.training_state / 1000:.1f} kB is training state that inference does not need, "
+        f"{(found.savings.duplicate_files + found.savings.duplicate_tensors) / 1000:.1f} kB is stored twice and "
         f"{found.savings.equal_to_base / 1000:.1f} kB equals the base; 1 run cannot be read in full; "
         "`petlpack plan` measures what packing would take."
     )
@@ -989,7 +989,7 @@ def test_scores_of_several_metrics_or_scales_are_told_apart(tmp_path: Path, caps
     scored(tmp_path / "ccc", accuracy=88)
     for quiet in (False, True):
         text = printed_of(capsys, look(tmp_path), quiet=quiet)
-        assert "Some runs state accuracy as a share of 1, others seem to as one of 100." in text
+        assert "Some runs report accuracy on a scale of 0 to 1, others apparently 0 to 100." in text
     scored(tmp_path / "ccc", rougeL=88)
     text = printed_of(capsys, look(tmp_path), quiet=True)
     assert all(cell in text for cell in ("acc 0.9", "acc 0.8", "rougeL 88"))
@@ -1034,7 +1034,7 @@ def test_other_checkpoints_are_told_apart_from_the_sum(tmp_path: Path, capsys: p
     assert found.to_json()["savings"]["other_checkpoints"] == found.savings.other_checkpoints
     text = printed_of(capsys, found, quiet=True)
     assert f"other checkpoints besides: {found.savings.other_checkpoints} B, if only the best is wanted" in text
-    assert "files there twice (hard links would do)" in text
+    assert "files stored twice (hard links would do)" in text
     shutil.rmtree(tmp_path / "run" / "checkpoint-9")
     (tmp_path / "loose.bin").unlink()
     for place in ("run", "run/checkpoint-5", "run/checkpoint-7"):

@@ -111,7 +111,7 @@ def test_quiet_leaves_errors_and_what_was_asked_for(name: str, place: Path, pack
         assert quiet.stdout == ""
     else:
         assert 0 < len(quiet.stdout) <= len(loud.stdout)
-    assert "no pack at" in run("stats", tmp_path / "nothing", "--quiet").stderr
+    assert "no pack or run at" in run("stats", tmp_path / "nothing", "--quiet").stderr
 
 
 def test_help_has_an_example_and_says_what_the_table_says(name: str) -> None:

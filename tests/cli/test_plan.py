@@ -48,7 +48,7 @@ def test_many_runs_get_a_row_each_and_all_shows_every_offer(place: Path) -> None
     names = ["much", "little", "none", "adapter"]
     text = run("plan", *names, "--base", "base").stdout
     assert text.count("(auto)") == 4
-    assert "--all shows every offer of every run.\n" in text
+    assert "Use --all to show every offer of every run.\n" in text
     assert "4 runs of " in text
     assert text.endswith("\npetlpack encode much little none adapter --base base\n")
     every = run("plan", *names, "--base", "base", "--all").stdout
@@ -69,7 +69,7 @@ def test_hostile_paths_stay_one_word(place: Path) -> None:
     result = run("plan", "--base", "../base", "--", name)
     assert result.exit_code == 2
     assert "invalid task name" in result.stderr
-    assert "Hint: rename it" in result.stderr
+    assert "Hint: rename the run" in result.stderr
     shutil.copytree(place / "much", place / "sub dir" / "-x")
     os.chdir(place / "sub dir")
     words = shlex.split(run("plan", "--base", "../base", "-q", "--", "-x").stdout)
@@ -82,7 +82,7 @@ def test_hostile_paths_stay_one_word(place: Path) -> None:
 def test_a_full_fine_tune_without_a_base_can_be_plain(place: Path) -> None:
     result = run("plan", "much")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "needs its base, and no base was given" in result.stdout.replace("\n", " ")
+    assert "needs its base, but no base was given" in result.stdout.replace("\n", " ")
     assert result.stdout.count("petlpack encode much --codec plain\n") == 1
     offers = offers_of(petlpack.plan("much").runs[0])
     assert {label for label, offer in offers.items() if isinstance(offer.refused, petlpack.BaseError)} == {
@@ -99,11 +99,11 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a method without its base": (["hyper"], 5, "needs its base"),
     "a setting is missing": (["mask"], 1, "combine"),
     "a setting that there is not": (["much", "--set", "colour=red"], 2, "unknown setting 'colour'"),
-    "no setting": (["much", "--set", "combine"], 2, "--set wants KEY=VALUE"),
+    "no setting": (["much", "--set", "combine"], 2, "--set needs KEY=VALUE, got 'combine'"),
     "two settings": (["much", "--set", "combine=or", "--set", "combine=and"], 2, "--set gives combine two values"),
     "no sample": (["much", "--sample", "0"], 2, "0.0 is not in the range"),
     "all as a sample": (["much", "--sample", "1"], 2, "1.0 is not in the range"),
-    "a sample that is no number": (["much", "--sample", "nan"], 2, "a sample of nan"),
+    "a sample that is no number": (["much", "--sample", "nan"], 2, "sample must be in (0, 1), got nan"),
     "the base of another method": (["hyper", "--base", "base"], 5, "in the run and [16] in the base"),
     "a name that no task has": (["a name"], 2, "invalid task name 'a name'"),
 }
@@ -132,7 +132,7 @@ def test_of_several_runs_those_that_fail_do_not_stop_the_rest(place: Path) -> No
     assert result.stdout.endswith("\npetlpack encode much adapter --base base\n")
     assert "Error: nothing: no run at 'nothing'\nHint: " in result.stderr
     assert "Error: much: 'much' is given twice\nHint: " in result.stderr
-    assert "'other/Much' would be task 'Much', which is taken by 'much'" in result.stderr
+    assert "'other/Much' would become task 'Much', but so would 'much'" in result.stderr
     code, answer = run_json("plan", *names, "--base", "base")
     assert code == 3
     assert [row["run"] for row in answer["failed"]] == ["nothing", "much", "other/Much"]
@@ -163,7 +163,7 @@ def test_a_temporary_directory_that_cannot_be_is_said(place: Path, monkeypatch: 
     monkeypatch.setenv("TMPDIR", str(place / "nowhere"))
     result = run("plan", "much", "--base", "base")
     assert result.exit_code == 2
-    assert "no temporary directory can be made in" in result.stderr
+    assert "cannot create a temporary directory in" in result.stderr
     assert "Hint: set TMPDIR" in result.stderr
     assert not (place / "nowhere").exists()
 

@@ -67,5 +67,5 @@ def test_show_counts_what_is_unchanged(place: Path, tmp_path: Path) -> None:
     assert answer["files"] == [{"file": "config.json", "bytes": (tmp_path / "frozen" / "config.json").stat().st_size}]
     text = run("show", tmp_path / "q", "frozen").stdout
     assert "1 unchanged from the base" in text
-    assert "11 tensors of it; the run called it 'a/base'" in text
+    assert "11 tensors of it; the run names it 'a/base'" in text
     assert run_json("show", place / "p", "adapter")[1]["base"] is None

@@ -13,11 +13,11 @@ def test_stats_tell_the_bytes_of_damaged_tasks_apart(pack: Path) -> None:
     text = run("stats", pack).stdout
     assert re.search(r"^1 damaged task +1\.2 kB +1,234$", text, re.MULTILINE)
     assert re.search(r"^pack.json and other files +37 B +37$", text, re.MULTILINE)
-    assert "parts that no readable task needs" in text
+    assert "parts that no readable task uses" in text
     assert "(gc)" not in text
     (pack / "tasks" / "adapter.petl.safetensors").unlink()
     text = run("stats", pack).stdout
-    assert "parts that no task needs (gc)" in text
+    assert "parts that no task uses (gc)" in text
     assert "damaged" not in text
 
 
@@ -32,5 +32,5 @@ def test_stats_add_up_and_fold_many_tasks(pack: Path) -> None:
     text = run("stats", pack).stdout
     assert f"{on_disk:,}" in text
     assert "13 more (--all)" in text
-    assert "From 2 tasks on smaller than dense models, the base counted once.\n" in text
+    assert "From 2 tasks on, the pack is smaller than dense models, the base counted once.\n" in text
     assert "more (--all)" not in run("stats", pack, "--all").stdout

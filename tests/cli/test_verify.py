@@ -26,7 +26,7 @@ def test_another_base_is_5_for_verify_and_no_damage(place: Path, pack: Path) -> 
     result = run("verify", pack, "--base", place / "rte")
     assert (result.exit_code, result.stderr) == (5, "")
     assert result.stdout.startswith(f"task 'rte': base '{place / 'rte'}' has no tensor ")
-    assert "2 tasks of another base: every byte checked, no weight decoded.\n" in result.stdout
+    assert "2 tasks with another base: every byte checked, no weight decoded.\n" in result.stdout
     assert "1 task: every byte checked and every weight decoded.\n" in result.stdout
     assert "No damage in 8 parts.\n" in result.stdout  # tasks, templates, the base's table, config and adapter_config
     code, answer = run_json("verify", pack, "--base", place / "rte")

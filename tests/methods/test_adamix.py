@@ -785,7 +785,7 @@ def test_models_that_cannot_have_it(model: Any) -> None:
     with pytest.raises(UsageError, match="BertModel takes no labels"):
         adamix.attach(model.bert, settings())
     adamix.attach(model, settings())
-    with pytest.raises(UsageError, match="already has a method on it"):
+    with pytest.raises(UsageError, match="already has a method attached"):
         adamix.attach(model, settings())
 
 
@@ -839,15 +839,15 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"config\.json' has no adapter_activation",
     ),
     "another activation": (lambda run: edit(run, adapter_activation="swiglu"), r"config\.json': .*swiglu"),
-    "random routes": (lambda run: edit(run, inference_level=1), "inference_level 1"),
+    "random routes": (lambda run: edit(run, inference_level=1), r"config\.json': inference_level must be 3 .*, got 1"),
     "fewer experts": (
         lambda run: edit(run, num_experts=2),
-        r"score_weight' of \[4\], but in the model it is \[2\]",
+        r"score_weight' of shape \[4\], but the model expects \[2\]",
     ),
-    "another size": (lambda run: edit(run, adapter_size=5), r"of \[4, 16\], but in the model it is \[5, 16\]"),
+    "another size": (lambda run: edit(run, adapter_size=5), r"of shape \[4, 16\], but the model expects \[5, 16\]"),
     "no head": (lambda run: drop(run, "classifier"), r"has no 'classifier\.weight'"),
     "half of it": (lambda run: drop(run, "layer.1"), "has no 'bert.encoder.layer.1"),
-    "more than it": (lambda run: insert(run, "more"), "has 'more', for which the model has no place"),
+    "more than it": (lambda run: insert(run, "more"), "has 'more', which the model does not have"),
 }
 
 
@@ -873,7 +873,7 @@ def test_runs_that_do_not_fit(tmp_path: Path, model: Any, name: str) -> None:
 def test_a_run_does_not_fit_other_labels(tmp_path: Path, model: Any) -> None:
     adamix.attach(model, settings()).save(tmp_path / "run")
     other = open_base(write_base(tmp_path / "other", num_labels=5))
-    with pytest.raises(RunError, match=r"classifier\.\w+' of \[3.*it is \[5"):
+    with pytest.raises(RunError, match=r"classifier\.\w+' of shape \[3.*expects \[5"):
         adamix.load(other, tmp_path / "run")
 
 

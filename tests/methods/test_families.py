@@ -306,7 +306,7 @@ def test_a_new_task_takes_a_copy_of_what_stands_in_front_of_the_head(bases: Path
 
 def test_a_model_whose_norms_stand_behind_both_is_refused() -> None:
     config = transformers.Olmo2Config(**DECODER)
-    with pytest.raises(UsageError, match="no blocks of a known kind"):
+    with pytest.raises(UsageError, match="no transformer blocks of a known kind"):
         METHODS["propetl adapter"][1](transformers.Olmo2ForCausalLM(config), "llama")
 
 
@@ -339,7 +339,7 @@ def test_layers_that_are_built_otherwise_are_not_left_out() -> None:
     }
     experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
     config = transformers.Qwen3NextConfig(**{**DECODER, "num_hidden_layers": 4}, **sizes, **experts)
-    with pytest.raises(UsageError, match=r"4 layers in 'model\.layers', 3 built differently"):
+    with pytest.raises(UsageError, match=r"4 layers in 'model\.layers', of which 3 differ"):
         propetl.attach(transformers.Qwen3NextForCausalLM(config), propetl.Config())
 
 

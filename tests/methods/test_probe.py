@@ -118,8 +118,7 @@ def test_a_prefix_that_the_layer_ignores_is_an_error(monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError) as caught:
         METHODS["propetl prefix"](model)
     assert caught.value.message == (
-        f"the prefix in 'bert.encoder.layer.0' changes nothing that the layer computes ({VERSION}); "
-        "the same holds for 1 more"
+        f"'bert.encoder.layer.0': the prefix does not change the layer's output ({VERSION}); the same holds for 1 more"
     )
 
 
@@ -310,7 +309,7 @@ def test_a_server_switches_in_inference_mode(name: str) -> None:
 
 def test_weights_that_were_made_in_inference_mode_are_refused() -> None:
     model = bert()
-    with torch.inference_mode(), pytest.raises(UsageError, match="made in inference mode"):
+    with torch.inference_mode(), pytest.raises(UsageError, match="created in inference mode"):
         METHODS["propetl adapter"](model)
     METHODS["propetl adapter"](model)
 

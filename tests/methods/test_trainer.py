@@ -182,7 +182,7 @@ def list_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
         (lambda: TaskBatches(tasks_of(), 2, exponent=-1.0), r"exponent must be .*, got -1\.0"),
         (lambda: TaskBatches(tasks_of(), 2, exponent=float("nan")), r"exponent must be .*, got nan"),
         (lambda: TaskCollator(list_of)([tasks_of()[0], tasks_of()[-1]]), "rows of several tasks: one, two"),
-        (lambda: TaskCollator(list_of)(rows_of("one", 2)), "rows do not say their task"),
+        (lambda: TaskCollator(list_of)(rows_of("one", 2)), "rows lack 'task'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, match: str) -> None:
@@ -316,7 +316,7 @@ def test_what_is_generated_is_of_the_batch_s_task(bases: Path, tmp_path: Path) -
 
 
 def test_a_trainer_in_front_of_what_switches_is_refused() -> None:
-    with pytest.raises(UsageError, match="has Trainer in front of SwitchTasks"):
+    with pytest.raises(UsageError, match="lists Trainer before SwitchTasks"):
         type("Turned", (transformers.Trainer, SwitchTasks), {})
 
 

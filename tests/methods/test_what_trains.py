@@ -145,7 +145,7 @@ def test_what_of_the_base_is_made_to_train_is_refused(name: str, base: Path) -> 
     for parameter_name, parameter in method.model.named_parameters():
         if parameter_name.endswith("LayerNorm.weight"):
             parameter.requires_grad_(True)
-    with pytest.raises(UsageError, match=r"'bert\..*LayerNorm.weight' of the base trains"):
+    with pytest.raises(UsageError, match=r"'bert\..*LayerNorm.weight' of the base model is trainable"):
         train(method, 1)
 
 

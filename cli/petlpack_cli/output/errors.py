@@ -30,7 +30,7 @@ def describe(error: BaseException) -> Problem:
         return Problem("Interrupted", "interrupted", "interrupted", None, 130)
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "petlpack"
-        hint = f"`{path} --help` shows how it is used"
+        hint = f"run `{path} --help` for usage"
         return Problem("UsageError", "usage", error.format_message(), hint, error.exit_code)
     return problem_of(error)
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def refuse_one_file(plot: Path | None, html: Path | None) -> None:
     """Raise UsageError where a plot and a page would be the same file."""
     if plot is not None and html is not None and plot.resolve() == html.resolve():
-        raise click.UsageError(f"--plot and --html are both '{plot}'", click.get_current_context())
+        raise click.UsageError(f"--plot and --html name the same file, '{plot}'", click.get_current_context())
 
 
 def refuse_nothing_readable(stats: Stats, errors: Mapping[str, Exception]) -> None:
     """Raise DamageError where no task is left to draw, or to make a forecast from."""
     if not stats.tasks and errors:
         print_damaged(errors)
-        raise DamageError(f"pack '{printable(stats.pack)}' has no task that can be read")
+        raise DamageError(f"pack '{printable(stats.pack)}' has no readable task")
 
 
 def write_figures(out: Output, stats: Stats, forecast: Forecast | None, plot: Path | None, html: Path | None) -> None:
@@ -54,6 +54,6 @@ def print_damaged(errors: Mapping[str, Exception]) -> None:
         reasons.setdefault((problem.message, problem.hint), []).append(name)
     for (message, hint), names in reasons.items():
         some = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-        advice = hint or "damaged tasks count on the disk only; `petlpack verify` tells more"
+        advice = hint or "damaged tasks count on disk only; run `petlpack verify` for details"
         click.echo(f"Error: {printable(some)}: {printable(message)}", err=True)
         click.echo(f"Hint: {printable(advice)}", err=True)

@@ -20,10 +20,10 @@ def print_forecast(out: Output, forecast: Forecast) -> None:
     _print_costs(out, forecast, "Storage", "bytes")
     if forecast.price_per_gb_month is not None:
         out.line()
-        _print_costs(out, forecast, "Money a month", "monthly")
+        _print_costs(out, forecast, "Cost per month", "monthly")
     if forecast.egress_per_gb is not None:
         out.line()
-        _print_costs(out, forecast, "Money to send all once", "transfer")
+        _print_costs(out, forecast, "Cost to send all once", "transfer")
     if not out.quiet:
         out.line()
         out.line(_reliability(forecast))
@@ -32,10 +32,10 @@ def print_forecast(out: Output, forecast: Forecast) -> None:
 
 def _reliability(forecast: Forecast) -> str:
     """Say what the forecast is made from, and how far it may be off."""
-    source = f"Foretold from {count(forecast.tasks_now, 'task')} of this mix"
+    source = f"Predicted from {count(forecast.tasks_now, 'task')} of this mix"
     if forecast.error is None:
-        return f"{source}, which says nothing of how much tasks differ."
-    return f"{source}; the pack's figures may be off by {100 * forecast.error:.2g} %, 19 times of 20."
+        return f"{source}, which does not show how much tasks differ."
+    return f"{source}; the pack's figures may be off by {100 * forecast.error:.2g} % (95 % confidence)."
 
 
 def _conclusion(forecast: Forecast) -> str:

@@ -52,12 +52,12 @@ def conclusion(stats: Stats) -> str:
         f" ({broken:,} damaged {'one' if broken == 1 else 'ones'} {size(stats.damaged_bytes)} more)" if broken else ""
     )
     if not stats.tasks or stats.marginal_bytes is None or stats.least_marginal_bytes is None:
-        return f"No task that can be read; the files take {size(stats.disk_bytes)}."
+        return f"No readable task; the files take {size(stats.disk_bytes)}."
     takes = f"{count(number, 'task')} {'takes' if number == 1 else 'take'} {size(readable)}{more}"
     least, most = size(stats.least_marginal_bytes), size(stats.marginal_bytes)
     then = f"the next will take about {most}"
     if number == 1 and least != most:
-        then = f"another will take {least} to {most}, as it shares the parts of this one or not"
+        then = f"another will take {least} to {most}, depending on whether it shares the parts of this one"
     if stats.dense_bytes is None:
         run = sum(row.run_bytes for row in stats.tasks)
         return f"{takes}; {then}; as runs they took {size(run)} ({ratio(run, readable)})."
@@ -76,7 +76,7 @@ def print_table(out: Output, table: Table, everything: bool, also: Sequence[str]
         more = [name for name in dict.fromkeys(also) if name in table.columns and name not in shown]
         print_rows(out, table, (shown[0], *more, *shown[1:]), None if everything else MOST)
         if table.key == "tensor" and not out.quiet:
-            out.line("A section's bytes are divided over the tensors in it by their elements.")
+            out.line("A section's bytes are divided among its tensors by their number of elements.")
 
 
 def _print_tasks(out: Output, stats: Stats, most: int | None) -> None:
@@ -198,7 +198,7 @@ def _print_disk(out: Output, stats: Stats, most: int | None) -> None:
         more = used[len(listed) :]
         rows.append((f"{count(len(more), 'more shared part')} (--all)", "", sum(row.bytes for row in more)))
     if unused:
-        nobody = "that no readable task needs" if stats.damaged else "that no task needs (gc)"
+        nobody = "that no readable task uses" if stats.damaged else "that no task uses (gc)"
         rows.append((f"{count(len(unused), 'part')} {nobody}", "", sum(row.bytes for row in unused)))
     rows.append(("pack.json and other files", "", stats.other_bytes))
     out.table(
@@ -252,13 +252,13 @@ def _print_amortized(out: Output, stats: Stats, at: Sequence[int]) -> None:
 def _break_even_lines(stats: Stats) -> list[str]:
     """Return from how many tasks on the pack takes less than other storage, and which base that is counted with."""
     runs = stats.break_even.runs
-    lines = [f"From {count(runs, 'task')} on smaller than the runs' tensors."] if runs else []
+    lines = [f"From {count(runs, 'task')} on, the pack is smaller than the runs' tensors."] if runs else []
     lent = [row for row in stats.tasks if row.base == "pack" and not row.whole]
     unknown = [row for row in stats.tasks if row.dense_bytes is None]
     if unknown:
-        lines.append(f"{_tasks(unknown)} not say which base; --base DIR tells how large dense models are.")
+        lines.append(f"{_tasks(unknown)} not record which base; give --base DIR for the size of dense models.")
     elif lent:
-        lines.append(f"{_tasks(lent)} not say which base; that of the others is taken.")
+        lines.append(f"{_tasks(lent)} not record which base; the base of the others is assumed.")
     if stats.dense_bytes is not None and stats.base_bytes is not None:
         lines.append(_from(stats.break_even.dense, "than dense models, the base counted once"))
     if stats.lora_bytes is not None:
@@ -271,7 +271,11 @@ def _tasks(rows: Sequence[TaskRow]) -> str:
 
 
 def _from(tasks: int | None, what: str) -> str:
-    return f"Never smaller {what}." if tasks is None else f"From {count(tasks, 'task')} on smaller {what}."
+    return (
+        f"The pack is never smaller {what}."
+        if tasks is None
+        else f"From {count(tasks, 'task')} on, the pack is smaller {what}."
+    )
 
 
 def _print_methods(out: Output, stats: Stats, everything: bool) -> None:

@@ -69,8 +69,8 @@ def conclusion(survey: Survey) -> str:
     parts = [
         f"{size(nbytes)} {text}"
         for nbytes, text in (
-            (saved.training_state, "is training state that nobody needs for inference"),
-            (twice, "stands there twice"),
+            (saved.training_state, "is training state that inference does not need"),
+            (twice, "is stored twice"),
             (saved.equal_to_base, "equals the base"),
         )
         if nbytes
@@ -134,9 +134,9 @@ def _print_runs(out: Output, survey: Survey, most: int | None) -> None:
     if not out.quiet:
         where = f"Runs in {parent}. " if parent else ""
         scores = f" Scores: {', '.join(_metric(metric, metrics) for metric in metrics)}." if metrics else ""
-        out.line(f"{where}Redundant: tensors that the base or another file has bit for bit.{scores}")
+        out.line(f"{where}Redundant: tensors that the base or another file holds bit for bit.{scores}")
     for metric in _of_two_scales(shown):
-        out.line(f"Some runs state {metric} as a share of 1, others seem to as one of 100.")
+        out.line(f"Some runs report {metric} on a scale of 0 to 1, others apparently 0 to 100.")
     out.table(columns, rows, total)
 
 
@@ -243,9 +243,9 @@ def _print_savings(out: Output, survey: Survey) -> None:
     rows = sorted(
         (
             (saved.training_state, "training state, not needed for inference"),
-            (saved.duplicate_files, "files there twice (hard links would do)"),
+            (saved.duplicate_files, "files stored twice (hard links would do)"),
             (saved.equal_to_base, "tensors equal to the base's"),
-            (saved.duplicate_tensors, "tensors there twice"),
+            (saved.duplicate_tensors, "tensors stored twice"),
         ),
         reverse=True,
     )
@@ -257,7 +257,7 @@ def _print_savings(out: Output, survey: Survey) -> None:
                 for nbytes, what in rows
                 if nbytes
             ],
-            ("together, no byte twice", size(saved.total), f"{saved.total:,}", _share(saved.total, whole), ""),
+            ("together, each byte counted once", size(saved.total), f"{saved.total:,}", _share(saved.total, whole), ""),
         )
     if saved.other_checkpoints:
         besides = " besides" if saved.total else ""
@@ -269,10 +269,10 @@ def _print_closed(out: Output, survey: Survey) -> None:
     lines = [
         f"{size(nbytes)} {what}."
         for nbytes, what in (
-            (survey.tensors.pickled_bytes, "of pickled weights were not looked into: no pickle is opened"),
-            (survey.tensors.other_format_bytes, "of weights in other formats were not looked into"),
-            (survey.linked_bytes, "stand outside, where links lead"),
-            (sum(row.bytes for row in survey.packs), "are in packs: `petlpack stats PACK` looks into one"),
+            (survey.tensors.pickled_bytes, "of pickled weights were not inspected: pickles are never opened"),
+            (survey.tensors.other_format_bytes, "of weights in other formats were not inspected"),
+            (survey.linked_bytes, "are outside, behind links"),
+            (sum(row.bytes for row in survey.packs), "are in packs: run `petlpack stats PACK` for one"),
         )
         if nbytes
     ]
@@ -300,7 +300,7 @@ def _print_problems(survey: Survey, most: int | None) -> None:
         rest = sum(len(rows) for rows in groups.values()) - sum(len(rows) for _, rows in shown)
         click.echo(f"Error: {rest:,} more cannot be read (--all)", err=True)
     if groups:
-        click.echo("Hint: its bytes are counted all the same; `petlpack plan` says what to do with a run", err=True)
+        click.echo("Hint: its bytes are counted all the same; run `petlpack plan` on a run to see what to do", err=True)
 
 
 def _is_told(path: str, problems: Mapping[str, str]) -> bool:

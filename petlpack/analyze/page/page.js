@@ -68,12 +68,12 @@ const denseBytes = data.dense === null ? null : data.dense * tasks.length;
 
 /** One sentence, as the command line has it. */
 function conclusion() {
-  if (!tasks.length) return `No task that can be read; the files take ${size(data.disk)}.`;
+  if (!tasks.length) return `No readable task; the files take ${size(data.disk)}.`;
   const broken = data.damaged.length;
   const more = broken ? ` (${whole(broken)} damaged ${broken === 1 ? "one" : "ones"} ${size(data.lost)} more)` : "";
   const [least, most] = [size(data.least), size(data.next)];
   const next = tasks.length === 1 && least !== most
-    ? `another will take ${least} to ${most}, as it shares the parts of this one or not`
+    ? `another will take ${least} to ${most}, depending on whether it shares the parts of this one`
     : `the next will take about ${most}`;
   const before = denseBytes === null
     ? `as runs they took ${size(data.runs)} (${ratio(data.runs, readable)})`
@@ -531,16 +531,16 @@ function showForecast() {
       columns.push({ name: `${name}, ${label}`, number, value, text: (row) => known(value(row), write) });
     };
     column("size", 0, "bytes", size);
-    if (price !== null) column("cost a month", 1, "money", money);
+    if (price !== null) column("cost per month", 1, "money", money);
     if (egress !== null) column("cost to send", 2, "money", money);
   });
-  const notes = ["If more tasks of the same mix come; the base is not counted."];
-  notes.push(error === null ? "How far off that may be is unknown: one task tells nothing of others."
+  const notes = ["Predicted for more tasks of the same mix; the base is not counted."];
+  notes.push(error === null ? "How far off that may be is unknown: one task does not show how much tasks differ."
     : `The pack's sizes may be off by ${fixed(100 * error, 1)} % (with a confidence of 95 %).`);
   if (price !== null) notes.push(`A GB costs ${price} a month.`);
   if (egress !== null) notes.push(`A GB sent costs ${egress}; each task is sent once.`);
   if (price !== null || egress !== null) notes.push("Costs are in the currency of the price that was given.");
-  if (daily !== null) notes.push(`${daily} tasks come a day.`);
+  if (daily !== null) notes.push(`${daily} tasks are added per day.`);
   $("forecast-note").textContent = glued(notes.join(" "));
   addTable($("forecast"), columns, rows, {});
 }

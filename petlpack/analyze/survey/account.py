@@ -192,7 +192,7 @@ def survey(
     given = None if base is None else open_base(base.path if isinstance(base, Base) else Path(base))
     tree = walk(roots)
     if not tree.files and not tree.unreadable:
-        raise UsageError(f"'{printable(str(roots[0]))}' holds nothing", hint=PATH_HINT)
+        raise UsageError(f"'{printable(str(roots[0]))}' is empty", hint=PATH_HINT)
     owners = find_runs(tree)
     files = sort_files(tree, owners)
     runs = list(dict.fromkeys(owners.values()))

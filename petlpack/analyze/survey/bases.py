@@ -68,12 +68,12 @@ def open_base(path: Path) -> BaseFiles:
     if weights is None or not weights.is_file():
         raise BaseError(
             f"no base at '{shown}'",
-            hint="--base wants the directory of the pretrained model (with model.safetensors), or its file",
+            hint="give --base the directory of the pretrained model (with model.safetensors), or its weight file",
             code="base-missing",
         )
     if weights.name.removesuffix(".index.json").endswith(PICKLED):
         raise BaseError(
-            f"base '{shown}' is pickled, and no pickle is opened here", hint="save the base as safetensors first"
+            f"base '{shown}' is pickled, and pickles are never opened", hint="save the base as safetensors first"
         )
     try:
         checkpoint = open_checkpoint(weights)

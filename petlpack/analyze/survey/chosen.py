@@ -80,7 +80,7 @@ def _check_complete(weights: Iterable[Path], tree: Tree) -> None:
             if isinstance(header, str):
                 raise RunError(header)
         elif is_cut(file):
-            raise RunError(f"'{printable(str(file))}' is cut short")
+            raise RunError(f"'{printable(str(file))}' is truncated")
 
 
 def _base_name(place: Path, path: Path) -> str | None:

@@ -15,7 +15,7 @@ from petlpack.layouts.files import LOADING, WEIGHTS
 from petlpack.store import SUFFIX, is_pack
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 
-PATH_HINT = "give the directory that a training wrote, or one with many of them"
+PATH_HINT = "give the output directory of a training run, or a directory with several of them"
 
 Key = tuple[int, int]
 """Device and inode: what a file is, whatever it is called."""
@@ -98,8 +98,8 @@ def _refuse_part_of_pack(path: Path, real: Path) -> None:
     what = "a file" if path.is_file() else "a directory"
     name = f" {path.name.removesuffix(SUFFIX)}" if real.parent.name == "tasks" and path.is_file() else " NAME"
     raise UsageError(
-        f"'{printable(str(path))}' is {what} of a pack",
-        hint=f"`petlpack stats {printable(shlex.quote(str(shown)))}` tells of the pack, with --task{name} of one task",
+        f"'{printable(str(path))}' is {what} of a pack, expected a run",
+        hint=f"`petlpack stats {printable(shlex.quote(str(shown)))}` shows the pack, and with --task{name} one task",
     )
 
 
@@ -159,7 +159,7 @@ def _note(tree: Tree, links: list[File], path: Path, parts: tuple[str, ...]) -> 
         status = path.stat() if linked else status
     except OSError as error:
         if linked and (path.name in LOADING or path.suffix in WEIGHTS):
-            tree.unreadable[str(path)] = f"a link to nothing ({error.strerror})"
+            tree.unreadable[str(path)] = f"broken link ({error.strerror})"
         elif not linked and not isinstance(error, FileNotFoundError):
             tree.unreadable[str(path)] = str(error.strerror)
         return 0
