@@ -68,7 +68,7 @@ def test_what_is_done_is_not_done_again() -> None:
     for rate, dev in ((0.00095, 0.4), (0.003, 0.6), (0.0095, 0.5)):
         results["searches"].append({"row": ROW, "rate": rate, "dev": dev})
     jobs = plan.next_jobs(results, [row], ())
-    assert [(job.seed, job.task) for job in jobs] == [(seed, task) for seed in (0, 1) for task in TASKS]
+    assert [(job.seed, job.task) for job in jobs] == [(seed, task) for seed in range(row.seeds) for task in TASKS]
     assert {job.rate for job in jobs} == {0.003}
     results["runs"].append({"row": ROW, "seed": 0, "task": TASKS[0]})
     assert plan.next_jobs(results, [row], ()) == jobs[1:]

@@ -168,8 +168,11 @@ def _pha() -> list[Row]:
     return rows
 
 
-CLOSE = ("adapter", "propetl-adapter", "propetl-adapter-all", "adamix-adapter", "adamix-adapter-one")
-"""Rows that a claim sets a point apart or less: they are trained with a third seed."""
+CLOSE = (
+    *("adapter", "lora", "propetl-adapter", "propetl-adapter-all", "propetl-lora", "propetl-lora-all"),
+    *("adamix-adapter", "adamix-adapter-one", "pha", "adapter-100", "adapter-500", "pha-100", "pha-500"),
+)
+"""Rows that a claim sets a point apart or less, ahead on some tasks and behind on others, or level: three seeds."""
 
 LONGER = 3
 LONG = ("pha-100", "adapter-100")
