@@ -175,6 +175,7 @@ CLOSE = (
 """Rows that a claim sets a point apart or less, ahead on some tasks and behind on others, or level: three seeds."""
 
 FIRMER = 4
+"""How many times lambda, where it is asked whether the gates of groups close too little."""
 LONGER = 3
 LONG = ("pha-100", "adapter-100")
 UPDATED = 1 - 0.75**2
