@@ -168,9 +168,14 @@ def _pha() -> list[Row]:
     return rows
 
 
-CLOSE = ("adapter", "propetl-adapter", "propetl-adapter-all", "adamix-adapter", "adamix-adapter-one")
-"""Rows that a claim sets a point apart or less: they are trained with a third seed."""
+CLOSE = (
+    *("adapter", "lora", "propetl-adapter", "propetl-adapter-all", "propetl-lora", "propetl-lora-all"),
+    *("adamix-adapter", "adamix-adapter-one", "pha", "adapter-100", "adapter-500", "pha-100", "pha-500"),
+)
+"""Rows that a claim sets a point apart or less, ahead on some tasks and behind on others, or level: three seeds."""
 
+FIRMER = 4
+"""How many times lambda, where it is asked whether the gates of groups close too little."""
 LONGER = 3
 LONG = ("pha-100", "adapter-100")
 UPDATED = 1 - 0.75**2
@@ -178,6 +183,8 @@ UPDATED = 1 - 0.75**2
 
 
 def _checks(rows: Mapping[str, Row]) -> list[Row]:
+    from petlpack.methods import diff_pruning
+
     found = []
     for name, share in (("adamix-adapter-one", UPDATED), ("adamix-lora-one", UPDATED), ("adamix-adapter", 1 / UPDATED)):
         row, steps = rows[name], round(share * rows[name].steps)
@@ -186,6 +193,10 @@ def _checks(rows: Mapping[str, Row]) -> list[Row]:
     for name in ("adamix-adapter", "adamix-adapter-one"):
         title = f"{rows[name].title}, recipe of its scripts"
         found.append(replace(rows[name], id=f"{name}-recipe", title=title, check=name, recipe=True, seeds=1))
+    groups = rows["diff-structured-0.5"]
+    config = diff_pruning.Config(structured=True, l0=FIRMER * diff_pruning.Config.l0)
+    title, attach = f"{groups.title}, {FIRMER} times lambda", _attaching(diff_pruning, config)
+    found.append(replace(groups, id=f"{groups.id}-lambda", title=title, check=groups.id, attach=attach, seeds=1))
     for row in (rows[name] for name in LONG):
         found.append(
             replace(

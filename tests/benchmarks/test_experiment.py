@@ -54,7 +54,7 @@ def test_a_check_takes_the_rate_of_the_row_it_looks_into() -> None:
     for rate, dev in ((0.00032, 0.4), (0.001, 0.6), (0.0032, 0.5)):
         results["searches"].append({"row": "adamix-adapter", "rate": rate, "dev": dev})
     jobs = plan.next_jobs(results, checks, ())
-    seeds = {("adamix-adapter", seed) for seed in range(checks[0].seeds)}
+    seeds = {("adamix-adapter", 0), ("adamix-adapter", 1), ("adamix-adapter", 2)}
     assert {(job.row, job.seed) for job in jobs} == seeds | {(checks[1].id, 0)}
     assert {job.rate for job in jobs} == {0.001}
 
@@ -68,7 +68,7 @@ def test_what_is_done_is_not_done_again() -> None:
     for rate, dev in ((0.00095, 0.4), (0.003, 0.6), (0.0095, 0.5)):
         results["searches"].append({"row": ROW, "rate": rate, "dev": dev})
     jobs = plan.next_jobs(results, [row], ())
-    assert [(job.seed, job.task) for job in jobs] == [(seed, task) for seed in (0, 1) for task in TASKS]
+    assert [(job.seed, job.task) for job in jobs] == [(seed, task) for seed in (0, 1, 2) for task in TASKS]
     assert {job.rate for job in jobs} == {0.003}
     results["runs"].append({"row": ROW, "seed": 0, "task": TASKS[0]})
     assert plan.next_jobs(results, [row], ()) == jobs[1:]
