@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the generators of runs are the tests'
 
 import petlpack  # noqa: E402
+from petlpack.analyze.audit import audit  # noqa: E402
 from petlpack.analyze.figures import Figures, entropy  # noqa: E402
-from petlpack.analyze.one import audit  # noqa: E402
 from tests.support import method_formulas as formulas  # noqa: E402
 from tests.support import method_runs as runs  # noqa: E402
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from petlpack.version import __version__
 
 if TYPE_CHECKING:
+    from petlpack.analyze.audit import Audit, audit
     from petlpack.analyze.details import Details, details
     from petlpack.analyze.forecast import Forecast, parse_counts
     from petlpack.analyze.known_codecs import known_codecs
     from petlpack.analyze.listing import ListedTask, Listing, listing
     from petlpack.analyze.offers import Offer, PackPlan, Plans, RunPlan
-    from petlpack.analyze.one import Audit, audit
     from petlpack.analyze.planning import plan
     from petlpack.analyze.rows import TaskRow
     from petlpack.analyze.stats import Stats, stats
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from petlpack.tensors.tensor import Tensor
 
 _WHERE = {
-    "Audit": "petlpack.analyze.one:Audit",
+    "Audit": "petlpack.analyze.audit:Audit",
     "Base": "petlpack.tensors.base:Base",
     "BaseError": "petlpack.errors:BaseError",
     "Checked": "petlpack.checking:Checked",
@@ -86,7 +86,7 @@ _WHERE = {
     "Tensor": "petlpack.tensors.tensor:Tensor",
     "UnknownFormatError": "petlpack.errors:UnknownFormatError",
     "UsageError": "petlpack.errors:UsageError",
-    "audit": "petlpack.analyze.one:audit",
+    "audit": "petlpack.analyze.audit:audit",
     "details": "petlpack.analyze.details:details",
     "encode": "petlpack.encoding.encode:encode",
     "encode_runs": "petlpack.encoding.runs:encode_runs",

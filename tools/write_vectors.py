@@ -414,7 +414,7 @@ def changed_codec(good: Vector, bad: Vector) -> Vector:
 
 
 def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
-    """Yield the units of a codec vector with what they hold and what the coder is given."""
+    """Yield the units of a codec vector with what they hold and its prediction."""
     template = template_of(vector)
     base = base_of(vector)
     tuned = {t["name"]: bits_of(t["bits"], t["dtype"]) for t in vector["tensors"]}
@@ -423,7 +423,7 @@ def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
     stored = with_kinds(plan_of(vector, template).stored, kinds)
     for unit in codec(vector["codec"]).units(stored, [row.slot for row in shared]):
         bits = np.concatenate([tuned[piece.slot.name][piece.start : piece.stop] for piece in unit.pieces])
-        given = None
+        prediction = None
         if unit.role == "base":
             pieces = []
             for piece in unit.pieces:
@@ -431,17 +431,17 @@ def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
                 dtype, _, data = base[piece.slot.base.name]
                 whole: Bits = np.frombuffer(data, DTYPES[dtype].bits)
                 pieces.append(cast_bits(whole[piece.start : piece.stop], DTYPES[dtype], unit.dtype))
-            given = np.concatenate(pieces)
+            prediction = np.concatenate(pieces)
         elif isinstance(unit.predictor, FromParts):
-            given = np.concatenate([row.bits for row in shared if row.slot in unit.predictor.slots])
-        yield unit, bits, given
+            prediction = np.concatenate([row.bits for row in shared if row.slot in unit.predictor.slots])
+        yield unit, bits, prediction
 
 
 def sections_of(codec_id: str, units: Iterable[tuple[Unit, Bits, Bits | None]]) -> list[dict[str, Any]]:
     """Return the sections that the library writes for units."""
     sections = []
-    for unit, bits, given in units:
-        made = codec(codec_id).encode(unit, bits, given)
+    for unit, bits, prediction in units:
+        made = codec(codec_id).encode(unit, bits, prediction)
         assert made is not None, unit.name
         for section in made:
             coder_id, data = coding.encode(section.bits, section.array, section.coders, "small")
@@ -490,8 +490,8 @@ def _coder_parts(vector: Vector) -> dict[str, Any]:
     if vector.bad:
         return {"data": build(vector["build"]).hex()} if "build" in vector.fields else {}
     dtype = DTYPES[vector["dtype"]]
-    given = None if vector.get("given") is None else bits_of(vector["given"], dtype.name)
-    array = coding.Array(dtype, vector["count"], vector["row"], given)
+    prediction = None if vector.get("prediction") is None else bits_of(vector["prediction"], dtype.name)
+    array = coding.Array(dtype, vector["count"], vector["row"], prediction)
     if "build" in vector.fields:
         made = build(vector["build"])
         bits = coding.decode(vector["coder"], made, array, vector.id)
@@ -557,7 +557,7 @@ def _units_parts(vector: Vector) -> dict[str, Any]:
 
 
 def units_row(unit: Unit) -> list[Any]:
-    """Return a unit as [name, dtype, row, pieces of (tensor, start, stop)], and what it is given, if anything."""
+    """Return a unit as [name, dtype, row, pieces of (tensor, start, stop)], and the tensors that predict it, if any."""
     row = [unit.name, unit.dtype.name, unit.row, [[p.slot.name, p.start, p.stop] for p in unit.pieces]]
     return [*row, [slot.name for slot in unit.predictor.slots]] if isinstance(unit.predictor, FromParts) else row
 
@@ -593,7 +593,7 @@ def _shown(fields: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-_HEX = ("bits", "data", "file", "given", "hex", "ordered")
+_HEX = ("bits", "data", "file", "prediction", "hex", "ordered")
 
 
 def _value(name: str, value: Any) -> str:

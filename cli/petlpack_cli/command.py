@@ -128,8 +128,8 @@ def _settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]
     return chosen
 
 
-def _switch(context: click.Context, parameter: click.Parameter, said: bool) -> None:
-    if said:
+def _switch(context: click.Context, parameter: click.Parameter, is_on: bool) -> None:
+    if is_on:
         assert parameter.name is not None
         chosen = context.params.setdefault("settings", {})
         if chosen.setdefault(parameter.name, "true") != "true":

@@ -65,10 +65,11 @@ class Bases:
         table = task.kind.template.base_table
         if table is not None:
             return self._tables[table], "task"
-        said = task.facts.figures.get("base_bytes")
-        if said is not None and said <= MOST_BYTES:
+        nbytes = task.facts.figures.get("base_bytes")
+        if nbytes is not None and nbytes <= MOST_BYTES:
             known = [*self._tables.values(), *([self._given] if self._given else [])]
-            return next((base for base in known if base.nbytes == said), BaseSize(str(said), said, None)), "encoder"
+            same = next((base for base in known if base.nbytes == nbytes), None)
+            return same or BaseSize(str(nbytes), nbytes, None), "encoder"
         if self._given is not None:
             return self._given, "option"
         return (next(iter(self._tables.values())), "pack") if len(self._tables) == 1 else (None, None)

@@ -28,6 +28,12 @@ _NUMBER = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(B|kB|MB|GB|TB
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "%": 1}
 
 
+def choose(table: Table, filters: Sequence[str], sort: str | None) -> Table:
+    """Return the rows that pass all filters, in the order of `sort`, if any; raises UsageError."""
+    table = selected(table, filters)
+    return table if sort is None else ordered(table, sort)
+
+
 def selected(table: Table, filters: Sequence[str]) -> Table:
     """Return the rows that pass all filters: `method=PROPETL*`, `total>1MB`, `codec!=ulp`; raises UsageError.
 

@@ -38,22 +38,22 @@ class Figures:
 def figures_of(opened: Opened, parts: Sequence[PartBytes]) -> Figures:
     """Count one task, which uses these shared parts of tensors; decodes no weights."""
     counts, template = opened.kind.counts, opened.kind.template
-    said = opened.facts.figures
-    base = template.base_parameters or said.get("base")
-    numbers, own, nbytes = counts.numbers, counts.own, counts.nbytes
-    density = _ratio(said.get("kept"), counts.entries)
+    facts = opened.facts.figures
+    base = template.base_parameters or facts.get("base")
+    numbers, own_numbers, nbytes = counts.numbers, counts.own, counts.nbytes
+    density = _ratio(facts.get("kept"), counts.entries)
     if opened.kind.picks:
         values = [row for row in opened.sections if row.role == "base"]
-        numbers = own = sum(row.count for row in values)
+        numbers = own_numbers = sum(row.count for row in values)
         nbytes = sum(row.count * DTYPES[row.dtype].itemsize for row in values)
         density = _ratio(numbers, counts.from_base)
     masks = [row for row in opened.sections if row.role == "mask"]
     masks += [row for part in parts for row in part.sections if row.role == "mask"]
     mask_bytes = sum(row.nbytes for row in masks)
     return Figures(
-        trained_parameters=said.get("trained"),
+        trained_parameters=facts.get("trained"),
         stored_parameters=numbers,
-        own_parameters=own,
+        own_parameters=own_numbers,
         head_parameters=counts.head,
         base_parameters=base,
         paper_bytes=nbytes + (counts.entries + 7) // 8,

@@ -26,7 +26,7 @@ DEVIATIONS = 1.96
 
 
 @dataclass(frozen=True)
-class Role:
+class PartRole:
     """The parts of one role (the template, the file config.json, ...): bytes of them by the number of their tasks."""
 
     name: str
@@ -70,7 +70,7 @@ class Growth:
     """Bytes that do not depend on the tasks: pack.json, or a base that is counted once."""
     own: tuple[int, ...]
     """Bytes of each task's own file."""
-    roles: tuple[Role, ...] = ()
+    roles: tuple[PartRole, ...] = ()
 
     def at(self, count: int) -> float:
         """Return the expected bytes of a pack of so many tasks of the same mix."""

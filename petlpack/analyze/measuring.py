@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def measure(
-    found: Stats, store: Store, base: Base | None, progress: Progress | None = None
+    stats: Stats, store: Store, base: Base | None, progress: Progress | None = None
 ) -> tuple[Bounds, dict[str, Exception]]:
     """Decode every section of a pack's tasks and parts; return the bits that each needs at least, and what failed.
 
@@ -28,7 +28,7 @@ def measure(
     """
     bounds: dict[tuple[str, str], float] = {}
     failed: dict[str, Exception] = {}
-    tasks, parts = found.inventory.tasks, found.inventory.tensors
+    tasks, parts = stats.inventory.tasks, stats.inventory.tensors
     readers: list[tuple[str, Callable[[], Iterator[DecodedSection]]]] = [
         *((task.name, lambda name=task.name: Task(store, name).load(base).sections()) for task in tasks),
         *((part, lambda part=part: Part(store.shared_path(part), part).sections()) for part in parts),

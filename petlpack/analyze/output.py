@@ -47,18 +47,18 @@ def new_file(path: Path, pack: str) -> Iterator[Path]:
 def _target(path: Path, pack: str) -> tuple[Path, int | None]:
     """Return the file that a path means, and its permissions if it exists."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
-        found = None
+        status = None
     target = path.resolve()
     named = printable(str(path))
-    if found is not None and stat.S_ISDIR(found.st_mode):
+    if status is not None and stat.S_ISDIR(status.st_mode):
         raise UsageError(f"'{named}' is a directory, expected a file name", hint="give the name of a file in it")
-    if found is not None and not (stat.S_ISREG(found.st_mode) and _is_same(target, found)):
+    if status is not None and not (stat.S_ISREG(status.st_mode) and _is_same(target, status)):
         raise UsageError(f"'{named}' is not a regular file", hint="give the name of a new file, or of one to replace")
     if _is_inside(target, Path(pack)):
         raise UsageError(f"'{named}' is inside the pack '{printable(pack)}'", hint="give a path outside the pack")
-    return target, None if found is None else stat.S_IMODE(found.st_mode)
+    return target, None if status is None else stat.S_IMODE(status.st_mode)
 
 
 def _is_inside(target: Path, pack: Path) -> bool:
@@ -70,8 +70,8 @@ def _is_inside(target: Path, pack: Path) -> bool:
     return any(_is_same(parent, place) for parent in target.parents)
 
 
-def _is_same(path: Path, found: os.stat_result) -> bool:
+def _is_same(path: Path, status: os.stat_result) -> bool:
     try:
-        return os.path.samestat(path.stat(), found)
+        return os.path.samestat(path.stat(), status)
     except OSError:
         return False

@@ -87,7 +87,7 @@ Panel = tuple[float, "Callable[[Axes], Entries]"]
 """Height in inches, and what draws it and returns the entries of its legend."""
 
 
-def write_plot(path: Path, found: Stats, forecast: Forecast | None = None) -> None:
+def write_plot(path: Path, stats: Stats, forecast: Forecast | None = None) -> None:
     """Write a figure of what a pack costs, and will cost, to a new or replaced file: `.svg` or `.png`.
 
     Raises UsageError for another suffix, for what `new_file` refuses and for a pack without a task that can be read,
@@ -95,26 +95,26 @@ def write_plot(path: Path, found: Stats, forecast: Forecast | None = None) -> No
     """
     refuse_suffix(path, SUFFIXES, "a plot")
     suffix = path.suffix.lower()
-    if not found.tasks or found.growth is None:
-        raise UsageError(f"pack '{printable(found.pack)}' has no task to plot", hint="encode a run first")
+    if not stats.tasks or stats.growth is None:
+        raise UsageError(f"pack '{printable(stats.pack)}' has no task to plot", hint="encode a run first")
     try:
         import matplotlib.style
     except ImportError as error:
         raise PetlpackError(
             "plots need matplotlib, which cannot be imported", hint="pip install 'petlpack[report]'"
         ) from error
-    image, title = io.BytesIO(), _title(found)
+    image, title = io.BytesIO(), _title(stats)
     with matplotlib.style.context(["default", STYLE]):
-        figure = _figure(title, list(_panels(found, found.growth, forecast)))
-        said = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": "petlpack", "Title": title}
-        figure.savefig(image, format=suffix[1:], metadata=said)
-    with new_file(path, found.pack) as temporary:
+        figure = _figure(title, list(_panels(stats, stats.growth, forecast)))
+        metadata = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": "petlpack", "Title": title}
+        figure.savefig(image, format=suffix[1:], metadata=metadata)
+    with new_file(path, stats.pack) as temporary:
         temporary.write_bytes(image.getvalue())
 
 
-def _title(found: Stats) -> str:
-    name = _shown(Path(found.pack).resolve().name or "pack")
-    return f"{name}: {_count(len(found.tasks), 'task')}, {_bytes(found.disk_bytes)} on disk"
+def _title(stats: Stats) -> str:
+    name = _shown(Path(stats.pack).resolve().name or "pack")
+    return f"{name}: {_count(len(stats.tasks), 'task')}, {_bytes(stats.disk_bytes)} on disk"
 
 
 def _figure(title: str, panels: Sequence[Panel]) -> Figure:
@@ -132,30 +132,30 @@ def _figure(title: str, panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def _panels(found: Stats, growth: Growth, forecast: Forecast | None) -> Iterator[Panel]:
+def _panels(stats: Stats, growth: Growth, forecast: Forecast | None) -> Iterator[Panel]:
     """Yield the panels that have something to show."""
-    yield 3.6, lambda axes: _draw_amortized(axes, found, growth)
-    yield 1.0 + 0.23 * min(len(found.tasks) + 1, MOST_BARS + 2), lambda axes: _draw_tasks(axes, found.tasks)
-    scored = [row for row in found.tasks if row.score is not None and abs(row.score.value) <= MOST_SCORE]
+    yield 3.6, lambda axes: _draw_amortized(axes, stats, growth)
+    yield 1.0 + 0.23 * min(len(stats.tasks) + 1, MOST_BARS + 2), lambda axes: _draw_tasks(axes, stats.tasks)
+    scored = [row for row in stats.tasks if row.score is not None and abs(row.score.value) <= MOST_SCORE]
     if scored:
         yield 3.6, lambda axes: _draw_scores(axes, scored)
     if forecast is not None:
-        yield 3.6, lambda axes: _draw_forecast(axes, forecast, found)
+        yield 3.6, lambda axes: _draw_forecast(axes, forecast, stats)
 
 
 # Panels
 
 
-def _draw_amortized(axes: Axes, found: Stats, growth: Growth) -> Entries:
+def _draw_amortized(axes: Axes, stats: Stats, growth: Growth) -> Entries:
     """Draw bytes a task against tasks: the pack, a LoRA each, a dense model each, and where they cross."""
-    crossings = found.break_even
+    crossings = stats.break_even
     marks = [count for count in (growth.tasks, crossings.lora, crossings.dense) if count is not None]
     last = min(max(FIRST_COUNTS, 10 * max(marks)), MOST_TASKS)
-    entries, seen = _draw_growth(axes, growth, last, _drawn(found.base_bytes) if found.dense_bytes else None)
+    entries, seen = _draw_growth(axes, growth, last, _drawn(stats.base_bytes) if stats.dense_bytes else None)
     dense = "dense models,\nthe base counted with the pack"
     for nbytes, crossing, colour, style, label, other in (
-        (_drawn(found.lora_bytes), crossings.lora, LORA, "--", f"one LoRA of rank {found.lora_rank} a task", "LoRA"),
-        (_drawn(found.dense_bytes), crossings.dense, DENSE, "-.", "one dense model a task", dense),
+        (_drawn(stats.lora_bytes), crossings.lora, LORA, "--", f"one LoRA of rank {stats.lora_rank} a task", "LoRA"),
+        (_drawn(stats.dense_bytes), crossings.dense, DENSE, "-.", "one dense model a task", dense),
     ):
         if nbytes:
             seen.append(nbytes)
@@ -238,7 +238,7 @@ def _draw_scores(axes: Axes, scored: Sequence[TaskRow]) -> Entries:
     return entries
 
 
-def _draw_forecast(axes: Axes, forecast: Forecast, found: Stats) -> Entries:
+def _draw_forecast(axes: Axes, forecast: Forecast, stats: Stats) -> Entries:
     """Draw total bytes against tasks: the pack with the band of 95 %, a LoRA each, a dense model each."""
     rows = sorted(forecast.rows, key=lambda row: row.tasks)
     counts = [row.tasks for row in rows]
@@ -246,7 +246,7 @@ def _draw_forecast(axes: Axes, forecast: Forecast, found: Stats) -> Entries:
     seen: list[float] = []
     for colour, style, label, costs in (
         (PACK, "-", "this pack's mix", [row.pack for row in rows]),
-        (LORA, "--", f"one LoRA of rank {found.lora_rank} a task", [row.lora for row in rows]),
+        (LORA, "--", f"one LoRA of rank {stats.lora_rank} a task", [row.lora for row in rows]),
         (DENSE, "-.", "one dense model a task", [row.dense for row in rows]),
     ):
         totals = [float(cost.bytes) for cost in costs if cost is not None and _drawn(cost.bytes) is not None]

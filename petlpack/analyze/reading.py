@@ -70,7 +70,7 @@ class Counts:
     """Numbers that the base has, too."""
 
 
-class Kind:
+class TaskKind:
     """What tasks of one template, plan and codec have in common: tensors, units, and what is counted of them.
 
     Names stand in it as in the template, the task's own as `{name}`.
@@ -78,12 +78,12 @@ class Kind:
 
     def __init__(self, template: Template, params: Mapping[str, Any], codec_id: str) -> None:
         self.template = template
-        self.plan: Sources = parse_sources(params, template.slots)
+        self.sources: Sources = parse_sources(params, template.slots)
         self._codec = codec(codec_id)
         self.exact = self._codec.exact
         self.picks = self._codec.picks
-        self.run_bytes = template.run_bytes(self.plan.aliases)
-        self.stored: tuple[Slot, ...] = tuple(self.plan.stored)
+        self.run_bytes = template.run_bytes(self.sources.aliases)
+        self.stored: tuple[Slot, ...] = tuple(self.sources.stored)
         self.shared: tuple[Slot, ...] = tuple(slot for slot in template.slots if slot.part is not None)
         self._roles: dict[tuple[str, ...], Mapping[str, str]] = {}
 
@@ -139,7 +139,7 @@ class Opened:
     """Bytes of its file."""
     codec: str
     facts: Facts
-    kind: Kind
+    kind: TaskKind
     shared: tuple[str, ...]
     """The template and the shared parts of tensors, as the manifest names them."""
     sections: tuple[SectionBytes, ...]
@@ -168,7 +168,7 @@ class Reader:
     def __init__(self, store: Store, base: Base | None = None) -> None:
         self.store, self.base = store, base
         self._templates = Templates(store)
-        self._kinds: dict[tuple[str, ...], Kind] = {}
+        self._kinds: dict[tuple[str, ...], TaskKind] = {}
         self._parts: dict[str, PartBytes] = {}
         self._sizes: dict[str, int] = {}
 
@@ -251,16 +251,16 @@ class Reader:
             self._parts[sha256] = PartBytes(_sections(container.read(path), part.roles), part.units)
         return self._parts[sha256]
 
-    def table(self, kind: Kind) -> BaseTable | None:
+    def table(self, kind: TaskKind) -> BaseTable | None:
         """Return the table of the base that a kind of task needs; None where it needs none."""
         return None if kind.template.base_table is None else self._templates.table(kind.template.base_table)
 
-    def _kind(self, manifest: Manifest) -> Kind:
+    def _kind(self, manifest: Manifest) -> TaskKind:
         params = {**manifest.params, "name": None}
         key = manifest.shared[0], manifest.codec, json.dumps(params, sort_keys=True)
         if key not in self._kinds:
             template = self._templates.read(manifest.shared[0], None)
-            self._kinds[key] = Kind(template, params, manifest.codec)
+            self._kinds[key] = TaskKind(template, params, manifest.codec)
         return self._kinds[key]
 
 
@@ -283,8 +283,8 @@ class Inventory:
     @property
     def other_bytes(self) -> int:
         """Bytes of files that are neither tasks nor shared parts."""
-        own = sum(task.nbytes for task in self.tasks)
-        return self.disk_bytes - own - self.damaged_bytes - sum(self.parts.values())
+        task_bytes = sum(task.nbytes for task in self.tasks)
+        return self.disk_bytes - task_bytes - self.damaged_bytes - sum(self.parts.values())
 
 
 @contextlib.contextmanager

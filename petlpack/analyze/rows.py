@@ -79,7 +79,7 @@ def task_row(
     size, source = base
     head = sum(row.nbytes for row in task.sections if row.role == "head")
     payload = sum(row.nbytes for row in task.sections) - head
-    files, own = sum(alone.values()), task.nbytes
+    files, task_bytes = sum(alone.values()), task.nbytes
     return TaskRow(
         name=task.name,
         method=task.method,
@@ -88,7 +88,7 @@ def task_row(
         codec=task.codec,
         exact=task.kind.exact and task.facts.exact,
         error=task.facts.error,
-        bytes=TaskBytes(payload, head, files, own - payload - head, own + files, share),
+        bytes=TaskBytes(payload, head, files, task_bytes - payload - head, task_bytes + files, share),
         run_bytes=task.kind.run_bytes,
         dense_bytes=dense_bytes(task, size),
         base=source,

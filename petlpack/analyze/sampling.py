@@ -57,26 +57,26 @@ def sample_of(sizes: Sequence[int], share: float, seed: int) -> list[int]:
     return sorted(taken | (set(range(len(sizes))) - set(large)))
 
 
-def estimate(sizes: Sequence[int], found: Mapping[int, int]) -> Estimate:
-    """Estimate the bytes of all units from those found of a sample: bytes an element, between two as their line says.
+def estimate(sizes: Sequence[int], measured: Mapping[int, int]) -> Estimate:
+    """Estimate the bytes of all units from those of a sample: bytes an element, interpolated between measured units.
 
-    `sizes` are the units' elements, `found` bytes by number. The variance of a unit is that of successive differences
-    (Wolter, "Introduction to Variance Estimation", 2007, section 8.2): units follow one another by kind, so what
-    differs slowly along them is no error. It counts for each unit that was left out, and for each that was measured as
-    often as it stands for another.
+    `sizes` are the units' elements, `measured` bytes by number. The variance of a unit is that of successive
+    differences (Wolter, "Introduction to Variance Estimation", 2007, section 8.2): units follow one another by kind, so
+    what differs slowly along them is no error. It counts for each unit that was left out, and for each that was
+    measured as often as it stands for another.
     """
-    if len(found) == len(sizes):
-        return Estimate(sum(found.values()), 0, 1.0)
-    taken = np.array([i for i in _large(sizes) if i in found])
-    left = np.array([i for i in range(len(sizes)) if i not in found])
-    rates = np.array([found[i] / sizes[i] for i in taken])
+    if len(measured) == len(sizes):
+        return Estimate(sum(measured.values()), 0, 1.0)
+    taken = np.array([i for i in _large(sizes) if i in measured])
+    left = np.array([i for i in range(len(sizes)) if i not in measured])
+    rates = np.array([measured[i] / sizes[i] for i in taken])
     missing = np.array([float(sizes[i]) for i in left])
     stands_for = _stands_for(taken, left, missing)
     variance = float((np.diff(rates) ** 2).mean()) / 2 * float(missing @ missing + stands_for @ stands_for)
     return Estimate(
-        nbytes=round(sum(found.values()) + float(rates @ stands_for)),
+        nbytes=round(sum(measured.values()) + float(rates @ stands_for)),
         error_bytes=math.ceil(quantile(2 * (len(taken) - 1) / 3) * math.sqrt(variance)),
-        share=sum(sizes[i] for i in found) / sum(sizes),
+        share=sum(sizes[i] for i in measured) / sum(sizes),
     )
 
 
@@ -86,10 +86,10 @@ def _stands_for(taken: NDArray[np.int64], left: NDArray[np.int64], sizes: NDArra
     before, after = np.maximum(after - 1, 0), np.minimum(after, len(taken) - 1)
     share = (left - taken[before]) / np.maximum(taken[after] - taken[before], 1)
     share = np.where(before == after, 0.0, share)
-    told = np.zeros(len(taken))
-    np.add.at(told, before, (1 - share) * sizes)
-    np.add.at(told, after, share * sizes)
-    return told
+    elements = np.zeros(len(taken))
+    np.add.at(elements, before, (1 - share) * sizes)
+    np.add.at(elements, after, share * sizes)
+    return elements
 
 
 def _large(sizes: Sequence[int]) -> list[int]:

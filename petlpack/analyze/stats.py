@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petlpack.analyze.bases import LORA_RANK, MOST_RANK, Bases, BaseSize, Source
-from petlpack.analyze.choosing import ordered, selected
+from petlpack.analyze.choosing import choose
 from petlpack.analyze.forecast import Forecast, forecast
-from petlpack.analyze.growth import FIRST_COUNTS, Growth, Role, break_even, counts_up_to, linear
+from petlpack.analyze.growth import FIRST_COUNTS, Growth, PartRole, break_even, counts_up_to, linear
 from petlpack.analyze.measuring import measure
 from petlpack.analyze.reading import Inventory, Opened, Reader, users_of, without_collection
 from petlpack.analyze.rows import TaskRow, task_row
 from petlpack.analyze.tables import Table, table_by
-from petlpack.errors import UsageError
+from petlpack.errors import UsageError, problem_of
 from petlpack.parallel import Progress
 from petlpack.store import PACK_JSON, Store
 from petlpack.tensors.base import Base
@@ -133,9 +133,12 @@ class Stats:
         if bounds and by != "section":
             raise UsageError(f"bounds need a table by section, got one by {by}", hint="use by='section'")
         opened = Base(base) if isinstance(base, str | Path) else base
-        measured, failed = measure(self, Store(self.pack), opened, progress) if bounds else ({}, {})
-        table = selected(table_by(by, self, measured), filters)
-        return replace(table if sort is None else ordered(table, sort), failed=failed)
+        # before sections are decoded: filters and the order may be refused
+        chosen = choose(table_by(by, self), filters, sort)
+        if not bounds:
+            return chosen
+        measured, failed = measure(self, Store(self.pack), opened, progress)
+        return replace(choose(table_by(by, self, measured), filters, sort), failed=failed)
 
     def forecast(
         self,
@@ -185,7 +188,7 @@ class Stats:
             "base_bytes": self.base_bytes,
             "dense_bytes": self.dense_bytes,
             "lora": {"rank": self.lora_rank, "bytes": self.lora_bytes},
-            "damaged": self.damaged,
+            "damaged": {name: problem_of(error).to_json() for name, error in self.errors.items()},
             **({} if table is None else table.to_json()),
             **({} if forecast is None else {"forecast": forecast.to_json()}),
         }
@@ -314,7 +317,7 @@ def growth_of(tasks: Sequence[Opened], parts: Mapping[str, int]) -> Growth:
         tasks=len(tasks),
         fixed=len(PACK_JSON),
         own=tuple(task.nbytes for task in tasks),
-        roles=tuple(Role(name, tuple(sorted(by_users.items()))) for name, by_users in sorted(by_role.items())),
+        roles=tuple(PartRole(name, tuple(sorted(by_users.items()))) for name, by_users in sorted(by_role.items())),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from petlpack.analyze.bounds import counted_bounds
-from petlpack.analyze.reading import Inventory, Kind, SectionBytes
+from petlpack.analyze.reading import Inventory, SectionBytes, TaskKind
 from petlpack.analyze.rows import TaskRow
 from petlpack.errors import UsageError, printable
 
@@ -55,15 +55,15 @@ class Table:
         return {"by": self.key, "rows": [dict(row) for row in self.rows]}
 
 
-def table_by(key: str, found: Stats, bounds: Bounds | None = None) -> Table:
+def table_by(key: str, stats: Stats, bounds: Bounds | None = None) -> Table:
     """Return a pack's bytes by one of KEYS; `bounds` are those that were measured, for sections. Raises UsageError."""
     if key not in KEYS:
         raise UsageError(f"no table by '{printable(key)}'", hint=f"choose one of {', '.join(KEYS)}")
     if key == "section":
-        return _by_section(found, bounds or {})
+        return _by_section(stats, bounds or {})
     if key == "tensor":
-        return _by_tensor(found)
-    return _by_task(found) if key == "task" else _by_group(key, found)
+        return _by_tensor(stats)
+    return _by_task(stats) if key == "task" else _by_group(key, stats)
 
 
 _TASK_COLUMNS: dict[str, Unit] = {
@@ -96,9 +96,9 @@ _TASK_COLUMNS: dict[str, Unit] = {
 }
 
 
-def _by_task(found: Stats) -> Table:
-    rows = [_task_row(row) for row in found.tasks]
-    return Table("task", _TASK_COLUMNS, (*rows, *_rest(found, _TASK_COLUMNS, "task")))
+def _by_task(stats: Stats) -> Table:
+    rows = [_task_row(row) for row in stats.tasks]
+    return Table("task", _TASK_COLUMNS, (*rows, *_rest(stats, _TASK_COLUMNS, "task")))
 
 
 def _task_row(row: TaskRow) -> dict[str, Value]:
@@ -128,7 +128,7 @@ def _task_row(row: TaskRow) -> dict[str, Value]:
     }
 
 
-def _by_group(key: str, found: Stats) -> Table:
+def _by_group(key: str, stats: Stats) -> Table:
     """Return sums over tasks of one method or codec, the largest first."""
     columns: dict[str, Unit] = {
         key: "text",
@@ -136,22 +136,22 @@ def _by_group(key: str, found: Stats) -> Table:
         **{name: unit for name, unit in _TASK_COLUMNS.items() if unit == "bytes"},
     }
     groups: dict[str, list[TaskRow]] = defaultdict(list)
-    for row in found.tasks:
+    for row in stats.tasks:
         groups[row.method if key == "method" else row.codec].append(row)
     rows: list[dict[str, Value]] = []
     for name, tasks in groups.items():
         sums = Table(key, columns, tuple({**_task_row(row), "tasks": 1} for row in tasks)).total()
         rows.append({**sums, key: name})
     rows.sort(key=lambda row: (-_whole(row["takes"]), str(row[key])))
-    return Table(key, columns, (*rows, *_rest(found, columns, key)))
+    return Table(key, columns, (*rows, *_rest(stats, columns, key)))
 
 
-def _rest(found: Stats, columns: Mapping[str, Unit], key: str) -> Iterator[dict[str, Value]]:
+def _rest(stats: Stats, columns: Mapping[str, Unit], key: str) -> Iterator[dict[str, Value]]:
     """Yield rows for bytes of the disk that no task accounts for: parts that nobody needs, damaged tasks, leftovers."""
     rest = {
-        "parts that no readable task uses": sum(row.bytes for row in found.shared if not row.tasks),
-        "damaged tasks": found.damaged_bytes,
-        "pack.json and other files": found.other_bytes,
+        "parts that no readable task uses": sum(row.bytes for row in stats.shared if not row.tasks),
+        "damaged tasks": stats.damaged_bytes,
+        "pack.json and other files": stats.other_bytes,
     }
     total = ("bytes",) if "bytes" in columns else ("total", "takes")
     for name, nbytes in rest.items():
@@ -197,9 +197,9 @@ class _Sum:
         }
 
 
-def _by_section(found: Stats, bounds: Bounds) -> Table:
+def _by_section(stats: Stats, bounds: Bounds) -> Table:
     """Return bytes by kind of section, those of shared parts apart, and by what is no section."""
-    read = found.inventory
+    read = stats.inventory
     sums: dict[tuple[str, str], _Sum] = defaultdict(_Sum)
     for task in read.tasks:
         known = counted_bounds(task)
@@ -214,7 +214,7 @@ def _by_section(found: Stats, bounds: Bounds) -> Table:
     for (name, of), nbytes in _outside_sections(read).items():
         rows.append({**dict.fromkeys(_SECTION_COLUMNS), "section": name, "of": of, "bytes": nbytes})
     rows.sort(key=lambda row: (-_whole(row["bytes"]), str(row["section"])))
-    return Table("section", _SECTION_COLUMNS, (*rows, *_rest(found, _SECTION_COLUMNS, "section")))
+    return Table("section", _SECTION_COLUMNS, (*rows, *_rest(stats, _SECTION_COLUMNS, "section")))
 
 
 def _outside_sections(read: Inventory) -> dict[tuple[str, str], int]:
@@ -244,9 +244,9 @@ NO_TENSOR = "(headers, templates, kept files)"
 COMMON_MASK = "(what most masks keep)"
 
 
-def _by_tensor(found: Stats) -> Table:
+def _by_tensor(stats: Stats) -> Table:
     """Return bytes by tensor over all tasks; a section's bytes are divided over its tensors by their elements."""
-    read = found.inventory
+    read = stats.inventory
     sums = _tensor_bytes(read)
     tasks: Counter[str] = Counter()
     elements: Counter[str] = Counter()
@@ -267,12 +267,12 @@ def _by_tensor(found: Stats) -> Table:
     rest = sum(task.nbytes for task in read.tasks) + used - sum(sums.values())
     rows.append({**dict.fromkeys(_TENSOR_COLUMNS), "tensor": NO_TENSOR, "bytes": rest, "dense": 0})
     rows.sort(key=lambda row: (-_whole(row["bytes"]), str(row["tensor"])))
-    return Table("tensor", _TENSOR_COLUMNS, (*rows, *_rest(found, _TENSOR_COLUMNS, "tensor")))
+    return Table("tensor", _TENSOR_COLUMNS, (*rows, *_rest(stats, _TENSOR_COLUMNS, "tensor")))
 
 
 def _tensor_bytes(read: Inventory) -> Counter[str]:
     """Return the bytes of all sections, by the names of the tensors in them."""
-    sections: Counter[tuple[Kind, str]] = Counter()
+    sections: Counter[tuple[TaskKind, str]] = Counter()
     sums: Counter[str] = Counter()
     seen: set[str] = set()
     for task in read.tasks:

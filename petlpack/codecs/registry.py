@@ -36,7 +36,7 @@ def codec(codec_id: str) -> Codec:
 
 def codecs_for(module: Module) -> list[Codec]:
     """Return the codecs that take a module, in the order of the table."""
-    return [one for one in map(codec, CODECS) if type(module) in one.takes]
+    return [candidate for candidate in map(codec, CODECS) if type(module) in candidate.takes]
 
 
 def wanted_codec(codec_id: str) -> Codec:

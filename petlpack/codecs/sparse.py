@@ -27,7 +27,7 @@ POSITION = DTYPES["U32"]
 
 @dataclass(frozen=True)
 class SparseCodec(Codec):
-    """Positions of the changed weights over all tensors, and their bits given the base's."""
+    """Positions of the changed weights over all tensors, and their bits, predicted by the base's."""
 
     id = "sparse"
     takes = MappingProxyType({Dense: (Way(), Way(density=0.05), Way(density=0.005))})

@@ -74,7 +74,7 @@ class Masks:
 
 
 class _History:
-    """How many of the rows so far keep each entry; the given rows come first."""
+    """How many of the rows so far keep each entry; the predicted rows come first."""
 
     def __init__(self, array: Array) -> None:
         self.row = array.row if array.row and array.count % array.row == 0 else array.count

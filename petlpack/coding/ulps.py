@@ -1,6 +1,6 @@
 """`ulps`: how far each number lies from a prediction, one pcodec stream (formats/coders/ulps.md).
 
-What is coded is `bits - given` modulo 2^width, as signed integers: for two floats of one sign, the number of
+What is coded is `bits - prediction` modulo 2^width, as signed integers: for two floats of one sign, the number of
 representable values that the magnitude moved by. Adding it back is exact for every bit pattern and needs no floating
 point anywhere.
 """

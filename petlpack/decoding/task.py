@@ -229,9 +229,9 @@ class Task:
         opened = open_base(base, named)
         if opened is not None:
             return opened
-        told = f"; its run names '{printable(named)}'" if named else ""
+        whose = f"; its run names '{printable(named)}'" if named else ""
         raise BaseError(
-            f"task '{self.name}' needs its base to decode{told}",
+            f"task '{self.name}' needs its base to decode{whose}",
             hint="pass the base model's directory with --base",
             code="base-missing",
         )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.encoding.match import Digests, Matched, matched_with
-from petlpack.errors import RunError
+from petlpack.errors import RunError, printable
 from petlpack.tensors.base import Base, BaseRef, needed
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
@@ -112,7 +112,7 @@ def _size(tuned: Bits, near: Bits, dtype: DType, name: str) -> NDArray[np.float6
         size: NDArray[np.float64] = np.abs(weights - base_weights)
     size[tuned == near] = 0  # also where both are infinite, or the same NaN
     if np.isnan(size).any():
-        raise RunError(f"tensor '{name}' has NaN weights, so its changes cannot be compared in size")
+        raise RunError(f"tensor '{printable(name)}' has NaN weights, so its changes cannot be compared in size")
     return size
 
 

@@ -30,7 +30,7 @@ from petlpack.methods.heads import check_task, new_head
 from petlpack.methods.losses import loss_of, with_loss
 from petlpack.methods.method import Method
 from petlpack.methods.pha_files import fill, find_run, write_run
-from petlpack.methods.pha_generator import Adapter, Generator, SharedAdapter
+from petlpack.methods.pha_generator import Adapter, HyperNetwork, SharedAdapter
 from petlpack.methods.pha_retriever import Memory, Retriever, instance_loss, prototype_loss
 from petlpack.methods.places import Argument, Block, blocks
 from petlpack.methods.probe import no_effect, parameters_of
@@ -90,7 +90,7 @@ class Pha(Method):
         self._adapters: list[Adapter] = []
         self._states: torch.Tensor | None = None
         stack = model.get_submodule(self.stack)
-        self.generator = Generator(config, len(self.blocks), first.width)
+        self.generator = HyperNetwork(config, len(self.blocks), first.width)
         self.add(stack, "param_gen", self.generator)
         self.prototypes = nn.ParameterList(torch.randn(config.code) for _ in tasks)
         """A parameter for each task, so that no optimizer moves the rows of tasks that do not train."""

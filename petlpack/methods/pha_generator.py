@@ -63,7 +63,7 @@ class _Net(nn.Module):  # type: ignore[misc]
         return self.weight_up(hidden), self.weight_down(hidden), self.bias_up(hidden), self.bias_down(hidden)
 
 
-class Generator(nn.Module):  # type: ignore[misc]
+class HyperNetwork(nn.Module):  # type: ignore[misc]
     """The hypernetwork: from a prototype to an adapter for each layer; section 3.3.
 
     e = [K ; L_i], h = LayerNorm(W2 relu(W1 e + b1) + b2), and each part of the adapter is linear in h. What makes the

@@ -33,7 +33,7 @@ TASK = "task"
 """The key under which a row, and a batch of rows, says whose it is."""
 
 
-class Task(Dataset):  # type: ignore[misc] # torch is Any here
+class TaskData(Dataset):  # type: ignore[misc] # torch is Any here
     """The rows of one task, each of which says so."""
 
     def __init__(self, name: str, rows: Any) -> None:
@@ -55,7 +55,7 @@ class Tasks(ConcatDataset):  # type: ignore[misc] # torch is Any here
         if not rows:
             raise UsageError("no task has rows", hint=_BY_TASK)
         check("rows", rows, _ROWS, _BY_TASK)
-        self.each = {name: Task(name, task_rows) for name, task_rows in rows.items()}
+        self.each = {name: TaskData(name, task_rows) for name, task_rows in rows.items()}
         """Every task by itself: what `eval_dataset` takes, and so each is evaluated alone."""
         self.epoch = 0
         super().__init__(self.each.values())

@@ -16,12 +16,11 @@ from petlpack.analyze.bases import LORA_TARGETS
 from petlpack.analyze.bounds import bound_bits, choose_bits
 from petlpack.analyze.figures import entropy
 from petlpack.analyze.forecast import GB
-from petlpack.analyze.growth import Growth, Role, break_even, linear
+from petlpack.analyze.growth import Growth, PartRole, break_even, linear
 from petlpack.analyze.sampling import estimate, quantile
 from petlpack.analyze.stats import shares_of
 from petlpack.analyze.tables import divided
-from petlpack.codecs.units import Role as SectionRole
-from petlpack.codecs.units import Unit
+from petlpack.codecs.units import Role, Unit
 from petlpack.sections.read import DecodedSection
 from petlpack.tensors.dtypes import DTYPES
 from tests.support.small_runs import weights, write_run
@@ -79,7 +78,9 @@ def test_example_papers() -> None:
 
 
 def _growth(told: dict[str, Any]) -> Growth:
-    roles = tuple(Role(name, tuple((users, nbytes) for users, nbytes in rows)) for name, rows in told["roles"].items())
+    roles = tuple(
+        PartRole(name, tuple((users, nbytes) for users, nbytes in rows)) for name, rows in told["roles"].items()
+    )
     return Growth(len(told["own"]), told["pack_json"], tuple(told["own"]), roles)
 
 
@@ -130,7 +131,7 @@ def test_example_forecast() -> None:
 
 def _section(name: str, dtype: str, values: list[int], row: int, size: int = 0) -> DecodedSection:
     bits = np.array(values, DTYPES[dtype].bits)
-    role: SectionRole = "positions" if name.endswith(".positions") else "own"
+    role: Role = "positions" if name.endswith(".positions") else "own"
     unit = Unit(name.removesuffix(".positions"), DTYPES[dtype], row, (), "own")
     if size:
         unit = type("Sized", (), {"size": size})()

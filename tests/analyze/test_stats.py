@@ -18,12 +18,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import petlpack
+from petlpack.analyze.audit import audit
 from petlpack.analyze.bounds import choose_bits
 from petlpack.analyze.choosing import ordered, selected
 from petlpack.analyze.forecast import forecast, parse_counts
-from petlpack.analyze.growth import Growth, Role, break_even, counts_up_to
+from petlpack.analyze.growth import Growth, PartRole, break_even, counts_up_to
 from petlpack.analyze.measuring import measure
-from petlpack.analyze.one import audit
 from petlpack.analyze.stats import growth_of
 from petlpack.analyze.tables import KEYS, Table, table_by
 from petlpack.store import Store
@@ -278,7 +278,7 @@ def test_expected_parts_of_fewer_tasks_are_those_of_all_subsets() -> None:
 
     users = [(4, 100), (1, 7), (2, 31), (3, 1000), (1, 5)]
     owners = [{0, 1, 2, 3}, {2}, {0, 3}, {1, 2, 3}, {0}]
-    role = Role("x", tuple(users))
+    role = PartRole("x", tuple(users))
     for count in range(1, 5):
         drawn = [
             sum(nbytes for (_, nbytes), own in zip(users, owners, strict=True) if own & {*chosen})
@@ -288,13 +288,15 @@ def test_expected_parts_of_fewer_tasks_are_those_of_all_subsets() -> None:
 
 
 def test_what_all_share_never_grows_and_what_each_has_grows_with_them() -> None:
-    assert Role("all", ((7, 500),)).at(10**6, 7) == 500
-    assert Role("own", ((1, 500),)).at(7_000, 7) == pytest.approx(500_000)
-    assert Role("none", ()).at(100, 7) == 0
+    assert PartRole("all", ((7, 500),)).at(10**6, 7) == 500
+    assert PartRole("own", ((1, 500),)).at(7_000, 7) == pytest.approx(500_000)
+    assert PartRole("none", ()).at(100, 7) == 0
 
 
 def test_break_even_is_the_first_number_from_which_on_it_pays() -> None:
-    growth = Growth(10, 5_000.0, (100,) * 10, (Role("template", ((10, 900),)), Role("file", ((1, 30), (2, 40)))))
+    growth = Growth(
+        10, 5_000.0, (100,) * 10, (PartRole("template", ((10, 900),)), PartRole("file", ((1, 30), (2, 40))))
+    )
     for each in (101, 150, 1000, 10_000):
         tasks = break_even(growth.at, lambda count, each=each: each * count)  # type: ignore[misc]
         assert tasks is not None
@@ -474,6 +476,16 @@ def test_bounds_beside_a_damaged_section_are_those_of_the_rest(pack: Path, base:
     assert result.exit_code == 4
     assert result.stderr.startswith("Error: a: ")
     assert re.search("^ulps ", result.stdout, re.MULTILINE)
+
+
+def test_a_filter_of_no_column_is_refused_before_sections_are_decoded(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petlpack.analyze.stats.measure", lambda *_: pytest.fail("decoded"))
+    for option in (["--filter", "typo=x"], ["--sort", "typo"]):
+        result = run("stats", mixed, "--bounds", *option)
+        assert result.exit_code == 2
+        assert "typo" in result.stderr
 
 
 # One task

@@ -75,7 +75,7 @@ SAME_FOR_EVER = {"raw", "bitmap"}
 """Coders whose bytes depend on no library: every encoder writes the same."""
 
 FIELDS = {
-    "coder": {"coder", "dtype", "count", "row", "given", "level", "bits", "build", "data"},
+    "coder": {"coder", "dtype", "count", "row", "prediction", "level", "bits", "build", "data"},
     "codec": {
         *("codec", "tensors", "unchanged", "aliases", "sections", "of", "section", "set"),
         *("params", "decoded", "base", "rule", "parts", "named_parts", "name", "files", "named", "kept"),
@@ -218,12 +218,14 @@ def test_both_readers_round_alike(source: str, target: str) -> None:
 @of_kind("coder", bad=False)
 def test_coder(vector: Vector) -> None:
     dtype, count, row = DTYPES[vector["dtype"]], vector["count"], vector["row"]
-    given = None if vector.get("given") is None else bits_of(vector["given"], dtype.name)
+    prediction = None if vector.get("prediction") is None else bits_of(vector["prediction"], dtype.name)
     bits, data = bits_of(vector["bits"], dtype.name), unhex(vector["data"])
-    array = coding.Array(dtype, count, row, given)
+    array = coding.Array(dtype, count, row, prediction)
     assert len(bits) == count
     assert coding.decode(vector["coder"], data, array, "s").tolist() == bits.tolist()
-    assert spec_reader.decode_section(vector["coder"], data, dtype.name, count, row, given).tolist() == bits.tolist()
+    assert (
+        spec_reader.decode_section(vector["coder"], data, dtype.name, count, row, prediction).tolist() == bits.tolist()
+    )
     if "build" in vector.fields:
         return  # made by hand: an encoder finds another plan, or none for so few elements
     encoded = coder(vector["coder"]).encode(bits, array, vector.get("level") or "small")
@@ -236,11 +238,11 @@ def test_coder(vector: Vector) -> None:
 @of_kind("coder", bad=True)
 def test_coder_refuses(vector: Vector) -> None:
     dtype, count, row = DTYPES[vector["dtype"]], vector["count"], vector["row"]
-    given = None if vector.get("given") is None else bits_of(vector["given"], dtype.name)
+    prediction = None if vector.get("prediction") is None else bits_of(vector["prediction"], dtype.name)
     data = unhex(vector["data"])
-    array = coding.Array(dtype, count, row, given)
+    array = coding.Array(dtype, count, row, prediction)
     refuse(vector, lambda: coding.decode(vector["coder"], data, array, "s"))
-    refuse_too(vector, lambda: spec_reader.decode_section(vector["coder"], data, dtype.name, count, row, given))
+    refuse_too(vector, lambda: spec_reader.decode_section(vector["coder"], data, dtype.name, count, row, prediction))
 
 
 @pytest.mark.parametrize("level", ["fast", "small"])
@@ -248,32 +250,34 @@ def test_coder_refuses(vector: Vector) -> None:
 def test_the_second_reader_decodes_rows_of_the_encoder(dtype: str, level: Literal["fast", "small"]) -> None:
     known, rows, row = DTYPES[dtype], 60, 40
     rng = np.random.default_rng(7)
-    given = weights(dtype, (rows, row), 5).bits() if known.width > 8 else random_bits(dtype, rows * row, 5)
-    given = given.reshape(rows, row)
+    prediction = weights(dtype, (rows, row), 5).bits() if known.width > 8 else random_bits(dtype, rows * row, 5)
+    prediction = prediction.reshape(rows, row)
     steps = rng.normal(0, 1, (rows, row)) * 2.0 ** rng.integers(-1, 6, (rows, 1)) * (rng.random((rows, 1)) < 0.7)
     steps[5:8, ::9] = 3
-    bits = given + steps.astype(np.int64).astype(known.bits)
-    array = coding.Array(known, rows * row, row, given.reshape(-1))
+    bits = prediction + steps.astype(np.int64).astype(known.bits)
+    array = coding.Array(known, rows * row, row, prediction.reshape(-1))
     data = coder("rows").encode(bits.reshape(-1), array, level)
     assert data is not None
-    decoded = spec_reader.decode_section("rows", data, dtype, rows * row, row, given.reshape(-1))
+    decoded = spec_reader.decode_section("rows", data, dtype, rows * row, row, prediction.reshape(-1))
     assert decoded.tolist() == bits.reshape(-1).tolist()
 
 
-@pytest.mark.parametrize("given_rows", [0, 3])
+@pytest.mark.parametrize("predicted_rows", [0, 3])
 @pytest.mark.parametrize("common", [0.0, 0.5, 1.0])
-def test_the_second_reader_decodes_masks_of_the_encoder(common: float, given_rows: int) -> None:
+def test_the_second_reader_decodes_masks_of_the_encoder(common: float, predicted_rows: int) -> None:
     rng = np.random.default_rng(11)
     rows, row = 12, 333
     shared = rng.random(row) < 0.5
-    bits = np.where(rng.random((given_rows + rows, row)) < common, shared, rng.random((given_rows + rows, row)) < 0.3)
+    bits = np.where(
+        rng.random((predicted_rows + rows, row)) < common, shared, rng.random((predicted_rows + rows, row)) < 0.3
+    )
     flat = bits.astype(np.uint8).reshape(-1)
-    given = flat[: given_rows * row] if given_rows else None
-    array = coding.Array(DTYPES["BOOL"], rows * row, row, given)
-    data = coder("masks").encode(flat[given_rows * row :], array, "small")
+    prediction = flat[: predicted_rows * row] if predicted_rows else None
+    array = coding.Array(DTYPES["BOOL"], rows * row, row, prediction)
+    data = coder("masks").encode(flat[predicted_rows * row :], array, "small")
     assert data is not None
-    decoded = spec_reader.decode_section("masks", data, "BOOL", rows * row, row, given)
-    assert decoded.tolist() == flat[given_rows * row :].tolist()
+    decoded = spec_reader.decode_section("masks", data, "BOOL", rows * row, row, prediction)
+    assert decoded.tolist() == flat[predicted_rows * row :].tolist()
 
 
 # Codecs
@@ -339,8 +343,8 @@ def test_units(vector: Vector) -> None:
         [unit.name, unit.dtype, unit.row, [[slot.name, start, stop] for slot, start, stop in unit.pieces]]
         for unit in units
     ]
-    given = [[[slot.name for slot in unit.given]] if unit.given else [] for unit in units]
-    assert [row + more for row, more in zip(rows, given, strict=True)] == vector["units"]
+    predicted = [[[slot.name for slot in unit.prediction]] if unit.prediction else [] for unit in units]
+    assert [row + more for row, more in zip(rows, predicted, strict=True)] == vector["units"]
 
 
 def second_slots(rows: list[list[Any]], kinds: dict[str, str] | None = None) -> list[spec_reader.Slot]:
@@ -731,8 +735,8 @@ def test_the_second_reader_reads_what_the_library_writes(codec_id: str, dtype: s
     petlpack.encode(tmp_path / "run", pack=tmp_path / "p", base=tmp_path / "base", task="task", codec=codec_id)
     expected = {name: (t.dtype.name, t.shape, t.bits().tobytes()) for name, t in tuned.items()}
     assert load(tmp_path / "p", tmp_path / "base") == expected
-    given = {name: (t.dtype.name, t.shape, t.bits().tobytes()) for name, t in base.items()}
-    assert spec_reader.read_task(tmp_path / "p", "task", given) == expected
+    weights_of_base = {name: (t.dtype.name, t.shape, t.bits().tobytes()) for name, t in base.items()}
+    assert spec_reader.read_task(tmp_path / "p", "task", weights_of_base) == expected
     check_schemas(tmp_path / "p")
 
 
@@ -747,9 +751,9 @@ def test_the_second_reader_rounds_the_base(tmp_path: Path) -> None:
     write_run(tmp_path / "run", tuned)
     write_run(tmp_path / "base", wide)
     petlpack.encode(tmp_path / "run", pack=tmp_path / "p", base=tmp_path / "base", task="task", codec="ulp")
-    given = {name: (t.dtype.name, t.shape, t.bits().tobytes()) for name, t in wide.items()}
+    weights_of_base = {name: (t.dtype.name, t.shape, t.bits().tobytes()) for name, t in wide.items()}
     expected = {name: (t.dtype.name, t.shape, t.bits().tobytes()) for name, t in tuned.items()}
-    assert spec_reader.read_task(tmp_path / "p", "task", given) == expected
+    assert spec_reader.read_task(tmp_path / "p", "task", weights_of_base) == expected
 
 
 def test_the_second_reader_reads_a_kept_file_of_two_bytes(tmp_path: Path) -> None:

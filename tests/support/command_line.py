@@ -256,7 +256,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "base_bytes": maybe(NUMBER),
         "dense_bytes": maybe(SECONDS),
         "lora": table(rank=NUMBER, bytes=maybe(SECONDS)),
-        "damaged": {"type": "object", "additionalProperties": TEXT},
+        "damaged": {"type": "object", "additionalProperties": ERROR},
     },
     "verify": {
         "pack": TEXT,

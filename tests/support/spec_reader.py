@@ -158,12 +158,12 @@ def pcodec_stream(data: bytes, count: int, numbers: np.dtype[Any]) -> NDArray[An
     return out
 
 
-def _raw(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
+def _raw(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
     check(len(data) == count * DTYPES[dtype][1], "raw: another number of bytes")
     return np.frombuffer(data, words_of(dtype))
 
 
-def _planes(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
+def _planes(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
     size, at = DTYPES[dtype][1], 0
     octets = bytearray(count * size)
     for plane in range(size):
@@ -176,7 +176,7 @@ def _planes(data: bytes, dtype: str, count: int, row: int, given: Words | None) 
     return np.frombuffer(bytes(octets), words_of(dtype))
 
 
-def _bitmap(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
+def _bitmap(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
     check(dtype == "BOOL", "bitmap: not of BOOL")
     check(len(data) == (count + 7) // 8, "bitmap: another number of bytes")
     number = int.from_bytes(data, "little")
@@ -184,7 +184,7 @@ def _bitmap(data: bytes, dtype: str, count: int, row: int, given: Words | None) 
     return np.array([number >> i & 1 for i in range(count)], np.uint8)
 
 
-def _gaps(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
+def _gaps(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
     check(DTYPES[dtype][0] == "unsigned", "gaps: not of an unsigned dtype")
     gaps = pcodec_stream(data, count, words_of(dtype)).tolist()
     positions, last = [], -1
@@ -195,7 +195,7 @@ def _gaps(data: bytes, dtype: str, count: int, row: int, given: Words | None) ->
     return np.array(positions, words_of(dtype))
 
 
-def _numbers(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
+def _numbers(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
     ordered = pcodec_stream(data, count, words_of(dtype)).tolist()
     return np.array([from_ordered(number, dtype) for number in ordered], words_of(dtype))
 
@@ -204,16 +204,16 @@ def _signed(dtype: str) -> np.dtype[Any]:
     return np.dtype(f"<i{DTYPES[dtype][1]}")
 
 
-def _ulps(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
-    if given is None:
+def _ulps(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
+    if prediction is None:
         raise Refused("ulps: no prediction")
     differences = pcodec_stream(data, count, _signed(dtype))
-    return given + differences.view(words_of(dtype))
+    return prediction + differences.view(words_of(dtype))
 
 
-def _rows(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
+def _rows(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
     kind, _, exponent_bits, mantissa_bits = DTYPES[dtype]
-    if given is None or kind != "float" or not count:
+    if prediction is None or kind != "float" or not count:
         raise Refused("rows: no floats with a prediction")
     row = row if count % row == 0 else count
     check(len(data) >= 8, "rows: ends in its header")
@@ -234,7 +234,7 @@ def _rows(data: bytes, dtype: str, count: int, row: int, given: Words | None) ->
     check(changed <= count, "rows: too many changes")
     gaps = pcodec_stream(streams[2], changed, np.dtype("<u4")).tolist()
     changes = pcodec_stream(streams[3], changed, _signed(dtype)).tolist()
-    old = given.tolist()
+    old = prediction.tolist()
     moves = [0] * count
     if drifts:
         for i in range(count):
@@ -266,7 +266,7 @@ def _rows(data: bytes, dtype: str, count: int, row: int, given: Words | None) ->
     return np.array([(bits + move) & mask for bits, move in zip(old, moves, strict=True)], words_of(dtype))
 
 
-def _masks(data: bytes, dtype: str, count: int, row: int, given: Words | None) -> Words:
+def _masks(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
     check(dtype == "BOOL", "masks: not of BOOL")
     check(len(data) >= 1 and 1 <= data[0] <= 64, "masks: another number of classes")
     classes, at = data[0], 1 + 9 * data[0]
@@ -288,9 +288,9 @@ def _masks(data: bytes, dtype: str, count: int, row: int, given: Words | None) -
         streams.append((mode - 1, positions))
     check(at == len(data), "masks: bytes behind the last stream")
     row = row if count % row == 0 else count
-    before = [] if given is None else given.tolist()
+    before = [] if prediction is None else prediction.tolist()
     check(row > 0 or not before, "masks: no entries")
-    check(not before or len(before) % row == 0, "masks: given rows of another length")
+    check(not before or len(before) % row == 0, "masks: predicted rows of another length")
     kept = [sum(before[i::row]) for i in range(row)]
     rows = len(before) // row if row else 0
     cursors, starts = [0] * classes, [0] * classes  # entries of a class so far; positions of it that are used
@@ -298,7 +298,7 @@ def _masks(data: bytes, dtype: str, count: int, row: int, given: Words | None) -
     for _ in range(count // row if row else 0):
         for i in range(row):
             c = 0 if classes == 1 else classes * (2 * kept[i] + 1) // (2 * rows + 2)
-            check(c < classes, "masks: a given row that is no mask")
+            check(c < classes, "masks: a predicted row that is no mask")
             rest, numbers_of = streams[c]
             at = cursors[c]
             cursors[c] += 1
@@ -332,11 +332,11 @@ CODERS = {
 }
 
 
-def decode_section(coder: str, data: bytes, dtype: str, count: int, row: int, given: Words | None = None) -> Words:
+def decode_section(coder: str, data: bytes, dtype: str, count: int, row: int, prediction: Words | None = None) -> Words:
     """Return the elements of a section from its bytes in the file."""
     if coder not in CODERS:
         raise Refused(f"coder {coder}", unknown=True)
-    return CODERS[coder](data, dtype, count, row, given)
+    return CODERS[coder](data, dtype, count, row, prediction)
 
 
 # container.md, manifest.md
@@ -714,7 +714,7 @@ class Unit:
     dtype: str
     row: int
     pieces: tuple[tuple[Slot, int, int], ...]
-    given: tuple[Slot, ...] = ()
+    prediction: tuple[Slot, ...] = ()
 
     @property
     def size(self) -> int:
@@ -800,8 +800,8 @@ def units_of(codec: str, stored: Sequence[Slot], shared: Sequence[Slot] = ()) ->
         for unit in cut([piece for piece in masks if piece[0].order == kind], "masks", 1 << 24, entries_of):
             like = [s for s in shared if s.dtype == "BOOL" and s.order == kind and entries_of(s) == unit.row]
             best = [slot for slot in like if not slot.name] or like
-            given = () if unit.size % unit.row else tuple(best)
-            units.append(replace(unit, name=f"masks.{len(units)}", given=given))
+            prediction = () if unit.size % unit.row else tuple(best)
+            units.append(replace(unit, name=f"masks.{len(units)}", prediction=prediction))
     return [
         *units,
         *cut([piece for piece in body if piece[0].dtype != "BOOL"], "tensors", 1 << 20, rows_of),
@@ -834,12 +834,12 @@ def fill(
     names = [unit.name + suffix for unit, ends in zip(units, suffixes, strict=True) for suffix in ends]
     check(names == [row[0] for row in file.manifest["sections"]], "other sections than the tensors need")
     for unit in units:
-        given = None
+        prediction = None
         if unit.name.split(".")[0] in ("ulps", "sparse", "changed"):
-            given = np.concatenate([predict(base, slot, start, stop) for slot, start, stop in unit.pieces])
-        elif unit.given:
-            given = np.concatenate([bits for slot, bits in shared if slot in unit.given])
-        elements, at = decode_unit(file, unit, given), 0
+            prediction = np.concatenate([predict(base, slot, start, stop) for slot, start, stop in unit.pieces])
+        elif unit.prediction:
+            prediction = np.concatenate([bits for slot, bits in shared if slot in unit.prediction])
+        elements, at = decode_unit(file, unit, prediction), 0
         for slot, start, stop in unit.pieces:
             arrays[slot.name][start:stop] = elements[at : at + stop - start]
             at += stop - start

@@ -16,9 +16,9 @@ import click
 from petlpack import printable
 from petlpack_cli.output.errors import SCHEMA_VERSION, STDOUT, naming
 from petlpack_cli.output.progress import NoProgress, Progress
-from petlpack_cli.output.text import GAP, WIDEST_TEXT, Kind, table_lines, wrapped
+from petlpack_cli.output.text import GAP, WIDEST_TEXT, ColumnKind, table_lines, wrapped
 
-__all__ = ["WIDEST_TEXT", "Kind", "Output"]
+__all__ = ["WIDEST_TEXT", "ColumnKind", "Output"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Output:
             click.echo(f"Warning: {printable(text)}", err=True)
 
     def table(
-        self, columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None
+        self, columns: Mapping[str, ColumnKind], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None
     ) -> None:
         """Print a table; `total` is its last row, under a line."""
         cells = [[printable(cell) for cell in row] for row in rows]

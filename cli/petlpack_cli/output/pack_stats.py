@@ -48,12 +48,12 @@ def conclusion(stats: Stats) -> str:
     """Return what a pack costs in one sentence: its bytes, the next task's, those of dense models."""
     broken, number = len(stats.damaged), len(stats.tasks)
     readable = stats.disk_bytes - stats.damaged_bytes
-    more = (
+    damage = (
         f" ({broken:,} damaged {'one' if broken == 1 else 'ones'} {size(stats.damaged_bytes)} more)" if broken else ""
     )
     if not stats.tasks or stats.marginal_bytes is None or stats.least_marginal_bytes is None:
         return f"No readable task; the files take {size(stats.disk_bytes)}."
-    takes = f"{count(number, 'task')} {'takes' if number == 1 else 'take'} {size(readable)}{more}"
+    takes = f"{count(number, 'task')} {'takes' if number == 1 else 'take'} {size(readable)}{damage}"
     least, most = size(stats.least_marginal_bytes), size(stats.marginal_bytes)
     then = f"the next will take about {most}"
     if number == 1 and least != most:

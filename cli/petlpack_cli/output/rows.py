@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from petlpack import printable
-from petlpack_cli.output import Kind, Output
+from petlpack_cli.output import ColumnKind, Output
 from petlpack_cli.output.sizes import bar, size
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def print_rows(out: Output, table: Table, columns: tuple[str, ...], most: int | 
     if len(shown) < len(table.rows):
         cells = [cell(rest[name], table.columns[name]) for name in columns[1:]]
         rows.append([f"{len(table.rows) - len(shown):,} more (--all)", *cells])
-    heads: dict[str, Kind] = {_title(name): _kind(table.columns[name], i) for i, name in enumerate(columns)}
+    heads: dict[str, ColumnKind] = {_title(name): _kind(table.columns[name], i) for i, name in enumerate(columns)}
     total = ["all", *(cell(every[name], table.columns[name]) for name in columns[1:])]
     if measured:
         heads[""] = "bar"
@@ -85,7 +85,7 @@ def _title(name: str) -> str:
     return titles.get(name, name.replace("_", " ").capitalize())
 
 
-def _kind(unit: str, index: int) -> Kind:
+def _kind(unit: str, index: int) -> ColumnKind:
     return "name" if index == 0 else "text" if unit == "text" else "number"
 
 

@@ -15,7 +15,7 @@ from petlpack_cli.output.sizes import bar, count, size
 
 if TYPE_CHECKING:
     from petlpack import RunRow, Survey
-    from petlpack_cli.output import Kind, Output
+    from petlpack_cli.output import ColumnKind, Output
 
 BAR = 16
 """Columns of a full bar."""
@@ -129,7 +129,7 @@ def _print_runs(out: Output, survey: Survey, most: int | None) -> None:
     if rest:
         rows.append((f"{len(rest):,} more (--all)", "", *_sums(rest), *none))
     total = (count(len(survey.runs), "run"), "", *_sums(survey.runs), *none) if len(survey.runs) > 1 else None
-    columns: dict[str, Kind] = {"Run": "name", "Method": "text"}
+    columns: dict[str, ColumnKind] = {"Run": "name", "Method": "text"}
     columns |= dict.fromkeys(("Total", "Weights", "Training", "Redundant", *(["Score"] if metrics else [])), "number")
     if not out.quiet:
         where = f"Runs in {parent}. " if parent else ""

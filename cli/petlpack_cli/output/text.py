@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from petlpack_cli.output.sizes import BLOCKS, shrunk
 
-Kind = Literal["bar", "name", "text", "number"]
+ColumnKind = Literal["bar", "name", "text", "number"]
 """A column of names is folded where it is too wide, text is cut off, bars shrink together, numbers stay whole.
 
 Bars give way first, then names, then text.
@@ -26,7 +26,7 @@ WIDEST_TEXT = 24
 
 
 def table_lines(
-    columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], total: Sequence[str] | None, width: int
+    columns: Mapping[str, ColumnKind], rows: Sequence[Sequence[str]], total: Sequence[str] | None, width: int
 ) -> Iterator[str]:
     """Yield the lines of a table for a terminal of this width: head, rule, rows, and `total` under another rule."""
     footer = [] if total is None else [total]
@@ -48,7 +48,7 @@ def table_lines(
 
 
 def _shrunk_bars(
-    row: Sequence[str], columns: Mapping[str, Kind], needed: Sequence[int], widths: Sequence[int]
+    row: Sequence[str], columns: Mapping[str, ColumnKind], needed: Sequence[int], widths: Sequence[int]
 ) -> list[str]:
     """Return a row whose bars fit: all of a column shrink by the same share, so that they can still be compared."""
     return [
@@ -103,7 +103,7 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def _row_lines(row: Sequence[str], kinds: Sequence[Kind], widths: Sequence[int]) -> Iterator[str]:
+def _row_lines(row: Sequence[str], kinds: Sequence[ColumnKind], widths: Sequence[int]) -> Iterator[str]:
     cells: list[list[str]] = []
     for cell, kind, width in zip(row, kinds, widths, strict=True):
         wide = cell_len(cell) > width
@@ -119,12 +119,12 @@ def _row_lines(row: Sequence[str], kinds: Sequence[Kind], widths: Sequence[int])
         yield gap.join(padded).rstrip()
 
 
-def _padded(cell: str, kind: Kind, width: int) -> str:
+def _padded(cell: str, kind: ColumnKind, width: int) -> str:
     room = " " * (width - cell_len(cell))
     return room + cell if kind == "number" else cell + room
 
 
-def _widths(columns: Mapping[str, Kind], needed: Sequence[int], width: int) -> list[int]:
+def _widths(columns: Mapping[str, ColumnKind], needed: Sequence[int], width: int) -> list[int]:
     """Return the widths of a table's columns: what the cells need, less where the terminal is narrower.
 
     Then bars give way, after them names, and after them text; numbers never do.
@@ -138,7 +138,7 @@ def _widths(columns: Mapping[str, Kind], needed: Sequence[int], width: int) -> l
         "number": widths,
     }
     excess = sum(widths) + GAP * (len(widths) - 1) - width
-    for kind in get_args(Kind):
+    for kind in get_args(ColumnKind):
         for i, wide in enumerate(widths):
             if kinds[i] == kind and excess > 0:
                 widths[i] = max(wide - excess, least[kind][i])

@@ -33,28 +33,28 @@ Named = Callable[[str], int]
 """Gives a text its number in the list of texts: methods and sections have few names and many tasks."""
 
 
-def write_page(path: Path, found: Stats, forecast: Forecast | None = None) -> None:
+def write_page(path: Path, stats: Stats, forecast: Forecast | None = None) -> None:
     """Write the page to a new or replaced file, `.html` or `.htm`; the same figures give the same bytes.
 
     Raises UsageError for another suffix and for what `new_file` refuses, and OSError where the file cannot be written;
     then nothing is left behind.
     """
     refuse_suffix(path, SUFFIXES, "a page")
-    content = page(found, forecast).encode()
-    with new_file(path, found.pack) as temporary:
+    content = page(stats, forecast).encode()
+    with new_file(path, stats.pack) as temporary:
         temporary.write_bytes(content)
 
 
-def page(found: Stats, forecast: Forecast | None = None) -> str:
+def page(stats: Stats, forecast: Forecast | None = None) -> str:
     """Return the page as text. Its policy lets a browser run this one program, and load nothing."""
     css, js = _source("page.css"), _source("page.js")
     return Template(_source("page.html")).substitute(
         policy=f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; img-src data:; "
         "base-uri 'none'; form-action 'none'",
-        title=html.escape(_name(found)),
+        title=html.escape(_name(stats)),
         css=css,
         js=js,
-        data=json.dumps(_data(found, forecast), separators=(",", ":"), allow_nan=False).translate(UNSAFE),
+        data=json.dumps(_data(stats, forecast), separators=(",", ":"), allow_nan=False).translate(UNSAFE),
     )
 
 
@@ -62,17 +62,17 @@ def _source(name: str) -> str:
     return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _name(found: Stats) -> str:
+def _name(stats: Stats) -> str:
     """Return the path of the pack; of one like `.`, which names nothing, the directory's name."""
-    path = Path(found.pack)
-    return printable((path.name not in ("", "..") and found.pack) or path.resolve().name or found.pack)
+    path = Path(stats.pack)
+    return printable((path.name not in ("", "..") and stats.pack) or path.resolve().name or stats.pack)
 
 
 def _hash(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def _data(found: Stats, forecast: Forecast | None) -> dict[str, Any]:
+def _data(stats: Stats, forecast: Forecast | None) -> dict[str, Any]:
     """Return what the page shows; rows are lists, which page.js takes apart."""
     texts: dict[str, int] = {}
 
@@ -81,19 +81,19 @@ def _data(found: Stats, forecast: Forecast | None) -> dict[str, Any]:
 
     return {
         "version": __version__,
-        "pack": _name(found),
-        "disk": found.disk_bytes,
-        "other": found.other_bytes,
-        "lost": found.damaged_bytes,
-        "runs": sum(row.run_bytes for row in found.tasks),
-        "next": found.marginal_bytes,
-        "least": found.least_marginal_bytes,
-        "dense": _finite(found.dense_bytes),
-        "base": _finite(found.base_bytes),
-        "rank": found.lora_rank,
-        "even": {"dense": found.break_even.dense, "lora": found.break_even.lora, "runs": found.break_even.runs},
-        "tasks": [_task(row, named) for row in found.tasks],
-        "shared": [[row.sha256, printable(row.role), row.bytes, row.tasks] for row in found.shared],
+        "pack": _name(stats),
+        "disk": stats.disk_bytes,
+        "other": stats.other_bytes,
+        "lost": stats.damaged_bytes,
+        "runs": sum(row.run_bytes for row in stats.tasks),
+        "next": stats.marginal_bytes,
+        "least": stats.least_marginal_bytes,
+        "dense": _finite(stats.dense_bytes),
+        "base": _finite(stats.base_bytes),
+        "rank": stats.lora_rank,
+        "even": {"dense": stats.break_even.dense, "lora": stats.break_even.lora, "runs": stats.break_even.runs},
+        "tasks": [_task(row, named) for row in stats.tasks],
+        "shared": [[row.sha256, printable(row.role), row.bytes, row.tasks] for row in stats.shared],
         "amortized": [
             [
                 row.tasks,
@@ -102,9 +102,9 @@ def _data(found: Stats, forecast: Forecast | None) -> dict[str, Any]:
                 _finite(row.lora_bytes_per_task),
                 _finite(row.dense_bytes_per_task),
             ]
-            for row in found.amortized
+            for row in stats.amortized
         ],
-        "damaged": [[printable(name), printable(why)] for name, why in sorted(found.damaged.items())],
+        "damaged": [[printable(name), printable(why)] for name, why in sorted(stats.damaged.items())],
         "forecast": None if forecast is None else _forecast(forecast),
         "texts": list(texts),
     }

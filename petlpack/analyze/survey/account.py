@@ -17,8 +17,8 @@ from petlpack.analyze.survey.bases import ComparedBases, open_base, open_bases
 from petlpack.analyze.survey.chosen import FoundRun
 from petlpack.analyze.survey.copies import Copies, Equal, Looked, equal_files, look_into, read_headers
 from petlpack.analyze.survey.equality import equal_spans
-from petlpack.analyze.survey.found import find_runs, sort_files
 from petlpack.analyze.survey.kinds import KINDS, PICKLED, WEIGHT_KINDS
+from petlpack.analyze.survey.runs import find_runs, sort_files
 from petlpack.analyze.survey.tree import PATH_HINT, File, Key, Tree, given_roots, walk
 from petlpack.errors import UsageError, printable
 from petlpack.layouts.results import stated_score
@@ -189,14 +189,14 @@ def survey(
     where a path is missing or in a pack, or nothing is there, and BaseError where `base` is none or is pickled.
     """
     roots = given_roots(paths)
-    given = None if base is None else open_base(base.path if isinstance(base, Base) else Path(base))
+    base_files = None if base is None else open_base(base.path if isinstance(base, Base) else Path(base))
     tree = walk(roots)
     if not tree.files and not tree.unreadable:
         raise UsageError(f"'{printable(str(roots[0]))}' is empty", hint=PATH_HINT)
     owners = find_runs(tree)
     files = sort_files(tree, owners)
     runs = list(dict.fromkeys(owners.values()))
-    bases = open_bases(given, runs)
+    bases = open_bases(base_files, runs)
     equal = partial(equal_spans, unreadable=tree.unreadable, jobs=count_jobs(jobs), progress=progress)
     return _account(tree, files, runs, bases, _compare(tree, files, bases, equal))
 

@@ -43,9 +43,9 @@ class ComparedBases:
         return None if base is None or file.key in self.keys else base
 
 
-def open_bases(given: BaseFiles | None, runs: Iterable[FoundRun]) -> ComparedBases:
+def open_bases(for_all: BaseFiles | None, runs: Iterable[FoundRun]) -> ComparedBases:
     """Open the bases that runs name, each once, where they are directories here; none where one is given for all."""
-    names = {run.path: run.base_name for run in runs if run.base_name is not None} if given is None else {}
+    names = {run.path: run.base_name for run in runs if run.base_name is not None} if for_all is None else {}
     opened: dict[str, BaseFiles] = {}
     unreadable: dict[str, str] = {}
     for name in dict.fromkeys(names.values()):
@@ -54,10 +54,10 @@ def open_bases(given: BaseFiles | None, runs: Iterable[FoundRun]) -> ComparedBas
                 opened[name] = open_base(Path(name))
         except BaseError as error:
             unreadable[name] = error.message
-    bases = opened.values() if given is None else [given]
+    bases = opened.values() if for_all is None else [for_all]
     keys = frozenset(key for base in bases for key in base.keys)
     return ComparedBases(
-        given, {path: opened[name] for path, name in names.items() if name in opened}, unreadable, keys
+        for_all, {path: opened[name] for path, name in names.items() if name in opened}, unreadable, keys
     )
 
 

@@ -44,7 +44,7 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
     steps = checkpoints(path)
     modules = [path / name for name in module_types(path)] if path.is_dir() else []
     reader, folders = layout(layout_id), layout(layout_id).folders(path)
-    found = FoundRun(
+    run = FoundRun(
         path,
         layout_id,
         reader.method,
@@ -59,12 +59,12 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
             _check_complete(weights, tree)
             reader.check_complete(place, path)
             method, base_name = reader.method_of(files[0].parent), _base_name(files[0].parent, path)
-            return replace(found, method=method, weights=weights, base_name=base_name)
+            return replace(run, method=method, weights=weights, base_name=base_name)
         except RunError as error:
-            found = replace(found, problem=found.problem or error.message)
+            run = replace(run, problem=run.problem or error.message)
             if place == path:  # `encode` looks no further
-                return replace(found, weights=weights)
-    return replace(found, problem=found.problem or f"'{printable(str(path))}' has no weights")
+                return replace(run, weights=weights)
+    return replace(run, problem=run.problem or f"'{printable(str(path))}' has no weights")
 
 
 def _parts(file: Path) -> list[Path]:

@@ -156,9 +156,9 @@ def _verdicts(members: Sequence[_Member], equal: Equal, bases: ComparedBases) ->
     same: set[int] = set()
     duplicated: set[int] = set()
     for group in equal([*(member.span for member in members), *namesakes]):
-        own = [i for i in group if i < len(members)]
+        members_in_group = [i for i in group if i < len(members)]
         based = {namesakes[i - len(members)] for i in group if i >= len(members)}
-        same.update(i for i in own if members[i].namesake in based)
-        rest = [i for i in own if i not in same and members[i].file not in bases.keys]
-        duplicated.update(rest if len(rest) < len(own) else rest[1:])
+        same.update(i for i in members_in_group if members[i].namesake in based)
+        rest = [i for i in members_in_group if i not in same and members[i].file not in bases.keys]
+        duplicated.update(rest if len(rest) < len(members_in_group) else rest[1:])
     return same, duplicated

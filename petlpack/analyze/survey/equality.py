@@ -51,8 +51,8 @@ def equal_spans(
         waiting = sorted(i for group in groups for i in group)
         done, total = 0, sum(_read_bytes(spans[i], pages) for i in waiting)
         read = partial(_digests, spans, pages, unreadable)
-        for batch, found in ordered_map(read, _batches(spans, waiting, pages), jobs):
-            digests |= found
+        for batch, of_batch in ordered_map(read, _batches(spans, waiting, pages), jobs):
+            digests |= of_batch
             done += sum(_read_bytes(spans[i], pages) for i in batch)
             if progress is not None:
                 progress(done, total)

@@ -29,13 +29,13 @@ def find_runs(tree: Tree) -> dict[Path, FoundRun]:
         owner = owners.get(above) if above is not None else None
         if folder.skipped or path in closed or above in closed:
             closed.add(path)
-        elif _may_be_run(tree, path, folder) and (found := _look_at(path, tree)) is not None:
-            owner = found
-            closed.update(found.inside)
+        elif _may_be_run(tree, path, folder) and (run := _look_at(path, tree)) is not None:
+            owner = run
+            closed.update(run.inside)
         if owner is not None:
             owners[path] = owner
-    given = [file.path for file in tree.files.values() if file.path.parent not in tree.folders]
-    return owners | {path: found for path in given if (found := _look_at(path, tree)) is not None}
+    single_files = [file.path for file in tree.files.values() if file.path.parent not in tree.folders]
+    return owners | {path: run for path in single_files if (run := _look_at(path, tree)) is not None}
 
 
 def _may_be_run(tree: Tree, path: Path, folder: Folder) -> bool:
@@ -74,13 +74,13 @@ def _told(error: PetlpackError | OSError) -> str:
 
 def sort_files(tree: Tree, owners: Mapping[Path, FoundRun]) -> dict[Key, File]:
     """Return the files of the tree, each with its run, and with its kind in that."""
-    stored = {key for found in {*owners.values()} for key in _keys(found.weights)}
+    stored = {key for run in {*owners.values()} for key in _keys(run.weights)}
     packs = set(tree.packs)
     files = {}
     for key, file in tree.files.items():
-        found = owners.get(file.path, owners.get(file.path.parent))
-        kind = "pack" if not packs.isdisjoint(file.path.parents) else _kind(file, found, stored)
-        files[key] = replace(file, kind=kind, run=None if found is None else found.path)
+        run = owners.get(file.path, owners.get(file.path.parent))
+        kind = "pack" if not packs.isdisjoint(file.path.parents) else _kind(file, run, stored)
+        files[key] = replace(file, kind=kind, run=None if run is None else run.path)
     return files
 
 

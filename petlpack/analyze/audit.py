@@ -35,8 +35,8 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack stats --task --json` prints."""
-        told = [{name: value for name, value in vars(row).items() if name != "role"} for row in self.row.sections]
-        sections = [{**row, "bound_bits": self.bounds.get(row["name"])} for row in told]
+        rows = [{name: value for name, value in vars(row).items() if name != "role"} for row in self.row.sections]
+        sections = [{**row, "bound_bits": self.bounds.get(row["name"])} for row in rows]
         return {"task": self.row.to_json(), "sections": sections, "parts": [vars(part) for part in self.parts]}
 
 
