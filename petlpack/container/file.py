@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from petlpack.coding.zstd import compress, decompress
 from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
-from petlpack.errors import DamageError, PetlpackError, RefusedError, UnknownFormatError, printable, reason
+from petlpack.errors import DamageError, RefusedError, UnknownFormatError, printable, reason
 from petlpack.tensors.safetensors_file import Entry, Header, MalformedError, read_header_of
 
 MAX_MANIFEST = 1 << 26
@@ -145,10 +145,11 @@ def read(path: Path) -> Container:
         manifest = parse_manifest(decompress_manifest(packed))
         if canonical is None or [*header.entries] != [*(row.name for row in manifest.sections), "manifest"]:
             _check_header(header, manifest, packed)
-    except (MalformedError, ValueError) as error:
-        message = error.message if isinstance(error, PetlpackError) else str(error)
+    except MalformedError as error:
+        raise DamageError(error.message, hint=_DAMAGE_HINT, code=error.code) from error
+    except ValueError as error:
         code = reason(error, "damage")
-        raise DamageError(f"{_quoted(path)} is damaged: {message}", hint=_DAMAGE_HINT, code=code) from error
+        raise DamageError(f"{_quoted(path)} is damaged: {error}", hint=_DAMAGE_HINT, code=code) from error
     except (DamageError, UnknownFormatError) as error:
         hint = error.hint or _DAMAGE_HINT
         raise type(error)(f"{_quoted(path)}: {error.message}", hint=hint, code=error.code) from error
