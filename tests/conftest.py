@@ -1,17 +1,21 @@
-"""How every test runs: the same examples each time, and the versions that are not the locks' above the first line."""
+"""How every test runs, which versions are not the locks' above the first line, and a pack to try bad things on."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.locks import differences
+from tests.support.places import Methods, Place, write_place
 from tests.support.sampling import Sample
+from tests.support.small_runs import write_methods
 
 # The same examples on every run, no deadline: what is shown must not depend on the day or on a busy machine.
 # HYPOTHESIS_PROFILE=explore draws new examples, ten times as many where a test does not say how many it takes.
@@ -41,6 +45,30 @@ def _no_power_cut() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         yield
+
+
+# What bad things are tried on, in several rooms. Where a directory or a file has a `place` of its own, that is taken.
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what every `place` is a copy of: a pack of two tasks, their runs and their base."""
+    return write_place(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.fixture
+def place(pristine: Path, tmp_path: Path) -> Place:
+    """Return a copy of the pack and of what it was made of, to change."""
+    root = tmp_path / "place"
+    shutil.copytree(pristine, root)
+    return Place(root, root / "pack", root / "base", root / "run")
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> Methods:
+    """Return runs of the codecs mask, hyper and merge."""
+    root = tmp_path / "methods"
+    return Methods(root, write_methods(root))
 
 
 # Tests over every bit, every length or every n-th fault are marked `exhaustive(step)`. One that loops over its cases
