@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from petlpack.codecs.registry import codec
+from petlpack.decoding.bases import base_of_task
 from petlpack.decoding.task import Task
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
@@ -18,7 +19,7 @@ from petlpack.layouts.registry import options_in, read_run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.sections.parts import check_shared
-from petlpack.tensors.base import Base
+from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.tensor import Tensor
 
 
@@ -62,7 +63,7 @@ class Findings:
 
 def verify(
     pack: str | Path | Pack,
-    base: str | Path | Base | None = None,
+    base: Bases | None = None,
     *,
     task: str | None = None,
     against: str | Path | None = None,
@@ -71,11 +72,13 @@ def verify(
 ) -> Iterator[Checked]:
     """Check a pack, or one task of it: every byte, and with the base at hand every decoded weight.
 
+    `base` is as in `Task.load`: of several, each task takes the one that it was encoded with.
+
     `against` compares the task's tensors with a run, bit for bit. Yields one finding for every task and every shared
     part; a damaged one, or one that needs another base, does not stop the rest.
     """
     pack = pack if isinstance(pack, Pack) else Pack(pack)
-    opened = Base(base) if isinstance(base, str | Path) else base
+    opened = None if base is None else open_bases(base)
     names = [task] if task is not None else list(pack)
     for name in names:
         if task is not None and task not in pack:
@@ -92,7 +95,7 @@ def verify(
 def _check_task(
     pack: Pack,
     name: str,
-    base: Base | None,
+    base: Sequence[Base] | None,
     against: str | Path | None,
     jobs: int | None,
     progress: Progress | None,
@@ -118,19 +121,34 @@ def _check_task(
 
 
 def _read_whole(
-    task: Task, base: Base | None, jobs: int | None, progress: Progress | None
+    task: Task, base: Sequence[Base] | None, jobs: int | None, progress: Progress | None
 ) -> tuple[str, BaseError | None]:
-    """Decode a task where its base is at hand, else check its bytes; return how deep, and how the base differs."""
+    """Decode a task where its base is at hand, else check its bytes; return how deep, and how the base differs.
+
+    An adapter is decoded without a base, too, and one that is given is compared with the one that it adapts.
+    """
     foreign = None
-    if base is not None or not task.template.base:
+    needs_base = bool(task.template.base)
+    if base is not None or not needs_base:
         try:
-            for _ in task.load(base).stream(jobs=jobs, progress=progress):
+            tensors = task.load(base if needs_base else None)
+            for _ in tensors.stream(jobs=jobs, progress=progress):
                 pass
-            return "decoded", None
         except BaseError as error:
             foreign = error
+        else:
+            return "decoded", None if needs_base else _other_base(task, base)
     task.check_bytes()
     return "bytes", foreign
+
+
+def _other_base(task: Task, base: Sequence[Base] | None) -> BaseError | None:
+    """Return how the bases that are given differ from the one that an adapter is bound to."""
+    try:
+        task.load(base)
+    except BaseError as error:
+        return error
+    return None
 
 
 def _as_damage(error: PetlpackError | OSError, what: str) -> PetlpackError:
@@ -150,7 +168,7 @@ def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     return Checked(sha256, "shared", "bytes", None)
 
 
-def _run_of(task: Task, against: str | Path, base: Base | None) -> dict[str, Tensor]:
+def _run_of(task: Task, against: str | Path, bases: Sequence[Base] | None) -> dict[str, Tensor]:
     """Read the run that a task is to be compared with, as it was read when it was encoded."""
     facts = task.facts
     runs = read_run(against, options_in(facts.options))
@@ -158,14 +176,14 @@ def _run_of(task: Task, against: str | Path, base: Base | None) -> dict[str, Ten
     if run is None:
         names = printable(", ".join(run.task for run in runs))
         raise RunError(f"'{printable(str(against))}' has no task '{facts.task}' (it has: {names})")
-    density = facts.asked_density
+    density, base = facts.asked_density, base_of_task(task.name, task.template, bases)
     if base is None or not (run.omits_base or density):
         return dict(run.module.tensors)
     prepared = prepare(run, base, Digests(count_jobs(None)), rule=task.template.rule, density=density)
     return dict(prepared.matched.tensors)
 
 
-def _compare_with_run(task: Task, base: Base | None, against: str | Path) -> None:
+def _compare_with_run(task: Task, base: Sequence[Base] | None, against: str | Path) -> None:
     """Compare a task's tensors with those of a run; raises DamageError that names the first that differs."""
     run = _run_of(task, against, base)
     packed = task.load(base)

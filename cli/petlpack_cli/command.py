@@ -60,6 +60,18 @@ def base_option(text: str) -> Decorator[Any]:
     return click.option("--base", metavar="DIR", type=click.Path(path_type=Path), help=text)
 
 
+def bases_option(text: str) -> Decorator[Any]:
+    """Return the option --base that may be given several times; nothing is None."""
+    return click.option(
+        "--base",
+        metavar="DIR",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        callback=lambda _context, _parameter, paths: paths or None,
+        help=f"{text} Repeatable, or a directory of models.",
+    )
+
+
 def jobs_option(*, hidden: bool = False) -> Decorator[Any]:
     """Return the option --jobs."""
     text = "Threads to use; by default one per processor."

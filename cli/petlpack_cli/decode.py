@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import base_option, command, jobs_option, pack_argument
+from petlpack_cli.command import bases_option, command, jobs_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import naming
 from petlpack_cli.output.sizes import count, size
@@ -17,7 +17,7 @@ from petlpack_cli.output.sizes import count, size
 @pack_argument(required=True)
 @click.argument("task")
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@base_option("The pretrained model that the task was packed against; by default the one that the run's config names.")
+@bases_option("The pretrained model that the task was packed against; by default the one that the run's config names.")
 @click.option(
     "--to",
     type=click.Choice(["run", "safetensors", "peft", "adapterhub"]),
@@ -25,7 +25,9 @@ from petlpack_cli.output.sizes import count, size
     help="What to write: the run as it was (the default), its rebuilt tensors, or what PEFT or AdapterHub loads.",
 )
 @jobs_option()
-def run(out: Output, pack: Path, task: str, target: Path, base: Path | None, to: str, jobs: int | None) -> None:
+def run(
+    out: Output, pack: Path, task: str, target: Path, base: tuple[Path, ...] | None, to: str, jobs: int | None
+) -> None:
     """Restore a task as the run that it was.
 
     OUT is a new directory: the weight files bit for bit, and the small files that loading needs byte for byte. It

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 import petlpack
-from petlpack_cli.command import SOME_FAILED, base_option, command, flag_option, jobs_option, settings_option
+from petlpack_cli.command import SOME_FAILED, bases_option, command, flag_option, jobs_option, settings_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, error_lines, show_traceback
 from petlpack_cli.output.sizes import count, ratio, size
@@ -31,7 +32,7 @@ from petlpack_cli.output.sizes import count, ratio, size
     type=click.Path(path_type=Path),
     help="The pack; created if missing. By default $PETLPACK_PACK, else ./pack.",
 )
-@base_option("The pretrained model that the runs started from; by default the one that each run's config names.")
+@bases_option("The pretrained model that the runs started from; by default the one that each run's config names.")
 @click.option("--task", metavar="NAME", help="The task's name, for a single run; by default the directory's.")
 @click.option(
     "--codec", metavar="auto|ID", default="auto", help="A codec of `petlpack codecs`; auto picks the smallest result."
@@ -58,7 +59,7 @@ def run(
     runs: tuple[Path, ...],
     pack: Path,
     task: str | None,
-    base: Path | None,
+    base: tuple[Path, ...] | None,
     **options: Any,
 ) -> int | None:
     """Put runs into a pack.
@@ -75,9 +76,8 @@ def run(
         raise click.UsageError(
             f"--task needs a name, got '{task}', which looks like an option", click.get_current_context()
         )
-    opened = petlpack.Base(base) if base is not None else None
     with out.progress() as progress:
-        each = petlpack.encode_runs(runs, pack, opened, task=task, progress=progress.bytes, **options)
+        each = petlpack.encode_runs(runs, pack, base, task=task, progress=progress.bytes, **options)
         encoded = _collected(out, progress.each(each, len(runs)), single=len(runs) == 1)
     if out.as_json:
         out.json(encoded.to_json())
@@ -113,6 +113,7 @@ def _print(out: Output, encoded: petlpack.EncodedRuns) -> None:
         _print_tasks(out, encoded.tasks)
         parts, nbytes = count(len(encoded.shared), "shared part"), size(sum(encoded.shared.values()))
         out.line(f"They use {parts} of {nbytes}, stored once in a pack.")
+        _print_bases(out, encoded.tasks)
         _print_left_out(out, encoded)
     for path, text in encoded.warnings:
         out.warn(f"{path}: {text}")
@@ -143,6 +144,13 @@ def _print_tasks(out: Output, tasks: Sequence[petlpack.Encoded]) -> None:
         ],
         total if len(tasks) > 1 else None,
     )
+
+
+def _print_bases(out: Output, tasks: Sequence[petlpack.Encoded]) -> None:
+    """Say which bases the tasks were encoded against."""
+    for base, number in Counter(task.base for task in tasks if task.base is not None).items():
+        which = f"'{base.name}' ({base.path}), sha256 {base.sha256[:12]}"
+        out.line(f"Base: {which}{f': {number:,} of the tasks' if number < len(tasks) else ''}.")
 
 
 def _print_left_out(out: Output, encoded: petlpack.EncodedRuns) -> None:

@@ -74,6 +74,10 @@ def _base(details: petlpack.Details) -> str:
     """Say which base the task needs, and how much of it."""
     if details.base is None:
         return "none: the task needs no base"
+    if details.base.sha256 is not None:
+        how = "of it" if details.base.needed else "of it adapted; decodes without it"
+        which = f"'{details.base.name}' ({details.base.path} when it was encoded), sha256 {details.base.sha256}"
+        return f"{count(details.base.tensors, 'tensor')} {how}; {which}"
     name = details.base.name
     named = f"the run names it '{name}'" if name else "the run does not name it"
     return f"{count(details.base.tensors, 'tensor')} of it; {named}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import base_option, command, jobs_option, pack_argument
+from petlpack_cli.command import bases_option, command, jobs_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, worst
 from petlpack_cli.output.sizes import count
@@ -29,13 +29,13 @@ DEPTHS = {
 )
 @pack_argument()
 @click.argument("task", required=False)
-@base_option("The pretrained model, to decode every weight as well as check every byte.")
+@bases_option("The pretrained model, to decode every weight as well as check every byte.")
 @click.option(
     "--against", metavar="RUN_DIR", type=click.Path(path_type=Path), help="Compare TASK with a run, bit for bit."
 )
 @jobs_option()
 def run(
-    out: Output, pack: Path, task: str | None, base: Path | None, against: Path | None, jobs: int | None
+    out: Output, pack: Path, task: str | None, base: tuple[Path, ...] | None, against: Path | None, jobs: int | None
 ) -> int | None:
     """Check a pack, or one task of it, for damage.
 
@@ -45,11 +45,10 @@ def run(
     if against is not None and task is None:
         raise click.UsageError("--against needs one task: give PACK TASK", click.get_current_context())
     opened = petlpack.open(pack)
-    opened_base = petlpack.Base(base) if base is not None else None
     with out.progress() as progress:
         total = 1 if task is not None else len(opened) + len(opened.shared_names())
         moved = progress.bytes(task or str(pack))
-        checks = petlpack.verify(opened, opened_base, task=task, against=against, jobs=jobs, progress=moved)
+        checks = petlpack.verify(opened, base, task=task, against=against, jobs=jobs, progress=moved)
         findings = petlpack.Findings(str(pack), tuple(progress.each(checks, total)))
     if out.as_json:
         out.json(findings.to_json())
@@ -75,9 +74,11 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
     good = Counter((_kind(finding), finding.depth) for finding in findings.checked if finding.error is None)
     for (kind, depth), number in sorted(good.items(), reverse=True):
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
-    foreign = sum(isinstance(finding.error, petlpack.BaseError) for finding in findings.checked)
-    if foreign:
-        out.line(f"{count(foreign, 'task')} with another base: every byte checked, no weight decoded.")
+    foreign = Counter(f.depth for f in findings.checked if isinstance(f.error, petlpack.BaseError))
+    if foreign["bytes"]:
+        out.line(f"{count(foreign['bytes'], 'task')} with another base: every byte checked, no weight decoded.")
+    if foreign["decoded"]:
+        out.line(f"{count(foreign['decoded'], 'task')} of another base: {DEPTHS['decoded']}.")
     parts = count(len(findings.checked), "part")
     out.line(f"Damage in {findings.damaged:,} of {parts}." if findings.damaged else f"No damage in {parts}.")
     if without_base and good[("task", "bytes")]:

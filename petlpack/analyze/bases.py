@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from petlpack.analyze.reading import Opened, Reader
+from petlpack.records.template import texts_of
+from petlpack.tensors.adapted import adapted
 from petlpack.tensors.base import BaseRef
 from petlpack.tensors.dtypes import DType
 from petlpack.tensors.tensor import Tensor
@@ -29,9 +31,9 @@ LORA_TARGETS = re.compile(
 MOST_BYTES = 1 << 50
 """Bytes of a base that a manifest may state: a petabyte; what says more says nothing."""
 
-Source = Literal["task", "encoder", "option", "pack"]
-"""How a task's base is known: its template names the table, the encoder was told, `--base` is given, or the pack has
-one base only."""
+Source = Literal["task", "encoder", "option"]
+"""How a task's base is known: its template names the table, the encoder was told, or `--base` is given and the task
+has modules of it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Bases:
         self._tables: dict[str, BaseSize] = {}
         given = None if reader.base is None else _rows_of(reader.base.tensors)
         self._given = None if given is None else self._size("given", given)
+        self._given_shapes = {name: shape for name, (_, shape) in (given or {}).items()}
+        self._fits: dict[int, bool] = {}
         for kind in {id(task.kind): task.kind for task in opened}.values():
             sha256, table = kind.template.base_table, reader.table(kind)
             if sha256 is not None and table is not None and sha256 not in self._tables:
@@ -70,9 +74,19 @@ class Bases:
             known = [*self._tables.values(), *([self._given] if self._given else [])]
             same = next((base for base in known if base.nbytes == nbytes), None)
             return same or BaseSize(str(nbytes), nbytes, None), "encoder"
-        if self._given is not None:
+        if self._given is not None and self._may_be_given(task):
             return self._given, "option"
-        return (next(iter(self._tables.values())), "pack") if len(self._tables) == 1 else (None, None)
+        return None, None
+
+    def _may_be_given(self, task: Opened) -> bool:
+        """Tell whether the given base may be a task's: it has modules that the task names, where that names any."""
+        kind = task.kind
+        if id(kind) not in self._fits:
+            shapes = {slot.name: slot.shape for slot in kind.template.slots if not slot.head}
+            named = {text: () for text in texts_of(kind.template.rule) if "." in text and text not in shapes}
+            found = adapted(named or shapes, self._given_shapes)
+            self._fits[id(kind)] = bool(found.modules) or not found.strangers
+        return self._fits[id(kind)]
 
     def _size(self, key: str, rows: Rows) -> BaseSize:
         targets = [shape for name, (_, shape) in rows.items() if len(shape) == 2 and LORA_TARGETS.fullmatch(name)]

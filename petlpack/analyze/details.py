@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petlpack.decoding.task import Task
+from petlpack.records.template import Template
 from petlpack.sections.shared import find_shared
 
 
@@ -22,10 +23,14 @@ class TensorCounts:
 
 @dataclass(frozen=True)
 class NeededBase:
-    """The base that a task needs: what the run called it, if anything, and how many of its tensors."""
+    """The base that a task needs or is bound to: its name, if anything, how many of its tensors, and which it was."""
 
     name: str | None
     tensors: int
+    path: str | None = None
+    sha256: str | None = None
+    needed: bool = True
+    """Whether the task cannot be decoded without it: an adapter can."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def details(task: Task) -> Details:
     return Details(
         task,
         TensorCounts(len(template.slots), len(sources.unchanged), len(sources.aliases), len(sources.stored)),
-        NeededBase(template.base_name, len(template.base)) if template.base else None,
+        _base_of(template),
         tuple(
             SectionDetails(row.name, row.coder, row.dtype, row.count, payload[row.name])
             for row in task.manifest.sections
@@ -125,6 +130,15 @@ def details(task: Task) -> Details:
         ),
         files={name: len(task.read_file(name)) for name in template.files},
     )
+
+
+def _base_of(template: Template) -> NeededBase | None:
+    """Return the base that a task needs, or is bound to; None where nothing is known of one."""
+    origin, adapts = template.origin, template.adapts
+    if origin is None:
+        return NeededBase(template.base_name, len(template.base)) if template.base else None
+    tensors = len(template.base) or (0 if adapts is None else len(adapts.tensors))
+    return NeededBase(origin.name, tensors, origin.path, origin.sha256, bool(template.base))
 
 
 def _holds(task: Task, sha256: str) -> list[str]:

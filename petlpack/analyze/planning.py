@@ -20,22 +20,24 @@ from petlpack.analyze.offers import FailedPlan, Offer, PackPlan, Plans, RunPlan
 from petlpack.analyze.sampling import Sampler, check_suits
 from petlpack.codecs.codec import NOTHING, Codec, Way
 from petlpack.codecs.registry import codecs_for
+from petlpack.encoding.bases import choose_base
 from petlpack.encoding.encode import default_name, encode
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
-from petlpack.errors import BaseError, PetlpackError, RunError, UsageError, printable
+from petlpack.encoding.request import Request
+from petlpack.errors import PetlpackError, RunError, UsageError, printable
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import Run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.store import PACK_JSON, check_task_name
-from petlpack.tensors.base import Base, open_base
+from petlpack.tensors.base import Base, Bases, is_model, open_bases
 
 
 def plan(
     runs: Sequence[str | Path],
-    base: str | Path | Base | None = None,
+    base: Bases | None = None,
     *,
     sample: float | None = None,
     settings: Mapping[str, str | bool] | None = None,
@@ -54,7 +56,7 @@ def plan(
             f"sample must be in (0, 1), got {sample:g}", hint="sample is the share of the weights to measure"
         )
     chosen = options_of(settings or {}).settings
-    opened = Base(base) if isinstance(base, (str, Path)) else base
+    opened = None if base is None else open_bases(base)
     done: list[RunPlan] = []
     failed: list[FailedPlan] = []
     names: dict[str, Path] = {}
@@ -135,13 +137,13 @@ class _Planner:
     def __init__(
         self,
         place: Path,
-        base: Base | None,
+        bases: Sequence[Base] | None,
         sample: float | None,
         settings: Mapping[str, str],
         jobs: int,
         progress: Callable[[str], Progress | None] | None,
     ) -> None:
-        self._place, self._base, self._sample, self._settings = place, base, sample, settings
+        self._place, self._bases, self._sample, self._settings = place, bases, sample, settings
         self._jobs, self._progress = jobs, progress
         self._named: dict[str, Base] = {}
         self._files: dict[str, dict[Path, int]] = {}
@@ -293,21 +295,14 @@ class _Planner:
 
     def _base_for(self, run: Run, attempt: _Try) -> Base | None:
         """Return the base to give to `encode`, each opened once; raises BaseError where the codec needs one."""
-        if self._base is not None or not run.needs_base or (attempt.codec is not None and not attempt.codec.uses_base):
-            return self._base
-        name = run.base_name
-        if name is not None and name not in self._named:
-            opened = open_base(None, name)
-            if opened is not None:
-                self._named[name] = opened
-        if name is None or name not in self._named:
-            named = f"; it names '{printable(name)}', which is not a directory here" if name else ""
-            raise BaseError(
-                f"'{printable(str(run.path))}' ({run.method}) needs its base, but no base was given{named}",
-                hint="give the pretrained model's directory with --base",
-                code="base-missing",
-            )
-        return self._named[name]
+        way = attempt.way
+        request = Request(attempt.codec_id, way.level, way.density, Options())
+        bases = self._bases
+        if bases is None and run.base_name is not None and is_model(run.base_name) and request.needs_base(run):
+            if run.base_name not in self._named:
+                self._named[run.base_name] = Base(run.base_name)
+            bases = [self._named[run.base_name]]
+        return choose_base(run, bases, request)
 
     def _moved(self, path: Path, attempt: _Try) -> Progress | None:
         return (
@@ -320,7 +315,7 @@ class _Planner:
     def _command(self, paths: Iterable[str], options: tuple[str, ...]) -> tuple[str, ...]:
         """Return the command that encodes runs so: what was said of them here is said there."""
         runs = [f"./{path}" if path.startswith("-") else path for path in paths]
-        base = [] if self._base is None else ["--base", str(self._base.path)]
+        base = [word for opened in self._bases or () for word in ("--base", str(opened.path))]
         known = {word.partition("=")[0] for word in options}
         others = [(name, value) for name, value in self._settings.items() if name not in known]
         settings = [word for name, value in others for word in ("--set", f"{name}={value}")]

@@ -118,7 +118,7 @@ class Sampler:
 
     def measure(self, codec: Codec, level: Level, base: Base | None, progress: Progress | None) -> dict[str, Any]:
         """Return the figures of an offer; raises RunError where the codec does not suit the run."""
-        prepared = self._prepare(base if codec.uses_base else None)
+        prepared = self._prepare(base, against=codec.uses_base)
         check_suits(codec, prepared, self._jobs)
         described = prepared.described
         units = codec.units(described.sources.stored)
@@ -136,11 +136,11 @@ class Sampler:
             "shared": {sha256: len(write_shared(content)) for sha256, content in described.contents.items()},
         }
 
-    def _prepare(self, base: Base | None) -> Prepared:
-        with_base = base is not None
-        if with_base not in self._prepared:
-            self._prepared[with_base] = prepare(self._run, base, self._digests).noting(self._options, {})
-        return self._prepared[with_base]
+    def _prepare(self, base: Base | None, *, against: bool) -> Prepared:
+        if against not in self._prepared:
+            prepared = prepare(self._run, base, self._digests, against=against)
+            self._prepared[against] = prepared.noting(self._options)
+        return self._prepared[against]
 
 
 def check_suits(codec: Codec, prepared: Prepared, jobs: int) -> None:

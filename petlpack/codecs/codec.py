@@ -111,3 +111,8 @@ class Codec(ABC):
 def read_own(unit: Unit, read: ReadSection) -> Bits:
     """Read back the section of a unit that the base does not predict."""
     return read(unit.name, unit.dtype, exactly(unit.size), unit.row, None)
+
+
+def read_unit(unit: Unit, read: ReadSection, prediction: Bits | None) -> Bits:
+    """Read back the one section of a unit, predicted or not."""
+    return read(unit.name, unit.dtype, exactly(unit.size), unit.row, prediction)

@@ -6,14 +6,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from petlpack.codecs.codec import Codec, ReadSection, exactly, read_own
-from petlpack.codecs.units import FromBase, FromParts, Piece, Section, Unit, base_pieces, group, own_pieces, own_section
+from petlpack.codecs.codec import Codec, ReadSection, read_unit
+from petlpack.codecs.units import (
+    UNIT,
+    FromParts,
+    Piece,
+    Section,
+    Unit,
+    changed_section,
+    changed_units,
+    group,
+    own_pieces,
+    own_section,
+)
 from petlpack.coding.array import Array
 from petlpack.records.slot import Slot
 from petlpack.tensors.dtypes import Bits
-
-UNIT = 1 << 20
-"""Elements of a unit of floats, as in `ulp`."""
 
 MASKS = 1 << 24
 """Entries of a unit of masks: all layers of a model, so that each is coded by what the others say."""
@@ -39,26 +47,21 @@ class MethodCodec(Codec):
                 role="own",
                 row=lambda slot: slot.row,
             ),
-            *group(base_pieces(slots), "changed", UNIT, role="base", predictor=FromBase(), row=lambda slot: slot.row),
+            *changed_units(slots),
             *group((p for p in own_pieces(slots) if p.slot.head), "head", UNIT, role="head"),
         ]
 
     def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:
         """Return one section."""
         if unit.role == "base":
-            array = Array(unit.dtype, unit.size, unit.row, prediction)
-            return [Section(unit.name, tuned, array, ("rows", "ulps", "numbers"))]
+            return [changed_section(unit, tuned, prediction)]
         if unit.role == "mask":
             return [Section(unit.name, tuned, Array(unit.dtype, unit.size, unit.row, prediction), ("masks", "bitmap"))]
         return [own_section(unit, tuned)]
 
     def decode(self, unit: Unit, read: ReadSection, prediction: Bits | None) -> Bits:
         """Return the flat elements."""
-        return (
-            read_own(unit, read)
-            if prediction is None
-            else read(unit.name, unit.dtype, exactly(unit.size), unit.row, prediction)
-        )
+        return read_unit(unit, read, prediction)
 
 
 def is_mask(slot: Slot) -> bool:

@@ -1,4 +1,4 @@
-"""`plain`: tensors as numbers, without a base: LoRA, IA3, any adapter (formats/codecs/plain.md)."""
+"""`plain`: tensors as numbers: LoRA, IA3, any adapter, and whole tensors of the base (formats/codecs/plain.md)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from petlpack.codecs.codec import Codec, ReadSection, Way, read_own
+from petlpack.codecs.codec import Codec, ReadSection, Way, read_unit
 from petlpack.codecs.method import Rule
-from petlpack.codecs.units import Piece, Section, Unit, group, own_section
+from petlpack.codecs.units import UNIT, Section, Unit, changed_section, changed_units, group, own_pieces, own_section
 from petlpack.records.slot import Slot
 from petlpack.rules.modules import Copy, Dense, Module, Plain, Rebuilt
 from petlpack.rules.rows import any_layer, check_rule, find, pair, parse_rows, rebuilt, to_rule
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
-
-UNIT = 1 << 20
-"""Elements of a unit, as in `ulp`."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +27,22 @@ class PlainCodec(Codec):
     uses_base = False
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
-        """Cut into `tensors.N` and `head.N`."""
-        tensors, head = ([Piece(slot, 0, slot.size) for slot in slots if slot.head == part] for part in (False, True))
+        """Cut into `tensors.N`, `changed.N` against the base, and `head.N`."""
+        own = list(own_pieces(slots))
+        tensors, head = ([piece for piece in own if piece.slot.head == part] for part in (False, True))
         return [
             *group(tensors, "tensors", UNIT, role="own", row=lambda slot: slot.row),
+            *changed_units(slots),
             *group(head, "head", UNIT, role="head"),
         ]
 
     def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:
         """Return one section."""
-        return [own_section(unit, tuned)]
+        return [own_section(unit, tuned) if prediction is None else changed_section(unit, tuned, prediction)]
 
     def decode(self, unit: Unit, read: ReadSection, prediction: Bits | None) -> Bits:
         """Return the flat elements."""
-        return read_own(unit, read)
+        return read_unit(unit, read, prediction)
 
     def rule_of(self, module: Module) -> dict[str, Any] | None:
         """Return what the tensors are called rebuilt, where the module says how they act."""

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from petlpack import coding
-from petlpack.codecs.codec import Codec, ReadSection, Way, exactly, read_own
-from petlpack.codecs.units import FromBase, Section, Unit, base_pieces, group, own_pieces, own_section
+from petlpack.codecs.codec import Codec, ReadSection, Way, read_unit
+from petlpack.codecs.units import UNIT, FromBase, Section, Unit, base_pieces, group, own_pieces, own_section
 from petlpack.coding.array import Array
 from petlpack.records.slot import Slot
 from petlpack.rules.modules import Dense
 from petlpack.tensors.dtypes import Bits
-
-UNIT = 1 << 20
-"""Elements of a unit: 2^22 take 0.1 % fewer bytes, but 2^20 keep a thread's arrays near 30 MB and two cores busy."""
 
 SAMPLE = 1 << 16
 """Weights of a unit that are looked at before it is decided what to measure in full."""
@@ -44,9 +41,7 @@ class UlpCodec(Codec):
 
     def decode(self, unit: Unit, read: ReadSection, prediction: Bits | None) -> Bits:
         """Return the flat elements."""
-        if prediction is None:
-            return read_own(unit, read)
-        return read(unit.name, unit.dtype, exactly(unit.size), unit.row, prediction)
+        return read_unit(unit, read, prediction)
 
 
 def _may_be_strangers(unit: Unit, tuned: Bits, prediction: Bits) -> bool:

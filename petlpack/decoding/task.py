@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from petlpack import container
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest, ReplacedError, Sections
+from petlpack.decoding.bases import base_of_task, check_adapted
 from petlpack.decoding.directory import Decoded, write_task
 from petlpack.decoding.templates import Templates
 from petlpack.decoding.tensors import TaskTensors
@@ -29,7 +30,7 @@ from petlpack.rules.modules import Rebuilt
 from petlpack.sections.parts import Part
 from petlpack.sections.shared import find_shared, read_shared
 from petlpack.store import Store
-from petlpack.tensors.base import Base, open_base
+from petlpack.tensors.base import Base, Bases
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
 
@@ -132,22 +133,26 @@ class Task:
         """Bytes of the run's tensors, each as often as its file holds it."""
         return self.template.run_bytes(self.sources.aliases)
 
-    def load(self, base: str | Path | Base | None = None) -> TaskTensors:
+    def load(self, base: Bases | None = None, *, check_base: bool = True) -> TaskTensors:
         """Return the tensors, lazily: a mapping whose tensors are decoded when their bits are asked for.
 
-        `base` is the base's directory, its weights file, or an opened `Base`, which keeps its digests; by default the
-        directory that the run's own config names. Raises BaseError where the base is missing or another one,
-        DamageError where the pack's bytes are not those that were written.
+        `base` is the base's directory, its weights file, or an opened `Base`, which keeps its digests; or several of
+        them, or a directory of models, of which the one that the task was encoded with is taken. By default it is the
+        one that the run's own config named by an absolute path. An adapter needs none; one that is given is checked to
+        be the one that it adapts, unless `check_base` is False. Raises BaseError where the base is missing or another
+        one, DamageError where the pack's bytes are not those that were written.
         """
-        return self._tensors(self._find_base(base))
+        opened = base_of_task(self.name, self.template, base)
+        if opened is not None and check_base:
+            check_adapted(self.name, self.template, opened)
+        return self._tensors(opened)
 
-    def rebuild(self, base: str | Path | Base | None = None) -> Rebuilt | None:
+    def rebuild(self, base: Bases | None = None) -> Rebuilt | None:
         """Return the dense modules that the task's rule makes, computed when they are read; None where it has no rule.
 
         The base is needed only where the rule's own tensors are stored against it. Raises as `load`.
         """
-        opened = open_base(base, self.template.base_name if self.template.base else None)
-        tensors = self._tensors(opened)
+        tensors = self._tensors(self._base_at_hand(base))
         rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
         if rebuilt is None:
             return None
@@ -174,7 +179,7 @@ class Task:
         for row in opened.manifest.sections:
             sections.read(row)
 
-    def state_dict(self, base: str | Path | Base | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
+    def state_dict(self, base: Bases | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
         """Return every tensor as a torch tensor on `device`, bit for bit; checks the digest of the whole."""
         for header in self.template.headers.values():
             for name, entry in header.entries.items():
@@ -189,7 +194,7 @@ class Task:
     def decode(
         self,
         out: str | Path,
-        base: str | Path | Base | None = None,
+        base: Bases | None = None,
         *,
         to: str = "run",
         jobs: int | None = None,
@@ -222,16 +227,11 @@ class Task:
             except ReplacedError:
                 self._container = container.read(self._path)
 
-    def _find_base(self, base: str | Path | Base | None) -> Base | None:
-        if base is None and not self.template.base:
-            return None
-        named = self.template.base_name
-        opened = open_base(base, named)
-        if opened is not None:
-            return opened
-        whose = f"; its run names '{printable(named)}'" if named else ""
-        raise BaseError(
-            f"task '{self.name}' needs its base to decode{whose}",
-            hint="pass the base model's directory with --base",
-            code="base-missing",
-        )
+    def _base_at_hand(self, base: Bases | None) -> Base | None:
+        """Return the base, or None where it is missing: what is read may not need it."""
+        try:
+            return base_of_task(self.name, self.template, base)
+        except BaseError as error:
+            if base is None and error.code == "base-missing":
+                return None
+            raise

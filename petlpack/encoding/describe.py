@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 
 from petlpack.decoding.tensors import whole_digest
+from petlpack.encoding.bind import Bound, plain_text
 from petlpack.encoding.match import Content, Matched
 from petlpack.encoding.prune import Loss
 from petlpack.encoding.share import SharedTensors
 from petlpack.errors import RunError, printable
 from petlpack.layouts.run import Run
-from petlpack.parallel import ordered_map
-from petlpack.records.base_table import base_table_json
 from petlpack.records.facts import Facts, Score
 from petlpack.records.sources import Sources
 from petlpack.records.template import NAME, Template, bind, unbind
 from petlpack.rules.modules import Dense, Masked
 from petlpack.sections.shared import MAX_SHARED
-from petlpack.tensors.base import Base
 from petlpack.tensors.safetensors_file import Header, build_header
 from petlpack.tensors.tensor import Tensor
 
@@ -55,33 +53,39 @@ def describe(
     parts: tuple[SharedTensors, ...],
     rule: Mapping[str, Any] | None,
     loss: Loss | None,
-    jobs: int,
+    bound: Bound | None,
 ) -> Described:
-    """Describe a run that was matched, pruned and shared; raises RunError for a kept file that is too large."""
-    template, name, contents = _template(run, matched, parts, rule, jobs)
+    """Describe a run that was matched, pruned, shared and bound; raises RunError for a kept file that is too large."""
+    template, name, contents = _template(run, matched, parts, rule, bound)
     sources = _sources(template, matched, name)
     return Described(
         template=template,
         sources=sources,
         decoded=whole_digest([matched.digests[slot.name] for slot in template.slots]),
         contents=contents,
-        facts=_facts(run, template.run_bytes(sources.aliases), loss, _count_kept(run, matched)),
+        facts=_facts(run, template.run_bytes(sources.aliases), loss, _figures(run, matched, template, bound)),
     )
 
 
 def _template(
-    run: Run, matched: Matched, parts: tuple[SharedTensors, ...], rule: Mapping[str, Any] | None, jobs: int
+    run: Run,
+    matched: Matched,
+    parts: tuple[SharedTensors, ...],
+    rule: Mapping[str, Any] | None,
+    bound: Bound | None,
 ) -> tuple[Template, str | None, dict[str, bytes]]:
     """Return the template, the run's name where it is a parameter, and the shared parts of bytes by sha256."""
     tensors, refs = matched.tensors, matched.refs
     head = tensors.keys() - refs.keys() if isinstance(run.module, Dense) else run.module.head & tensors.keys()
-    table = _table(matched.base, jobs) if matched.base is not None and refs else None
+    table = bound.table if bound is not None and refs else None
     contents = {name: _read_kept(path) for name, path in run.kept.items()}
     template = Template(
         headers={file: _header_of(header, tensors) for file, header in run.headers.items()},
-        base_name=_plain_text(run.base_name),
-        base_table=None if table is None else hashlib.sha256(table).hexdigest(),
+        base_name=plain_text(run.base_name),
+        origin=None if bound is None else bound.origin,
+        base_table=None if bound is None or table is None else bound.origin.sha256,
         base=refs,
+        adapts=None if bound is None else bound.adapts,
         head=frozenset(head),
         parts=tuple(part.names for part in parts),
         rule=rule,
@@ -118,11 +122,6 @@ def _without_name(content: bytes, name: str) -> bytes | None:
     return parametric.encode() if parametric != text and bind(parametric, name) == text else None
 
 
-def _plain_text(name: str | None) -> str | None:
-    """Return a base's name as a template keeps it: none where it is no text, for it is only a hint to people."""
-    return name if name is not None and name.isprintable() else None
-
-
 def _read_kept(path: Path | bytes) -> bytes:
     if isinstance(path, bytes):
         return path
@@ -138,11 +137,6 @@ def _header_of(header: Header, tensors: Mapping[str, Tensor]) -> Header:
         return header
     rows = {n: (tensors[n].dtype.name, tensors[n].shape, tensors[n].nbytes) for n in header.entries if n in tensors}
     return build_header(rows, header.metadata)
-
-
-def _table(base: Base, jobs: int) -> bytes:
-    """Return the table of a base: all its tensors, so that it is one table whatever tasks use of it."""
-    return base_table_json(dict(zip(base.tensors, ordered_map(base.ref, base.tensors, jobs), strict=True)))
 
 
 def _sources(template: Template, matched: Matched, name: str | None) -> Sources:
@@ -162,7 +156,7 @@ def _sources(template: Template, matched: Matched, name: str | None) -> Sources:
     return Sources(slots, frozenset(unchanged), aliases, name)
 
 
-def _facts(run: Run, run_bytes: int, loss: Loss | None, kept: int | None) -> Facts:
+def _facts(run: Run, run_bytes: int, loss: Loss | None, figures: Mapping[str, int]) -> Facts:
     """Return what people are told about the task."""
     return Facts(
         layout=run.layout,
@@ -175,8 +169,17 @@ def _facts(run: Run, run_bytes: int, loss: Loss | None, kept: int | None) -> Fac
         note=run.note,
         density=None if loss is None else loss.density,
         errors=None if loss is None else loss.errors,
-        figures={**run.figures, **({} if kept is None else {"kept": kept})},
+        figures={**run.figures, **figures},
     )
+
+
+def _figures(run: Run, matched: Matched, template: Template, bound: Bound | None) -> dict[str, int]:
+    """Count what only the encoder knows: entries that masks keep, and the size of a base that no template names."""
+    kept = _count_kept(run, matched)
+    figures = {} if kept is None else {"kept": kept}
+    if bound is not None and template.base_table is None:
+        figures |= {"base": bound.parameters, "base_bytes": bound.nbytes}
+    return figures
 
 
 def _count_kept(run: Run, matched: Matched) -> int | None:

@@ -13,17 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.codecs.registry import codecs_for
 from petlpack.coding.array import Level
+from petlpack.encoding.bases import choose_base
 from petlpack.encoding.request import Request
 from petlpack.encoding.write import TaskWriter, Written
-from petlpack.errors import BaseError, RunError, printable
+from petlpack.errors import RunError, printable
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import LeftOut, Run
 from petlpack.parallel import Progress, count_jobs
+from petlpack.records.template import Origin
 from petlpack.sections.parts import unreadable
 from petlpack.store import Store, check_task_name
-from petlpack.tensors.base import Base, open_base
+from petlpack.tensors.base import Bases
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Encoded:
     shared: dict[str, int]
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
+    base: Origin | None = None
+    """The base that it was encoded against, or that an adapter is bound to."""
 
 
 def encode(
     run_dir: str | Path,
     pack: str | Path,
-    base: str | Path | Base | None = None,
+    base: Bases | None = None,
     *,
     task: str | None = None,
     codec: str = "auto",
@@ -59,8 +62,9 @@ def encode(
 ) -> list[Encoded]:
     """Encode the tasks of one run into a pack, which is made if there is none; most runs hold one task.
 
-    `base` is the pretrained checkpoint (directory, weights file or `Base`), by default the directory that the run's own
-    config names. `task` is the task's name, by default the directory's; several tasks are called `<task>.<theirs>`.
+    `base` is the pretrained checkpoint (directory, weights file or `Base`), several of them or a directory of models,
+    of which the one that the run fits is taken, by default the directory that the run's own config names by an absolute
+    path. `task` is the task's name, by default the directory's; several tasks are called `<task>.<theirs>`.
     `codec` "auto" keeps the codec whose task file is smallest. `settings` say what the run's directory does not (its
     combine rule, activation, ...), and what to keep of it: `keep_experts` and `keep_retriever` what averaging and
     inference drop, `bake` a produced prefix in the place of the network that makes it. `density` keeps only that share
@@ -72,12 +76,11 @@ def encode(
     request = Request(codec, level, density, options_of(settings or {}))
     runs = read_run(run_dir, request.options)
     named = dict(zip(_names(name, runs), runs, strict=True))
-    opened = _find_base(runs[0], base, request)
-    figures = _figures(base) if opened is None and base is not None else {}
+    opened = choose_base(runs[0], base, request)
     with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
         for task_name in named:  # before anything is encoded; the commit asks again
             store.refuse_taken(task_name, replace=replace)
-        writer = TaskWriter(store, scratch, opened, request, count_jobs(jobs), progress, figures)
+        writer = TaskWriter(store, scratch, opened, request, count_jobs(jobs), progress)
         written = [writer.write(task_name, run) for task_name, run in named.items()]
         _commit(store, writer, written, replace=replace)
         seconds = (time.perf_counter() - started) / len(written)
@@ -116,30 +119,6 @@ def _names(name: str, runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _find_base(run: Run, base: str | Path | Base | None, request: Request) -> Base | None:
-    """Open the base that a run needs: the one given, else the one that the run names; raises BaseError without one."""
-    if not request.needs_base(run):
-        return None
-    opened = open_base(base, run.base_name)
-    if opened is not None:
-        return opened
-    named = f"; it names '{printable(run.base_name)}', which is not a directory here" if run.base_name else ""
-    without = [codec.id for codec in codecs_for(run.module) if not codec.uses_base and not run.on_base]
-    raise BaseError(
-        f"'{printable(str(run.path))}' ({run.method}) needs its base, but no base was given{named}",
-        hint="pass the pretrained model's directory with --base"
-        + "".join(f"; --codec {codec_id} stores the run without a base" for codec_id in without),
-        code="base-missing",
-    )
-
-
-def _figures(base: str | Path | Base) -> dict[str, int]:
-    """Return the float numbers and the bytes of a base that is only named for the accounting; reads its headers."""
-    tensors = (base if isinstance(base, Base) else Base(base)).tensors.values()
-    numbers = sum(tensor.size for tensor in tensors if tensor.dtype.kind == "float")
-    return {"base": numbers, "base_bytes": sum(tensor.nbytes for tensor in tensors)}
-
-
 def _encoded(written: Written, store: Store, seconds: float) -> Encoded:
     return Encoded(
         name=written.name,
@@ -152,5 +131,6 @@ def _encoded(written: Written, store: Store, seconds: float) -> Encoded:
         seconds=seconds,
         shared={sha256: store.shared_path(sha256).stat().st_size for sha256 in written.shared},
         left_out=written.run.left_out,
-        warnings=written.run.warnings,
+        warnings=written.warnings,
+        base=written.base,
     )

@@ -81,6 +81,30 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     return matched_with(tensors, refs, base, digests)
 
 
+def match_adapter(run: Run, base: Base | None, digests: Digests) -> Matched:
+    """Match the whole tensors of the base that an adapter's file has, too: its embeddings, its output layer.
+
+    They have the base's name behind the adapter's wrappers, its dtype and its shape. A whole model that is stored
+    without its base has none.
+    """
+    tensors = dict(run.module.tensors)
+    same = {name: whole_name(name) for name in tensors} if base is not None and not run.whole else {}
+    known = needed(base).tensors if same else {}
+    whole = {
+        name: other
+        for name, other in same.items()
+        if other in known and (known[other].dtype, known[other].shape) == (tensors[name].dtype, tensors[name].shape)
+    }
+    refs = dict(zip(whole, ordered_map(needed(base).ref, whole.values(), digests.jobs), strict=True)) if whole else {}
+    return matched_with(tensors, refs, base, digests)
+
+
+def whole_name(name: str) -> str:
+    """Return the name that a tensor of an adapter's file has in the model, without what PEFT puts around it."""
+    parts = name.removeprefix("base_model.model.").split(".")
+    return ".".join(part for part in parts if part not in ("modules_to_save", "original_module", "base_layer"))
+
+
 def matched_with(
     tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base | None, digests: Digests
 ) -> Matched:

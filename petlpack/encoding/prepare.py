@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from petlpack.encoding.bind import bind, unbound
 from petlpack.encoding.describe import Described, describe
-from petlpack.encoding.match import Digests, Matched, match, refuse_stranger, without_base
+from petlpack.encoding.match import Digests, Matched, match, match_adapter, refuse_stranger, without_base
 from petlpack.encoding.prune import prune
 from petlpack.encoding.share import SharedTensors, share
 from petlpack.layouts.run import Run
@@ -22,11 +23,12 @@ class Prepared:
     matched: Matched
     parts: tuple[SharedTensors, ...]
     described: Described
+    warnings: tuple[str, ...] = ()
+    """What a person should know of the run, and of its base."""
 
-    def noting(self, options: Mapping[str, str | bool | float], figures: Mapping[str, int]) -> Prepared:
-        """Return the run with what was asked of it, and with further figures, among the facts."""
-        facts = self.described.facts
-        facts = replace(facts, options=options, figures={**facts.figures, **figures})
+    def noting(self, options: Mapping[str, str | bool | float]) -> Prepared:
+        """Return the run with what was asked of it among the facts."""
+        facts = replace(self.described.facts, options=options)
         return replace(self, described=replace(self.described, facts=facts))
 
 
@@ -37,20 +39,24 @@ def prepare(
     *,
     rule: Mapping[str, Any] | None = None,
     density: float | None = None,
+    against: bool = True,
 ) -> Prepared:
     """Make a run ready for a codec; every tensor is digested once, and equal digests are tensors that need no bytes.
 
     `rule` is the codec's; without one, nothing is put into shared parts of tensors. `density` is as in `encode`.
-    Raises BaseError where the base is another than a method's run was trained on, RunError as `prune` and `describe`.
+    `against` tells that the run is coded against the base, and not only bound to it, as an adapter is. Raises BaseError
+    where the base is another than a method's run was trained on, and as `bind`, RunError as `prune` and `describe`.
     """
-    matched, loss = match(run, base, digests), None
+    matched, loss = match(run, base, digests) if against else match_adapter(run, base, digests), None
     if density is not None:
         matched, loss = prune(matched, density, digests)
-    if rule is not None and base is not None:
+    if rule is not None and base is not None and against:
         refuse_stranger(run, matched)
     if run.omits_base:
         matched = without_base(matched, rule)
     parts: tuple[SharedTensors, ...] = ()
     if rule is not None:
         matched, parts = share(run, matched, digests)
-    return Prepared(run, matched, parts, describe(run, matched, parts, rule, loss, digests.jobs))
+    bound = None if base is None else bind(run, base, rule, against=against, jobs=digests.jobs)
+    warnings = run.warnings if base is None or bound is not None else (*run.warnings, unbound(run, base))
+    return Prepared(run, matched, parts, describe(run, matched, parts, rule, loss, bound), warnings)

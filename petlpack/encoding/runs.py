@@ -11,7 +11,7 @@ from petlpack.encoding.encode import Encoded, default_name, encode
 from petlpack.errors import UsageError, problem_of
 from petlpack.layouts.run import LeftOut
 from petlpack.parallel import Progress
-from petlpack.tensors.base import Base
+from petlpack.tensors.base import Bases, open_bases
 
 Item = TypeVar("Item")
 
@@ -37,6 +37,7 @@ class EncodedRun:
                 "bytes": task.nbytes,
                 "source_bytes": task.source_bytes,
                 "seconds": round(task.seconds, 6),
+                "base": task.base and vars(task.base),
             }
             for task in self.tasks
         ]
@@ -93,7 +94,7 @@ class EncodedRuns:
 def encode_runs(
     runs: Sequence[str | Path],
     pack: str | Path,
-    base: str | Path | Base | None = None,
+    base: Bases | None = None,
     *,
     task: str | None = None,
     progress: Callable[[str], Progress | None] | None = None,
@@ -101,13 +102,14 @@ def encode_runs(
 ) -> Iterator[EncodedRun]:
     """Encode runs into a pack one after another, and yield what became of each; `options` are those of `encode`.
 
-    `base` is opened once for all of them. `task` names the task of a single run. A run that would be the task that an
-    earlier one became is refused, also with `replace`. `progress` is called with the name of what is encoded next, and
-    returns what is told the bytes done. Raises UsageError for a `task` of several runs, BaseError where `base` is none.
+    `base` is as in `encode`, and opened once for all of them. `task` names the task of a single run. A run that would
+    be the task that an earlier one became is refused, also with `replace`. `progress` is called with the name of what
+    is encoded next, and returns what is told the bytes done. Raises UsageError for a `task` of several runs, BaseError
+    where `base` is none.
     """
     if task is not None and len(runs) > 1:
         raise UsageError(f"one task name, '{task}', for {len(runs)} runs", hint="encode each run by itself")
-    opened = Base(base) if isinstance(base, (str, Path)) else base
+    opened = None if base is None else open_bases(base)
     names: dict[str, Path] = {}
     for path in map(Path, runs):
         try:

@@ -23,6 +23,7 @@ from petlpack.errors import DamageError, PetlpackError, RunError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import Progress
 from petlpack.records.slot import Slot, with_kinds
+from petlpack.records.template import Origin
 from petlpack.sections.parts import Part, part_params, part_slots, unreadable
 from petlpack.sections.predict import Predictions
 from petlpack.sections.shared import write_shared
@@ -42,6 +43,8 @@ class Written:
     codec: str
     exact: bool
     shared: Mapping[str, bytes]
+    base: Origin | None
+    warnings: tuple[str, ...]
 
 
 class TaskWriter:
@@ -55,11 +58,10 @@ class TaskWriter:
         request: Request,
         jobs: int,
         progress: Progress | None,
-        figures: Mapping[str, int],
     ) -> None:
-        """Write into scratch files of a store; `figures` are what is known of a base that only the accounting needs."""
+        """Write into scratch files of a store; a base that a run is not coded against is one that it is bound to."""
         self._store, self._scratch, self._base, self._request = store, scratch, base, request
-        self._jobs, self._progress, self._figures = jobs, progress, figures
+        self._jobs, self._progress = jobs, progress
         self._digests = Digests(jobs)
         self.parts: dict[str, Path] = {}
         """Where the shared parts of tensors are, by sha256."""
@@ -91,9 +93,10 @@ class TaskWriter:
     def _prepare(self, run: Run, rule: Mapping[str, Any] | None) -> Prepared:
         """Make a run ready, and note what was asked of it."""
         density = self._request.density
-        prepared = prepare(run, self._base, self._digests, rule=rule, density=density)
+        against = self._request.needs_base(run)
+        prepared = prepare(run, self._base, self._digests, rule=rule, density=density, against=against)
         return prepared.noting(
-            {**self._request.options.to_facts(), **({} if density is None else {"density": density})}, self._figures
+            {**self._request.options.to_facts(), **({} if density is None else {"density": density})}
         )
 
     def _compared(self, name: str, path: Path, codec: Codec, prepared: Prepared) -> Written:
@@ -104,7 +107,16 @@ class TaskWriter:
         task = Task(self._store, name, path, templates, self.parts)
         _compare(task, self._base, self._jobs)
         parts = {part.sha256: self.parts[part.sha256] for part in prepared.parts}
-        return Written(name, path, prepared.run, codec.id, task.exact, _SharedFiles(described.contents, parts))
+        return Written(
+            name,
+            path,
+            prepared.run,
+            codec.id,
+            task.exact,
+            _SharedFiles(described.contents, parts),
+            described.template.origin,
+            prepared.warnings,
+        )
 
     def _write_task(self, path: Path, prepared: Prepared, codec: Codec) -> bool:
         """Write the task file by one codec; returns False where the codec declines a run that was not pruned for it."""

@@ -13,7 +13,7 @@ from petlpack.errors import DamageError, UsageError, printable
 from petlpack.parallel import Progress
 from petlpack.records.slot import Slot
 from petlpack.rules.modules import Rebuilt
-from petlpack.tensors.base import Base
+from petlpack.tensors.base import Bases
 from petlpack.tensors.dtypes import Bits
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Stream = Iterable[tuple[Slot, int, Bits]]
 class Reading:
     """How a task is read while it is written: against which base, on how many threads, and who is told of it."""
 
-    base: str | Path | Base | None = None
+    base: Bases | None = None
     jobs: int | None = None
     progress: Progress | None = None
 
@@ -66,10 +66,10 @@ class Exportable(Protocol):
     def own_name(self) -> str | None:
         """The task's name inside its keys and files."""
 
-    def load(self, base: str | Path | Base | None = None) -> Tensors:
+    def load(self, base: Bases | None = None) -> Tensors:
         """Return its tensors."""
 
-    def rebuild(self, base: str | Path | Base | None = None) -> Rebuilt | None:
+    def rebuild(self, base: Bases | None = None) -> Rebuilt | None:
         """Return the dense modules that its rule makes."""
 
     def read_file(self, name: str) -> bytes:
@@ -119,7 +119,7 @@ _NEEDED: Mapping[str, Sequence[str]] = {"adapter": ("activation", "form", "scali
 """Settings without which no library can compute with a module of that kind."""
 
 
-def rebuilt_modules(task: Exportable, base: str | Path | Base | None, export_id: str) -> tuple[Rebuilt, list[str]]:
+def rebuilt_modules(task: Exportable, base: Bases | None, export_id: str) -> tuple[Rebuilt, list[str]]:
     """Return what the task's rule makes, without a head that no other library has, and what is said of that.
 
     Raises UsageError where the task has no rule, DamageError where the rule does not say how its modules act.

@@ -29,7 +29,34 @@ PICKLED = (".bin", ".pt", ".pth")
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
-_FIELDS = {"weights", "base_name", "base", "head", "parts", "rule", "files", "named"}
+_FIELDS = {"weights", "base_name", "origin", "base", "adapts", "head", "parts", "rule", "files", "named"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The base that a run was encoded against, as people find it: its name, its path as it was given then.
+
+    `sha256` is that of its table, so of all its tensors.
+    """
+
+    name: str
+    path: str
+    sha256: str
+
+    def __str__(self) -> str:
+        """Say which base it is."""
+        return f"the base '{self.name}' ({self.path} when it was encoded), sha256 {self.sha256}"
+
+
+@dataclass(frozen=True)
+class Adapts:
+    """The tensors of the base that an adapter adapts, sorted by name, and the sha256 of their table alone.
+
+    Decoding does not need them: they tell another base.
+    """
+
+    sha256: str
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,11 +65,13 @@ class Template:
 
     headers: Mapping[str, Header]
     base_name: str | None = None
+    origin: Origin | None = None
     base_table: str | None = None
     """sha256 of the shared part that holds the base's tensors and their digests."""
     base: Mapping[str, BaseRef] = field(default_factory=dict)
     base_parameters: int | None = None
     """Numbers of the whole base, for accounting."""
+    adapts: Adapts | None = None
     head: frozenset[str] = frozenset()
     parts: tuple[tuple[str | None, ...], ...] = ()
     """The tensors that stand in shared parts, in the parts' order; None for one that only helps to decode others."""
@@ -101,7 +130,9 @@ class Template:
                 for file, header in self.headers.items()
             ],
             "base_name": self.base_name,
+            "origin": None if self.origin is None else vars(self.origin),
             "base": base if self.base_table else None,
+            "adapts": None if self.adapts is None else {**vars(self.adapts), "tensors": list(self.adapts.tensors)},
             "head": sorted(map(text, self.head)),
             "parts": _each_text([list(part) for part in self.parts], text),
             "rule": _each_text(self.rule, text),
@@ -195,6 +226,8 @@ def _from_table(table: Mapping[str, Any]) -> Template:
     template = Template(
         headers=dict(weights),
         base_name=None if base_name is None else _text(base_name),
+        origin=_origin(table["origin"]),
+        adapts=_adapts(table["adapts"]),
         head=frozenset(_list(table["head"])),
         parts=tuple(tuple(None if name is None else _text(name) for name in part) for part in table["parts"]),
         rule=rule,
@@ -206,6 +239,30 @@ def _from_table(table: Mapping[str, Any]) -> Template:
     return template
 
 
+def _origin(row: Any) -> Origin | None:
+    if row is None:
+        return None
+    origin = Origin(**_fields("origin", row, {"name", "path", "sha256"}))
+    for text in (origin.name, origin.path):
+        if not _text(text).isprintable():
+            raise RefusedError(f"origin has the text {text!r}, which is not printable", code="template-fields")
+    parse_sha256(origin.sha256)
+    return origin
+
+
+def _adapts(row: Any) -> Adapts | None:
+    if row is None:
+        return None
+    fields = _fields("adapts", row, {"sha256", "tensors"})
+    return Adapts(parse_sha256(fields["sha256"]), tuple(_list(fields["tensors"])))
+
+
+def _fields(what: str, row: Any, names: set[str]) -> dict[str, Any]:
+    if not isinstance(row, dict) or set(row) != names:
+        raise RefusedError(f"{what} must have the fields {', '.join(sorted(names))}", code="template-fields")
+    return row
+
+
 def _check_lists(table: Mapping[str, Any]) -> None:
     """Check that lists are lists, and sorted where they stand for sets: a template has one text."""
     pairs = [] if table["base"] is None else table["base"]["tensors"]
@@ -213,11 +270,13 @@ def _check_lists(table: Mapping[str, Any]) -> None:
         raise RefusedError("weights, parts and the base's tensors must be lists", code="template-fields")
     if not all(isinstance(row, list) for row in [*table["parts"], *pairs]):
         raise RefusedError("each row of parts and of the base's tensors must be a list", code="template-fields")
-    for rows in (table["head"], table["named"], pairs):
+    adapts = table["adapts"]
+    names: Any = adapts.get("tensors") if isinstance(adapts, dict) else []
+    for rows in (table["head"], table["named"], pairs, names):
         if rows != sorted(rows):
             code = "template-canonical" if isinstance(rows, list) else "template-fields"
             wrong = "not sorted" if isinstance(rows, list) else "not a list"
-            raise RefusedError(f"head, named or the base's tensors: {wrong}", code=code)
+            raise RefusedError(f"head, named, adapts or the base's tensors: {wrong}", code=code)
 
 
 def _check(template: Template) -> None:
@@ -257,19 +316,23 @@ def _check(template: Template) -> None:
             raise RefusedError(f"tensor '{slot.name}' is both in a shared part and in the base", code="part-elsewhere")
 
 
+_AS_IT_IS = ("base_name", "origin", "adapts", "files")
+"""Fields in whose values the task's name is no parameter."""
+
+
 def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the fields of a template with the task's name in them; headers get their spaces back."""
 
     def text(value: str) -> str:
         return bind(value, name)
 
-    bound = {key: _each_text(value, text) for key, value in table.items() if key not in ("base_name", "files")}
+    bound = {key: _each_text(value, text) for key, value in table.items() if key not in _AS_IT_IS}
     if len({text(file) for file in table["files"]}) != len(table["files"]):
         raise RefusedError("two kept files have the same name", code="template-twice")
     bound["weights"] = [[file, _padded(header)] for file, header in bound["weights"]]
     return {
         **bound,
-        "base_name": table["base_name"],
+        **{key: table[key] for key in _AS_IT_IS},
         "files": {text(file): digest for file, digest in table["files"].items()},
     }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +41,31 @@ class Base:
                     hint="--base takes a pretrained model's directory (with model.safetensors), or its weights file",
                     code="base-missing",
                 )
-            self.tensors = open_checkpoint(weights).tensors
+            opened = open_checkpoint(weights)
         except RunError as error:
             raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
+        self.tensors = opened.tensors
+        self.sources = opened.sources
+        """Its weight files."""
+        self._needed = "the exact checkpoint that the task was encoded against"
         self._digests: dict[str, str] = {}
         self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
+
+    @property
+    def name(self) -> str:
+        """What people call it: the name in its own config, if that is no path on some disk, else its directory's."""
+        named = _name_in_config(self.path if self.path.is_dir() else self.path.parent)
+        if named is not None and not Path(named).is_absolute() and named.isprintable() and "\\" not in named:
+            return named
+        place = self.path.resolve()
+        hub = next((part for part in reversed(place.parts) if part.startswith(_HUB)), None)
+        return place.name if hub is None else hub.removeprefix(_HUB).replace("--", "/")
+
+    def needed_by(self, what: str) -> Base:
+        """Return the same base, with digests in common, whose errors say what is needed instead of it."""
+        known = copy.copy(self)
+        known._needed = what
+        return known
 
     def ref(self, name: str) -> BaseRef:
         """Return what this base's tensor is, digest included."""
@@ -59,7 +82,7 @@ class Base:
     def check(self, ref: BaseRef) -> Tensor:
         """Return the tensor that a task needs; raises BaseError where it is missing or differs in a single bit."""
         where = f"base '{printable(str(self.path))}'"
-        hint = "pass the exact checkpoint that the task was encoded against"
+        hint = f"pass {self._needed}"
         tensor = self.tensors.get(ref.name)
         if tensor is None:
             message = f"{where} has no tensor '{printable(ref.name)}', which the task needs"
@@ -85,21 +108,55 @@ class Base:
         return cast_bits(self.check(ref).read_flat(start, stop), ref.dtype, dtype)
 
 
-def is_directory(name: str) -> bool:
-    """Tell whether a name from a config is a directory here; any text may stand there."""
+AnyBase = str | Path | Base
+"""A base as a caller gives it: the model's directory, its weights file, or an opened one."""
+
+Bases = AnyBase | Sequence[AnyBase]
+"""One base, or several to choose from; a directory of models stands for all of them."""
+
+
+def is_model(name: str) -> bool:
+    """Tell whether a name from a config says for certain where a model is: any text may stand there.
+
+    A relative path may name a directory here that only happens to be called so.
+    """
     try:
-        return Path(name).is_dir()
+        return Path(name).is_absolute() and Path(name).is_dir()
     except (OSError, ValueError):
         return False
 
 
-def open_base(base: str | Path | Base | None, named: str | None) -> Base | None:
-    """Open the base that is given, else the one that a run named, if that is a directory here; None without either."""
-    if isinstance(base, Base):
-        return base
-    if base is not None:
-        return Base(base)
-    return Base(named) if named is not None and is_directory(named) else None
+def open_bases(bases: Bases | None, named: str | None = None) -> list[Base]:
+    """Open the bases that are given, else the one that a config names by an absolute path, if it is here; else [].
+
+    Raises BaseError where one of those given is none.
+    """
+    if bases is None:
+        return [Base(named)] if named is not None and is_model(named) else []
+    several = [bases] if isinstance(bases, str | Path | Base) else bases
+    return [opened for base in several for opened in ([base] if isinstance(base, Base) else _models_at(Path(base)))]
+
+
+def _models_at(path: Path) -> list[Base]:
+    """Open a model, or the models in the directories of a directory that is none itself."""
+    from petlpack.tensors.checkpoint import find_weights  # as above
+
+    if not path.is_dir() or find_weights(path) is not None:
+        return [Base(path)]
+    inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and find_weights(folder) is not None]
+    return [Base(folder) for folder in inside] or [Base(path)]
+
+
+_HUB = "models--"
+"""How the directories of a Hub cache begin: `models--org--name`."""
+
+
+def _name_in_config(directory: Path) -> str | None:
+    try:
+        name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) and name else None
 
 
 def needed(base: Base | None) -> Base:

@@ -179,7 +179,7 @@ def test_a_base_is_opened_once_and_may_be_the_one_that_a_run_names(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("much", "little"):
-        config = json.dumps({"model_type": "bert", "_name_or_path": "base"})
+        config = json.dumps({"model_type": "bert", "_name_or_path": str(place / "base")})
         (place / name / "config.json").write_text(config, encoding="utf-8")
     opened: list[Path] = []
     original = petlpack.Base.__init__
@@ -190,7 +190,7 @@ def test_a_base_is_opened_once_and_may_be_the_one_that_a_run_names(
 
     monkeypatch.setattr(petlpack.Base, "__init__", open_base)
     plans = petlpack.plan(["much", "little"])
-    assert opened == [Path("base")]
+    assert opened == [place / "base"]
     assert all(offer.auto for offer in [one.best for one in plans.runs] if offer is not None)
     assert plans.pack is not None
     (words,) = plans.pack.commands

@@ -68,13 +68,13 @@ def test_runs_of_one_name_are_refused_even_to_replace(replace: list[str], place:
 
 def test_the_base_is_opened_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    original = petlpack.Base
+    original = petlpack.Base.__init__
 
-    def open_base(path: Path) -> petlpack.Base:
+    def open_base(self: petlpack.Base, path: Path) -> None:
         opened.append(path)
-        return original(path)
+        original(self, path)
 
-    monkeypatch.setattr(petlpack, "Base", open_base)
+    monkeypatch.setattr(petlpack.Base, "__init__", open_base)
     assert run("encode", place / "sst2", place / "rte", "--base", place / "base", "--pack", tmp_path).exit_code == 0
     assert opened == [place / "base"]
 

@@ -61,7 +61,7 @@ def test_json_is_one_object_of_the_stated_schema(name: str, place: Path, pack: P
 ON_METHODS: dict[str, list[str]] = {
     "encode": ["encode", "{methods}/mask", "--pack", "{tmp}/q", *MASK],
     "encode on a base": ["encode", "{methods}/hyper", "--pack", "{tmp}/q", "--base", "{methods}/t5"],
-    "encode for the accounting": ["encode", "{methods}/merge", "--pack", "{tmp}/q", "--base", "{methods}/t5"],
+    "encode with another's base": ["encode", "{methods}/merge", "--pack", "{tmp}/q", "--base", "{methods}/t5"],
     "decode": ["decode", "{methods}/p", "mask.a", "{tmp}/out"],
     "decode on a base": ["decode", "{methods}/p", "hyper.a", "{tmp}/out", "--base", "{methods}/t5"],
     **{
@@ -89,7 +89,7 @@ def test_methods_are_told_by_the_same_schemas_and_in_80_columns(case: str, metho
     assert result.stdout
     if arguments[0] != "decode":
         assert max(map(len, result.stdout.splitlines())) <= 80
-        assert result.stderr == ""
+        assert result.stderr == "" or (case == "encode with another's base" and "adapts no module" in result.stderr)
 
 
 def test_people_get_plain_lines_of_at_most_80_columns(name: str, place: Path, pack: Path, tmp_path: Path) -> None:

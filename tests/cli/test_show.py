@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import petlpack
 from tests.support.command_line import damage, run, run_json
 from tests.support.small_runs import make_base, make_pair, write_run
 
@@ -62,10 +63,13 @@ def test_show_counts_what_is_unchanged(place: Path, tmp_path: Path) -> None:
     run("encode", tmp_path / "frozen", "--base", place / "base", "--pack", tmp_path / "q")
     answer = run_json("show", tmp_path / "q", "frozen")[1]
     assert answer["tensors"] == {"count": 13, "unchanged": 1, "aliases": 0, "stored": 12}
-    assert answer["base"] == {"name": "a/base", "tensors": 11}
+    sha256 = answer["base"].pop("sha256")
+    path = str(place / "base")
+    assert answer["base"] == {"name": "base", "tensors": 11, "path": path, "needed": True}
+    assert sha256 == petlpack.open(tmp_path / "q")["frozen"].template.base_table
     assert answer["payload_bytes"] == sum(row["bytes"] for row in answer["sections"]) < answer["bytes"]
     assert answer["files"] == [{"file": "config.json", "bytes": (tmp_path / "frozen" / "config.json").stat().st_size}]
     text = run("show", tmp_path / "q", "frozen").stdout
     assert "1 unchanged from the base" in text
-    assert "11 tensors of it; the run names it 'a/base'" in text
-    assert run_json("show", place / "p", "adapter")[1]["base"] is None
+    assert f"11 tensors of it; 'base' ({path} when it was encoded), sha256 {sha256}" in " ".join(text.split())
+    assert not run_json("show", place / "p", "adapter")[1]["base"]["needed"]

@@ -25,13 +25,14 @@ def test_damage_is_4_and_names_the_part(given: list[str], pack: Path) -> None:
 def test_another_base_is_5_for_verify_and_no_damage(place: Path, pack: Path) -> None:
     result = run("verify", pack, "--base", place / "rte")
     assert (result.exit_code, result.stderr) == (5, "")
-    assert result.stdout.startswith(f"task 'rte': base '{place / 'rte'}' has no tensor ")
+    assert f"task 'rte': base '{place / 'rte'}' has no tensor " in result.stdout
+    assert f"task 'adapter': base '{place / 'rte'}' is not the one that task 'adapter' adapts" in result.stdout
     assert "2 tasks with another base: every byte checked, no weight decoded.\n" in result.stdout
-    assert "1 task: every byte checked and every weight decoded.\n" in result.stdout
+    assert "1 task of another base: every byte checked and every weight decoded.\n" in result.stdout
     assert "No damage in 8 parts.\n" in result.stdout  # tasks, templates, the base's table, config and adapter_config
     code, answer = run_json("verify", pack, "--base", place / "rte")
     assert (code, answer["damaged"]) == (5, 0)
-    assert [one["error"]["type"] for one in answer["checked"] if not one["ok"]] == ["BaseError", "BaseError"]
+    assert [one["error"]["type"] for one in answer["checked"] if not one["ok"]] == ["BaseError"] * 3
     damage(pack, "sst2")
     code, answer = run_json("verify", pack, "--base", place / "rte")
     assert (code, answer["damaged"]) == (4, 1)

@@ -655,6 +655,8 @@ BEYOND_A_SCHEMA = {
     "manifest-utf16": "no JSON of ours",
     "manifest-lone-surrogate": "no Unicode",
     "template-not-canonical": "spaces",
+    "template-origin-control": "what is printable",
+    "template-adapts-order": "order",
     "template-weight-file-twice": "uniqueness of one column of a table",
     "template-file-is-weights": "two fields compared",
     "template-tensor-twice": "the header is a text in a text",

@@ -125,6 +125,18 @@ def base_tensor(place: Path, patch: pytest.MonkeyPatch) -> None:
         pass
 
 
+def base_is_run(place: Path, patch: pytest.MonkeyPatch) -> None:
+    run, _ = write_pair(place)
+    petlpack.encode(run, place / "p", run)
+
+
+def base_fits_none(place: Path, patch: pytest.MonkeyPatch) -> None:
+    run, base = write_pair(place)
+    other, _ = write_pair(place / "other", seed=1)
+    petlpack.encode(run, place / "p", base, task="task")
+    petlpack.open(place / "p")["task"].load([other, run])
+
+
 def section_decode(place: Path, patch: pytest.MonkeyPatch) -> None:
     class Toy:
         def decode(self, data: bytes, array: coding.Array) -> None:
@@ -147,7 +159,7 @@ SHOWN: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     one.__name__.replace("_", "-"): one
     for one in (
         *(file_unreadable, file_replaced, file_link, file_text),
-        *(base_missing, base_tensor, section_decode, run_differs),
+        *(base_missing, base_is_run, base_fits_none, base_tensor, section_decode, run_differs),
     )
 }
 

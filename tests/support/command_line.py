@@ -26,7 +26,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals, terminals and such 
 
 
 def write_adapter(directory: Path, peft_type: str) -> Path:
-    tensors = {"base_model.model.layer.0.lora_A.weight": weights("F32", (4, 16), 1)}
+    tensors = {"base_model.model.encoder.layer.0.attention.self.query.lora_A.weight": weights("F32", (4, 16), 1)}
     config = json.dumps({"peft_type": peft_type, "base_model_name_or_path": "a/base"}).encode()
     return write_run(directory, tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
 
@@ -154,6 +154,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             bytes=NUMBER,
             source_bytes=NUMBER,
             seconds=SECONDS,
+            base=maybe(table(name=TEXT, path=TEXT, sha256=SHA256)),
         ),
         "shared": rows(sha256=SHA256, bytes=NUMBER),
         "left_out": rows(run=TEXT, file=TEXT, bytes=NUMBER, why=TEXT),
@@ -206,7 +207,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "payload_bytes": NUMBER,
         "run_bytes": NUMBER,
         "tensors": table(count=NUMBER, unchanged=NUMBER, aliases=NUMBER, stored=NUMBER),
-        "base": maybe(table(name=maybe(TEXT), tensors=NUMBER)),
+        "base": maybe(
+            table(name=maybe(TEXT), tensors=NUMBER, path=maybe(TEXT), sha256=maybe(SHA256), needed=YES),
+        ),
         "sections": rows(
             name=TEXT, coder=TEXT, dtype=TEXT, elements=NUMBER, bytes=NUMBER, bits_per_element=maybe(SECONDS)
         ),

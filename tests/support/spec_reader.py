@@ -547,12 +547,34 @@ def parse_base_table(text: bytes) -> BaseTable:
     return table
 
 
+def check_origin(origin: Any) -> None:
+    """Check what a template says of the base that the run was encoded against."""
+    if origin is None:
+        return
+    check(isinstance(origin, dict) and set(origin) == {"name", "path", "sha256"}, "template: origin")
+    texts = origin["name"], origin["path"]
+    check(all(isinstance(item, str) and item.isprintable() for item in texts), "template: origin")
+    check(_is_digest(origin["sha256"]), "template: not a sha256")
+
+
+def check_adapts(adapts: Any) -> None:
+    """Check what a template says of the tensors of the base that an adapter adapts."""
+    if adapts is None:
+        return
+    check(isinstance(adapts, dict) and set(adapts) == {"sha256", "tensors"}, "template: adapts")
+    names = adapts["tensors"]
+    check(isinstance(names, list) and all(isinstance(item, str) for item in names), "template: adapts")
+    check(names == sorted(set(names)) and _is_digest(adapts["sha256"]), "template: adapts")
+
+
 def parse_template(text: bytes, name: str | None, table_of: Callable[[str], BaseTable]) -> Template:
     """Parse and check a template; `table_of` reads the table of a base."""
     table = parse_canonical(text)
-    fields = {"weights", "base_name", "base", "head", "parts", "rule", "files", "named"}
+    fields = {"weights", "base_name", "origin", "base", "adapts", "head", "parts", "rule", "files", "named"}
     check(isinstance(table, dict) and set(table) == fields, "template: other fields")
     check(table["base_name"] is None or isinstance(table["base_name"], str), "template: base_name")
+    check_origin(table["origin"])
+    check_adapts(table["adapts"])
     check(table["rule"] is None or isinstance(table["rule"], dict), "template: rule")
     check(isinstance(table["files"], dict), "template: files")
     check(all(_is_digest(digest) for digest in table["files"].values()), "template: not a sha256")
@@ -576,7 +598,7 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
         check(_is_task_name(name), "template: not a name")
         table = {
             **{
-                field: value if field in ("base_name", "files") else _bound(value, name)
+                field: value if field in ("base_name", "origin", "adapts", "files") else _bound(value, name)
                 for field, value in table.items()
             },
             "files": {_bound(file, name): digest for file, digest in table["files"].items()},
@@ -789,8 +811,12 @@ def units_of(codec: str, stored: Sequence[Slot], shared: Sequence[Slot] = ()) ->
     if codec == "sparse":
         return [*cut(based, "sparse", 1 << 24, no_rows), *cut(own, "head", 1 << 24, no_rows)]
     if codec == "plain":
-        parts = [[(slot, 0, slot.size) for slot in stored if slot.head == head] for head in (False, True)]
-        return [*cut(parts[0], "tensors", 1 << 20, rows_of), *cut(parts[1], "head", 1 << 20, no_rows)]
+        tensors, head = ([piece for piece in own if piece[0].head == of_head] for of_head in (False, True))
+        return [
+            *cut(tensors, "tensors", 1 << 20, rows_of),
+            *cut(based, "changed", 1 << 20, rows_of),
+            *cut(head, "head", 1 << 20, no_rows),
+        ]
     if codec not in ("mask", "merge", "hyper"):
         raise Refused(f"codec {codec}", unknown=True)
     body = [piece for piece in own if not piece[0].head]

@@ -253,12 +253,9 @@ def _break_even_lines(stats: Stats) -> list[str]:
     """Return from how many tasks on the pack takes less than other storage, and which base that is counted with."""
     runs = stats.break_even.runs
     lines = [f"From {count(runs, 'task')} on, the pack is smaller than the runs' tensors."] if runs else []
-    lent = [row for row in stats.tasks if row.base == "pack" and not row.whole]
     unknown = [row for row in stats.tasks if row.dense_bytes is None]
     if unknown:
         lines.append(f"{_tasks(unknown)} not record which base; give --base DIR for the size of dense models.")
-    elif lent:
-        lines.append(f"{_tasks(lent)} not record which base; the base of the others is assumed.")
     if stats.dense_bytes is not None and stats.base_bytes is not None:
         lines.append(_from(stats.break_even.dense, "than dense models, the base counted once"))
     if stats.lora_bytes is not None:

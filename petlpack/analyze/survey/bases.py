@@ -11,7 +11,7 @@ from petlpack.analyze.survey.equality import Span
 from petlpack.analyze.survey.kinds import PICKLED
 from petlpack.analyze.survey.tree import File, Key, key_of
 from petlpack.errors import BaseError, RunError, printable
-from petlpack.tensors.base import is_directory
+from petlpack.tensors.base import is_model
 from petlpack.tensors.checkpoint import find_weights, open_checkpoint
 from petlpack.tensors.safetensors_file import Header
 
@@ -50,7 +50,7 @@ def open_bases(for_all: BaseFiles | None, runs: Iterable[FoundRun]) -> ComparedB
     unreadable: dict[str, str] = {}
     for name in dict.fromkeys(names.values()):
         try:
-            if is_directory(name):
+            if is_model(name):
                 opened[name] = open_base(Path(name))
         except BaseError as error:
             unreadable[name] = error.message

@@ -1,0 +1,84 @@
+"""Step 4a: which base a task belongs to, as people find it and as one bit tells it from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from petlpack.errors import printable
+from petlpack.layouts.run import Run
+from petlpack.parallel import ordered_map
+from petlpack.records.base_table import base_table_json, parameters
+from petlpack.records.template import Adapts, Origin, texts_of
+from petlpack.rules.modules import Dense
+from petlpack.tensors.adapted import Adapted, adapted
+from petlpack.tensors.base import Base, BaseRef
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a template says of the base: its table, which it is, what an adapter adapts of it; and its size."""
+
+    table: bytes
+    origin: Origin
+    adapts: Adapts | None
+    parameters: int
+    nbytes: int
+
+
+def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool, jobs: int) -> Bound | None:
+    """Bind a run to its base: every tensor of it is digested, so that it is one table whatever tasks use of it.
+
+    A run that is coded `against` the base says by that which tensors it needs. Of another, those are bound that it
+    adapts; None where it has modules and none of them is in the base, which then is another model's.
+    """
+    modules = None if against else adapted(_names(run, rule), {name: t.shape for name, t in base.tensors.items()})
+    if modules is not None and modules.strangers and not modules.modules:
+        return None
+    refs = dict(zip(base.tensors, ordered_map(base.ref, base.tensors, jobs), strict=True))
+    table = base_table_json(refs)
+    origin = Origin(printable(base.name), printable(str(base.path)), hashlib.sha256(table).hexdigest())
+    return Bound(
+        table,
+        origin,
+        _adapts(modules, refs),
+        parameters(refs),
+        sum(tensor.nbytes for tensor in base.tensors.values()),
+    )
+
+
+def plain_text(name: str | None) -> str | None:
+    """Return a base's name as a template keeps it: none where it is no text, for it is only a hint to people."""
+    return name if name is not None and name.isprintable() else None
+
+
+def unbound(run: Run, base: Base) -> str:
+    """Return the warning for a run that a base does not fit."""
+    return (
+        f"{run.method} adapts no module of base '{printable(str(base.path))}': it is stored without a base, whose size "
+        "and digest the pack then does not know"
+    )
+
+
+def _adapts(modules: Adapted | None, refs: Mapping[str, BaseRef]) -> Adapts | None:
+    """Return what a run adapts of a base; None where its names have no module that a base could have."""
+    if modules is None or not modules.modules:
+        return None
+    return Adapts(adapted_digest({name: refs[name] for name in modules.tensors}), modules.tensors)
+
+
+def adapted_digest(rows: Mapping[str, BaseRef]) -> str:
+    """Return the sha256 of the table of some tensors of a base."""
+    return hashlib.sha256(base_table_json(rows)).hexdigest()
+
+
+def _names(run: Run, rule: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
+    """Return what may stand for modules: the outputs and tensors that a rule names, else the tensors but the head's."""
+    tensors = run.module.tensors
+    if rule is not None:
+        named = [text for text in texts_of(rule.get("rows")) if "." in text]
+        return {text: tensors[text].shape if text in tensors else () for text in named}
+    head: frozenset[str] = frozenset() if isinstance(run.module, Dense) else run.module.head
+    return {name: tensor.shape for name, tensor in tensors.items() if name not in head}

@@ -1,0 +1,236 @@
+"""Which base a run is encoded against: never the run itself, the one that fits of several, and said to people."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import petlpack
+from petlpack import BaseError
+from tests.support.command_line import run, run_json, write_adapter
+from tests.support.small_runs import make_base, make_pair, nudged, write_run
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory, which is the working directory, with the model `base` and a run `tuned` of it."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "base", make_base())
+    write_run(tmp_path / "tuned", make_pair(1)[0])
+    return tmp_path
+
+
+def names_base(run_dir: Path, name: str) -> None:
+    (run_dir / "config.json").write_text(json.dumps({"model_type": "bert", "_name_or_path": name}), encoding="utf-8")
+
+
+def inside(place: Path) -> Path:
+    return Path(shutil.copytree(place / "tuned", place / "tuned" / "checkpoint-20"))
+
+
+def linked(place: Path) -> Path:
+    (place / "link").symlink_to(place / "tuned")
+    return place / "link"
+
+
+def hard_linked(place: Path) -> Path:
+    (place / "twin").mkdir()
+    os.link(place / "tuned" / "model.safetensors", place / "twin" / "model.safetensors")
+    return place / "twin"
+
+
+def linked_file(place: Path) -> Path:
+    (place / "twin").mkdir()
+    (place / "twin" / "model.safetensors").symlink_to(place / "tuned" / "model.safetensors")
+    return place / "twin"
+
+
+def around(place: Path) -> Path:
+    write_run(place / "models", make_base())
+    shutil.move(place / "tuned", place / "models" / "tuned")
+    return place / "models"
+
+
+ITSELF = {
+    "the run": lambda place: place / "tuned",
+    "by a relative path": lambda place: Path("tuned"),
+    "by way of its parent": lambda place: place / "tuned" / ".." / "tuned",
+    "its weight file": lambda place: place / "tuned" / "model.safetensors",
+    "a checkpoint in it": inside,
+    "a link to it": linked,
+    "a hard link to its weights": hard_linked,
+    "a link to its weights": linked_file,
+    "a directory that holds it": around,
+}
+
+
+@pytest.mark.parametrize("case", ITSELF)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_is_not_its_own_base(case: str, named: bool, place: Path) -> None:
+    base = ITSELF[case](place)
+    tuned = place / "models" / "tuned" if case == "a directory that holds it" else place / "tuned"
+    if named and base.is_file():
+        pytest.skip("a config names directories")
+    if named:
+        names_base(tuned, str(place / base))
+    with pytest.raises(BaseError) as caught:
+        petlpack.encode(tuned, "p", None if named else base)
+    assert caught.value.code == "base-is-run"
+    assert caught.value.exit_code == 5
+    assert not Path("p").exists()
+    assert run("encode", tuned, "--pack", "p", *([] if named else ["--base", base])).exit_code == 5
+    assert not Path("p").exists()
+
+
+@pytest.mark.parametrize("name", [".", "tuned", "base", "./base", "checkpoint-20"])
+def test_a_relative_name_is_not_looked_for_in_the_working_directory(name: str, place: Path) -> None:
+    names_base(place / "tuned", name)
+    inside(place)
+    with pytest.raises(BaseError, match="needs its base") as caught:
+        petlpack.encode("tuned", "p")
+    assert caught.value.code == "base-missing"
+    assert not Path("p").exists()
+
+
+def test_an_absolute_name_is(place: Path) -> None:
+    names_base(place / "tuned", str(place / "base"))
+    (task,) = petlpack.encode("tuned", "p")
+    assert task.base is not None
+    assert task.base.path == str(place / "base")
+
+
+def test_the_base_is_said_by_encode_show_and_errors(place: Path) -> None:
+    names_base(place / "base", "org/minilm")
+    answer = run_json("encode", "tuned", "--pack", "p", "--base", "base")[1]
+    base = answer["tasks"][0]["base"]
+    task = petlpack.open("p")["tuned"]
+    assert base == {"name": "org/minilm", "path": "base", "sha256": task.template.base_table}
+    text = run("encode", "tuned", "--pack", "q", "--base", "base").stdout
+    assert f"Base: 'org/minilm' (base), sha256 {base['sha256'][:12]}." in text
+    said = f"the base 'org/minilm' (base when it was encoded), sha256 {base['sha256']}"
+    with pytest.raises(BaseError) as missing:
+        task.load()
+    assert said in missing.value.message
+    write_run(place / "other", make_base(1))
+    with pytest.raises(BaseError) as another:
+        task.state_dict("other")
+    assert said in str(another.value.hint)
+    assert said.removeprefix("the base ") in " ".join(run("show", "p", "tuned").stdout.split())
+
+
+def test_a_base_in_a_hub_cache_is_called_as_on_the_hub(place: Path) -> None:
+    snapshot = place / "hub" / "models--org--name" / "snapshots" / "0a1b"
+    shutil.copytree("base", snapshot)
+    (task,) = petlpack.encode("tuned", "p", snapshot)
+    assert task.base is not None
+    assert task.base.name == "org/name"
+
+
+# Several
+
+
+@pytest.fixture
+def four(place: Path) -> Path:
+    """Return a directory of runs of four bases, two of one architecture, which stand in `models`."""
+    sizes = {"small": (0, 2, 16), "twin": (7, 2, 16), "deep": (5, 3, 16), "wide": (3, 2, 32)}
+    for name, (seed, layers, width) in sizes.items():
+        base = make_base(seed, layers=layers, width=width)
+        write_run(place / "models" / name, base)
+        write_run(place / "runs" / f"of-{name}", {key: nudged(t, 3) for key, t in base.items()})
+    return place
+
+
+@pytest.mark.parametrize("way", ["directory", "each"])
+def test_each_run_takes_the_base_that_it_fits(way: str, four: Path) -> None:
+    paths = ["models"] if way == "directory" else [f"models/{name}" for name in ("wide", "twin", "small", "deep")]
+    options = [word for path in paths for word in ("--base", path)]
+    runs = sorted((four / "runs").iterdir())
+    code, answer = run_json("encode", *runs, "--pack", "p", *options)
+    assert code == 0
+    bases = {row["name"].removeprefix("of-"): Path(row["base"]["path"]).name for row in answer["tasks"]}
+    assert bases == {name: name for name in bases}
+    code, answer = run_json("verify", "p", *options)
+    assert code == 0
+    assert {row["depth"] for row in answer["checked"] if row["kind"] == "task"} == {"decoded"}
+    for name in bases:
+        assert run("decode", "p", f"of-{name}", f"out/{name}", *options).exit_code == 0
+        wanted = (four / "runs" / f"of-{name}" / "model.safetensors").read_bytes()
+        assert (four / "out" / name / "model.safetensors").read_bytes() == wanted
+    code, answer = run_json("plan", *runs, *options)
+    assert code == 0
+
+
+def test_a_task_whose_base_is_none_of_several_says_so(four: Path) -> None:
+    petlpack.encode("runs/of-small", "p", "models/small")
+    with pytest.raises(BaseError, match="which is none of 'models/twin', 'models/deep': the base 'small'"):
+        petlpack.open("p")["of-small"].load(["models/twin", "models/deep"])
+
+
+def test_a_run_that_fits_none_of_several_is_refused(four: Path) -> None:
+    write_run(four / "stranger", {"a.b.c.weight": make_base()["embeddings.word_embeddings.weight"]})
+    with pytest.raises(BaseError, match="fits none of the 4 bases"):
+        petlpack.encode("stranger", "p", "models")
+    assert not Path("p").exists()
+
+
+# Adapters
+
+
+def test_an_adapter_is_bound_to_its_base(place: Path) -> None:
+    write_adapter(place / "adapter", "LORA")
+    (encoded,) = petlpack.encode("adapter", "p", "base")
+    assert encoded.base is not None
+    task = petlpack.open("p")["adapter"]
+    assert task.template.adapts is not None
+    assert task.template.adapts.tensors == (
+        "encoder.layer.0.attention.self.query.bias",
+        "encoder.layer.0.attention.self.query.weight",
+    )
+    task.load()
+    task.load("base")
+    write_run(place / "other", make_base(1))
+    with pytest.raises(BaseError, match="is not the one that task 'adapter' adapts"):
+        task.load("other")
+    task.load("other", check_base=False)
+    assert run("verify", "p", "--base", "base").exit_code == 0
+    assert run("verify", "p", "--base", "other").exit_code == 5
+    assert run("verify", "p", "--base", "other", "--base", "base").exit_code == 0
+
+
+def test_an_adapter_of_another_model_is_not_counted_with_the_base(place: Path) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    config = json.dumps({"peft_type": "LORA"}).encode()
+    tensors = {name: make_base()["encoder.layer.0.attention.self.query.weight"]}
+    write_run(place / "llama", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+    (task,) = petlpack.encode("llama", "p", "base")
+    assert task.base is None
+    assert any("adapts no module of base 'base'" in text for text in task.warnings)
+    (row,) = petlpack.stats("p").tasks
+    assert (row.dense_bytes, row.base) == (None, None)
+    (row,) = petlpack.stats("p", "base").tasks
+    assert (row.dense_bytes, row.base) == (None, None)
+
+
+def test_whole_tensors_in_an_adapters_file_are_predicted_by_the_base(place: Path) -> None:
+    base = make_base(words=5000)
+    write_run(place / "base", base)
+    name = "embeddings.word_embeddings.weight"
+    lora = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
+    tensors = {
+        lora: make_base(5)["encoder.layer.0.attention.self.query.weight"],
+        f"base_model.model.{name}": base[name],
+    }
+    config = json.dumps({"peft_type": "LORA"}).encode()
+    write_run(place / "adapter", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+    (alone,) = petlpack.encode("adapter", "q")
+    (task,) = petlpack.encode("adapter", "p", "base")
+    assert task.nbytes < alone.nbytes / 100
+    petlpack.open("p")["adapter"].decode("out", "base")
+    weights = Path("out/adapter_model.safetensors").read_bytes()
+    assert weights == Path("adapter/adapter_model.safetensors").read_bytes()
+    with pytest.raises(BaseError):
+        petlpack.open("p")["adapter"].decode("out2")
