@@ -158,8 +158,10 @@ def test_a_base_is_known_from_tasks_the_option_or_the_encoder(base: Path, tmp_pa
         "run": found.tasks[0].run_bytes,
     }
     assert found.base_bytes is None
+    found = petlpack.stats(tmp_path / "alone", base)
+    assert found.base_bytes == nbytes
     assert found.lora_bytes == 4 * 8 * (16 + 16) * 2  # two queries of 16 x 16
-    assert petlpack.stats(tmp_path / "alone", lora_rank=2).lora_bytes == 4 * 2 * (16 + 16) * 2
+    assert petlpack.stats(tmp_path / "alone", base, lora_rank=2).lora_bytes == 4 * 2 * (16 + 16) * 2
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
