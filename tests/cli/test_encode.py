@@ -36,9 +36,9 @@ def test_a_flag_is_short_for_a_setting(said: list[str], tmp_path: Path, monkeypa
             assert run(*line, "--replace").exit_code == 0, line
             assert petlpack.open("p")["run"].facts.options == {"bake": True}
     refused = run(*PREFIX, *said, "--set", "bake=false")
-    assert (refused.exit_code, "--set gives bake two values" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "setting bake is given twice" in refused.stderr) == (2, True)
     refused = run(*PREFIX, "--set", "bake=false", *said)
-    assert (refused.exit_code, "--set gives bake two values" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "setting bake is given twice" in refused.stderr) == (2, True)
     assert "expected true or false" in run(*PREFIX, "--set", "bake=yes", "--replace").stderr
 
 

@@ -639,5 +639,5 @@ def test_a_setting_that_nothing_uses_is_told(tmp_path: Path, name: str, settings
     case, written, base = write_case(name, tmp_path)
     (encoded,) = petlpack.encode(written.path, tmp_path / "pack", base, task="run", settings=settings, jobs=1)
     assert encoded.layout == case.layout
-    assert encoded.warnings == (f"--set {next(iter(settings))} has no effect on this run",)
+    assert encoded.warnings == (f"setting {next(iter(settings))} has no effect on this run",)
     assert petlpack.open(tmp_path / "pack")["run"].manifest.facts.get("options") is None
