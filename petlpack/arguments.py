@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -117,7 +118,7 @@ def counts_of(name: str, value: object) -> list[int]:
     if isinstance(value, str):
         raise UsageError(f"{name} must be {what}, got {shown(value)}", hint=hint)
     try:
-        return [operator.index(item) for item in _several(name, value, int, what)]
+        return [operator.index(item) for item in _several(name, value, numbers.Integral, what)]
     except TypeError:
         raise UsageError(f"{name} must be {what}, got {shown(value)}", hint=hint) from None
 

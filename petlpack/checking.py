@@ -180,6 +180,9 @@ def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     return Checked(sha256, "shared", "bytes", None)
 
 
+_ITS_RUN = "give the run that the task was encoded from"
+
+
 def _read_run(pack: Pack, name: str, against: Path) -> Run | None:
     """Read the run that a task is to be compared with, as it was read when it was encoded.
 
@@ -189,7 +192,10 @@ def _read_run(pack: Pack, name: str, against: Path) -> Run | None:
         facts = pack[name].facts
     except (DamageError, UnknownFormatError):
         return None
-    runs = read_run(against, options_in(facts.options))
+    try:
+        runs = read_run(against, options_in(facts.options))
+    except (RunError, UsageError) as error:  # whose hint is about encoding it
+        raise RunError(error.message, hint=_ITS_RUN, code=error.own_code) from error
     run = next((run for run in runs if printable(run.task) == printable(facts.task)), None)
     if run is not None:
         return run
@@ -197,7 +203,7 @@ def _read_run(pack: Pack, name: str, against: Path) -> Run | None:
     names = printable(", ".join(run.task for run in runs if run.task))
     raise RunError(
         f"task '{name}' was encoded from {wanted}, but '{printable(str(against))}' holds {names or 'one task only'}",
-        hint="give the run that the task was encoded from",
+        hint=_ITS_RUN,
     )
 
 
