@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,10 @@ def _of_stats(method: str, *given: Any, **named: Any) -> Callable[[Place], objec
     return lambda place: getattr(petlpack.stats(place.pack), method)(*given, **named)
 
 
+ANY: Any = petlpack
+"""The library as who has no type checker calls it."""
+
+
 WRONG: dict[str, tuple[Callable[[Place], object], str]] = {
     "codec": (_encode(codec=None), "unknown codec None"),
     "codec in a list": (_encode(codec=["ulp"]), "unknown codec"),
@@ -117,15 +122,15 @@ WRONG: dict[str, tuple[Callable[[Place], object], str]] = {
         f"jobs {jobs!r}": (_encode(jobs=jobs), f"jobs must be an integer >= 1, got {jobs!r}")
         for jobs in ("2", 0, -3, 1.5)
     },
-    "jobs of verify": (lambda place: petlpack.verify(place.pack, jobs=0), "jobs must be an integer >= 1, got 0"),
-    "jobs of plan": (lambda place: petlpack.plan(place.run, place.base, jobs="2"), "jobs must be"),
-    "jobs of survey": (lambda place: petlpack.survey(place.run, jobs=-1), "jobs must be"),
+    "jobs of verify": (lambda place: ANY.verify(place.pack, jobs=0), "jobs must be an integer >= 1, got 0"),
+    "jobs of plan": (lambda place: ANY.plan(place.run, place.base, jobs="2"), "jobs must be"),
+    "jobs of survey": (lambda place: ANY.survey(place.run, jobs=-1), "jobs must be"),
     "jobs of decode": (_decode(jobs=0), "jobs must be an integer >= 1, got 0"),
     "to": (_decode(to=None), "unknown layout None to decode to"),
     "out": (_decode(out=None), "out must be a path, got None"),
-    "sample": (lambda place: petlpack.plan(place.run, place.base, sample="x"), "sample must be in (0, 1), got 'x'"),
-    "runs": (lambda place: petlpack.plan(None), "runs must be a path, or several, got None"),
-    "a run in runs": (lambda place: petlpack.encode_runs([3], place.pack), "runs must be a path, got 3"),
+    "sample": (lambda place: ANY.plan(place.run, place.base, sample="x"), "sample must be in (0, 1), got 'x'"),
+    "runs": (lambda place: ANY.plan(None), "runs must be a path, or several, got None"),
+    "a run in runs": (lambda place: ANY.encode_runs([3], place.pack), "runs must be a path, got 3"),
     "rank": (_stats(lora_rank="x"), "lora_rank must be an integer from 1 to 65,536, got 'x'"),
     "rank 0": (_stats(lora_rank=0), "lora_rank must be an integer from 1 to 65,536, got 0"),
     "at": (_stats(at=["x"]), "at must be an integer, or several, got ['x']"),
@@ -138,30 +143,34 @@ WRONG: dict[str, tuple[Callable[[Place], object], str]] = {
     "by": (_of_stats("table", None), "no table by None"),
     "bounds": (_of_stats("table", "section", bounds=1), "bounds must be True or False, got 1"),
     "page": (_of_stats("write_page", None), "path must be a path, got None"),
-    "numbers of tasks": (lambda place: petlpack.parse_counts(5), "text must be a string, got 5"),  # type: ignore[arg-type]
-    "details": (lambda place: petlpack.details("one"), "task must be a Task, got 'one'"),  # type: ignore[arg-type]
-    "tasks": (lambda place: petlpack.remove(place.pack, {"one": 1}), "tasks must be a string, or several"),  # type: ignore[arg-type]
-    "dry run": (lambda place: petlpack.gc(place.pack, dry_run="no"), "dry_run must be True or False, got 'no'"),  # type: ignore[arg-type]
-    "long": (lambda place: petlpack.listing(place.pack, long="yes"), "long must be True or False"),  # type: ignore[arg-type]
-    "listing": (lambda place: petlpack.listing(""), "pack is an empty path"),
-    "is_pack": (lambda place: petlpack.is_pack(None), "path must be a path, got None"),  # type: ignore[arg-type]
-    "against nothing": (lambda place: petlpack.verify(place.pack, task="one", against=""), "against is an empty path"),
-    "against without a task": (lambda place: petlpack.verify(place.pack, against=place.run), "but no task"),
+    "numbers of tasks": (lambda place: ANY.parse_counts(5), "text must be a string, got 5"),
+    "details": (lambda place: ANY.details("one"), "task must be a Task, got 'one'"),
+    "tasks": (lambda place: ANY.remove(place.pack, {"one": 1}), "tasks must be a string, or several"),
+    "dry run": (lambda place: ANY.gc(place.pack, dry_run="no"), "dry_run must be True or False, got 'no'"),
+    "long": (lambda place: ANY.listing(place.pack, long="yes"), "long must be True or False"),
+    "listing": (lambda place: ANY.listing(""), "pack is an empty path"),
+    "is_pack": (lambda place: ANY.is_pack(None), "path must be a path, got None"),
+    "against nothing": (lambda place: ANY.verify(place.pack, task="one", against=""), "against is an empty path"),
+    "against without a task": (lambda place: ANY.verify(place.pack, against=place.run), "but no task"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_an_argument_that_makes_no_sense_is_named(case: str, place: Place) -> None:
     call, words = WRONG[case]
-    place.refused(lambda _: call(place), UsageError, words)
+    place.refused(partial(_on, call, place), UsageError, words)
     assert not (place.root / "new").exists()
+
+
+def _on(call: Callable[[Place], object], place: Place, _: Path) -> object:
+    return call(place)
 
 
 def test_a_place_below_a_file_is_refused_by_the_name_of_the_file(place: Place) -> None:
     file = place.run / "config.json"
     for below in (file / "x", file / "x" / "y"):
         for call in (_decode(out=below), _encode(pack=below), _of_stats("write_page", below.with_suffix(".html"))):
-            place.refused(lambda _, call=call: call(place), UsageError, f"'{file}' is a file, not a directory")
+            place.refused(partial(_on, call, place), UsageError, f"'{file}' is a file, not a directory")
     refuse_file_above(place.root / "a" / "b", "hint")  # what is missing can be made
 
 
