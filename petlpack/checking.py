@@ -199,7 +199,7 @@ def _read_run(pack: Pack, name: str, against: Path) -> Run | None:
     run = next((run for run in runs if printable(run.task) == printable(facts.task)), None)
     if run is not None:
         return run
-    wanted = f"its task '{printable(facts.task)}'" if facts.task else "a run of one task"
+    wanted = f"task '{printable(facts.task)}' of a run" if facts.task else "a run of one task"
     names = printable(", ".join(run.task for run in runs if run.task))
     raise RunError(
         f"task '{name}' was encoded from {wanted}, but '{printable(str(against))}' holds {names or 'one task only'}",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.arguments import Place, check_flags, path_of
+from petlpack.arguments import Place, path_of
 from petlpack.codecs.registry import codecs_for
 from petlpack.coding.array import Level
 from petlpack.encoding.request import Request
@@ -69,7 +69,6 @@ def encode(
     taken and not `replace`), and then leaves the pack as it was.
     """
     started = time.perf_counter()
-    check_flags(replace=replace)
     threads, run_dir = count_jobs(jobs), path_of("run_dir", run_dir)
     name = check_task_name(task if task is not None else default_name(run_dir))
     request = Request(codec, level, density, options_of(settings))

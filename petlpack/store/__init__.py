@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from petlpack.arguments import Place, path_of, refuse_file_above
+from petlpack.arguments import Place, check_flags, path_of, refuse_file_above
 from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageError, printable
 
 SUFFIX = ".petl.safetensors"
@@ -178,6 +178,7 @@ class Store:
 
         With `replace` only the latter is in the way.
         """
+        check_flags(replace=replace)
         if self.task_path(name).exists() and replace:
             return
         lower = name.lower()

@@ -78,12 +78,12 @@ def test_names_in_json_are_as_they_are_and_on_a_terminal_escaped(pack: Path) -> 
     _, answer = run_json("show", pack, "sst2")
     assert (answer["method"], answer["layout"]) == (answer["facts"]["method"], answer["facts"]["layout"])
     assert answer["method"] == f"lo{ESC}ra"
-    for command in (["list", pack, "--long"], ["stats", pack]):
+    commands: list[list[str | Path]] = [["list", pack, "--long"], ["stats", pack]]
+    for command in commands:
         _, answer = run_json(*command)
         assert f"lo{ESC}ra" in [row["method"] for row in answer["tasks"]]
     assert next(row["score"]["metric"] for row in answer["tasks"] if row["score"]) == f"acc{ESC}"
-    for command in (
-        *(["show", pack, "sst2"], ["list", pack, "--long"], ["stats", pack], ["stats", pack, "--task", "sst2"]),
-        *(["stats", pack, "--by", "method", "--csv"], ["stats", pack, "--by", "method", "--md"]),
-    ):
+    commands += [["show", pack, "sst2"], ["stats", pack, "--task", "sst2"]]
+    commands += [["stats", pack, "--by", "method", "--csv"], ["stats", pack, "--by", "method", "--md"]]
+    for command in commands:
         assert "\x1b" not in run(*command).output

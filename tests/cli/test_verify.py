@@ -67,7 +67,7 @@ def test_what_is_no_run_of_the_task_is_no_damage(place: Path, methods: Path, tmp
         assert re.fullmatch(rf"Error: .*{words}.*\nHint: {hint}\n", result.stderr), result.stderr
     result = run("verify", methods / "p", "mask.a", "--against", place / "adapter")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "task 'mask.a' was encoded from its task 'a', but" in result.stderr
+    assert "task 'mask.a' was encoded from task 'a' of a run, but" in result.stderr
     assert run("verify", place / "p", "cola", "--against", place / "sst2").exit_code == 1
 
 

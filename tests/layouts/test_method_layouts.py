@@ -161,7 +161,7 @@ def test_a_task_that_a_run_does_not_have_is_said_to_be_missing(tmp_path: Path) -
     packed = pack_case("pha", tmp_path)
     other = runs.write_pha(tmp_path / "other", ["rte", "sst2", "mnli"], seed=3)
     with pytest.raises(
-        RunError, match=r"'run\.cola' was encoded from its task 'cola', but '.*other' holds rte, sst2, mnli"
+        RunError, match=r"'run\.cola' was encoded from task 'cola' of a run, but '.*other' holds sst2, rte, mnli"
     ):
         petlpack.verify(packed.pack, packed.base, task="run.cola", against=other.path)
 
