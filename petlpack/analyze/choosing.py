@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from petlpack.analyze.tables import Table, Unit, Value
+from petlpack.arguments import TEXT, check
 from petlpack.errors import UsageError, printable
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -72,6 +73,7 @@ def ordered(table: Table, by: str) -> Table:
 
     Rows without a value come last. Raises UsageError.
     """
+    check("sort", by, TEXT, "write COLUMN:asc or COLUMN:desc")
     column, _, direction = by.partition(":")
     text = _unit(table, column) == "text"
     if direction not in ("", "asc", "desc"):

@@ -18,6 +18,7 @@ from typing import Any
 
 from petlpack.analyze.offers import FailedPlan, Offer, PackPlan, Plans, RunPlan
 from petlpack.analyze.sampling import Sampler, check_suits
+from petlpack.arguments import PART, check, optional, paths_of
 from petlpack.codecs.codec import NOTHING, Codec, Way
 from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.encode import default_name, encode
@@ -34,7 +35,7 @@ from petlpack.tensors.base import Base, open_base
 
 
 def plan(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     base: str | Path | Base | None = None,
     *,
     sample: float | None = None,
@@ -48,22 +49,19 @@ def plan(
     and 1; by default everything is. `progress` is called with what is measured next, and returns what is told the
     bytes done. A run that fails does not stop the others. Raises BaseError where the given base is none, UsageError.
     """
-    runs = [runs] if isinstance(runs, (str, Path)) else runs
-    if sample is not None and not 0 < sample < 1:
-        raise UsageError(
-            f"sample must be in (0, 1), got {sample:g}", hint="sample is the share of the weights to measure"
-        )
-    chosen = options_of(settings or {}).settings
-    opened = Base(base) if isinstance(base, (str, Path)) else base
+    paths = paths_of("runs", runs)
+    check("sample", sample, optional(PART), "sample is the share of the weights to measure")
+    chosen, threads = options_of(settings).settings, count_jobs(jobs)
+    opened = base if base is None or isinstance(base, Base) else Base(base)
     done: list[RunPlan] = []
     failed: list[FailedPlan] = []
     names: dict[str, Path] = {}
     with _scratch() as place:
-        planner = _Planner(Path(place), opened, sample, chosen, count_jobs(jobs), progress)
-        for path in runs:
+        planner = _Planner(Path(place), opened, sample, chosen, threads, progress)
+        for path in paths:
             try:
-                _refuse_taken(Path(path), names)
-                done.append(planner.plan_of(Path(path)))
+                _refuse_taken(path, names)
+                done.append(planner.plan_of(path))
             except (PetlpackError, OSError) as error:
                 if isinstance(error, OSError) and error.filename is None:
                     error.filename = place  # a full disk's error names no file
@@ -303,7 +301,7 @@ class _Planner:
         if name is None or name not in self._named:
             named = f"; it names '{printable(name)}', which is not a directory here" if name else ""
             raise BaseError(
-                f"'{printable(str(run.path))}' ({run.method}) needs its base, but no base was given{named}",
+                f"'{printable(str(run.path))}' ({printable(run.method)}) needs its base, but no base was given{named}",
                 hint="give the pretrained model's directory with --base",
                 code="base-missing",
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from petlpack import container
+from petlpack.arguments import check_jobs, path_of
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest, ReplacedError, Sections
 from petlpack.decoding.directory import Decoded, write_task
@@ -155,7 +156,7 @@ class Task:
 
     def formula(self) -> list[str]:
         """Return the rule by which the task is rebuilt, as formulas for people."""
-        return [printable(line) for line in codec(self.codec).formula(self.template.rule)]
+        return list(codec(self.codec).formula(self.template.rule))
 
     def read_file(self, name: str) -> bytes:
         """Return a kept file as the run had it; raises DamageError."""
@@ -202,9 +203,11 @@ class Task:
         libraries load. Raises UsageError where `out` is not empty, or the task cannot be written so.
         """
         started = time.perf_counter()
-        notes = write_task(self, Path(out), to, Reading(base, jobs, progress))
+        place = path_of("out", out)
+        check_jobs(jobs)
+        notes = write_task(self, place, to, Reading(base, jobs, progress))
         seconds = time.perf_counter() - started
-        return Decoded(Path(out), notes, self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
+        return Decoded(place, notes, self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
 
     def _tensors(self, base: Base | None) -> TaskTensors:
         opened, sections = self._open()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from petlpack.arguments import Place, path_of
 from petlpack.codecs.registry import codecs_for
 from petlpack.coding.array import Level
 from petlpack.encoding.request import Request
@@ -45,7 +46,7 @@ class Encoded:
 
 def encode(
     run_dir: str | Path,
-    pack: str | Path,
+    pack: Place,
     base: str | Path | Base | None = None,
     *,
     task: str | None = None,
@@ -68,8 +69,9 @@ def encode(
     taken and not `replace`), and then leaves the pack as it was.
     """
     started = time.perf_counter()
-    name = check_task_name(task if task is not None else default_name(Path(run_dir)))
-    request = Request(codec, level, density, options_of(settings or {}))
+    threads, run_dir = count_jobs(jobs), path_of("run_dir", run_dir)
+    name = check_task_name(task if task is not None else default_name(run_dir))
+    request = Request(codec, level, density, options_of(settings))
     runs = read_run(run_dir, request.options)
     named = dict(zip(_names(name, runs), runs, strict=True))
     opened = _find_base(runs[0], base, request)
@@ -77,7 +79,7 @@ def encode(
     with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
         for task_name in named:  # before anything is encoded; the commit asks again
             store.refuse_taken(task_name, replace=replace)
-        writer = TaskWriter(store, scratch, opened, request, count_jobs(jobs), progress, figures)
+        writer = TaskWriter(store, scratch, opened, request, threads, progress, figures)
         written = [writer.write(task_name, run) for task_name, run in named.items()]
         _commit(store, writer, written, replace=replace)
         seconds = (time.perf_counter() - started) / len(written)

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from petlpack.arguments import path_of
 from petlpack.errors import BaseError, RunError, printable
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
@@ -27,7 +28,7 @@ class Base:
 
     def __init__(self, path: str | Path) -> None:
         """Open a model directory or a weights file; raises BaseError where there is none."""
-        self.path = Path(path)
+        self.path = path_of("base", path)
         from petlpack.tensors.checkpoint import find_weights, open_checkpoint  # here, for tables need no files
 
         try:
