@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from petlpack.arguments import Place, check_jobs, path_of
 from petlpack.codecs.registry import codec
 from petlpack.decoding.task import Task
 from petlpack.encoding.match import Digests
@@ -24,6 +23,7 @@ from petlpack.errors import (
     printable,
     problem_of,
 )
+from petlpack.errors.arguments import Place, check_jobs, path_of
 from petlpack.layouts.registry import options_in, read_run
 from petlpack.layouts.run import Run
 from petlpack.pack import Pack

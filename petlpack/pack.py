@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petlpack.arguments import Place, check_flags, texts_of
 from petlpack.decoding.task import Task
 from petlpack.decoding.templates import Templates
+from petlpack.errors.arguments import Place, check_flags, texts_of
 from petlpack.store import Store
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from petlpack.arguments import check_jobs
+from petlpack.errors.arguments import check_jobs
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -11,7 +11,7 @@ from petlpack.analyze.bases import LORA_RANK, Bases
 from petlpack.analyze.bounds import counted_bounds, measured_bounds
 from petlpack.analyze.reading import Reader
 from petlpack.analyze.rows import TaskRow, task_row
-from petlpack.arguments import Place, check_flags
+from petlpack.errors.arguments import Place, check_flags
 from petlpack.store import Store
 from petlpack.tensors.base import Base
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from petlpack.analyze.tables import Table, Unit, Value
-from petlpack.arguments import TEXT, check
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import TEXT, check
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from petlpack.arguments import Rule, check
 from petlpack.decoding.task import Task
+from petlpack.errors.arguments import Rule, check
 from petlpack.sections.shared import find_shared
 
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from petlpack.analyze.growth import MOST_TASKS, Growth, counts_up_to
-from petlpack.arguments import TEXT, check, number, optional
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import TEXT, check, number, optional
 
 if TYPE_CHECKING:
     from petlpack.analyze.stats import Stats

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petlpack.arguments import Place, check_flags
 from petlpack.errors import PetlpackError, problem_of
+from petlpack.errors.arguments import Place, check_flags
 from petlpack.parallel import Progress
 from petlpack.store import Store, task_file
 

@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from petlpack.arguments import refuse_file_above
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import refuse_file_above
 
 
 def refuse_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 
 from petlpack.analyze.offers import FailedPlan, Offer, PackPlan, Plans, RunPlan
 from petlpack.analyze.sampling import Sampler, check_suits
-from petlpack.arguments import PART, check, optional, paths_of
 from petlpack.codecs.codec import NOTHING, Codec, Way
 from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.encode import default_name, encode
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
 from petlpack.errors import BaseError, PetlpackError, RunError, UsageError, printable
+from petlpack.errors.arguments import PART, check, optional, paths_of
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import Run

@@ -16,8 +16,8 @@ from petlpack.analyze.measuring import measure
 from petlpack.analyze.reading import Inventory, Opened, Reader, users_of, without_collection
 from petlpack.analyze.rows import TaskRow, task_row
 from petlpack.analyze.tables import Table, table_by
-from petlpack.arguments import Place, check, check_flags, counts_of, path_of, texts_of, whole
 from petlpack.errors import UsageError, problem_of
+from petlpack.errors.arguments import Place, check, check_flags, counts_of, path_of, texts_of, whole
 from petlpack.parallel import Progress
 from petlpack.store import PACK_JSON, Store
 from petlpack.tensors.base import Base

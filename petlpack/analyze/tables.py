@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from petlpack.analyze.bounds import counted_bounds
 from petlpack.analyze.reading import Inventory, SectionBytes, TaskKind
 from petlpack.analyze.rows import TaskRow
-from petlpack.arguments import shown
 from petlpack.errors import UsageError, problem_of
+from petlpack.errors.arguments import shown
 
 if TYPE_CHECKING:
     from petlpack.analyze.stats import Stats

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 
-from petlpack.arguments import shown
 from petlpack.codecs.codec import Codec
 from petlpack.errors import UnknownFormatError, UsageError, printable
+from petlpack.errors.arguments import shown
 from petlpack.rules.modules import Module
 
 CODECS = {

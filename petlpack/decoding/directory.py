@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petlpack.arguments import refuse_file_above
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import refuse_file_above
 from petlpack.exports.export import Exportable, Reading
 from petlpack.exports.registry import export
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from petlpack import container
-from petlpack.arguments import check_jobs, path_of
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Manifest, ReplacedError, Sections
 from petlpack.decoding.directory import Decoded, write_task
 from petlpack.decoding.templates import Templates
 from petlpack.decoding.tensors import TaskTensors
 from petlpack.errors import BaseError, DamageError, UnknownFormatError, printable
+from petlpack.errors.arguments import check_jobs, path_of
 from petlpack.exports.export import Reading
 from petlpack.parallel import Progress
 from petlpack.records.facts import Facts

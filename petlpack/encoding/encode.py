@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.arguments import Place, path_of
 from petlpack.codecs.registry import codecs_for
 from petlpack.coding.array import Level
 from petlpack.encoding.request import Request
 from petlpack.encoding.write import TaskWriter, Written
 from petlpack.errors import BaseError, RunError, printable
+from petlpack.errors.arguments import Place, path_of
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import LeftOut, Run
 from petlpack.parallel import Progress, count_jobs

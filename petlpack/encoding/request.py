@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from petlpack.arguments import PART, check, optional, shown
 from petlpack.codecs.codec import Codec
 from petlpack.codecs.registry import CODECS, codecs_for, wanted_codec
 from petlpack.codecs.registry import codec as registered_codec
 from petlpack.coding.array import Level
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import PART, check, optional, shown
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run
 

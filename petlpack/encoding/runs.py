@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from petlpack.arguments import Place, path_of, paths_of
 from petlpack.encoding.encode import Encoded, default_name, encode
 from petlpack.errors import UsageError, printable, problem_of
+from petlpack.errors.arguments import Place, path_of, paths_of
 from petlpack.layouts.run import LeftOut
 from petlpack.parallel import Progress
 from petlpack.tensors.base import Base

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from petlpack.arguments import shown
 from petlpack.errors import UsageError
+from petlpack.errors.arguments import shown
 from petlpack.exports.export import Export
 
 EXPORTS = {

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from petlpack.arguments import shown
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import shown
 
 
 @dataclass(frozen=True)

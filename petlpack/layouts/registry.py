@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from petlpack.arguments import check_mapping, path_of
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import check_mapping, path_of
 from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import check_links, module_types, some
 from petlpack.layouts.layout import Layout

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from petlpack.arguments import POSITIVE, TRUTH, one_of, whole
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import POSITIVE, TRUTH, one_of, whole
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.run import read_json
 from petlpack.methods.attachment import loading, put_on

@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from petlpack.arguments import NOT_NEGATIVE, POSITIVE, SHARE, TRUTH, check, number
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import NOT_NEGATIVE, POSITIVE, SHARE, TRUTH, check, number
 from petlpack.layouts.run import read_json
 from petlpack.methods.attachment import loading, put_on
 from petlpack.methods.diff_pruning_probe import check_step

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from petlpack.arguments import Rule, check, whole
+from petlpack.errors.arguments import Rule, check, whole
 from petlpack.layouts.heads import FIRST, HEADS
 from petlpack.methods.settings import check_name
 

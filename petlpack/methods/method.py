@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from petlpack.arguments import Rule, check
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import Rule, check
 from petlpack.methods.attachment import Attachment, refuse_second
 from petlpack.methods.heads import check_task, head_modules, in_its_precision, new_head
 from petlpack.methods.losses import count_labels, loss_of, set_loss

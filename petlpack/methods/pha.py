@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from petlpack.arguments import NOT_NEGATIVE, POSITIVE, whole
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import NOT_NEGATIVE, POSITIVE, whole
 from petlpack.methods.attachment import loading, put_on
 from petlpack.methods.files import stated_in
 from petlpack.methods.heads import check_task, new_head

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from petlpack.arguments import NOT_ZERO, SHARE, one_of, optional, whole
 from petlpack.errors import UsageError
+from petlpack.errors.arguments import NOT_ZERO, SHARE, one_of, optional, whole
 from petlpack.methods.attachment import loading, put_on
 from petlpack.methods.method import Method
 from petlpack.methods.places import ACTIVATIONS, Argument, Block, Projection, blocks, refuse_merged

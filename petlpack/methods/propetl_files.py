@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from petlpack.arguments import shown
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import shown
 from petlpack.layouts.run import read_json
 from petlpack.methods.files import GIVE, TensorFile, run_directory, write_config, write_json, write_tensors, writing
 from petlpack.methods.places import Block

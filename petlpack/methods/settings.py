@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from petlpack.arguments import Rule, check, shown
 from petlpack.errors import UsageError
+from petlpack.errors.arguments import Rule, check, shown
 
 
 def check_all(config: object, rules: Mapping[str, tuple[Rule, str]]) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
-from petlpack.arguments import NOT_NEGATIVE, Rule, check, whole
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import NOT_NEGATIVE, Rule, check, whole
 from petlpack.methods.attachment import method_on
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from petlpack.arguments import Place, check_flags, path_of, refuse_file_above
 from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageError, printable
+from petlpack.errors.arguments import Place, check_flags, path_of, refuse_file_above
 
 SUFFIX = ".petl.safetensors"
 PACK_JSON = b'{"format": "petlpack", "version": 1}\n'

@@ -6,8 +6,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.arguments import path_of
 from petlpack.errors import BaseError, RunError, printable
+from petlpack.errors.arguments import path_of
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.tensor import Tensor

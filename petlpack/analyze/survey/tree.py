@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from petlpack.analyze.survey.kinds import CACHES, kind_by_name
-from petlpack.arguments import paths_of
 from petlpack.errors import Problem, RunError, UsageError, printable, problem_at, problem_of
+from petlpack.errors.arguments import paths_of
 from petlpack.layouts.files import LOADING, WEIGHTS
 from petlpack.store import SUFFIX, is_pack, pack_above
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header

@@ -13,7 +13,7 @@ import pytest
 
 import petlpack
 from petlpack import TaskError, UsageError
-from petlpack.arguments import counts_of, path_of, paths_of, refuse_file_above, texts_of, whole
+from petlpack.errors.arguments import counts_of, path_of, paths_of, refuse_file_above, texts_of, whole
 from tests.support.places import Place
 
 
