@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from petlpack.analyze.audit import Audit, audit
     from petlpack.analyze.details import Details, details
     from petlpack.analyze.forecast import Forecast, parse_counts
-    from petlpack.analyze.known_codecs import known_codecs
+    from petlpack.analyze.known_codecs import KnownCodec, KnownCodecs, known_codecs
     from petlpack.analyze.listing import ListedTask, Listing, listing
-    from petlpack.analyze.offers import Offer, PackPlan, Plans, RunPlan
+    from petlpack.analyze.offers import FailedPlan, Offer, PackPlan, Plans, RunPlan
     from petlpack.analyze.planning import plan
     from petlpack.analyze.rows import TaskRow
     from petlpack.analyze.stats import Stats, stats
-    from petlpack.analyze.survey import RunRow, Survey, survey
+    from petlpack.analyze.survey import KindRow, RunRow, Survey, survey
     from petlpack.analyze.tables import Table
     from petlpack.checking import Checked, Findings, verify
     from petlpack.decoding.directory import Decoded
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         printable,
         problem_of,
     )
-    from petlpack.pack import Pack, gc, remove
+    from petlpack.pack import Garbage, Pack, Removed, gc, remove
     from petlpack.pack import open_pack as open
     from petlpack.rules.modules import Rebuilt
     from petlpack.store import is_pack
@@ -62,8 +62,13 @@ _WHERE = {
     "Encoded": "petlpack.encoding.encode:Encoded",
     "EncodedRun": "petlpack.encoding.runs:EncodedRun",
     "EncodedRuns": "petlpack.encoding.runs:EncodedRuns",
+    "FailedPlan": "petlpack.analyze.offers:FailedPlan",
     "Findings": "petlpack.checking:Findings",
     "Forecast": "petlpack.analyze.forecast:Forecast",
+    "Garbage": "petlpack.pack:Garbage",
+    "KindRow": "petlpack.analyze.survey:KindRow",
+    "KnownCodec": "petlpack.analyze.known_codecs:KnownCodec",
+    "KnownCodecs": "petlpack.analyze.known_codecs:KnownCodecs",
     "ListedTask": "petlpack.analyze.listing:ListedTask",
     "Listing": "petlpack.analyze.listing:Listing",
     "LockedError": "petlpack.errors:LockedError",
@@ -74,6 +79,7 @@ _WHERE = {
     "Plans": "petlpack.analyze.offers:Plans",
     "Problem": "petlpack.errors:Problem",
     "Rebuilt": "petlpack.rules.modules:Rebuilt",
+    "Removed": "petlpack.pack:Removed",
     "RunError": "petlpack.errors:RunError",
     "RunPlan": "petlpack.analyze.offers:RunPlan",
     "RunRow": "petlpack.analyze.survey:RunRow",
@@ -116,8 +122,13 @@ __all__ = [
     "Encoded",
     "EncodedRun",
     "EncodedRuns",
+    "FailedPlan",
     "Findings",
     "Forecast",
+    "Garbage",
+    "KindRow",
+    "KnownCodec",
+    "KnownCodecs",
     "ListedTask",
     "Listing",
     "LockedError",
@@ -128,6 +139,7 @@ __all__ = [
     "Plans",
     "Problem",
     "Rebuilt",
+    "Removed",
     "RunError",
     "RunPlan",
     "RunRow",

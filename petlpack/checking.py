@@ -14,12 +14,24 @@ from petlpack.decoding.bases import base_of_task
 from petlpack.decoding.task import Task
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
-from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, printable, problem_of
+from petlpack.errors import (
+    BaseError,
+    DamageError,
+    PetlpackError,
+    RunError,
+    UnknownFormatError,
+    UsageError,
+    printable,
+    problem_of,
+)
+from petlpack.errors.arguments import Place, check_jobs, path_of
 from petlpack.layouts.registry import options_in, read_run
+from petlpack.layouts.run import Run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.sections.parts import check_shared
 from petlpack.tensors.base import Base, Bases, open_bases
+from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
 
 
@@ -62,7 +74,7 @@ class Findings:
 
 
 def verify(
-    pack: str | Path | Pack,
+    pack: Place,
     base: Bases | None = None,
     *,
     task: str | None = None,
@@ -72,18 +84,35 @@ def verify(
 ) -> Iterator[Checked]:
     """Check a pack, or one task of it: every byte, and with the base at hand every decoded weight.
 
-    `base` is as in `Task.load`: of several, each task takes the one that it was encoded with.
-
-    `against` compares the task's tensors with a run, bit for bit. Yields one finding for every task and every shared
-    part; a damaged one, or one that needs another base, does not stop the rest.
+    `base` is as in `Task.load`: of several, each task takes the one that it was encoded with. `against` compares the
+    tensors of `task` with a run, bit for bit. Yields one finding for every task and every shared part; a damaged one,
+    or one that needs another base, does not stop the rest. Raises TaskError where there is no such task, UsageError for
+    `against` without a task, and RunError where that is no run, before anything is checked.
     """
     pack = pack if isinstance(pack, Pack) else Pack(pack)
+    check_jobs(jobs)
     opened = None if base is None else open_bases(base)
-    names = [task] if task is not None else list(pack)
-    for name in names:
-        if task is not None and task not in pack:
-            pack.store.find_task(task)
-        checked = _check_task(pack, name, opened, against, jobs, progress)
+    if task is not None:
+        pack.store.find_task(task)
+    run = None
+    if against is not None:
+        if task is None:
+            raise UsageError("a run was given to compare with, but no task", hint="name the task that the run became")
+        run = _read_run(pack, task, path_of("against", against))
+    return _findings(pack, opened, task, run, jobs, progress)
+
+
+def _findings(
+    pack: Pack,
+    base: Sequence[Base] | None,
+    task: str | None,
+    run: Run | None,
+    jobs: int | None,
+    progress: Progress | None,
+) -> Iterator[Checked]:
+    """Check one part after another."""
+    for name in [task] if task is not None else list(pack):
+        checked = _check_task(pack, name, base, run, jobs, progress)
         if checked is not None:
             yield checked
     for sha256 in pack.store.shared_names() if task is None else ():
@@ -96,11 +125,14 @@ def _check_task(
     pack: Pack,
     name: str,
     base: Sequence[Base] | None,
-    against: str | Path | None,
+    run: Run | None,
     jobs: int | None,
     progress: Progress | None,
 ) -> Checked | None:
-    """Check one task; None where it was removed meanwhile. One that needs another base is checked byte by byte."""
+    """Check one task; None where it was removed meanwhile. One that needs another base is checked byte by byte.
+
+    Raises RunError where the run that it is compared with cannot be read: that is no finding of the pack's.
+    """
     depth = "bytes"
     try:
         task = pack[name]
@@ -110,9 +142,11 @@ def _check_task(
         depth, foreign = _read_whole(task, base, jobs, progress)
         if foreign is not None:
             return Checked(name, "task", depth, foreign)
-        if against is not None:
+        if run is not None:
             depth = "compared"
-            _compare_with_run(task, base, against)
+            _compare_with_run(task, base, run)
+    except RunError:
+        raise
     except (PetlpackError, OSError) as error:
         if not pack.store.task_path(name).exists():
             return None
@@ -168,36 +202,72 @@ def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     return Checked(sha256, "shared", "bytes", None)
 
 
-def _run_of(task: Task, against: str | Path, bases: Sequence[Base] | None) -> dict[str, Tensor]:
-    """Read the run that a task is to be compared with, as it was read when it was encoded."""
-    facts = task.facts
-    runs = read_run(against, options_in(facts.options))
-    run = next((run for run in runs if printable(run.task) == facts.task), None)
-    if run is None:
-        names = printable(", ".join(run.task for run in runs))
-        raise RunError(f"'{printable(str(against))}' has no task '{facts.task}' (it has: {names})")
-    density, base = facts.asked_density, base_of_task(task.name, task.template, bases)
+_ITS_RUN = "give the run that the task was encoded from"
+
+
+def _read_run(pack: Pack, name: str, against: Path) -> Run | None:
+    """Read the run that a task is to be compared with, as it was read when it was encoded.
+
+    None where the task cannot be opened, which its check tells. Raises RunError where the run has no such task.
+    """
+    try:
+        facts = pack[name].facts
+    except (DamageError, UnknownFormatError):
+        return None
+    try:
+        runs = read_run(against, options_in(facts.options))
+    except (RunError, UsageError) as error:  # whose hint is about encoding it
+        raise RunError(error.message, hint=_ITS_RUN, code=error.own_code) from error
+    run = next((run for run in runs if printable(run.task) == printable(facts.task)), None)
+    if run is not None:
+        return run
+    wanted = f"task '{printable(facts.task)}' of a run" if facts.task else "a run of one task"
+    names = printable(", ".join(run.task for run in runs if run.task))
+    raise RunError(
+        f"task '{name}' was encoded from {wanted}, but '{printable(str(against))}' holds {names or 'one task only'}",
+        hint=_ITS_RUN,
+    )
+
+
+def _tensors_of(run: Run, task: Task, bases: Sequence[Base] | None) -> dict[str, Tensor]:
+    """Return the tensors of a run that a task of it holds."""
+    density, base = task.facts.asked_density, base_of_task(task.name, task.template, bases)
     if base is None or not (run.omits_base or density):
         return dict(run.module.tensors)
     prepared = prepare(run, base, Digests(count_jobs(None)), rule=task.template.rule, density=density)
     return dict(prepared.matched.tensors)
 
 
-def _compare_with_run(task: Task, base: Sequence[Base] | None, against: str | Path) -> None:
+def _compare_with_run(task: Task, base: Sequence[Base] | None, run: Run) -> None:
     """Compare a task's tensors with those of a run; raises DamageError that names the first that differs."""
-    run = _run_of(task, against, base)
-    packed = task.load(base)
-    if packed.keys() != run.keys():
-        name = min(packed.keys() ^ run.keys())
-        raise DamageError(f"tensor '{name}' is in only one of task '{task.name}' and '{against}'", code="run-differs")
+    theirs, packed = _tensors_of(run, task, base), task.load(base)
+    whose = f"task '{task.name}'", f"'{printable(str(run.path))}'"
+    if packed.keys() != theirs.keys():
+        name = min(packed.keys() ^ theirs.keys())
+        has, lacks = whose if name in packed else whose[::-1]
+        raise _differs(f"tensor '{printable(name)}' is in {has}, but not in {lacks}")
     for name in packed:
-        if packed[name].dtype != run[name].dtype or packed[name].shape != run[name].shape:
-            raise DamageError(
-                f"tensor '{name}' is {packed[name].dtype.name} {list(packed[name].shape)} in task '{task.name}', but "
-                f"{run[name].dtype.name} {list(run[name].shape)} in '{against}'",
-                code="run-differs",
+        mine, other = packed[name], theirs[name]
+        if mine.dtype != other.dtype or mine.shape != other.shape:
+            raise _differs(
+                f"tensor '{printable(name)}' is {mine.dtype.name} {list(mine.shape)} in {whose[0]}, but "
+                f"{other.dtype.name} {list(other.shape)} in {whose[1]}"
             )
-        if not np.array_equal(packed[name].bits(), run[name].bits()):
-            raise DamageError(
-                f"tensor '{name}' of task '{task.name}' differs from the one in '{against}'", code="run-differs"
-            )
+        if not np.array_equal(mine.bits(), _bits_of(other, run)):
+            raise _differs(f"tensor '{printable(name)}' of {whose[0]} differs from the one in {whose[1]}")
+
+
+def _bits_of(tensor: Tensor, run: Run) -> Bits:
+    """Read a tensor of a run; raises RunError where its file cannot be read."""
+    try:
+        return tensor.bits()
+    except OSError as error:
+        raise RunError(
+            f"'{printable(str(run.path))}' cannot be read: {error.strerror or error}", hint=problem_of(error).hint
+        ) from error
+
+
+def _differs(message: str) -> DamageError:
+    return DamageError(
+        message, hint="if this is the run that was packed, it has changed since: encode it again", code="run-differs"
+    )

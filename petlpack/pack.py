@@ -9,13 +9,14 @@ from typing import Any
 
 from petlpack.decoding.task import Task
 from petlpack.decoding.templates import Templates
+from petlpack.errors.arguments import Place, check_flags, texts_of
 from petlpack.store import Store
 
 
 class Pack(Mapping[str, Task]):
     """The tasks of a pack directory by name. The directory is the index: it is read anew at every question."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: Place) -> None:
         """Open a pack; raises UsageError where there is none."""
         self.store = Store(path)
         self._templates = Templates(self.store)
@@ -24,6 +25,10 @@ class Pack(Mapping[str, Task]):
     def path(self) -> Path:
         """The pack's directory."""
         return self.store.path
+
+    def __fspath__(self) -> str:
+        """Return the directory: whatever takes the path of a pack takes an opened one."""
+        return str(self.path)
 
     def __repr__(self) -> str:
         """Show the directory."""
@@ -58,12 +63,13 @@ class Pack(Mapping[str, Task]):
 
         Raises DamageError where a task cannot be read: what it needs is then unknown, and nothing is deleted.
         """
+        check_flags(dry_run=dry_run)
         with self.store.locked():
             needed = {sha256 for name in self for sha256 in self[name].parts}
             return self.store.sweep(needed, dry_run=dry_run)
 
 
-def open_pack(path: str | Path) -> Pack:
+def open_pack(path: Place) -> Pack:
     """Open a pack directory; raises UsageError where there is none."""
     return Pack(path)
 
@@ -105,16 +111,16 @@ class Garbage:
         return {"pack": self.pack, "dry_run": self.dry_run, "files": files, "bytes": self.nbytes}
 
 
-def remove(pack: str | Path | Pack, tasks: Sequence[str]) -> Removed:
-    """Remove tasks from a pack; raises TaskError, and removes none, where one of the names is not in it."""
+def remove(pack: Place, tasks: str | Sequence[str]) -> Removed:
+    """Remove a task or several from a pack; raises TaskError, and removes none, where one of them is not in it."""
     opened = pack if isinstance(pack, Pack) else Pack(pack)
-    names = list(dict.fromkeys(tasks))
+    names = list(dict.fromkeys(texts_of("tasks", tasks)))
     for name in names:
         opened.store.find_task(name)
     return Removed(str(opened.path), {name: opened.remove(name) for name in names})
 
 
-def gc(pack: str | Path | Pack, *, dry_run: bool = False) -> Garbage:
+def gc(pack: Place, *, dry_run: bool = False) -> Garbage:
     """Delete what no task needs, as `Pack.gc`, or tell only what that is."""
     opened = pack if isinstance(pack, Pack) else Pack(pack)
     freed = opened.gc(dry_run=dry_run)

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from petlpack.errors.arguments import check_jobs
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -18,9 +20,13 @@ Progress = Callable[[int, int], None]
 
 
 def count_jobs(jobs: int | None) -> int:
-    """Return the number of threads to use: as asked, else one for each processor that this process may use."""
+    """Return the number of threads to use: as asked, else one for each processor that this process may use.
+
+    Raises UsageError for what is no such number.
+    """
+    check_jobs(jobs)
     if jobs is not None:
-        return max(1, jobs)
+        return jobs
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

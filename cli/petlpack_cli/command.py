@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+import petlpack
 from petlpack_cli.output import Output
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -48,16 +49,31 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., int | None]], 
     return click.command(name, cls=Command, examples=examples)
 
 
+class PathType(click.Path):
+    """A path, which is never empty: that would be the current directory, and is a variable that was not set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; raises UsageError for an empty one, in the words of the library."""
+        if value == "":
+            option = param is not None and param.opts[0].startswith("--")
+            name = param.opts[0] if param is not None and option else "an argument"
+            raise petlpack.UsageError(f"{name} is an empty path", hint="check the variable that it comes from")
+        return super().convert(value, param, ctx)
+
+
+PATH = PathType(path_type=Path)
+
+
 def pack_argument(*, required: bool = False) -> Decorator[Any]:
     """Return the argument PACK; where it may be left out, its default is $PETLPACK_PACK, else ./pack."""
     if required:
-        return click.argument("pack", type=click.Path(path_type=Path))
-    return click.argument("pack", type=click.Path(path_type=Path), envvar="PETLPACK_PACK", default="pack")
+        return click.argument("pack", type=PATH)
+    return click.argument("pack", type=PATH, envvar="PETLPACK_PACK", default="pack")
 
 
 def base_option(text: str) -> Decorator[Any]:
     """Return the option --base."""
-    return click.option("--base", metavar="DIR", type=click.Path(path_type=Path), help=text)
+    return click.option("--base", metavar="DIR", type=PATH, help=text)
 
 
 def bases_option(text: str) -> Decorator[Any]:
@@ -66,7 +82,7 @@ def bases_option(text: str) -> Decorator[Any]:
         "--base",
         metavar="DIR",
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=PATH,
         callback=lambda _context, _parameter, paths: paths or None,
         help=f"{text} Repeatable, or a directory of models.",
     )
@@ -107,12 +123,8 @@ def price_options(*, hidden: bool = False) -> Decorator[Any]:
 def figure_options(function: Any) -> Any:
     """Add the options of what a pack is compared with, and of the files that its figures are written to."""
     for option in (
-        click.option(
-            "--html", metavar="FILE", type=click.Path(path_type=Path), help="Write an HTML page with all figures."
-        ),
-        click.option(
-            "--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw an .svg or .png; needs matplotlib."
-        ),
+        click.option("--html", metavar="FILE", type=PATH, help="Write an HTML page with all figures."),
+        click.option("--plot", metavar="FILE", type=PATH, help="Draw an .svg or .png; needs matplotlib."),
         click.option(
             "--lora-rank",
             metavar="R",
@@ -135,17 +147,20 @@ def _settings(context: click.Context, _: click.Parameter, pairs: tuple[str, ...]
         name, sign, value = pair.partition("=")
         if not sign or not value:
             raise click.UsageError(f"--set needs KEY=VALUE, got '{pair}'", context)
-        if chosen.setdefault(name, value) != value:
-            raise click.UsageError(f"--set gives {name} two values", context)
+        _refuse_other(context, name, chosen.setdefault(name, value), value)
     return chosen
+
+
+def _refuse_other(context: click.Context, name: str, one: str, other: str) -> None:
+    if one != other:
+        raise click.UsageError(f"setting {name} is given twice, as '{one}' and as '{other}'", context)
 
 
 def _switch(context: click.Context, parameter: click.Parameter, is_on: bool) -> None:
     if is_on:
         assert parameter.name is not None
         chosen = context.params.setdefault("settings", {})
-        if chosen.setdefault(parameter.name, "true") != "true":
-            raise click.UsageError(f"--set gives {parameter.name} two values", context)
+        _refuse_other(context, parameter.name, chosen.setdefault(parameter.name, "true"), "true")
 
 
 def flag_option(name: str, text: str) -> Decorator[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import bases_option, command, jobs_option, pack_argument
+from petlpack_cli.command import PATH, bases_option, command, jobs_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import naming
 from petlpack_cli.output.sizes import count, size
@@ -16,7 +16,7 @@ from petlpack_cli.output.sizes import count, size
 @command("decode", "petlpack decode glue.pack sst2 restored/sst2 --base models/bert-base")
 @pack_argument(required=True)
 @click.argument("task")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=PATH)
 @bases_option("The pretrained model that the task was packed against; by default the one that the run's config names.")
 @click.option(
     "--to",

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import petlpack
-from petlpack_cli.command import SOME_FAILED, bases_option, command, flag_option, jobs_option, settings_option
+from petlpack_cli.command import PATH, SOME_FAILED, bases_option, command, flag_option, jobs_option, settings_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, error_lines, show_traceback
 from petlpack_cli.output.sizes import count, ratio, size
@@ -23,13 +23,13 @@ from petlpack_cli.output.sizes import count, ratio, size
     "petlpack encode out/checkpoint-900 --task sst2 --replace",
     "petlpack encode out/propetl-t5 --set combine=or --set activation=gelu_new",
 )
-@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=PATH)
 @click.option(
     "--pack",
     metavar="DIR",
     envvar="PETLPACK_PACK",
     default="pack",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The pack; created if missing. By default $PETLPACK_PACK, else ./pack.",
 )
 @bases_option("The pretrained model that the runs started from; by default the one that each run's config names.")

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import SOME_FAILED, bases_option, command, jobs_option, settings_option
+from petlpack_cli.command import PATH, SOME_FAILED, bases_option, command, jobs_option, settings_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, error_lines
 from petlpack_cli.output.sizes import count, ratio, size
@@ -27,7 +27,7 @@ FEW = 3
     "petlpack plan runs/* --base models/bert-base --all",
     "petlpack plan runs/llama-sft --base models/llama --sample 0.05",
 )
-@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=PATH)
 @bases_option("The pretrained model that the runs started from; by default the one that each run's config names.")
 @click.option(
     "--sample",

@@ -12,10 +12,18 @@ from typing import Any
 import click
 
 import petlpack
-from petlpack_cli.command import base_option, command, every_row_option, figure_options, jobs_option, price_options
+from petlpack_cli.command import (
+    PATH,
+    base_option,
+    command,
+    every_row_option,
+    figure_options,
+    jobs_option,
+    price_options,
+)
 from petlpack_cli.forecast import forecast_pack
 from petlpack_cli.output import Output
-from petlpack_cli.survey import refuse_empty, survey_runs
+from petlpack_cli.survey import survey_runs
 
 KEYS = ("task", "method", "codec", "section", "tensor")
 """What a table can be by, as in the library, which is not imported for the help."""
@@ -58,7 +66,7 @@ class AskedTable:
     "petlpack stats glue.pack --filter 'method=PROPETL*' --sort total --csv",
     "petlpack stats glue.pack --html glue.html --plot glue.svg",
 )
-@click.argument("paths", metavar="[PACK]", nargs=-1, type=click.Path())
+@click.argument("paths", metavar="[PACK]", nargs=-1, type=PATH)
 @click.option("--task", metavar="NAME", help="One task: its sections and the shared parts it uses.")
 @click.option("--by", type=click.Choice(KEYS), help="One table: bytes by task, method, codec, section or tensor.")
 @click.option("--sort", metavar="COLUMN[:asc|desc]", help="Order the table by a column.")
@@ -76,7 +84,7 @@ class AskedTable:
 @price_options(hidden=True)
 @jobs_option(hidden=True)
 def run(
-    out: Output, paths: tuple[str, ...], base: Path | None, everything: bool, jobs: int | None, **options: Any
+    out: Output, paths: tuple[Path, ...], base: Path | None, everything: bool, jobs: int | None, **options: Any
 ) -> int | None:
     """Account for every byte of a pack.
 
@@ -90,7 +98,7 @@ def run(
     pack = _pack_of(paths)
     if pack is None:
         _refuse(options, options, f"needs a pack, but '{paths[0]}' is not a pack")
-        return survey_runs(out, [Path(path) for path in paths], base, everything, jobs)
+        return survey_runs(out, paths, base, everything, jobs)
     if jobs is not None:
         raise click.UsageError("--jobs works with `petlpack survey` only", click.get_current_context())
     if options["task"] is not None:
@@ -117,23 +125,22 @@ def _refuse(names: Iterable[str], options: Mapping[str, object], why: str) -> No
             raise click.UsageError(f"--{flag} {why}", click.get_current_context())
 
 
-def _pack_of(paths: Sequence[str]) -> Path | None:
+def _pack_of(paths: Sequence[Path]) -> Path | None:
     """Return the pack that is meant; None where directories are that were never packed."""
     if not paths:
         return Path(os.environ.get("PETLPACK_PACK") or "pack")
-    refuse_empty(paths)
-    if len(paths) == 1 and not Path(paths[0]).exists():
+    if len(paths) == 1 and not paths[0].exists():
         raise petlpack.UsageError(
-            f"no pack or run at '{petlpack.printable(paths[0])}'",
+            f"no pack or run at '{petlpack.printable(str(paths[0]))}'",
             hint="give a pack, or output directories of training runs",
         )
-    packs = [path for path in paths if petlpack.is_pack(Path(path))]
+    packs = [path for path in paths if petlpack.is_pack(path)]
     if packs and len(paths) > 1:
         raise petlpack.UsageError(
-            f"got {len(paths)} paths, but '{petlpack.printable(packs[0])}' is a pack, which must be given alone",
+            f"got {len(paths)} paths, but '{petlpack.printable(str(packs[0]))}' is a pack, which must be given alone",
             hint="give one pack, or directories of runs",
         )
-    return Path(packs[0]) if packs else None
+    return packs[0] if packs else None
 
 
 def _account(

@@ -8,29 +8,23 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import SOME_FAILED, base_option, command, every_row_option, jobs_option
+from petlpack_cli.command import PATH, SOME_FAILED, base_option, command, every_row_option, jobs_option
 from petlpack_cli.output import Output
+from petlpack_cli.output.errors import describe, error_lines
 
 
 @command("survey", "petlpack survey runs/", "petlpack survey runs/sst2 runs/rte --base models/bert-base --all")
-@click.argument("paths", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="RUN_DIR...", nargs=-1, required=True, type=PATH)
 @base_option("The pretrained model to compare tensors with; by default the one that each run's config names.")
 @every_row_option
 @jobs_option()
-def run(out: Output, paths: tuple[str, ...], base: Path | None, everything: bool, jobs: int | None) -> int | None:
+def run(out: Output, paths: tuple[Path, ...], base: Path | None, everything: bool, jobs: int | None) -> int | None:
     """Account for every byte of directories that were never packed.
 
     Shows what weights, training state, duplicates, tensors equal to the base, tokenizers and caches take, and what of
     it could go without packing. Nothing is unpickled. docs/accounting.md defines every figure.
     """
-    refuse_empty(paths)
-    return survey_runs(out, [Path(path) for path in paths], base, everything, jobs)
-
-
-def refuse_empty(paths: Sequence[str]) -> None:
-    """Raise UsageError for an empty path, which would be the current directory."""
-    if "" in paths:
-        raise petlpack.UsageError("a path is empty", hint="check the shell variable that it comes from")
+    return survey_runs(out, paths, base, everything, jobs)
 
 
 def survey_runs(
@@ -46,12 +40,9 @@ def survey_runs(
         out.json(survey.to_json())
     else:
         print_survey(out, survey, None if everything else MOST)
-    if survey.runs or survey.packs:
+    if survey.error is None:
         return SOME_FAILED if survey.problems else None
+    problem = describe(survey.error)
     if not out.as_json:
-        names = ", ".join(petlpack.printable(str(path)) for path in paths)
-        click.echo(f"Error: no pack or run in {names}", err=True)
-        click.echo(
-            "Hint: a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N", err=True
-        )
-    return 1
+        click.echo(error_lines(problem), err=True)
+    return problem.exit_code

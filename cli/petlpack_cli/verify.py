@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import bases_option, command, jobs_option, pack_argument
+from petlpack_cli.command import PATH, bases_option, command, jobs_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, worst
 from petlpack_cli.output.sizes import count
@@ -30,9 +30,7 @@ DEPTHS = {
 @pack_argument()
 @click.argument("task", required=False)
 @bases_option("The pretrained model, to decode every weight as well as check every byte.")
-@click.option(
-    "--against", metavar="RUN_DIR", type=click.Path(path_type=Path), help="Compare TASK with a run, bit for bit."
-)
+@click.option("--against", metavar="RUN_DIR", type=PATH, help="Compare TASK with a run, bit for bit.")
 @jobs_option()
 def run(
     out: Output, pack: Path, task: str | None, base: tuple[Path, ...] | None, against: Path | None, jobs: int | None
@@ -64,7 +62,8 @@ def _print_damage(out: Output, findings: petlpack.Findings) -> None:
     for finding in findings.checked:
         if finding.error is not None:
             problem = describe(finding.error)
-            out.line(f"{_kind(finding)} '{finding.name}': {problem.message}")
+            about = f"{_kind(finding)} '{finding.name}'"
+            out.line(problem.message if problem.message.startswith(about) else f"{about}: {problem.message}")
             if problem.hint:
                 out.line(f"  {problem.hint}")
 
@@ -74,11 +73,14 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
     good = Counter((_kind(finding), finding.depth) for finding in findings.checked if finding.error is None)
     for (kind, depth), number in sorted(good.items(), reverse=True):
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
-    foreign = Counter(f.depth for f in findings.checked if isinstance(f.error, petlpack.BaseError))
-    if foreign["bytes"]:
-        out.line(f"{count(foreign['bytes'], 'task')} with another base: every byte checked, no weight decoded.")
-    if foreign["decoded"]:
-        out.line(f"{count(foreign['decoded'], 'task')} of another base: {DEPTHS['decoded']}.")
+    errors = [(f.depth, f.error.code) for f in findings.checked if isinstance(f.error, petlpack.BaseError)]
+    missing = sum(code == "base-missing" for _, code in errors)
+    decoded = sum(depth == "decoded" for depth, _ in errors)
+    for number, what in ((len(errors) - missing - decoded, "with another base"), (missing, "without its base")):
+        if number:
+            out.line(f"{count(number, 'task')} {what}: every byte checked, no weight decoded.")
+    if decoded:
+        out.line(f"{count(decoded, 'task')} of another base: {DEPTHS['decoded']}.")
     parts = count(len(findings.checked), "part")
     out.line(f"Damage in {findings.damaged:,} of {parts}." if findings.damaged else f"No damage in {parts}.")
     if without_base and good[("task", "bytes")]:

@@ -11,6 +11,7 @@ from petlpack.analyze.bases import LORA_RANK, Bases
 from petlpack.analyze.bounds import counted_bounds, measured_bounds
 from petlpack.analyze.reading import Reader
 from petlpack.analyze.rows import TaskRow, task_row
+from petlpack.errors.arguments import Place, check_flags
 from petlpack.store import Store
 from petlpack.tensors.base import Base
 
@@ -40,11 +41,12 @@ class Audit:
         return {"task": self.row.to_json(), "sections": sections, "parts": [vars(part) for part in self.parts]}
 
 
-def audit(pack: str | Path, name: str, base: str | Path | Base | None = None, *, bounds: bool = False) -> Audit:
+def audit(pack: Place, name: str, base: str | Path | Base | None = None, *, bounds: bool = False) -> Audit:
     """Account for one task; reads manifests only, but for `bounds`, which decodes its sections.
 
     Raises TaskError where there is no such task, and as `Task.load`.
     """
+    check_flags(bounds=bounds)
     store = Store(pack)
     store.find_task(name)
     reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))

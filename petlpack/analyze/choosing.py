@@ -11,6 +11,7 @@ from typing import Any
 
 from petlpack.analyze.tables import Table, Unit, Value
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import TEXT, check
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
@@ -72,6 +73,7 @@ def ordered(table: Table, by: str) -> Table:
 
     Rows without a value come last. Raises UsageError.
     """
+    check("sort", by, TEXT, "write COLUMN:asc or COLUMN:desc")
     column, _, direction = by.partition(":")
     text = _unit(table, column) == "text"
     if direction not in ("", "asc", "desc"):

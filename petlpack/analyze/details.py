@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petlpack.decoding.task import Task
+from petlpack.errors.arguments import Rule, check
 from petlpack.records.template import Template
 from petlpack.sections.shared import find_shared
 
@@ -108,11 +109,15 @@ class Details:
         }
 
 
+_TASK = Rule("a Task", lambda value: isinstance(value, Task))
+
+
 def details(task: Task) -> Details:
     """Tell everything about a task; reads its header and the small shared parts that it names, and no weights.
 
-    Raises DamageError where one of them is missing, or is not as it was written.
+    Raises DamageError where one of them is missing, or is not as it was written, UsageError for what is no Task.
     """
+    check("task", task, _TASK, "give a task of an opened pack: pack[NAME]")
     template, payload, sources = task.template, task.payload, task.sources
     rule = template.rule
     return Details(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from petlpack.analyze.growth import MOST_TASKS, Growth, counts_up_to
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import TEXT, check, number, optional
 
 if TYPE_CHECKING:
     from petlpack.analyze.stats import Stats
@@ -74,12 +75,10 @@ class _Rates:
     def __post_init__(self) -> None:
         """Raise UsageError for a number that makes no sense."""
         names = {"price": self.price_per_gb_month, "egress price": self.egress_per_gb, "growth": self.growth_per_day}
+        what = f"0, or from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
+        rule = optional(number(what, lambda value: value == 0 or LEAST_NUMBER <= value <= MOST_NUMBER))
         for name, value in names.items():
-            if value is not None and value != 0 and not LEAST_NUMBER <= value <= MOST_NUMBER:
-                raise UsageError(
-                    f"{name} must be 0, or from {LEAST_NUMBER:g} to {MOST_NUMBER:g}, got {value:g}",
-                    hint="correct the number",
-                )
+            check(name, value, rule, "correct the number")
 
     def cost(self, nbytes: float, count: int) -> Cost:
         """Return what so many bytes of so many tasks cost."""
@@ -132,6 +131,7 @@ def _row(stats: Stats, growth: Growth, rates: _Rates, count: int) -> ForecastRow
 
 def parse_counts(text: str) -> list[int]:
     """Parse `1e2..1e6`, or `100,2000`, into numbers of tasks, rising; raises UsageError for anything else."""
+    check("text", text, TEXT, "write a range, 1e2..1e6, or a list, 10,100")
     span = text.split("..")
     if len(span) == 2:
         first, last = map(_parse_count, span)

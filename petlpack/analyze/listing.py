@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petlpack.errors import PetlpackError, problem_of
+from petlpack.errors.arguments import Place, check_flags
 from petlpack.parallel import Progress
 from petlpack.store import Store, task_file
 
@@ -58,21 +59,22 @@ class Listing:
 
 
 def listing(
-    pack: str | Path, *, long: bool = False, biggest_first: bool = False, progress: Progress | None = None
+    pack: Place, *, long: bool = False, biggest_first: bool = False, progress: Progress | None = None
 ) -> Listing:
     """List the tasks of a pack by name, or the biggest first; opens no file but with `long`, which opens each task.
 
     Raises UsageError where there is no pack; a task that cannot be opened is listed with its error.
     """
+    check_flags(long=long, biggest_first=biggest_first)
     store = Store(pack)
     sizes = dict(store.files())
     rows = [ListedTask(name, sizes[task_file(name)]) for name in store.task_names() if task_file(name) in sizes]
     if biggest_first:
         rows.sort(key=lambda row: (-row.nbytes, row.name))
-    return Listing(str(pack), tuple(_opened(pack, rows, progress) if long else rows), long)
+    return Listing(str(store.path), tuple(_opened(store.path, rows, progress) if long else rows), long)
 
 
-def _opened(pack: str | Path, rows: list[ListedTask], progress: Progress | None) -> list[ListedTask]:
+def _opened(pack: Path, rows: list[ListedTask], progress: Progress | None) -> list[ListedTask]:
     """Open every task, which may be of a codec that this version does not know."""
     from petlpack.pack import Pack  # here, for names and bytes are told without numpy or a coder
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import refuse_file_above
 
 
 def refuse_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:
@@ -48,7 +49,7 @@ def _target(path: Path, pack: str) -> tuple[Path, int | None]:
     """Return the file that a path means, and its permissions if it exists."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         status = None
     target = path.resolve()
     named = printable(str(path))
@@ -56,8 +57,12 @@ def _target(path: Path, pack: str) -> tuple[Path, int | None]:
         raise UsageError(f"'{named}' is a directory, expected a file name", hint="give the name of a file in it")
     if status is not None and not (stat.S_ISREG(status.st_mode) and _is_same(target, status)):
         raise UsageError(f"'{named}' is not a regular file", hint="give the name of a new file, or of one to replace")
+    refuse_file_above(path, "choose another place for the file")
     if _is_inside(target, Path(pack)):
         raise UsageError(f"'{named}' is inside the pack '{printable(pack)}'", hint="give a path outside the pack")
+    if not target.parent.is_dir():
+        missing = printable(str(path.parent if not path.is_symlink() else target.parent))
+        raise UsageError(f"'{named}' cannot be created: there is no directory '{missing}'", hint="create it first")
     return target, None if status is None else stat.S_IMODE(status.st_mode)
 
 

@@ -26,6 +26,7 @@ from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
 from petlpack.encoding.request import Request
 from petlpack.errors import PetlpackError, RunError, UsageError, printable
+from petlpack.errors.arguments import PART, check, optional, paths_of
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import Run
@@ -36,7 +37,7 @@ from petlpack.tensors.base import Base, Bases, is_model, open_bases
 
 
 def plan(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     base: Bases | None = None,
     *,
     sample: float | None = None,
@@ -50,22 +51,19 @@ def plan(
     and 1; by default everything is. `progress` is called with what is measured next, and returns what is told the
     bytes done. A run that fails does not stop the others. Raises BaseError where the given base is none, UsageError.
     """
-    runs = [runs] if isinstance(runs, (str, Path)) else runs
-    if sample is not None and not 0 < sample < 1:
-        raise UsageError(
-            f"sample must be in (0, 1), got {sample:g}", hint="sample is the share of the weights to measure"
-        )
-    chosen = options_of(settings or {}).settings
+    paths = paths_of("runs", runs)
+    check("sample", sample, optional(PART), "sample is the share of the weights to measure")
+    chosen, threads = options_of(settings).settings, count_jobs(jobs)
     opened = None if base is None else open_bases(base)
     done: list[RunPlan] = []
     failed: list[FailedPlan] = []
     names: dict[str, Path] = {}
     with _scratch() as place:
-        planner = _Planner(Path(place), opened, sample, chosen, count_jobs(jobs), progress)
-        for path in runs:
+        planner = _Planner(Path(place), opened, sample, chosen, threads, progress)
+        for path in paths:
             try:
-                _refuse_taken(Path(path), names)
-                done.append(planner.plan_of(Path(path)))
+                _refuse_taken(path, names)
+                done.append(planner.plan_of(path))
             except (PetlpackError, OSError) as error:
                 if isinstance(error, OSError) and error.filename is None:
                     error.filename = place  # a full disk's error names no file

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from petlpack.analyze.bases import LORA_RANK, MOST_RANK, Bases, BaseSize, Source
 from petlpack.analyze.choosing import choose
@@ -17,12 +17,10 @@ from petlpack.analyze.reading import Inventory, Opened, Reader, users_of, withou
 from petlpack.analyze.rows import TaskRow, task_row
 from petlpack.analyze.tables import Table, table_by
 from petlpack.errors import UsageError, problem_of
+from petlpack.errors.arguments import Place, check, check_flags, counts_of, path_of, texts_of, whole
 from petlpack.parallel import Progress
 from petlpack.store import PACK_JSON, Store
 from petlpack.tensors.base import Base
-
-if TYPE_CHECKING:
-    from petlpack.pack import Pack
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Stats:
         self,
         by: str = "task",
         *,
-        filters: Sequence[str] = (),
+        filters: str | Sequence[str] = (),
         sort: str | None = None,
         bounds: bool = False,
         base: str | Path | Base | None = None,
@@ -127,12 +125,15 @@ class Stats:
     ) -> Table:
         """Return the bytes by task, method, codec, section or tensor: the rows that pass `filters`, in order of `sort`.
 
-        `bounds` decodes every section (with `base`, where tasks need it) for the bits that it needs at least; what
-        cannot be decoded is in the table's `failed`. Raises UsageError for a column or a filter that makes no sense.
+        `filters` is one or several. `bounds` decodes every section (with `base`, where tasks need it) for the bits that
+        it needs at least; what cannot be decoded is in the table's `failed`. Raises UsageError for a column or a filter
+        that makes no sense.
         """
+        check_flags(bounds=bounds)
         if bounds and by != "section":
             raise UsageError(f"bounds need a table by section, got one by {by}", hint="use by='section'")
-        opened = Base(base) if isinstance(base, str | Path) else base
+        opened = base if base is None or isinstance(base, Base) else Base(base)
+        filters = texts_of("filters", filters)
         # before sections are decoded: filters and the order may be refused
         chosen = choose(table_by(by, self), filters, sort)
         if not bounds:
@@ -142,7 +143,7 @@ class Stats:
 
     def forecast(
         self,
-        counts: Sequence[int],
+        counts: int | Sequence[int],
         *,
         price_per_gb_month: float | None = None,
         egress_per_gb: float | None = None,
@@ -155,7 +156,7 @@ class Stats:
         """
         return forecast(
             self,
-            counts,
+            counts_of("counts", counts),
             price_per_gb_month=price_per_gb_month,
             egress_per_gb=egress_per_gb,
             growth_per_day=growth_per_day,
@@ -165,13 +166,13 @@ class Stats:
         """Draw the pack's costs as .svg or .png; raises PetlpackError without matplotlib, UsageError, OSError."""
         from petlpack.analyze.plots import write_plot  # here, for few who count draw
 
-        write_plot(Path(path), self, forecast)
+        write_plot(path_of("path", path), self, forecast)
 
     def write_page(self, path: str | Path, forecast: Forecast | None = None) -> None:
         """Write one page of .html with all figures; raises UsageError, OSError."""
         from petlpack.analyze.page import write_page  # here, for few who count write a page
 
-        write_page(Path(path), self, forecast)
+        write_page(path_of("path", path), self, forecast)
 
     def to_json(self, table: Table | None = None, forecast: Forecast | None = None) -> dict[str, Any]:
         """Return the object that `petlpack stats --json` prints, with one table, or with a forecast."""
@@ -195,10 +196,10 @@ class Stats:
 
 
 def stats(
-    pack: str | Path | Pack,
+    pack: Place,
     base: str | Path | Base | None = None,
     *,
-    at: Sequence[int] = (),
+    at: int | Sequence[int] = (),
     lora_rank: int | None = None,
     progress: Progress | None = None,
 ) -> Stats:
@@ -209,15 +210,14 @@ def stats(
     there is no pack, or a number makes no sense.
     """
     lora_rank = LORA_RANK if lora_rank is None else lora_rank
-    if not all(count >= 1 for count in at) or not 1 <= lora_rank <= MOST_RANK:
-        raise UsageError(
-            f"numbers of tasks must be >= 1 and the rank from 1 to {MOST_RANK:,}, got {list(at)} and {lora_rank:,}",
-            hint="correct the numbers of tasks, or the rank",
-        )
-    store = Store(pack) if isinstance(pack, str | Path) else pack.store
+    counts = counts_of("at", at)
+    for count in counts:
+        check("numbers of tasks", count, whole(1), "correct the numbers of tasks")
+    check("lora_rank", lora_rank, whole(1, MOST_RANK), "lora_rank is the rank of the LoRA to compare with")
+    store = Store(pack)
     reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))
     with without_collection():
-        return _account(reader, at, lora_rank, progress)
+        return _account(reader, counts, lora_rank, progress)
 
 
 def _account(reader: Reader, at: Sequence[int], lora_rank: int, progress: Progress | None) -> Stats:

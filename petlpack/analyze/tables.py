@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from petlpack.analyze.bounds import counted_bounds
 from petlpack.analyze.reading import Inventory, SectionBytes, TaskKind
 from petlpack.analyze.rows import TaskRow
-from petlpack.errors import UsageError, printable
+from petlpack.errors import UsageError, problem_of
+from petlpack.errors.arguments import shown
 
 if TYPE_CHECKING:
     from petlpack.analyze.stats import Stats
@@ -51,14 +52,15 @@ class Table:
         return total
 
     def to_json(self) -> dict[str, Any]:
-        """Return the key and the rows."""
-        return {"by": self.key, "rows": [dict(row) for row in self.rows]}
+        """Return the key, the rows, and what could not be decoded for them."""
+        failed = {name: problem_of(error).to_json() for name, error in self.failed.items()}
+        return {"by": self.key, "rows": [dict(row) for row in self.rows], "failed": failed}
 
 
 def table_by(key: str, stats: Stats, bounds: Bounds | None = None) -> Table:
     """Return a pack's bytes by one of KEYS; `bounds` are those that were measured, for sections. Raises UsageError."""
-    if key not in KEYS:
-        raise UsageError(f"no table by '{printable(key)}'", hint=f"choose one of {', '.join(KEYS)}")
+    if not isinstance(key, str) or key not in KEYS:
+        raise UsageError(f"no table by {shown(key)}", hint=f"choose one of {', '.join(KEYS)}")
     if key == "section":
         return _by_section(stats, bounds or {})
     if key == "tensor":

@@ -7,6 +7,7 @@ import importlib
 
 from petlpack.codecs.codec import Codec
 from petlpack.errors import UnknownFormatError, UsageError, printable
+from petlpack.errors.arguments import shown
 from petlpack.rules.modules import Module
 
 CODECS = {
@@ -41,6 +42,6 @@ def codecs_for(module: Module) -> list[Codec]:
 
 def wanted_codec(codec_id: str) -> Codec:
     """Return the codec that a caller asked for; raises UsageError for an id that is not in the table."""
-    if codec_id not in CODECS:
-        raise UsageError(f"unknown codec '{printable(codec_id)}'", hint=f"choose one of auto, {', '.join(CODECS)}")
+    if not isinstance(codec_id, str) or codec_id not in CODECS:
+        raise UsageError(f"unknown codec {shown(codec_id)}", hint=f"choose one of auto, {', '.join(CODECS)}")
     return codec(codec_id)

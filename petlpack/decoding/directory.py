@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import refuse_file_above
 from petlpack.exports.export import Exportable, Reading
 from petlpack.exports.registry import export
 
@@ -55,7 +56,14 @@ def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> tuple[
     if chosen.is_already(task):
         chosen = export("run")
     with new_directory(out) as directory:
-        return tuple(chosen.write(task, directory, reading))
+        try:
+            return tuple(chosen.write(task, directory, reading))
+        except UsageError as error:  # of a place or a kind of module: here it is known of which task
+            message = f"cannot write task '{printable(task.name)}' as {to}: {error.message}"
+            raise UsageError(message, hint=error.hint, code=error.own_code) from error
+
+
+_OUT_HINT = "choose a new directory to decode into"
 
 
 @contextlib.contextmanager
@@ -63,9 +71,10 @@ def new_directory(out: Path) -> Iterator[Path]:
     """Lend a directory that becomes `out` when the block ends well; raises UsageError where `out` is not empty."""
     out = out.resolve()
     if out == Path.cwd():
-        raise UsageError("cannot decode into the current directory", hint="choose a new directory to decode into")
+        raise UsageError("cannot decode into the current directory", hint=_OUT_HINT)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"'{printable(str(out))}' already exists", hint="choose a new directory to decode into")
+        raise UsageError(f"'{printable(str(out))}' already exists", hint=_OUT_HINT)
+    refuse_file_above(out, _OUT_HINT)
     out.parent.mkdir(parents=True, exist_ok=True)
     half_written = out.parent / f".petlpack-{uuid.uuid4().hex}"
     try:

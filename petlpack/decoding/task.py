@@ -21,6 +21,7 @@ from petlpack.decoding.directory import Decoded, write_task
 from petlpack.decoding.templates import Templates
 from petlpack.decoding.tensors import TaskTensors
 from petlpack.errors import BaseError, DamageError, UnknownFormatError, printable
+from petlpack.errors.arguments import check_jobs, path_of
 from petlpack.exports.export import Reading
 from petlpack.parallel import Progress
 from petlpack.records.facts import Facts
@@ -160,7 +161,7 @@ class Task:
 
     def formula(self) -> list[str]:
         """Return the rule by which the task is rebuilt, as formulas for people."""
-        return [printable(line) for line in codec(self.codec).formula(self.template.rule)]
+        return list(codec(self.codec).formula(self.template.rule))
 
     def read_file(self, name: str) -> bytes:
         """Return a kept file as the run had it; raises DamageError."""
@@ -207,9 +208,11 @@ class Task:
         libraries load. Raises UsageError where `out` is not empty, or the task cannot be written so.
         """
         started = time.perf_counter()
-        notes = write_task(self, Path(out), to, Reading(base, jobs, progress))
+        place = path_of("out", out)
+        check_jobs(jobs)
+        notes = write_task(self, place, to, Reading(base, jobs, progress))
         seconds = time.perf_counter() - started
-        return Decoded(Path(out), notes, self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
+        return Decoded(place, notes, self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
 
     def _tensors(self, base: Base | None) -> TaskTensors:
         opened, sections = self._open()

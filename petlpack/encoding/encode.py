@@ -18,6 +18,7 @@ from petlpack.encoding.bases import choose_base
 from petlpack.encoding.request import Request
 from petlpack.encoding.write import TaskWriter, Written
 from petlpack.errors import RunError, printable
+from petlpack.errors.arguments import Place, path_of
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import LeftOut, Run
 from petlpack.parallel import Progress, count_jobs
@@ -48,7 +49,7 @@ class Encoded:
 
 def encode(
     run_dir: str | Path,
-    pack: str | Path,
+    pack: Place,
     base: Bases | None = None,
     *,
     task: str | None = None,
@@ -72,15 +73,16 @@ def encode(
     taken and not `replace`), and then leaves the pack as it was.
     """
     started = time.perf_counter()
-    name = check_task_name(task if task is not None else default_name(Path(run_dir)))
-    request = Request(codec, level, density, options_of(settings or {}))
+    threads, run_dir = count_jobs(jobs), path_of("run_dir", run_dir)
+    name = check_task_name(task if task is not None else default_name(run_dir))
+    request = Request(codec, level, density, options_of(settings))
     runs = read_run(run_dir, request.options)
     named = dict(zip(_names(name, runs), runs, strict=True))
     opened = choose_base(runs[0], base, request)
     with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
         for task_name in named:  # before anything is encoded; the commit asks again
             store.refuse_taken(task_name, replace=replace)
-        writer = TaskWriter(store, scratch, opened, request, count_jobs(jobs), progress)
+        writer = TaskWriter(store, scratch, opened, request, threads, progress)
         written = [writer.write(task_name, run) for task_name, run in named.items()]
         _commit(store, writer, written, replace=replace)
         seconds = (time.perf_counter() - started) / len(written)

@@ -9,6 +9,7 @@ from petlpack.codecs.registry import CODECS, codecs_for, wanted_codec
 from petlpack.codecs.registry import codec as registered_codec
 from petlpack.coding.array import Level
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import PART, check, optional, shown
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run
 
@@ -27,12 +28,8 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.level not in ("fast", "small"):
-            raise UsageError(f"unknown level '{printable(self.level)}'", hint="choose fast or small")
-        if self.density is not None and not 0 < self.density < 1:
-            raise UsageError(
-                f"density must be in (0, 1), got {self.density:g}",
-                hint="density is the share of the weights to keep, between 0 and 1",
-            )
+            raise UsageError(f"unknown level {shown(self.level)}", hint="choose fast or small")
+        check("density", self.density, optional(PART), "density is the share of the weights to keep")
         if self.codec != "auto":
             wanted_codec(self.codec)
 

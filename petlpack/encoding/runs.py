@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from petlpack.encoding.encode import Encoded, default_name, encode
-from petlpack.errors import UsageError, problem_of
+from petlpack.errors import UsageError, printable, problem_of
+from petlpack.errors.arguments import Place, path_of, paths_of
 from petlpack.layouts.run import LeftOut
 from petlpack.parallel import Progress
-from petlpack.tensors.base import Bases, open_bases
+from petlpack.tensors.base import Base, Bases, open_bases
 
 Item = TypeVar("Item")
 
@@ -92,30 +93,43 @@ class EncodedRuns:
 
 
 def encode_runs(
-    runs: Sequence[str | Path],
-    pack: str | Path,
+    runs: str | Path | Sequence[str | Path],
+    pack: Place,
     base: Bases | None = None,
     *,
     task: str | None = None,
     progress: Callable[[str], Progress | None] | None = None,
     **options: Any,
 ) -> Iterator[EncodedRun]:
-    """Encode runs into a pack one after another, and yield what became of each; `options` are those of `encode`.
+    """Encode a run or several into a pack one after another, and yield what became of each.
 
-    `base` is as in `encode`, and opened once for all of them. `task` names the task of a single run. A run that would
-    be the task that an earlier one became is refused, also with `replace`. `progress` is called with the name of what
-    is encoded next, and returns what is told the bytes done. Raises UsageError for a `task` of several runs, BaseError
-    where `base` is none.
+    `options` are those of `encode`. `base` is as there, and opened once for all of them. `task` names the task of a
+    single run. A run that would be the task that an earlier one became is refused, also with `replace`. `progress` is
+    called with the name of what is encoded next, and returns what is told the bytes done. Raises UsageError for a
+    `task` of several runs, BaseError where `base` is none.
     """
-    if task is not None and len(runs) > 1:
-        raise UsageError(f"one task name, '{task}', for {len(runs)} runs", hint="encode each run by itself")
+    paths = paths_of("runs", runs)
+    if task is not None and len(paths) > 1:
+        raise UsageError(f"one task name, '{task}', for {len(paths)} runs", hint="encode each run by itself")
     opened = None if base is None else open_bases(base)
+    return _each(paths, path_of("pack", pack), opened, task, progress, options)
+
+
+def _each(
+    paths: Sequence[Path],
+    pack: Path,
+    base: Sequence[Base] | None,
+    task: str | None,
+    progress: Callable[[str], Progress | None] | None,
+    options: Mapping[str, Any],
+) -> Iterator[EncodedRun]:
+    """Encode one run after another."""
     names: dict[str, Path] = {}
-    for path in map(Path, runs):
+    for path in paths:
         try:
             name = _new_name(task, path, names)
             moved = None if progress is None else progress(name)
-            run = EncodedRun(str(path), tuple(encode(path, pack, opened, task=name, progress=moved, **options)))
+            run = EncodedRun(str(path), tuple(encode(path, pack, base, task=name, progress=moved, **options)))
         except Exception as error:  # whatever it is, it is told, and the other runs are encoded
             if isinstance(error, OSError) and error.errno is not None and error.filename is None:
                 error.filename = str(pack)  # a full disk's error names no file
@@ -129,8 +143,9 @@ def _new_name(task: str | None, path: Path, names: dict[str, Path]) -> str:
     taken = names.setdefault(name.lower(), path)
     if taken is not path:
         raise UsageError(
-            f"'{path}' would be task '{name}', which is taken by '{taken}' of the same call",
-            hint="encode it by itself, with --task NAME",
+            f"'{printable(str(path))}' would be task '{printable(name)}', which is taken by "
+            f"'{printable(str(taken))}' of the same call",
+            hint="encode it by itself, with --task NAME (task= in Python)",
         )
     return name
 

@@ -127,8 +127,8 @@ def rebuilt_modules(task: Exportable, base: Bases | None, export_id: str) -> tup
     rebuilt = task.rebuild(base)
     if rebuilt is None:
         raise UsageError(
-            f"cannot write task '{task.name}' ({task.method}) as {export_id}: it has no rule that makes such modules",
-            hint="decode it without --to, or with --to safetensors",
+            f"its method ({printable(task.method)}) has no rule that makes modules for {export_id}",
+            hint="decode it without --to, or with --to safetensors (to= in Python)",
         )
     missing = [name for name in _NEEDED.get(rebuilt.kind, ()) if name not in rebuilt.settings]
     if missing:

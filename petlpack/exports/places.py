@@ -22,9 +22,7 @@ def lora_factors(rebuilt: Rebuilt, library: str) -> Factors:
     """Return the factors of a rebuilt LoRA by place; raises UsageError where it is none, or its shapes disagree."""
     if rebuilt.kind != "lora":
         hint = "`--to adapterhub` writes adapters, " if rebuilt.kind == "adapter" and library == "PEFT" else ""
-        raise UsageError(
-            f"the task is of kind '{rebuilt.kind}', which {library} cannot hold", hint=hint + SAFETENSORS_HINT
-        )
+        raise UsageError(f"it is of kind '{rebuilt.kind}', which {library} cannot hold", hint=hint + SAFETENSORS_HINT)
     groups = sum(rebuilt.settings.get("enable") or (True,))
     factors = {place: (parts[0], parts[1]) for place, parts in by_place(rebuilt, ("lora_A", "lora_B")).items()}
     for place, (a, b) in factors.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from petlpack.errors import UsageError, printable
+from petlpack.errors import UsageError
+from petlpack.errors.arguments import shown
 from petlpack.exports.export import Export
 
 EXPORTS = {
@@ -17,10 +18,8 @@ EXPORTS = {
 
 def export(export_id: str) -> Export:
     """Return the export of an id; raises UsageError for an id that is not in the table."""
-    if export_id not in EXPORTS:
-        raise UsageError(
-            f"unknown layout '{printable(export_id)}' to decode to", hint=f"choose one of {', '.join(EXPORTS)}"
-        )
+    if not isinstance(export_id, str) or export_id not in EXPORTS:
+        raise UsageError(f"unknown layout {shown(export_id)} to decode to", hint=f"choose one of {', '.join(EXPORTS)}")
     module, _, name = EXPORTS[export_id].partition(":")
     loaded: Export = getattr(importlib.import_module(module), name)()
     return loaded

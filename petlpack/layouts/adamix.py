@@ -20,7 +20,7 @@ from petlpack.layouts.checkpoints import places, skipped
 from petlpack.layouts.files import other_weights, refuse_methods, sort_files
 from petlpack.layouts.heads import module_of, modules_of
 from petlpack.layouts.layout import Layout, first_of, model_in
-from petlpack.layouts.options import ACTIVATION, SCALING, Options, Setting
+from petlpack.layouts.options import ACTIVATION, SCALING, Options, Setting, said_by
 from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.rules.arithmetic import average, floats
 from petlpack.rules.modules import Average, Mixture, Plain, Use
@@ -195,7 +195,7 @@ def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> boo
     raise RunError(
         f"'{printable(str(file.parent))}' has inference level {printable(text)}, "
         "which routes every input to a random expert, so no average of them computes the same",
-        hint="--keep-experts stores all experts",
+        hint=f"to store all experts, {said_by(KEEP_EXPERTS.name, 'true')}",
     )
 
 

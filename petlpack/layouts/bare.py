@@ -10,6 +10,7 @@ from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run
 from petlpack.rules.modules import Dense
+from petlpack.store import SUFFIX
 from petlpack.tensors.checkpoint import open_checkpoint
 
 
@@ -50,8 +51,13 @@ class BareLayout(Layout):
         return model_in(place) or first_of(place, ("*.safetensors",))
 
 
+def _is_weights(file: Path) -> bool:
+    """Tell whether this is a safetensors file of a training, and not one that petlpack wrote into a pack."""
+    return file.is_file() and file.suffix == ".safetensors" and not file.name.endswith(SUFFIX)
+
+
 def _file(path: Path) -> Path | None:
     if path.is_file():
-        return path if path.suffix == ".safetensors" else None
-    files = [file for file in path.glob("*.safetensors") if file.is_file()] if path.is_dir() else []
+        return path if _is_weights(path) else None
+    files = [file for file in path.glob("*.safetensors") if _is_weights(file)] if path.is_dir() else []
     return files[0] if len(files) == 1 else None

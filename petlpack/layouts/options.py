@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import shown
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class Options:
         by_caller = self._said(setting)
         if by_caller is not None and setting.known and by_caller not in setting.known:
             raise UsageError(
-                f"--set {setting.name}={printable(by_caller)}: expected one of {', '.join(sorted(setting.known))}",
-                hint=f"pass --set {setting.name}=VALUE with one of these",
+                f"setting {setting.name} must be one of {', '.join(sorted(setting.known))}, got {shown(by_caller)}",
+                hint=said_by(setting.name, "VALUE"),
             )
         if by_caller is not None and by_run is not None and by_caller != by_run:
             raise _contradiction(setting.name, by_caller, by_run)
@@ -102,11 +103,9 @@ class Options:
         try:
             value = float(by_caller)
         except ValueError:
-            raise UsageError(
-                f"--set {name}={printable(by_caller)} is not a number", hint=f"pass --set {name}=NUMBER"
-            ) from None
+            raise _no_number(name, by_caller) from None
         if not math.isfinite(value) and setting is not KEEP_RATIO:  # of which its own check says what it has to be
-            raise UsageError(f"--set {name}={printable(by_caller)} is not finite", hint=f"pass --set {name}=NUMBER")
+            raise _no_number(name, by_caller)
         if by_run is not None and value != by_run:
             raise _contradiction(name, by_caller, f"{by_run:g}")
         return value
@@ -123,23 +122,32 @@ class Options:
         by_caller = self._said(flag)
         if by_caller not in (None, "true", "false"):
             raise UsageError(
-                f"--set {flag.name}={printable(by_caller or '')}: expected true or false",
-                hint=f"pass --set {flag.name}=true",
+                f"setting {flag.name} must be true or false, got {printable(by_caller or '')}",
+                hint=said_by(flag.name, "true"),
             )
         return by_caller == "true"
 
     def unused(self) -> tuple[str, ...]:
         """Return a warning for each setting that was given and that nothing in the run depends on."""
-        return tuple(f"--set {n} has no effect on this run" for n in self.settings if n not in self.used)
+        return tuple(f"setting {n} has no effect on this run" for n in self.settings if n not in self.used)
 
     def _said(self, setting: Setting) -> str | None:
         self.used[setting.name] = setting
         return self.settings.get(setting.name)
 
 
+def said_by(name: str, value: str) -> str:
+    """Return the hint how a setting is said, on the command line and in Python."""
+    return f"pass --set {name}={value}, in Python settings={{'{name}': '{value}'}}"
+
+
+def _no_number(name: str, by_caller: str) -> UsageError:
+    return UsageError(f"setting {name} must be a finite number, got {shown(by_caller)}", hint=said_by(name, "NUMBER"))
+
+
 def _contradiction(name: str, by_caller: str, by_run: str) -> UsageError:
     return UsageError(
-        f"--set {name}={printable(by_caller)}, but the run says {name} is {printable(by_run)}",
+        f"setting {name} is {printable(by_caller)}, but the run says {name} is {printable(by_run)}",
         hint="omit the setting: the run's own value is used",
     )
 
@@ -148,5 +156,5 @@ def _missing(setting: Setting, where: object, value: str) -> RunError:
     value = value if setting is ACTIVATION else "|".join(sorted(setting.known)) or value
     return RunError(
         f"'{printable(str(where))}' does not say its {setting.name}: {setting.about}",
-        hint=f"pass --set {setting.name}={value}",
+        hint=said_by(setting.name, value),
     )

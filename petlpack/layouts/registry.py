@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import check_mapping, path_of
 from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import check_links, module_types, some
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
+from petlpack.store import SUFFIX, is_pack, pack_above
 from petlpack.tensors.checkpoint import find_weights
 
 LAYOUTS = {
@@ -42,14 +45,16 @@ def settings() -> dict[str, Setting]:
     return {setting.name: setting for layout_id in LAYOUTS for setting in layout(layout_id).settings}
 
 
-def options_of(values: Mapping[str, object]) -> Options:
-    """Return what a caller says of a run; raises UsageError for a setting that no layout knows."""
+def options_of(values: Mapping[str, object] | None) -> Options:
+    """Return what a caller says of a run; raises UsageError for a setting that no layout knows, and for no mapping."""
+    values = {} if values is None else values
     known = settings()
+    check_mapping("settings", values, "for example settings={'combine': 'or'}, which is --set combine=or")
     for name in values:
         if name not in known:
             raise UsageError(
                 f"unknown setting '{printable(name)}'",
-                hint=f"settings are {', '.join(sorted(known))} (see --set in the help)",
+                hint=f"settings are {', '.join(sorted(known))}",
             )
     return Options.of(values)
 
@@ -66,10 +71,11 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
 
     Raises RunError that says what the directory holds instead, or what the run does not say of itself.
     """
-    path, options = Path(path), options or Options()
+    path, options = path_of("run", path), options or Options()
     shown = printable(str(path))
     if not path.exists():
         raise RunError(f"no run at '{shown}'", hint="pass a run directory, or a .safetensors file")
+    _refuse_pack(path)
     _refuse_weights_in_modules(path)
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
@@ -111,6 +117,25 @@ def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
         if state is None:
             raise
         raise RunError(f"'{printable(str(path))}' contains {state}", hint="then encode the merged model") from error
+
+
+def _refuse_pack(path: Path) -> None:
+    """Raise RunError for a pack, what is in one, and files that were copied out of one: none of them is a run."""
+    shown = printable(str(path))
+    if is_pack(path):
+        quoted = printable(shlex.quote(str(path)))
+        raise RunError(
+            f"'{shown}' is a pack, expected a run",
+            hint=f"`petlpack list {quoted}` shows its tasks, `petlpack decode {quoted} TASK OUT` makes a run of one",
+        )
+    hint = "`petlpack decode PACK TASK OUT` makes a run of a task"
+    if path.is_file():
+        if path.name.endswith(SUFFIX) or pack_above(path) is not None:
+            raise RunError(f"'{shown}' is a file of a pack, expected a run", hint=hint)
+        return
+    names = [file.name for file in path.glob("*.safetensors")]
+    if pack_above(path) is not None or (names and all(name.endswith(SUFFIX) for name in names)):
+        raise RunError(f"'{shown}' holds files of a pack, expected a run", hint=hint)
 
 
 def _refuse_weights_in_modules(path: Path) -> None:

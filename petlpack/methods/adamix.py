@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import POSITIVE, TRUTH, one_of, whole
 from petlpack.layouts.adamix import SOUPS
 from petlpack.layouts.run import read_json
 from petlpack.methods.attachment import loading, put_on
@@ -31,7 +32,7 @@ from petlpack.methods.losses import IGNORED, predicts_next, with_loss
 from petlpack.methods.method import Method
 from petlpack.methods.places import ACTIVATIONS, Block, Projection, blocks, refuse_merged
 from petlpack.methods.probe import parameters_of
-from petlpack.methods.settings import POSITIVE, TRUTH, check_all, check_config, one_of, whole
+from petlpack.methods.settings import check_all, check_config
 
 _STD = 0.02
 """BERT's and RoBERTa's `initializer_range`, of which the reference draws adapters (modeling_bert.py _init_weights)."""

@@ -26,6 +26,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import NOT_NEGATIVE, POSITIVE, SHARE, TRUTH, check, number
 from petlpack.layouts.run import read_json
 from petlpack.methods.attachment import loading, put_on
 from petlpack.methods.diff_pruning_probe import check_step
@@ -36,7 +37,7 @@ from petlpack.methods.heads import head_parameters
 from petlpack.methods.losses import loss_of, with_loss
 from petlpack.methods.method import Method
 from petlpack.methods.probe import running
-from petlpack.methods.settings import NOT_NEGATIVE, POSITIVE, SHARE, TRUTH, check, check_all, check_config, number
+from petlpack.methods.settings import check_all, check_config
 from petlpack.tensors.checkpoint import find_weights
 
 __all__ = ["Config", "DiffPruning", "attach", "largest", "load"]

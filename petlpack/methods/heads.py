@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from petlpack.errors.arguments import Rule, check, whole
 from petlpack.layouts.heads import FIRST, HEADS
-from petlpack.methods.settings import Rule, check, check_name, whole
+from petlpack.methods.settings import check_name
 
 OF_METHOD = "petl_method_s_own"
 """An attribute of modules that a method put on a model."""

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import Rule, check
 from petlpack.methods.attachment import Attachment, refuse_second
 from petlpack.methods.heads import check_task, head_modules, in_its_precision, new_head
 from petlpack.methods.losses import count_labels, loss_of, set_loss
 from petlpack.methods.new_weights import refuse_new_weights
 from petlpack.methods.places import refuse_wrapped
 from petlpack.methods.probe import check_inserts, few_tokens, no_effect, parameters_of
-from petlpack.methods.settings import Rule, check, check_tasks
+from petlpack.methods.settings import check_tasks
 
 _HALF = (torch.float16, torch.bfloat16)
 _BATCH = Rule("a mapping from input names to tensors", lambda value: isinstance(value, Mapping))

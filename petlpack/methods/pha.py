@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import NOT_NEGATIVE, POSITIVE, whole
 from petlpack.methods.attachment import loading, put_on
 from petlpack.methods.files import stated_in
 from petlpack.methods.heads import check_task, new_head
@@ -34,7 +35,7 @@ from petlpack.methods.pha_generator import Adapter, HyperNetwork, SharedAdapter
 from petlpack.methods.pha_retriever import Memory, Retriever, instance_loss, prototype_loss
 from petlpack.methods.places import Argument, Block, blocks
 from petlpack.methods.probe import no_effect, parameters_of
-from petlpack.methods.settings import NOT_NEGATIVE, POSITIVE, check_all, check_config, check_tasks, whole
+from petlpack.methods.settings import check_all, check_config, check_tasks
 
 __all__ = ["Config", "Pha", "attach", "instance_loss", "load", "prototype_loss"]
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import UsageError
-from petlpack.methods.settings import shown
+from petlpack.errors.arguments import shown
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petlpack.errors import UsageError
+from petlpack.errors.arguments import NOT_ZERO, SHARE, one_of, optional, whole
 from petlpack.methods.attachment import loading, put_on
 from petlpack.methods.method import Method
 from petlpack.methods.places import ACTIVATIONS, Argument, Block, Projection, blocks, refuse_merged
@@ -24,17 +25,7 @@ from petlpack.methods.probe import no_effect
 from petlpack.methods.propetl_files import LAYER, find_run, write_run
 from petlpack.methods.propetl_masks import COMBINE, kept_count, learned_mask, top_mask
 from petlpack.methods.propetl_network import Network
-from petlpack.methods.settings import (
-    NOT_ZERO,
-    SHARE,
-    check_all,
-    check_config,
-    check_name,
-    check_tasks,
-    one_of,
-    optional,
-    whole,
-)
+from petlpack.methods.settings import check_all, check_config, check_name, check_tasks
 
 __all__ = ["COMBINE", "KINDS", "Config", "Propetl", "attach", "kept_count", "learned_mask", "load", "top_mask"]
 

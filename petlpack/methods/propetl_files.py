@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.errors.arguments import shown
 from petlpack.layouts.run import read_json
 from petlpack.methods.files import GIVE, TensorFile, run_directory, write_config, write_json, write_tensors, writing
 from petlpack.methods.places import Block
 from petlpack.methods.propetl_masks import kept_count, scores_of, top_mask
-from petlpack.methods.settings import shown
 
 if TYPE_CHECKING:
     from petlpack.methods.propetl import Propetl

@@ -1,60 +1,12 @@
-"""What callers give, checked before anything is touched: `keep must be in (0, 1], got 1.2`."""
+"""The Config of a method and its tasks, checked before a model is touched: `keep must be in (0, 1], got 1.2`."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from petlpack.errors import UsageError, printable
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a value must be, in words, and whether one is it."""
-
-    what: str
-    holds: Callable[[Any], bool]
-
-
-def number(what: str, holds: Callable[[float], bool] = lambda value: True) -> Rule:
-    """Return the rule of a finite number for which `holds` is true."""
-    return Rule(
-        what,
-        lambda value: (
-            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and holds(value)
-        ),
-    )
-
-
-def whole(least: int) -> Rule:
-    """Return the rule of an integer that is no smaller than `least`."""
-    return Rule(f"an integer >= {least}", lambda value: type(value) is int and value >= least)
-
-
-def one_of(known: Collection[str]) -> Rule:
-    """Return the rule of one of several words."""
-    return Rule(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known)
-
-
-def optional(rule: Rule) -> Rule:
-    """Return a rule that takes None as well, of which the hint says what it means."""
-    return Rule(rule.what, lambda value: value is None or rule.holds(value))
-
-
-SHARE = number("in (0, 1]", lambda value: 0 < value <= 1)
-POSITIVE = number("a finite number > 0", lambda value: value > 0)
-NOT_NEGATIVE = number("a finite number >= 0", lambda value: value >= 0)
-NOT_ZERO = number("a finite number other than 0", lambda value: value != 0)
-TRUTH = Rule("True or False", lambda value: isinstance(value, bool))
-
-
-def check(name: str, value: object, rule: Rule, hint: str) -> None:
-    """Raise UsageError for a value that is not what the rule says."""
-    if not rule.holds(value):
-        raise UsageError(f"{name} must be {rule.what}, got {shown(value)}", hint=hint)
+from petlpack.errors import UsageError
+from petlpack.errors.arguments import Rule, check, shown
 
 
 def check_all(config: object, rules: Mapping[str, tuple[Rule, str]]) -> None:
@@ -93,12 +45,6 @@ def check_name(task: object, reserved: Callable[[str], bool], hint: str) -> None
         raise UsageError(f"invalid task name {shown(task)}: use 1-128 of A-Z a-z 0-9 _ -", hint=hint)
     if reserved(task):
         raise UsageError(f"invalid task name '{task}': it is reserved", hint=hint)
-
-
-def shown(value: object) -> str:
-    """Return a value as messages show it: short, and printable."""
-    text = repr(value)
-    return printable(text if len(text) <= 100 else f"{text[:100]}...")
 
 
 def _called(kind: object) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from petlpack.errors import UsageError, printable
+from petlpack.errors.arguments import NOT_NEGATIVE, Rule, check, whole
 from petlpack.methods.attachment import method_on
-from petlpack.methods.settings import NOT_NEGATIVE, Rule, check, whole
 
 if TYPE_CHECKING:
     from transformers import Trainer

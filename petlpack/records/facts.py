@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from petlpack.errors import printable
-
 _MOST = 1 << 62
 """No count is larger; what says more says nothing."""
 
@@ -23,7 +21,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the encoder knew of a run. Texts are as people can read them; what a manifest does not say has its default.
+    """What the encoder knew of a run. Texts are as they are: who shows them escapes them.
+
+    What a manifest does not say has its default.
 
     `whole` tells that the run is a whole trained model; `run_bytes` are those of all its tensors; `errors` are the
     largest absolute errors of tensors that lost changes, `density` the share of changes that they kept. `figures` are
@@ -88,7 +88,7 @@ class Facts:
 
 
 def _text(facts: Mapping[str, Any], name: str, default: str) -> str:
-    return printable(str(facts.get(name, default)))
+    return str(facts.get(name, default))
 
 
 def _object(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -108,4 +108,4 @@ def _score(pair: object) -> Score | None:
     if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
         return None
     value = _number(pair[1])
-    return None if value is None else Score(printable(pair[0]), value)
+    return None if value is None else Score(pair[0], value)

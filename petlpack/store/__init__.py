@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageError, printable
+from petlpack.errors.arguments import Place, check_flags, path_of, refuse_file_above
 
 SUFFIX = ".petl.safetensors"
 PACK_JSON = b'{"format": "petlpack", "version": 1}\n'
@@ -37,8 +38,9 @@ def check_task_name(name: str) -> str:
     """Return a name that is safe as a file name on every system; raises UsageError for any other."""
     if not _can_be_task(name):
         raise UsageError(
-            f"invalid task name '{printable(name)}': use 1-128 of A-Z a-z 0-9 . _ -",
-            hint="choose a name with --task that does not start with a dot and is no Windows device name",
+            f"invalid task name '{printable(str(name))}': use 1-128 of A-Z a-z 0-9 . _ -",
+            hint="choose a name with --task (task= in Python) that does not start with a dot and is no Windows device "
+            "name",
             code="task-name",
         )
     return name
@@ -54,23 +56,24 @@ def shared_file(sha256: str) -> str:
     return f"shared/{sha256}{SUFFIX}"
 
 
-def _can_be_task(name: str) -> bool:
-    return _TASK_NAME.fullmatch(name) is not None and _RESERVED.fullmatch(name) is None
+def _can_be_task(name: object) -> bool:
+    return isinstance(name, str) and _TASK_NAME.fullmatch(name) is not None and _RESERVED.fullmatch(name) is None
 
 
 class Store:
     """One pack directory."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: Place) -> None:
         """Open an existing pack; raises UsageError where there is none, UnknownFormatError for a newer one."""
-        self.path = Path(path)
+        self.path = path_of("pack", path)
         self._tasks = self.path / "tasks"
         marker = self.path / "pack.json"
         try:
             text = marker.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
+            _refuse_unmarked(self.path)
             raise UsageError(
-                f"no pack at '{printable(str(path))}'", hint="`petlpack encode RUN_DIR --pack DIR` creates one"
+                f"no pack at '{printable(str(self.path))}'", hint="`petlpack encode RUN_DIR --pack DIR` creates one"
             ) from error
         try:
             table = json.loads(text)
@@ -89,17 +92,18 @@ class Store:
             )
 
     @classmethod
-    def create(cls, path: str | Path) -> Store:
+    def create(cls, path: Place) -> Store:
         """Open a pack, or make an empty one where nothing is; raises UsageError where something else is."""
-        if not (Path(path) / "pack.json").exists():
-            _make(Path(path))
+        path = path_of("pack", path)
+        if not (path / "pack.json").exists():
+            _make(path)
         return cls(path)
 
     @classmethod
     @contextlib.contextmanager
-    def creating(cls, path: str | Path) -> Iterator[Store]:
+    def creating(cls, path: Place) -> Iterator[Store]:
         """Lend a pack as `create` gives it; one that was made and is still empty when the block fails is undone."""
-        path = Path(path)
+        path = path_of("pack", path)
         made = not (path / "pack.json").exists() and _make(path)
         try:
             yield cls(path)
@@ -131,14 +135,13 @@ class Store:
         return _can_be_task(name) and self.task_path(name).is_file()
 
     def find_task(self, name: str) -> Path:
-        """Return the file of a task; raises TaskError where there is none."""
-        path = self.task_path(name)
-        if not path.is_file():
+        """Return the file of a task; raises TaskError where there is none, also for what no task can be called."""
+        if not self.has_task(name):
             raise TaskError(
-                f"no task '{printable(name)}' in pack '{printable(str(self.path))}'",
+                f"no task '{printable(str(name))}' in pack '{printable(str(self.path))}'",
                 hint="`petlpack list` shows the tasks of a pack",
             )
-        return path
+        return self.task_path(name)
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every file below the pack with its bytes, leftovers included, as `tasks/NAME` with slashes.
@@ -175,6 +178,7 @@ class Store:
 
         With `replace` only the latter is in the way.
         """
+        check_flags(replace=replace)
         if self.task_path(name).exists() and replace:
             return
         lower = name.lower()
@@ -182,7 +186,8 @@ class Store:
         if twin is not None:
             raise TaskError(
                 f"cannot add task '{name}': pack '{printable(str(self.path))}' already has task '{twin}'",
-                hint="overwrite a task of the same name with --replace, or choose another name with --task",
+                hint="overwrite a task of the same name with --replace, or choose another name with --task "
+                "(in Python: replace=True, task=)",
             )
 
     def put(
@@ -247,11 +252,12 @@ class Store:
             lock.release()
 
 
-def is_pack(path: Path) -> bool:
+def is_pack(path: Place) -> bool:
     """Tell whether a directory is meant as a pack: its mark says so, or is spoilt and tasks and parts stand beside.
 
     A pipe in the place of the mark is not waited for.
     """
+    path = path_of("path", path)
     mark = path / "pack.json"
     try:
         if mark.is_file() and json.loads(mark.read_bytes())["format"] == "petlpack":
@@ -261,23 +267,39 @@ def is_pack(path: Path) -> bool:
     return all((path / name).exists() for name in ("pack.json", "tasks", "shared"))
 
 
+def pack_above(path: Path) -> Path | None:
+    """Return the pack whose tasks or shared parts a file or directory is among; None where it is in none."""
+    real = path.resolve()
+    inside = (place for place in (real, *real.parents) if place.name in ("tasks", "shared"))
+    return next((place.parent for place in inside if is_pack(place.parent)), None)
+
+
 _OWN = {"pack.json", "tasks", "shared", ".lock"}
+_PACK_HINT = "give an existing pack, or a new or empty directory"
+
+
+def _refuse_unmarked(path: Path) -> None:
+    """Raise UsageError for a pack that has lost its pack.json: only the text of that is missing, and no task."""
+    if any((path / name).is_dir() for name in ("tasks", "shared")) and not (path / "pack.json").exists():
+        raise UsageError(
+            f"'{printable(str(path))}' has the directories of a pack, but no pack.json",
+            hint=f"if it is a pack, restore its pack.json, which holds {PACK_JSON.decode().strip()}",
+        )
 
 
 def _make(path: Path) -> bool:
     """Make an empty pack; returns whether the directory is new."""
+    refuse_file_above(path, _PACK_HINT)
     if path.exists() and not path.is_dir():
-        raise UsageError(
-            f"'{printable(str(path))}' is a file, not a pack directory",
-            hint="--pack takes an existing pack, or a new or empty directory",
-        )
+        raise UsageError(f"'{printable(str(path))}' is a file, not a pack directory", hint=_PACK_HINT)
     new = not path.exists()
     foreign = [] if new else [e.name for e in path.iterdir() if e.name not in _OWN and not e.name.startswith(".tmp-")]
     if foreign:
         raise UsageError(
             f"'{printable(str(path))}' is neither a pack nor empty: it contains '{printable(min(foreign))}'",
-            hint="--pack takes an existing pack, or a new or empty directory",
+            hint=_PACK_HINT,
         )
+    _refuse_unmarked(path)
     path.mkdir(parents=True, exist_ok=True)
     with _replacing(path / "pack.json") as temporary:
         temporary.write_bytes(PACK_JSON)

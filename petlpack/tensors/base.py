@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import BaseError, RunError, printable
+from petlpack.errors.arguments import path_of
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.tensor import Tensor
@@ -30,7 +31,7 @@ class Base:
 
     def __init__(self, path: str | Path) -> None:
         """Open a model directory or a weights file; raises BaseError where there is none."""
-        self.path = Path(path)
+        self.path = path_of("base", path)
         from petlpack.tensors.checkpoint import find_weights, open_checkpoint  # here, for tables need no files
 
         try:
@@ -133,8 +134,12 @@ def open_bases(bases: Bases | None, named: str | None = None) -> list[Base]:
     """
     if bases is None:
         return [Base(named)] if named is not None and is_model(named) else []
-    several = [bases] if isinstance(bases, str | Path | Base) else bases
-    return [opened for base in several for opened in ([base] if isinstance(base, Base) else _models_at(Path(base)))]
+    several = bases if isinstance(bases, Sequence) and not isinstance(bases, str) else [bases]
+    return [
+        opened
+        for base in several
+        for opened in ([base] if isinstance(base, Base) else _models_at(path_of("base", base)))
+    ]
 
 
 def _models_at(path: Path) -> list[Base]:

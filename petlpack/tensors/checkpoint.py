@@ -212,9 +212,9 @@ def _load_pickled(path: Path) -> object:
         raise _unread(path, error) from error
     except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
         cut = is_cut(path)
-        what = "truncated" if cut else "not a plain state dict"
+        what = "truncated" if cut else f"not a plain state dict: {printable(_reason(error))}"
         raise RunError(
-            f"'{printable(str(path))}' is {what}: {printable(_reason(error))}",
+            f"'{printable(str(path))}' is {what}",
             hint="copy the file again, or use another checkpoint"
             if cut
             else "a pickle can run code, so only tensors are loaded from it: save the run as safetensors",
@@ -233,6 +233,8 @@ def is_cut(path: Path) -> bool:
 def _reason(error: Exception) -> str:
     """Return the first line of what torch says, without its advice to read a pickle that may carry code."""
     first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if "PytorchStreamReader" in first:  # which goes on with what its own developers should do
+        return "its archive is damaged"
     return "it contains objects other than tensors" if "weights_only" in first else first
 
 

@@ -150,7 +150,19 @@ def test_a_new_file_has_the_permissions_that_new_files_have(tmp_path: Path, pack
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
 
 
-@pytest.mark.parametrize("name", ["missing/a", "file/a", "x" * 300])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    {"missing/a": "no directory '.*missing'", "file/a": "'.*file' is a file", "file/b/a": "file' is"}.items(),
+)
+def test_a_parent_that_is_no_directory_is_named(tmp_path: Path, pack: Path, name: str, why: str) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UsageError, match=f"{name}' cannot be created: .*{why}") as caught:
+        write(tmp_path / name, pack)
+    assert caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.pack", "file"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300])
 def test_errors_of_the_system_name_the_path(tmp_path: Path, pack: Path, name: str) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(OSError, match=r"\[Errno \d+\]") as caught:

@@ -761,7 +761,7 @@ def test_a_directory_without_a_run_is_told_with_what_it_holds(tmp_path: Path) ->
     result = run("stats", tmp_path)
     assert result.exit_code == 1
     assert "1.2 kB" in result.stdout
-    assert result.stderr.startswith(f"Error: no pack or run in {tmp_path}\nHint: ")
+    assert result.stderr.startswith(f"Error: no pack or run in '{tmp_path}'\nHint: ")
     assert json.loads(run("stats", tmp_path, "--json").stdout)["disk_bytes"] == 1234
 
 

@@ -307,7 +307,7 @@ def test_they_are_those_that_encode_takes(tmp_path: Path) -> None:
     assert stored() == (run / "checkpoint-10" / "model.safetensors").stat().st_size
     (row,) = look(run).runs
     assert row.problem is not None
-    assert "checkpoint-100" in row.problem
+    assert "checkpoint-100" in row.problem.message
     assert (row.checkpoints, row.bytes["other checkpoints"]) == (
         3,
         path.stat().st_size + (run / "checkpoint-5" / "model.safetensors").stat().st_size,
@@ -371,7 +371,7 @@ def test_shards_and_modules_are_weights_and_a_second_format_is_not(tmp_path: Pat
     (run / "model-00002-of-00002.safetensors").unlink()
     (row,) = look(tmp_path).runs
     assert row.problem is not None
-    assert "missing" in row.problem
+    assert "missing" in row.problem.message
 
 
 # Links
@@ -831,8 +831,9 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "scandir", scandir)
     found = survey([tmp_path])
-    assert found.unreadable == {str(run / "closed"): "Permission denied"}
-    assert found.runs[0].problem == f"'{run / 'closed'}': Permission denied"
+    assert {path: one.message for path, one in found.unreadable.items()} == {str(run / "closed"): "Permission denied"}
+    assert found.runs[0].problem is not None
+    assert found.runs[0].problem.message == f"'{run / 'closed'}': Permission denied"
     assert found.disk_bytes == sum((run / name).stat().st_size for name in ("model.safetensors", "config.json"))
 
 
@@ -853,7 +854,8 @@ def test_what_vanishes_or_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "lstat", vanish)
     found = survey([tmp_path])
     assert found.duplicates[0].files == (str(tmp_path / "a"), str(tmp_path / "c"))
-    assert found.unreadable == {str(tmp_path / "b"): "became shorter while it was read"}
+    (problem,) = found.unreadable.values()
+    assert (list(found.unreadable), problem.message) == ([str(tmp_path / "b")], "became shorter while it was read")
     assert found.files == 3
 
 

@@ -238,6 +238,31 @@ def test_errors_have_their_codes_and_say_what_to_do(
     assert not (tmp_path / "q").exists()
 
 
+EMPTY = [
+    *(["encode", ""], ["plan", ""], ["survey", ""], ["stats", ""], ["encode", "{place}/sst2", ""]),
+    *(["list", ""], ["verify", ""], ["gc", ""], ["forecast", ""], ["show", "", "sst2"]),
+    *(["decode", "{place}/p", "sst2", ""], ["encode", "{place}/sst2", "--pack", ""]),
+    *(["encode", "{place}/sst2", "--base", ""], ["verify", "{place}/p", "--base", ""]),
+    *(["stats", "{place}/p", "--html", ""], ["verify", "{place}/p", "sst2", "--against", ""]),
+]
+
+
+@pytest.mark.parametrize("given", EMPTY, ids=" ".join)
+def test_an_empty_path_is_told_as_one(given: list[str], place: Path) -> None:
+    code, answer = run_json(*(word.format(place=place) for word in given))
+    assert (code, answer["error"]["type"]) == (2, "UsageError")
+    name = next((word for word in given if word.startswith("--")), "an argument")
+    assert answer["error"]["message"] == f"{name} is an empty path"
+
+
+@pytest.mark.parametrize("given", [["decode", "{p}", "", "o"], ["remove", "{p}", ""], ["show", "{p}", "../x"]])
+def test_a_name_that_no_task_can_have_is_no_task(given: list[str], pack: Path) -> None:
+    result = run(*(word.format(p=pack) for word in given))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: no task '")
+    assert "--task" not in result.stderr
+
+
 def test_no_command_is_the_help_and_2() -> None:
     result = run()
     assert (result.exit_code, result.stdout) == (2, "")

@@ -100,7 +100,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a setting is missing": (["mask"], 1, "combine"),
     "a setting that there is not": (["much", "--set", "colour=red"], 2, "unknown setting 'colour'"),
     "no setting": (["much", "--set", "combine"], 2, "--set needs KEY=VALUE, got 'combine'"),
-    "two settings": (["much", "--set", "combine=or", "--set", "combine=and"], 2, "--set gives combine two values"),
+    "two settings": (["much", "--set", "combine=or", "--set", "combine=and"], 2, "setting combine is given twice"),
     "no sample": (["much", "--sample", "0"], 2, "0.0 is not in the range"),
     "all as a sample": (["much", "--sample", "1"], 2, "1.0 is not in the range"),
     "a sample that is no number": (["much", "--sample", "nan"], 2, "sample must be in (0, 1), got nan"),
@@ -145,7 +145,7 @@ def test_of_several_runs_those_that_fail_do_not_stop_the_rest(place: Path) -> No
 def test_settings_that_nothing_depends_on_are_a_warning(place: Path) -> None:
     result = run("plan", "much", "--base", "base", "--set", "combine=or")
     assert result.exit_code == 0
-    assert "Warning: much: --set combine has no effect on this run\n" in result.stderr
+    assert "Warning: much: setting combine has no effect on this run\n" in result.stderr
     assert "--set combine=or --codec ulp\n" in result.stdout
 
 

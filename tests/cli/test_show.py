@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import petlpack
-from tests.support.command_line import damage, run, run_json
+from tests.support.command_line import ESC, damage, rewrite, run, run_json
 from tests.support.small_runs import make_base, make_pair, write_run
 
 
@@ -73,3 +73,20 @@ def test_show_counts_what_is_unchanged(place: Path, tmp_path: Path) -> None:
     assert "1 unchanged from the base" in text
     assert f"11 tensors of it; 'base' ({path} when it was encoded), sha256 {sha256}" in " ".join(text.split())
     assert not run_json("show", place / "p", "adapter")[1]["base"]["needed"]
+
+
+def test_names_in_json_are_as_they_are_and_on_a_terminal_escaped(pack: Path) -> None:
+    facts = petlpack.open(pack)["sst2"].manifest.facts
+    rewrite(pack, "sst2", facts={**facts, "method": f"lo{ESC}ra", "layout": "a\nb", "score": [f"acc{ESC}", 0.5]})
+    _, answer = run_json("show", pack, "sst2")
+    assert (answer["method"], answer["layout"]) == (answer["facts"]["method"], answer["facts"]["layout"])
+    assert answer["method"] == f"lo{ESC}ra"
+    commands: list[list[str | Path]] = [["list", pack, "--long"], ["stats", pack]]
+    for command in commands:
+        _, answer = run_json(*command)
+        assert f"lo{ESC}ra" in [row["method"] for row in answer["tasks"]]
+    assert next(row["score"]["metric"] for row in answer["tasks"] if row["score"]) == f"acc{ESC}"
+    commands += [["show", pack, "sst2"], ["stats", pack, "--task", "sst2"]]
+    commands += [["stats", pack, "--by", "method", "--csv"], ["stats", pack, "--by", "method", "--md"]]
+    for command in commands:
+        assert "\x1b" not in run(*command).output

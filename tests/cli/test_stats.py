@@ -34,3 +34,14 @@ def test_stats_add_up_and_fold_many_tasks(pack: Path) -> None:
     assert "13 more (--all)" in text
     assert "From 2 tasks on, the pack is smaller than dense models, the base counted once.\n" in text
     assert "more (--all)" not in run("stats", pack, "--all").stdout
+
+
+def test_json_says_of_which_tasks_the_bounds_are_missing(place: Path) -> None:
+    code, answer = run_json("stats", place / "p", "--by", "section", "--bounds")
+    assert code == 5
+    assert {name: error["code"] for name, error in answer["failed"].items()} == {
+        "rte": "base-missing",
+        "sst2": "base-missing",
+    }
+    code, answer = run_json("stats", place / "p", "--by", "section", "--bounds", "--base", place / "base")
+    assert (code, answer["failed"]) == (0, {})

@@ -189,7 +189,7 @@ def test_a_density_that_is_no_share(tmp_path: Path, density: float) -> None:
     run, base, _, _ = write_tuned(tmp_path)
     with pytest.raises(UsageError, match="density") as caught:
         petlpack.encode(run, tmp_path / "pack", base, task="run", density=density)
-    assert "between 0 and 1" in str(caught.value.hint)
+    assert "share of the weights" in str(caught.value.hint)
     assert not (tmp_path / "pack").exists()
 
 

@@ -91,8 +91,8 @@ BAD_NAMES = [
 def test_names_that_are_no_file_names_are_refused(place: Place, name: str) -> None:
     place.refused(place.encode(place.run, task=name), UsageError, "invalid task name")
     assert name not in petlpack.open(place.pack)
-    place.refused(lambda pack: petlpack.open(pack)[name], UsageError, "invalid task name")
-    place.refused(lambda pack: petlpack.open(pack).remove(name), UsageError, "invalid task name")
+    place.refused(lambda pack: petlpack.open(pack)[name], TaskError, "no task")
+    place.refused(lambda pack: petlpack.open(pack).remove(name), TaskError, "no task")
 
 
 @pytest.mark.parametrize("name", ["a" * 128, "-a", "_", "1.5", "a..b", "console", "com10", "Qwen-2.5_sst2.v1"])

@@ -17,6 +17,7 @@ import torch
 
 import petlpack
 from petlpack import PetlpackError, RunError
+from petlpack.store import SUFFIX
 from tests.support.places import Place, RunsWhenLoaded
 from tests.support.sampling import Sample
 from tests.support.small_runs import weights, write_run, write_safetensors
@@ -344,3 +345,50 @@ FOREIGN: dict[str, tuple[Callable[[Place], Path], str]] = {
 def test_sharded_training_states_are_refused_by_name(place: Place, case: str) -> None:
     build, words = FOREIGN[case]
     place.refused(place.encode(build(place)), RunError, words)
+
+
+# Packs that are given as runs
+
+
+def _copied(place: Place) -> Path:
+    return Path(shutil.copytree(place.pack / "tasks", place.root / "copied"))
+
+
+OF_A_PACK: dict[str, tuple[Callable[[Place], Path], str]] = {
+    "a pack": (lambda place: place.pack, "is a pack, expected a run"),
+    "its tasks": (lambda place: place.pack / "tasks", "holds files of a pack, expected a run"),
+    "its shared parts": (lambda place: place.pack / "shared", "holds files of a pack, expected a run"),
+    "a task": (lambda place: place.pack / "tasks" / f"one{SUFFIX}", "is a file of a pack, expected a run"),
+    "its mark": (lambda place: place.pack / "pack.json", "is not a run"),
+    "tasks elsewhere": (_copied, "holds files of a pack, expected a run"),
+    "a task elsewhere": (lambda place: _copied(place) / f"one{SUFFIX}", "is a file of a pack, expected a run"),
+}
+
+
+@pytest.mark.parametrize("case", OF_A_PACK)
+def test_a_pack_is_no_run(place: Place, case: str) -> None:
+    build, words = OF_A_PACK[case]
+    error = place.refused(place.encode(build(place)), RunError, words)
+    assert "encode the runs inside" not in str(error.hint)
+    assert petlpack.plan(build(place) if "elsewhere" not in case else place.root / "copied", place.base).runs == ()
+
+
+def test_one_task_alone_is_no_run_either(place: Place) -> None:
+    petlpack.remove(place.pack, "two")
+    place.refused(place.encode(_copied(place)), RunError, "holds files of a pack")
+    around = place.bad("around")
+    shutil.copytree(place.pack, around / "p")
+    error = place.refused(place.encode(around), RunError, "is not a run directory")
+    assert "inside it" not in str(error.hint)
+
+
+def test_a_truncated_pickle_is_told_without_what_torch_says(place: Place) -> None:
+    path = place.bad() / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    for content in (whole[:-300], whole[:200], whole[:300] + bytes(200) + whole[500:]):
+        path.write_bytes(content)
+        with pytest.raises(RunError) as caught:
+            petlpack.encode(path.parent, place.root / "new", place.base)
+        assert "PytorchStreamReader" not in caught.value.message
+        assert "internal" not in caught.value.message

@@ -253,7 +253,7 @@ BAD: dict[str, Bad] = {
     "keep_ratio a": Bad(
         "propetl scores",
         lambda run: None,
-        ("--set keep_ratio=a", "not a number"),
+        ("setting keep_ratio must be a finite number", "a"),
         error=UsageError,
         options={"settings": {"keep_ratio": "a"}},
     ),
@@ -276,7 +276,7 @@ BAD: dict[str, Bad] = {
     "prefix with another ratio than its config": Bad(
         "propetl prefix",
         lambda run: None,
-        ("keep_ratio=0.25", "0.5"),
+        ("keep_ratio is 0.25", "0.5"),
         error=UsageError,
         options={"settings": {"keep_ratio": "0.25"}},
     ),
@@ -320,7 +320,7 @@ BAD: dict[str, Bad] = {
     "t5 with an unknown combination": Bad(
         "t5",
         lambda run: None,
-        ("combine=xor", "add, and, or"),
+        ("setting combine must be one of add, and, or", "xor"),
         error=UsageError,
         options={"settings": {"combine": "xor", "activation": "relu"}},
     ),
@@ -389,7 +389,7 @@ BAD: dict[str, Bad] = {
     "another inference level said": Bad(
         "adamix",
         lambda run: None,
-        ("inference_level=1", "3"),
+        ("inference_level is 1", "3"),
         error=UsageError,
         options={"settings": {"inference_level": "1"}},
     ),
@@ -507,10 +507,15 @@ BAD: dict[str, Bad] = {
         {"settings": {"rank": "3"}},
     ),
     "a setting that the run contradicts": Bad(
-        "adamix", lambda run: None, ("activation=relu", "gelu"), None, UsageError, {"settings": {"activation": "relu"}}
+        "adamix",
+        lambda run: None,
+        ("activation is relu", "gelu"),
+        None,
+        UsageError,
+        {"settings": {"activation": "relu"}},
     ),
     "a scaling that the run contradicts": Bad(
-        "propetl lora", lambda run: None, ("scaling=2", "1.5"), None, UsageError, {"settings": {"scaling": "2"}}
+        "propetl lora", lambda run: None, ("scaling is 2", "1.5"), None, UsageError, {"settings": {"scaling": "2"}}
     ),
 }
 
@@ -639,5 +644,5 @@ def test_a_setting_that_nothing_uses_is_told(tmp_path: Path, name: str, settings
     case, written, base = write_case(name, tmp_path)
     (encoded,) = petlpack.encode(written.path, tmp_path / "pack", base, task="run", settings=settings, jobs=1)
     assert encoded.layout == case.layout
-    assert encoded.warnings == (f"--set {next(iter(settings))} has no effect on this run",)
+    assert encoded.warnings == (f"setting {next(iter(settings))} has no effect on this run",)
     assert petlpack.open(tmp_path / "pack")["run"].manifest.facts.get("options") is None

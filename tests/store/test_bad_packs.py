@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import pytest
 
 import petlpack
 from petlpack import DamageError, PetlpackError, UnknownFormatError, UsageError
-from petlpack.store import SUFFIX
+from petlpack.store import PACK_JSON, SUFFIX
 from tests.support.places import DAMAGES, Methods, Place
 
 # Packs that are none
@@ -84,3 +89,24 @@ def test_a_part_of_tensors_is_collected_with_its_last_task(methods: Methods) -> 
     opened.remove("mask.b")
     assert {path.name.removesuffix(SUFFIX) for path, _ in opened.gc()} == parts
     assert methods.wrong(pack) == set()
+
+
+def _instead(call: Callable[[Path], object], pack: Path, _: Path) -> object:
+    return call(pack)
+
+
+@pytest.mark.parametrize("left", [("tasks", "shared"), ("tasks",), ("shared",)])
+def test_a_pack_without_its_mark_is_told_by_all_and_revived_by_none(place: Place, left: tuple[str, ...]) -> None:
+    lost = place.root / "lost"
+    shutil.copytree(place.pack, lost)
+    (lost / "pack.json").unlink()
+    for name in {"tasks", "shared"} - {*left}:
+        shutil.rmtree(lost / name)
+    before = place.snapshot(lost)
+    calls: list[Callable[[Path], object]] = [place.encode(place.run), petlpack.open, petlpack.listing, petlpack.stats]
+    for call in calls:
+        error = place.refused(partial(_instead, call, lost), UsageError, "lost", "no pack.json")
+        assert PACK_JSON.decode().strip() in str(error.hint)
+    assert place.snapshot(lost) == before
+    (lost / "pack.json").write_bytes(PACK_JSON)
+    assert list(petlpack.open(lost)) == (["one", "two"] if "tasks" in left else [])

@@ -290,7 +290,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             equal_to_base_bytes=NUMBER,
             duplicated_bytes=NUMBER,
             score=maybe(table(metric=TEXT, value={"type": "number"})),
-            problem=maybe(TEXT),
+            problem=maybe(ERROR),
         ),
         "packs": rows(path=TEXT, bytes=NUMBER),
         "tensors": table(
@@ -311,8 +311,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             other_checkpoints=NUMBER,
             total=NUMBER,
         ),
-        "unreadable": {"type": "object", "additionalProperties": TEXT},
+        "unreadable": {"type": "object", "additionalProperties": ERROR},
         "problems": NUMBER,
+        "error": maybe(ERROR),
     },
 }
 COST = table(bytes=NUMBER, bytes_per_task=NUMBER, monthly=maybe(SECONDS), transfer=maybe(SECONDS))

@@ -284,13 +284,13 @@ def _print_closed(out: Output, survey: Survey) -> None:
 
 def _print_problems(survey: Survey, most: int | None) -> None:
     """Name on stderr what cannot be read, also where no talk is wanted; those with one reason stand together."""
-    problems = {row.path: row.problem for row in survey.runs if row.problem is not None}
+    problems = {row.path: row.problem.message for row in survey.runs if row.problem is not None}
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path, why in problems.items():
         groups[why.replace(printable(path) + os.sep, "")].append((path, why))
-    for path, why in survey.unreadable.items():
+    for path, problem in survey.unreadable.items():
         if not _is_told(path, problems):
-            groups[why].append((path, why))
+            groups[problem.message].append((path, problem.message))
     shown = list(groups.items())[:most]
     for reason, rows in shown:
         (path, why), names = rows[0], [path for path, _ in rows]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from petlpack.analyze.survey.equality import equal_spans
 from petlpack.analyze.survey.kinds import KINDS, PICKLED, WEIGHT_KINDS
 from petlpack.analyze.survey.runs import find_runs, sort_files
 from petlpack.analyze.survey.tree import PATH_HINT, File, Key, Tree, given_roots, walk
-from petlpack.errors import UsageError, printable
+from petlpack.errors import Problem, RunError, UsageError, printable, problem_of
 from petlpack.layouts.results import stated_score
 from petlpack.parallel import Progress, count_jobs
 from petlpack.records.facts import Score
@@ -57,8 +57,12 @@ class RunRow:
     equal_to_base_bytes: int
     duplicated_bytes: int
     score: Score | None
-    problem: str | None
+    problem: Problem | None
     """What in it cannot be read; the rest is counted all the same."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as `petlpack survey --json` prints it."""
+        return {**asdict(self), "problem": self.problem and self.problem.to_json()}
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,24 @@ class Survey:
     duplicate_bytes: int
     """What all but one of each set of equal files take."""
     savings: Savings
-    unreadable: dict[str, str]
+    unreadable: dict[str, Problem]
     """Files and directories that could not be read, or bases not compared with, each with the reason."""
+    paths: tuple[str, ...]
+    """The paths that were asked about."""
 
     @property
-    def unreadable_outside(self) -> dict[str, str]:
+    def error(self) -> RunError | None:
+        """The error that there is neither a run nor a pack; None where there is any."""
+        if self.runs or self.packs:
+            return None
+        names = ", ".join(f"'{printable(path)}'" for path in self.paths)
+        return RunError(
+            f"no pack or run in {names}",
+            hint="a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N",
+        )
+
+    @property
+    def unreadable_outside(self) -> dict[str, Problem]:
         """Those of `unreadable` that are in no run."""
         runs = {row.path for row in self.runs}
         return {
@@ -166,14 +183,17 @@ class Survey:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack survey --json` prints."""
-        table = asdict(self)
+        table = {name: value for name, value in asdict(self).items() if name != "paths"}
+        table["runs"] = [row.to_json() for row in self.runs]
         table["savings"]["total"] = self.savings.total
+        table["unreadable"] = {path: problem.to_json() for path, problem in self.unreadable.items()}
         table["problems"] = self.problems
+        table["error"] = self.error and problem_of(self.error).to_json()
         return table
 
 
 def survey(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     base: str | Path | Base | None = None,
     *,
     jobs: int | None = None,
@@ -188,7 +208,7 @@ def survey(
     Files in packs and caches are not compared. `progress` starts anew for each step of comparing. Raises UsageError
     where a path is missing or in a pack, or nothing is there, and BaseError where `base` is none or is pickled.
     """
-    roots = given_roots(paths)
+    roots, threads = given_roots(paths), count_jobs(jobs)
     base_files = None if base is None else open_base(base.path if isinstance(base, Base) else Path(base))
     tree = walk(roots)
     if not tree.files and not tree.unreadable:
@@ -197,8 +217,9 @@ def survey(
     files = sort_files(tree, owners)
     runs = list(dict.fromkeys(owners.values()))
     bases = open_bases(base_files, runs)
-    equal = partial(equal_spans, unreadable=tree.unreadable, jobs=count_jobs(jobs), progress=progress)
-    return _account(tree, files, runs, bases, _compare(tree, files, bases, equal))
+    equal = partial(equal_spans, unreadable=tree.unreadable, jobs=threads, progress=progress)
+    account = _account(tree, files, runs, bases, _compare(tree, files, bases, equal))
+    return replace(account, paths=tuple(map(str, roots)))
 
 
 @dataclass(frozen=True)
@@ -207,7 +228,7 @@ class _Compared:
 
     copies: Copies
     looked: Mapping[Key, Looked]
-    broken: Mapping[Key, str]
+    broken: Mapping[Key, Problem]
 
 
 def _compare(tree: Tree, files: Mapping[Key, File], bases: ComparedBases, equal: Equal) -> _Compared:
@@ -238,6 +259,7 @@ def _account(
         duplicate_bytes=_total(files[key] for key in compared.copies.kept),
         savings=_savings(files, compared),
         unreadable={**tree.unreadable, **loose, **bases.unreadable},
+        paths=(),
     )
 
 
@@ -273,7 +295,7 @@ def _kind_rows(files: Iterable[File]) -> tuple[KindRow, ...]:
 def _run_row(
     run: FoundRun,
     files: Sequence[File],
-    unreadable: Mapping[str, str],
+    unreadable: Mapping[str, Problem],
     compared: _Compared,
     bases: ComparedBases,
 ) -> RunRow:
@@ -281,7 +303,11 @@ def _run_row(
     looked = compared.looked
     inside = [file for file in files if file.key in looked]
     base = next(filter(None, map(bases.of, inside)), None)
-    closed = (f"'{printable(path)}': {why}" for path, why in unreadable.items() if Path(path).is_relative_to(run.path))
+    closed = (
+        replace(why, message=f"'{printable(path)}': {why.message}")
+        for path, why in unreadable.items()
+        if Path(path).is_relative_to(run.path)
+    )
     problems = (run.problem, *(compared.broken.get(file.key) for file in files), *closed)
     return RunRow(
         path=str(run.path),

@@ -10,7 +10,7 @@ from petlpack.analyze.survey.chosen import FoundRun
 from petlpack.analyze.survey.equality import Span
 from petlpack.analyze.survey.kinds import PICKLED
 from petlpack.analyze.survey.tree import File, Key, key_of
-from petlpack.errors import BaseError, RunError, printable
+from petlpack.errors import BaseError, Problem, RunError, printable, problem_of
 from petlpack.tensors.base import is_model
 from petlpack.tensors.checkpoint import find_weights, open_checkpoint
 from petlpack.tensors.safetensors_file import Header
@@ -33,7 +33,7 @@ class ComparedBases:
     given: BaseFiles | None
     named: Mapping[Path, BaseFiles]
     """By run."""
-    unreadable: Mapping[str, str]
+    unreadable: Mapping[str, Problem]
     keys: frozenset[Key]
     """The files of all of them."""
 
@@ -47,13 +47,13 @@ def open_bases(for_all: BaseFiles | None, runs: Iterable[FoundRun]) -> ComparedB
     """Open the bases that runs name, each once, where they are directories here; none where one is given for all."""
     names = {run.path: run.base_name for run in runs if run.base_name is not None} if for_all is None else {}
     opened: dict[str, BaseFiles] = {}
-    unreadable: dict[str, str] = {}
+    unreadable: dict[str, Problem] = {}
     for name in dict.fromkeys(names.values()):
         try:
             if is_model(name):
                 opened[name] = open_base(Path(name))
         except BaseError as error:
-            unreadable[name] = error.message
+            unreadable[name] = problem_of(error)
     bases = opened.values() if for_all is None else [for_all]
     keys = frozenset(key for base in bases for key in base.keys)
     return ComparedBases(

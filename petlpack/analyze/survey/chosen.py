@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from petlpack.analyze.survey.tree import Tree
-from petlpack.errors import RunError, printable
+from petlpack.errors import Problem, RunError, printable, problem_of
 from petlpack.layouts.checkpoints import checkpoints
 from petlpack.layouts.files import module_types
 from petlpack.layouts.registry import layout
@@ -36,7 +36,7 @@ class FoundRun:
     inside: tuple[Path, ...] = ()
     modules: tuple[Path, ...] = ()
     checkpoints: int = 0
-    problem: str | None = None
+    problem: Problem | None = None
 
 
 def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
@@ -61,10 +61,11 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
             method, base_name = reader.method_of(files[0].parent), _base_name(files[0].parent, path)
             return replace(run, method=method, weights=weights, base_name=base_name)
         except RunError as error:
-            run = replace(run, problem=run.problem or error.message)
+            run = replace(run, problem=run.problem or problem_of(error))
             if place == path:  # `encode` looks no further
                 return replace(run, weights=weights)
-    return replace(run, problem=run.problem or f"'{printable(str(path))}' has no weights")
+    nothing = RunError(f"'{printable(str(path))}' has no weights", hint="the run was not saved in full: save it again")
+    return replace(run, problem=run.problem or problem_of(nothing))
 
 
 def _parts(file: Path) -> list[Path]:
@@ -77,8 +78,8 @@ def _check_complete(weights: Iterable[Path], tree: Tree) -> None:
     for file in weights:
         if file.suffix == ".safetensors":
             header = tree.header(file)
-            if isinstance(header, str):
-                raise RunError(header)
+            if isinstance(header, Problem):
+                raise RunError(header.message, hint=header.hint, code=header.code)
         elif is_cut(file):
             raise RunError(f"'{printable(str(file))}' is truncated")
 

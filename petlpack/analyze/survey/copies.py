@@ -11,7 +11,7 @@ from petlpack.analyze.survey.bases import BaseFiles, ComparedBases, tensor_spans
 from petlpack.analyze.survey.equality import Span
 from petlpack.analyze.survey.kinds import KINDS, WEIGHT_KINDS
 from petlpack.analyze.survey.tree import File, Key, Tree
-from petlpack.errors import BaseError
+from petlpack.errors import BaseError, Problem
 from petlpack.tensors.names import match_names
 from petlpack.tensors.safetensors_file import Header
 
@@ -68,13 +68,14 @@ def _rank(kind: str) -> int:
     return {"training state": len(KINDS) + 1, "other checkpoints": len(KINDS)}.get(kind, KINDS.index(kind))
 
 
-def read_headers(files: Iterable[File], tree: Tree) -> tuple[dict[Key, Header], dict[Key, str]]:
+def read_headers(files: Iterable[File], tree: Tree) -> tuple[dict[Key, Header], dict[Key, Problem]]:
     """Return the headers of safetensors weight files, and what is wrong with those that are broken."""
-    headers, broken = {}, {}
+    headers: dict[Key, Header] = {}
+    broken: dict[Key, Problem] = {}
     for file in files:
         if file.kind in WEIGHT_KINDS and file.path.suffix == ".safetensors":
             header = tree.header(file.path)
-            if isinstance(header, str):
+            if isinstance(header, Problem):
                 broken[file.key] = header
             else:
                 headers[file.key] = header

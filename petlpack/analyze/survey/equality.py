@@ -10,6 +10,7 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
+from petlpack.errors import Problem, problem_at
 from petlpack.parallel import Progress, ordered_map
 
 PAGE = 4096
@@ -38,7 +39,7 @@ class Span:
 
 
 def equal_spans(
-    spans: Sequence[Span], unreadable: dict[str, str], jobs: int, progress: Progress | None
+    spans: Sequence[Span], unreadable: dict[str, Problem], jobs: int, progress: Progress | None
 ) -> list[list[int]]:
     """Return the spans that are equal, as lists of two or more indices; equal is proved, never probable.
 
@@ -84,7 +85,7 @@ def _batches(spans: Sequence[Span], indices: Iterable[int], pages: int) -> list[
 
 
 def _digests(
-    spans: Sequence[Span], pages: int, unreadable: dict[str, str], batch: list[int]
+    spans: Sequence[Span], pages: int, unreadable: dict[str, Problem], batch: list[int]
 ) -> tuple[list[int], dict[int, bytes]]:
     """Return a batch, and the digests of those of its spans that could be read; all of them are of one file."""
     path, digests = spans[batch[0]].path, {}
@@ -94,7 +95,7 @@ def _digests(
             for i in batch:
                 digests[i] = _digest(file, spans[i], pages, buffer)
     except OSError as error:
-        unreadable[str(path)] = error.strerror or str(error)
+        unreadable[str(path)] = problem_at(error)
     return batch, digests
 
 

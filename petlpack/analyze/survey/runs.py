@@ -9,7 +9,7 @@ from pathlib import Path
 
 from petlpack.analyze.survey.chosen import FoundRun, choose
 from petlpack.analyze.survey.tree import File, Folder, Key, Tree, key_of
-from petlpack.errors import PetlpackError, printable
+from petlpack.errors import PetlpackError, Problem, RunError, printable, problem_at, problem_of
 from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import WEIGHTS
 from petlpack.layouts.registry import LAYOUTS, layout
@@ -58,18 +58,22 @@ def _look_at(path: Path, tree: Tree) -> FoundRun | None:
         if layout_id is not None:
             return choose(path, layout_id, tree)
         state = sharded_state(path)
-        return None if state is None else FoundRun(path, problem=f"holds {state}")
+        if state is None:
+            return None
+        merged = RunError(f"'{printable(str(path))}' contains {state}", hint="then encode the merged model")
+        return FoundRun(path, problem=problem_of(merged))
     except (PetlpackError, OSError) as error:
         names = tree.folders[path].folders if path in tree.folders else ()
         steps = tuple(path / name for name in names if _CHECKPOINT.fullmatch(name))
         return FoundRun(path, layout_id, inside=steps, checkpoints=len(steps), problem=_told(error))
 
 
-def _told(error: PetlpackError | OSError) -> str:
-    """Return what is wrong, without the number that an error of the operating system has."""
+def _told(error: PetlpackError | OSError) -> Problem:
+    """Return what is wrong; of an error of the operating system in the words that other files are told with."""
     if isinstance(error, PetlpackError) or error.filename is None:
-        return printable(str(error))
-    return f"'{printable(str(error.filename))}' cannot be read: {error.strerror}"
+        return problem_of(error)
+    message = f"'{printable(str(error.filename))}' cannot be read: {error.strerror}"
+    return replace(problem_at(error), message=message)
 
 
 def sort_files(tree: Tree, owners: Mapping[Path, FoundRun]) -> dict[Key, File]:

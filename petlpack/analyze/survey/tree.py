@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from petlpack.analyze.survey.kinds import CACHES, kind_by_name
-from petlpack.errors import UsageError, printable
+from petlpack.errors import Problem, RunError, UsageError, printable, problem_at, problem_of
+from petlpack.errors.arguments import paths_of
 from petlpack.layouts.files import LOADING, WEIGHTS
-from petlpack.store import SUFFIX, is_pack
+from petlpack.store import SUFFIX, is_pack, pack_above
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 
 PATH_HINT = "give the output directory of a training run, or a directory with several of them"
@@ -51,19 +52,20 @@ class Tree:
     files: dict[Key, File] = field(default_factory=dict)
     folders: dict[Path, Folder] = field(default_factory=dict)
     packs: list[Path] = field(default_factory=list)
-    headers: dict[Key, Header | str] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
+    headers: dict[Key, Header | Problem] = field(default_factory=dict)
+    unreadable: dict[str, Problem] = field(default_factory=dict)
 
-    def header(self, path: Path) -> Header | str:
+    def header(self, path: Path) -> Header | Problem:
         """Return the header of a safetensors file, read once, or what is wrong with it."""
         try:
             key = key_of(path.stat())
             if key not in self.headers:
                 self.headers[key] = read_header(path)
         except MalformedError as error:
-            self.headers[key] = error.message
+            self.headers[key] = problem_of(RunError(error.message, hint=error.hint, code=error.code))
         except OSError as error:
-            return f"'{printable(str(path))}' cannot be read: {error.strerror}"
+            message = f"'{printable(str(path))}' cannot be read: {error.strerror}"
+            return replace(problem_at(error), message=message)
         return self.headers[key]
 
 
@@ -72,10 +74,10 @@ def key_of(status: os.stat_result) -> Key:
     return status.st_dev, status.st_ino
 
 
-def given_roots(paths: Sequence[str | Path]) -> list[Path]:
+def given_roots(paths: object) -> list[Path]:
     """Return the given paths without those that are in others; raises UsageError for one missing or in a pack."""
     resolved: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in paths_of("paths", paths):
         try:
             path.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -90,8 +92,7 @@ def given_roots(paths: Sequence[str | Path]) -> list[Path]:
 
 def _refuse_part_of_pack(path: Path, real: Path) -> None:
     """Raise UsageError for a task's file, a shared part, or a directory of them: what they take is the pack's."""
-    inside = (place for place in (real, *real.parents) if place.name in ("tasks", "shared"))
-    pack = next((place.parent for place in inside if is_pack(place.parent)), None)
+    pack = pack_above(real)
     if pack is None and not (path.is_file() and path.name.endswith(SUFFIX)):
         return
     shown = next((place for place in path.parents if place.resolve() == pack), pack or "PACK")
@@ -134,7 +135,7 @@ def _walk_below(tree: Tree, links: list[File], root: Path) -> None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            tree.unreadable[str(folder)] = str(error.strerror)
+            tree.unreadable[str(folder)] = problem_at(error)
             continue
         if "pack.json" in names and not skipped and is_pack(folder):
             tree.packs.append(folder)
@@ -159,9 +160,9 @@ def _note(tree: Tree, links: list[File], path: Path, parts: tuple[str, ...]) -> 
         status = path.stat() if linked else status
     except OSError as error:
         if linked and (path.name in LOADING or path.suffix in WEIGHTS):
-            tree.unreadable[str(path)] = f"broken link ({error.strerror})"
+            tree.unreadable[str(path)] = replace(problem_at(error), message=f"broken link ({error.strerror})")
         elif not linked and not isinstance(error, FileNotFoundError):
-            tree.unreadable[str(path)] = str(error.strerror)
+            tree.unreadable[str(path)] = problem_at(error)
         return 0
     if not stat.S_ISREG(status.st_mode):
         return 0 if linked else status.st_mode

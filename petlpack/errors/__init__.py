@@ -116,7 +116,7 @@ HINTS = {
     errno.EROFS: "that file system is read-only: choose another location",
     errno.EACCES: "check the permissions, or choose another location",
     errno.EPERM: "check the permissions, or choose another location",
-    errno.ENOENT: "check the path: another program may have moved the file",
+    errno.ENOENT: "check the path: the file, or a directory above it, does not exist or was moved",
     errno.ENOTDIR: "check the path: part of it is a file",
     errno.EMFILE: "too many files are open: raise `ulimit -n`, or use fewer --jobs",
     errno.EIO: "the disk reported an error: check the system log",
@@ -137,6 +137,11 @@ class Problem:
     def to_json(self) -> dict[str, str | None]:
         """Return the value of "error" in what `--json` prints."""
         return {"type": self.type, "code": self.code, "message": self.message, "hint": self.hint}
+
+
+def problem_at(error: OSError) -> Problem:
+    """Return what to say of an error of the operating system where its file is named beside it."""
+    return Problem(type(error).__name__, "os", error.strerror or str(error), HINTS.get(error.errno or 0), 1)
 
 
 def problem_of(error: BaseException) -> Problem:
