@@ -168,6 +168,8 @@ def test_the_toy_codec_is_listed_and_offered(place: Path) -> None:
     (whole,) = run_json("plan", f"runs/{WHOLE[0]}", "--base", "base")["runs"]
     offers = {" ".join(offer["options"][1:]): offer for offer in whole["offers"]}
     assert offers["toy --set toy_half=true"]["loss"]["text"] == "the right half"
+    assert offers["ulp --set toy_half=true"]["loss"]["text"] == "the right half"
+    assert offers["ulp"]["loss"]["text"] == "nothing"
     assert offers["toy"]["bytes"] == petlpack.open("pack")[WHOLE[0]].nbytes
     assert re.fullmatch(
         r"\d\.\d % of the weights differ from the base, too many for codec `shy`", offers["shy"]["refused"]["message"]
@@ -175,6 +177,23 @@ def test_the_toy_codec_is_listed_and_offered(place: Path) -> None:
     assert sum(offer["auto"] for offer in whole["offers"]) == 1
     (lora,) = run_json("plan", f"runs/{LORA}")["runs"]
     assert {offer["codec"] for offer in lora["offers"]} == {"toy", "plain"}
+
+
+@pytest.mark.parametrize("codec", ["toy", "ulp", "plain"])
+def test_what_a_setting_of_a_toy_loses_is_told_of_every_codec(place: Path, codec: str) -> None:
+    (said,) = run_json("plan", f"runs/{WHOLE[0]}", "--base", "base", "--set", "toy_half=true")["runs"]
+    offers = {offer["codec"]: offer["loss"] for offer in said["offers"] if offer["refused"] is None}
+    assert offers[codec]["text"] == "the right half"
+
+
+def test_a_damaged_toy_is_not_mended_by_a_setting_that_it_did_not_name(place: Path) -> None:
+    right = Path("runs", WHOLE[0], "right.safetensors")
+    right.write_bytes(right.read_bytes()[:-8])
+    line = [f"runs/{WHOLE[0]}", "--base", "base"]
+    encoded, planned = run("encode", *line, "--pack", "new"), run("plan", *line)
+    assert (planned.exit_code, planned.stdout) == (1, "")
+    assert "right.safetensors" in encoded.stderr
+    assert planned.stderr == encoded.stderr
 
 
 @pytest.mark.parametrize("said", ["toy_half=true", "toy_half=false", "toy_colour=red"])

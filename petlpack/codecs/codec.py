@@ -26,21 +26,12 @@ def exactly(count: int) -> range:
     return range(count, count + 1)
 
 
-NOTHING = "nothing"
-
-
 @dataclass(frozen=True)
 class Way:
-    """One way in which a codec encodes a kind of module, as `plan` offers it: options of `encode`, and what is lost.
-
-    `setting` is one of the run's layout that is switched on; without it nothing is lost where the run has no such
-    setting.
-    """
+    """One way in which a codec encodes a kind of module, as `plan` offers it: options of `encode`."""
 
     level: Level = "small"
     density: float | None = None
-    setting: str | None = None
-    lost: str = NOTHING
 
 
 class Codec(ABC):

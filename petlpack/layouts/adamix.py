@@ -31,7 +31,9 @@ SOUPS = ("pytorch_model_expert_soup.safetensors", "pytorch_model_expert_soup.bin
 """The file of experts and classifier alone, which run_glue.py pickles and petlpack.methods does not."""
 
 INFERENCE_LEVEL = Setting("inference_level", "how AdaMix's experts are used (3: averaged)")
-KEEP_EXPERTS = Setting("keep_experts", "AdaMix: store all experts, not their average", flag=True)
+KEEP_EXPERTS = Setting(
+    "keep_experts", "AdaMix: store all experts, not their average", flag=True, off_loses="all but the average"
+)
 
 _EXPERT = re.compile(
     r"(?P<side>(?P<place>.+)\.ExpertSoup\.MoA_(?P<letter>[AB]))\.deepspeed_experts\.(?P<number>\d+)\.(?P<part>weight|bias)"
@@ -196,6 +198,7 @@ def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> boo
         f"'{printable(str(file.parent))}' has inference level {printable(text)}, "
         "which routes every input to a random expert, so no average of them computes the same",
         hint="--keep-experts stores all experts",
+        flag=KEEP_EXPERTS.name,
     )
 
 

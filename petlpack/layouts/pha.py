@@ -23,7 +23,9 @@ from petlpack.rules.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
 
-KEEP_RETRIEVER = Setting("keep_retriever", "PHA: store the retriever, which inference does not use", flag=True)
+KEEP_RETRIEVER = Setting(
+    "keep_retriever", "PHA: store the retriever, which inference does not use", flag=True, off_loses="the retriever"
+)
 
 _PROTOTYPES = "adapter_task_embedding.weight"
 _NET = "param_gen.decoder"

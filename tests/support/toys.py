@@ -23,7 +23,7 @@ from petlpack.rules.modules import Copy, Dense, Plain, Use
 from petlpack.tensors.checkpoint import open_checkpoint
 from petlpack.tensors.dtypes import Bits
 
-HALF = Setting("toy_half", "toys: leave out the right half", flag=True)
+HALF = Setting("toy_half", "toys: leave out the right half", flag=True, on_loses="the right half")
 COLOUR = Setting("toy_colour", "toys: what colour they have", frozenset({"red", "blue"}))
 
 
@@ -52,7 +52,7 @@ class ToyCodec(Codec):
     """Every tensor by the toy coder."""
 
     id = "toy"
-    takes = MappingProxyType({Dense: (Way(), Way(setting="toy_half", lost="the right half")), Plain: (Way(),)})
+    takes = MappingProxyType({Dense: (Way(),), Plain: (Way(),)})
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
         """Cut into `toys.N` against the base, `loose.N` and `head.N`."""
