@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,8 +33,9 @@ NAMES = (*WHOLE, LORA)
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Register a coder, two codecs and a layout, a line each."""
+    """Register a coder, three codecs and a layout, a line each."""
     monkeypatch.setitem(coders.CODERS, "toy", "tests.support.toys:ToyCoder")
+    monkeypatch.setitem(codecs.CODECS, "named", "tests.support.toys:NamedCodec")
     monkeypatch.setitem(codecs.CODECS, "shy", "tests.support.toys:ShyCodec")
     monkeypatch.setitem(codecs.CODECS, "toy", "tests.support.toys:ToyCodec")
     monkeypatch.setitem(layouts.LAYOUTS, "toy", "tests.support.toys:ToyLayout")
@@ -171,9 +171,12 @@ def test_the_toy_codec_is_listed_and_offered(place: Path) -> None:
     assert offers["ulp --set toy_half=true"]["loss"]["text"] == "the right half"
     assert offers["ulp"]["loss"]["text"] == "nothing"
     assert offers["toy"]["bytes"] == petlpack.open("pack")[WHOLE[0]].nbytes
-    assert re.fullmatch(
-        r"\d\.\d % of the weights differ from the base, too many for codec `shy`", offers["shy"]["refused"]["message"]
+    refused = run("encode", f"runs/{WHOLE[0]}", "--base", "base", "--pack", "new", "--codec", "shy")
+    assert (
+        offers["shy"]["refused"]["message"]
+        == f"codec 'shy' does not suit 'runs/{WHOLE[0]}': it has a head of 34 weights"
     )
+    assert offers["shy"]["refused"]["message"] in refused.stderr
     assert sum(offer["auto"] for offer in whole["offers"]) == 1
     (lora,) = run_json("plan", f"runs/{LORA}")["runs"]
     assert {offer["codec"] for offer in lora["offers"]} == {"toy", "plain"}
@@ -216,6 +219,9 @@ def test_a_sample_measures_what_an_offer_switches_on(place: Path, said: list[str
     truth = {tuple(offer["options"]): offer for offer in whole["offers"]}
     measured = [offer for offer in sampled["offers"] if offer["refused"] is None]
     assert any("toy_half=true" in offer["options"] for offer in measured)
+    for offer in sampled["offers"]:
+        if offer["refused"] is not None and offer["codec"] == "shy":
+            assert offer["refused"] == truth[tuple(offer["options"])]["refused"]
     for offer in measured:
         known = truth[tuple(offer["options"])]
         assert offer["sampled_share"] == 1  # there are few units
@@ -259,6 +265,19 @@ def test_a_toy_by_a_codec_of_the_library_is_written_for_others(place: Path) -> N
     refused = run("decode", "pack", LORA, "out/toy", "--to", "peft")
     assert refused.exit_code == 2
     assert "toy tune" in refused.stderr
+
+
+def test_a_whole_model_may_have_a_rule(place: Path) -> None:
+    """It is as far from the base as it likes: nothing says that it froze it."""
+    other, _ = make_pair(9)
+    write_toy(Path("runs/far"), other, {})
+    petlpack.encode("runs/far", "ruled", "base", codec="named")
+    task = petlpack.open("ruled")["far"]
+    name = next(name for name, tensor in other.items() if len(tensor.shape) == 2)
+    found = task.rebuild("base")
+    assert found is not None
+    assert found.tensors[f"new.{name}"].sha256() == other[name].sha256()
+    assert run("verify", "ruled", "far", "--base", "base", "--against", "runs/far").exit_code == 0
 
 
 def test_settings_of_a_toy(place: Path) -> None:

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.analyze.offers import FailedPlan, Offer, PackPlan, Plans, RunPlan
-from petlpack.analyze.sampling import Sampler, check_suits
+from petlpack.analyze.sampling import Sampler
 from petlpack.codecs.codec import Codec, Way
 from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.encode import default_name, encode
-from petlpack.encoding.match import Digests
-from petlpack.encoding.prepare import prepare
 from petlpack.errors import BaseError, PetlpackError, RunError, UsageError, printable
 from petlpack.layouts.options import NOTHING, Options, Setting
 from petlpack.layouts.registry import options_of, read_run
@@ -199,7 +197,7 @@ class _Planner:
         )
 
     def _read(self, path: Path) -> tuple[Sequence[Run], Options, list[Offer]]:
-        """Read a run; where its refusal names a flag as the remedy it is read with that, and the refusal is an offer."""
+        """Read a run; where its refusal names a flag as the remedy, with that, and the refusal is an offer, too."""
         options = options_of(self._settings)
         try:
             return read_run(path, options), options, []
@@ -214,7 +212,7 @@ class _Planner:
         for attempt in tries:
             try:
                 base = self._base_for(runs[0], attempt)
-                if self._sample is None or attempt.codec is None or not runs[0].whole or len(runs) > 1:
+                if self._sample is None or attempt.codec is None or not _can_sample(runs):
                     yield self._encode(path, attempt, base)
                     continue
                 if attempt.way.density is not None:
@@ -228,25 +226,13 @@ class _Planner:
                 figures = sampler.measure(attempt.codec, attempt.way.level, base, moved)
                 yield self._offer(path, attempt, loss=attempt.lost, **figures)
             except PetlpackError as error:
-                yield self._offer(path, attempt, refused=self._why(runs[0], attempt, error))
+                yield self._offer(path, attempt, refused=error)
 
     def _sampler(self, path: Path, attempt: _Try, share: float) -> Sampler:
         """Return what samples a run, read with what is switched on."""
         options = options_of({**self._settings, **attempt.settings})
         (run,) = read_run(path, options)
         return Sampler(run, share, self._jobs, options.to_facts())
-
-    def _why(self, run: Run, attempt: _Try, error: PetlpackError) -> PetlpackError:
-        """Return why a codec is refused: where it declined the run, with the share of weights that changed."""
-        declined = attempt.codec is not None and attempt.way.density is None and isinstance(error, RunError)
-        if declined and run.whole and self._sample is None:
-            assert attempt.codec is not None
-            try:
-                prepared = prepare(run, self._base_for(run, attempt), Digests(self._jobs))
-                check_suits(attempt.codec, prepared, self._jobs)
-            except PetlpackError as counted:
-                return counted
-        return error
 
     def _encode(self, path: Path, attempt: _Try, base: Base | None) -> Offer:
         """Encode a run into a pack of its own, and take that away again."""
@@ -325,6 +311,11 @@ class _Planner:
         others = [(name, value) for name, value in self._settings.items() if name not in known]
         settings = [word for name, value in others for word in ("--set", f"{name}={value}")]
         return ("petlpack", "encode", *runs, *base, *settings, *options)
+
+
+def _can_sample(runs: Sequence[Run]) -> bool:
+    """Tell whether a sample can stand for runs: for one whole model, of which nothing is another task's, too."""
+    return len(runs) == 1 and runs[0].whole and not runs[0].parts
 
 
 def _tries(run: Run, options: Options) -> list[_Try]:

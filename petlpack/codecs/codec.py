@@ -68,9 +68,9 @@ class Codec(ABC):
         """Return the names of the sections that a unit takes, in their order, each with its role: one of its own."""
         return {unit.name: unit.role}
 
-    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> bool:
-        """Tell whether a unit does not suit the codec, which is then not tried any further."""
-        return False
+    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> str | None:
+        """Return why a unit does not suit the codec, which is then not tried any further; None where it does."""
+        return None
 
     @abstractmethod
     def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:

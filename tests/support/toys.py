@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.run import Run
 from petlpack.records.slot import Slot
-from petlpack.rules.modules import Copy, Dense, Plain, Use
+from petlpack.rules.modules import Copy, Dense, Module, Plain, Rebuilt, Use
+from petlpack.rules.rows import check_rule, find, pair, parse_rows, rebuilt, to_rule
 from petlpack.tensors.checkpoint import open_checkpoint
 from petlpack.tensors.dtypes import Bits
+from petlpack.tensors.tensor import Tensor
 
 HALF = Setting("toy_half", "toys: leave out the right half", flag=True, on_loses="the right half")
 COLOUR = Setting("toy_colour", "toys: what colour they have", frozenset({"red", "blue"}))
@@ -76,14 +79,45 @@ class ToyCodec(Codec):
 
 @dataclass(frozen=True)
 class ShyCodec(ToyCodec):
-    """Only what does not differ from the base at all."""
+    """Only what has no head."""
 
     id = "shy"
     takes = MappingProxyType({Dense: (Way(),)})
 
-    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> bool:
-        """Tell whether anything differs."""
-        return prediction is not None and bool((tuned != prediction).any())
+    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> str | None:
+        """Say that there is a head."""
+        return f"it has a head of {unit.size} weights" if unit.role == "head" else None
+
+
+@dataclass(frozen=True)
+class NamedCodec(ToyCodec):
+    """Whole models, and a rule by which their matrices come back under other names."""
+
+    id = "named"
+    takes = MappingProxyType({Dense: (Way(),)})
+
+    def rule_of(self, module: Module) -> dict[str, Any]:
+        """Return the new name of each matrix."""
+        return to_rule(
+            Use("lora", {"scaling": 1.0}),
+            [Copy(f"new.{name}", name) for name, tensor in module.tensors.items() if len(tensor.shape) == 2],
+        )
+
+    def kinds(self, rule: Mapping[str, Any] | None) -> dict[str, str]:
+        """Return one kind for all matrices: the rule's."""
+        return {row.tensor: "matrix" for row in self._rows(rule)}
+
+    def rebuild(self, rule: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Rebuilt | None:
+        """Return the matrices by their new names."""
+        assert rule is not None
+        return rebuilt(rule, {row.output: find(tensors, row.tensor) for row in self._rows(rule)})
+
+    def formula(self, rule: Mapping[str, Any] | None) -> list[str]:
+        """Return the names."""
+        return [f"{row.output} = {row.tensor}" for row in self._rows(rule)]
+
+    def _rows(self, rule: Mapping[str, Any] | None) -> list[Copy]:
+        return parse_rows(check_rule(rule)["rows"], lambda row: Copy(*pair(row)))
 
 
 @dataclass(frozen=True)
