@@ -80,7 +80,6 @@ class TaskKind:
         self.template = template
         self.sources: Sources = parse_sources(params, template.slots)
         self._codec = codec(codec_id)
-        self.exact = self._codec.exact
         self.picks = self._codec.picks
         self.run_bytes = template.run_bytes(self.sources.aliases)
         self.stored: tuple[Slot, ...] = tuple(self.sources.stored)

@@ -42,7 +42,6 @@ class Codec(ABC):
     """
 
     id: ClassVar[str]
-    exact: ClassVar[bool] = True
     takes: ClassVar[Mapping[type[Module], tuple[Way, ...]]]
     """The kinds of modules that it encodes, each with the ways that `plan` offers."""
     on_request: ClassVar[tuple[type[Module], ...]] = ()

@@ -271,7 +271,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "remove": {"pack": TEXT, "removed": rows(name=TEXT, bytes=NUMBER), "bytes": NUMBER},
     "gc": {"pack": TEXT, "dry_run": YES, "files": FILES, "bytes": NUMBER},
-    "codecs": {"codecs": rows(id=TEXT, exact=YES, description=TEXT)},
+    "codecs": {"codecs": rows(id=TEXT, description=TEXT)},
     "survey": {
         **{"disk_bytes": NUMBER, "linked_bytes": NUMBER, "files": NUMBER},
         "kinds": rows(kind=TEXT, bytes=NUMBER, files=NUMBER),
