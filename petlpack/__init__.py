@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         printable,
         problem_of,
     )
+    from petlpack.exports.registry import known_exports
     from petlpack.pack import Pack, gc, remove
     from petlpack.pack import open_pack as open
     from petlpack.rules.modules import Rebuilt
@@ -93,6 +94,7 @@ _WHERE = {
     "gc": "petlpack.pack:gc",
     "is_pack": "petlpack.store:is_pack",
     "known_codecs": "petlpack.analyze.known_codecs:known_codecs",
+    "known_exports": "petlpack.exports.registry:known_exports",
     "listing": "petlpack.analyze.listing:listing",
     "open": "petlpack.pack:open_pack",
     "parse_counts": "petlpack.analyze.forecast:parse_counts",
@@ -148,6 +150,7 @@ __all__ = [
     "gc",
     "is_pack",
     "known_codecs",
+    "known_exports",
     "listing",
     "open",
     "parse_counts",

@@ -1,9 +1,10 @@
-"""A codec, a coder and a layout from outside, one line in a registry each: every command and every table knows them."""
+"""Codecs, a coder, a layout and an export from outside, a line in a registry each: all commands and tables know them."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import petlpack
 from petlpack.analyze.tables import KEYS
 from petlpack.codecs import registry as codecs
 from petlpack.coding import registry as coders
+from petlpack.exports import registry as exports
 from petlpack.layouts import registry as layouts
 from petlpack_cli import stats
 from petlpack_cli.app import COMMANDS, cli
@@ -33,7 +35,8 @@ NAMES = (*WHOLE, LORA)
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Register a coder, three codecs and a layout, a line each."""
+    """Register a coder, three codecs, a layout and an export, a line each."""
+    monkeypatch.setitem(exports.EXPORTS, "toy", "tests.support.toys:ToyExport")
     monkeypatch.setitem(coders.CODERS, "toy", "tests.support.toys:ToyCoder")
     monkeypatch.setitem(codecs.CODECS, "named", "tests.support.toys:NamedCodec")
     monkeypatch.setitem(codecs.CODECS, "shy", "tests.support.toys:ShyCodec")
@@ -278,6 +281,15 @@ def test_a_whole_model_may_have_a_rule(place: Path) -> None:
     assert found is not None
     assert found.tensors[f"new.{name}"].sha256() == other[name].sha256()
     assert run("verify", "ruled", "far", "--base", "base", "--against", "runs/far").exit_code == 0
+
+
+def test_a_task_is_written_by_an_export_from_outside(place: Path) -> None:
+    done = run("decode", "pack", LORA, "out/toy", "--to", "toy")
+    assert (done.exit_code, done.stderr) == (0, "Warning: the weights are not in it\n")
+    assert "written for toy" in done.stdout
+    assert "classifier.weight" in Path("out/toy/toy.txt").read_text(encoding="utf-8")
+    assert "toy" in petlpack.known_exports()
+    assert re.search(r"run\|safetensors\|.*toy", "".join(run("decode", "--help").stdout.split()))
 
 
 def test_settings_of_a_toy(place: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,23 @@ def pack_argument(*, required: bool = False) -> Decorator[Any]:
     if required:
         return click.argument("pack", type=click.Path(path_type=Path))
     return click.argument("pack", type=click.Path(path_type=Path), envvar="PETLPACK_PACK", default="pack")
+
+
+class KnownChoice(click.ParamType):  # type: ignore[type-arg] # older versions have no such argument
+    """One of the words that the library knows when it is asked, which may be more than when the command was loaded."""
+
+    name = "choice"
+
+    def __init__(self, known: Callable[[], Sequence[str]]) -> None:
+        self._known = known
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """Return all words, as the help shows them."""
+        return click.Choice(self._known()).get_metavar(param, ctx)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the word; fails for one that is not known."""
+        return click.Choice(self._known()).convert(value, param, ctx)
 
 
 def base_option(text: str) -> Decorator[Any]:

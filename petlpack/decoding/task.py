@@ -21,6 +21,7 @@ from petlpack.decoding.templates import Templates
 from petlpack.decoding.tensors import TaskTensors
 from petlpack.errors import BaseError, DamageError, UnknownFormatError, printable
 from petlpack.exports.export import Reading
+from petlpack.exports.registry import RUN
 from petlpack.parallel import Progress
 from petlpack.records.facts import Facts
 from petlpack.records.sources import Sources, parse_sources
@@ -191,7 +192,7 @@ class Task:
         out: str | Path,
         base: str | Path | Base | None = None,
         *,
-        to: str = "run",
+        to: str = RUN,
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Decoded:
@@ -199,12 +200,14 @@ class Task:
 
         `to` "run" gives back the run: weight files bit for bit, kept files byte for byte. "safetensors" writes one
         model.safetensors, of the rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
-        libraries load. Raises UsageError where `out` is not empty, or the task cannot be written so.
+        libraries load; `known_exports()` are all. Raises UsageError where `out` is not empty, or the task cannot be
+        written so.
         """
         started = time.perf_counter()
-        notes = write_task(self, Path(out), to, Reading(base, jobs, progress))
+        notes, restored = write_task(self, Path(out), to, Reading(base, jobs, progress))
         seconds = time.perf_counter() - started
-        return Decoded(Path(out), notes, self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
+        facts = (self.name, to, self.codec, self.exact, self.manifest.decoded)
+        return Decoded(Path(out), notes, *facts, seconds, restored)
 
     def _tensors(self, base: Base | None) -> TaskTensors:
         opened, sections = self._open()

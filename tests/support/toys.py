@@ -1,4 +1,4 @@
-"""A codec, a coder and a layout that stand in no registry: each what CONTRIBUTING asks for, and nothing more."""
+"""Codecs, a coder, a layout and an export that stand in no registry: what CONTRIBUTING asks for, and nothing more."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from petlpack.codecs.codec import Codec, ReadSection, Way, exactly
 from petlpack.codecs.units import FromBase, Piece, Section, Unit, base_pieces, group, own_pieces
 from petlpack.coding.array import Array, Level
+from petlpack.exports.export import Export, Exportable, Reading
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
@@ -156,3 +157,19 @@ class ToyLayout(Layout):
                 base_name=None,
             )
         ]
+
+
+class ToyExport(Export):
+    """One text with the names of all tensors."""
+
+    id = "toy"
+
+    def is_already(self, task: Exportable) -> bool:
+        """Return False: no run is such a text."""
+        return False
+
+    def write(self, task: Exportable, directory: Path, reading: Reading) -> list[str]:
+        """Write the text; the weights are gone."""
+        names = [slot.name for slot in task.load(reading.base).sources.slots]
+        (directory / "toy.txt").write_text("\n".join(names), encoding="utf-8")
+        return ["the weights are not in it"]
