@@ -1,4 +1,4 @@
-"""Codecs, a coder, a layout and an export from outside, a line in a registry each: all commands and tables know them."""
+"""Codecs, a coder, a layout, an export from outside, a line in a registry each: all commands and tables know them."""
 
 from __future__ import annotations
 

@@ -136,5 +136,5 @@ def _holds(task: Task, sha256: str) -> list[str]:
         count = len(template.parts[parts.index(sha256) - 1])
         return [f"{count:,} tensor{'s' * (count != 1)}"]
     if sha256 == template.base_table:
-        return ["base digests"]
+        return ["base table"]
     return [file for file, digest in template.files.items() if digest == sha256]

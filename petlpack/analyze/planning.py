@@ -27,6 +27,7 @@ from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import Run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
+from petlpack.records.facts import Facts
 from petlpack.store import PACK_JSON, check_task_name
 from petlpack.tensors.base import Base, open_base
 
@@ -260,7 +261,7 @@ class _Planner:
             nbytes=sum(task.nbytes for task in tasks),
             shared={sha256: size for task in reversed(tasks) for sha256, size in task.shared.items()},
             exact=all(task.exact for task in tasks),
-            loss=f"up to {error:g} a weight" if error else attempt.lost,
+            loss=_lost([*_lost_changes(facts[0]), attempt.lost]),
             density=density,
             error=error,
         )
@@ -336,8 +337,19 @@ def _tries(run: Run, options: Options) -> list[_Try]:
 def _try(codec: Codec, way: Way, flag: Setting | None, flags: Mapping[Setting, bool]) -> _Try:
     """Return a way of a codec with a flag switched on, and what that and the other flags as they are lose."""
     lost = [asked.lost(on=wanted or asked == flag) for asked, wanted in flags.items()]
-    told = [text for text in dict.fromkeys(lost) if text != NOTHING]
-    return _Try(codec, way, None if flag is None else flag.name, "; ".join(told) or NOTHING)
+    return _Try(codec, way, None if flag is None else flag.name, _lost(lost))
+
+
+def _lost_changes(facts: Facts) -> list[str]:
+    """Return what keeping only the largest changes lost, if it lost any."""
+    if facts.density is None or facts.exact:
+        return []
+    return [f"up to {facts.error:g} a weight" if facts.error else "signs of zeros"]
+
+
+def _lost(parts: Iterable[str]) -> str:
+    """Return several losses as one text."""
+    return "; ".join(text for text in dict.fromkeys(parts) if text != NOTHING) or NOTHING
 
 
 def _files_of(path: Path) -> dict[Path, int]:

@@ -21,10 +21,10 @@ from petlpack.methods.losses import count_labels, loss_of, set_loss
 from petlpack.methods.new_weights import refuse_new_weights
 from petlpack.methods.places import refuse_wrapped
 from petlpack.methods.probe import check_inserts, few_tokens, no_effect, parameters_of
-from petlpack.methods.settings import Rule, check, check_tasks
+from petlpack.methods.settings import Check, check, check_tasks
 
 _HALF = (torch.float16, torch.bfloat16)
-_BATCH = Rule("a mapping from input names to tensors", lambda value: isinstance(value, Mapping))
+_BATCH = Check("a mapping from input names to tensors", lambda value: isinstance(value, Mapping))
 
 _TOTAL = "num_items_in_batch"
 """How many labels the batches of one step have together, as Transformers' losses and its Trainer call it."""

@@ -19,14 +19,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from petlpack.errors import UsageError, printable
 from petlpack.methods.attachment import method_on
-from petlpack.methods.settings import NOT_NEGATIVE, Rule, check, whole
+from petlpack.methods.settings import NOT_NEGATIVE, Check, check, whole
 
 if TYPE_CHECKING:
     from transformers import Trainer
 else:
     Trainer = object  # what `SwitchTasks` is mixed into; no library of models is imported here
 
-_ROWS = Rule("a mapping from task names to rows", lambda value: isinstance(value, Mapping))
+_ROWS = Check("a mapping from task names to rows", lambda value: isinstance(value, Mapping))
 _BY_TASK = 'pass rows by task: Tasks({"sst2": ..., "rte": ...})'
 
 TASK = "task"
