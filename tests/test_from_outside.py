@@ -8,20 +8,25 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 import petlpack
+from petlpack import coding
 from petlpack.analyze.tables import KEYS
 from petlpack.codecs import registry as codecs
 from petlpack.coding import registry as coders
+from petlpack.coding.array import Array
 from petlpack.exports import registry as exports
 from petlpack.layouts import registry as layouts
+from petlpack.tensors.dtypes import DTYPES
 from petlpack_cli import stats
 from petlpack_cli.app import COMMANDS, cli
 from tests.support.small_runs import make_pair, weights, write_run, write_safetensors
+from tests.support.toys import ToyCoder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,7 +40,8 @@ NAMES = (*WHOLE, LORA)
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Register a coder, three codecs, a layout and an export, a line each."""
+    """Register a coder, three codecs, two layouts and an export, a line each."""
+    monkeypatch.setitem(layouts.LAYOUTS, "deep", "tests.support.toys:DeepLayout")
     monkeypatch.setitem(exports.EXPORTS, "toy", "tests.support.toys:ToyExport")
     monkeypatch.setitem(coders.CODERS, "toy", "tests.support.toys:ToyCoder")
     monkeypatch.setitem(codecs.CODECS, "named", "tests.support.toys:NamedCodec")
@@ -259,6 +265,21 @@ def test_a_survey_knows_the_weights_of_a_toy(place: Path) -> None:
     assert not petlpack.survey(["runs"], "base").problems
 
 
+def test_a_survey_finds_a_run_whose_weights_are_called_like_no_others(place: Path) -> None:
+    tuned, _ = make_pair(4)
+    for part in (0, 1):
+        write_safetensors(Path(f"deep/run/w/{part}.st"), dict(list(tuned.items())[part::2]), {"format": "pt"})
+    Path("deep/run/deep.json").write_text("{}", encoding="utf-8")
+    for found in (petlpack.survey(["deep"]), petlpack.survey(["deep/run"])):
+        (row,) = found.runs
+        assert (row.layout, row.method, row.problem) == ("deep", "deep tune", None)
+        assert row.bytes["weights"] == sum(file.stat().st_size for file in Path("deep/run/w").iterdir())
+    assert run("stats", "deep/run").exit_code == 0
+    petlpack.encode("deep/run", "deep.pack", "base")
+    petlpack.open("deep.pack")["run"].decode("out/deep", "base")
+    assert Path("out/deep/w/1.st").read_bytes() == Path("deep/run/w/1.st").read_bytes()
+
+
 def test_a_toy_by_a_codec_of_the_library_is_written_for_others(place: Path) -> None:
     petlpack.encode(f"runs/{LORA}", "plain", codec="plain")
     for to in ("peft", "adapterhub"):
@@ -281,6 +302,18 @@ def test_a_whole_model_may_have_a_rule(place: Path) -> None:
     assert found is not None
     assert found.tensors[f"new.{name}"].sha256() == other[name].sha256()
     assert run("verify", "ruled", "far", "--base", "base", "--against", "runs/far").exit_code == 0
+
+
+@pytest.mark.parametrize(("level", "chosen"), [("small", "ulps"), ("fast", "toy")])
+def test_a_coder_that_says_it_is_fast_is_preferred_where_speed_counts(
+    toys: None, monkeypatch: pytest.MonkeyPatch, level: Literal["fast", "small"], chosen: str
+) -> None:
+    bits, array = np.arange(999, dtype="<u4"), Array(DTYPES["F32"], 999, 1, np.zeros(999, "<u4"))
+    size = len(coders.coder("ulps").encode(bits, array, level) or b"")
+    monkeypatch.setattr(ToyCoder, "encode", lambda *_: bytes(size + 1))
+    assert coding.encode(bits, array, ("ulps", "toy"), level)[0] == chosen
+    monkeypatch.setattr(ToyCoder, "decode_ns", None)
+    assert coding.encode(bits, array, ("ulps", "toy"), level)[0] == "ulps"
 
 
 def test_a_task_is_written_by_an_export_from_outside(place: Path) -> None:

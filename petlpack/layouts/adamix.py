@@ -19,7 +19,7 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import places, skipped
 from petlpack.layouts.files import other_weights, refuse_methods, sort_files
 from petlpack.layouts.heads import module_of, modules_of
-from petlpack.layouts.layout import Layout, first_of, model_in
+from petlpack.layouts.layout import Layout, Names, first_of, model_in
 from petlpack.layouts.options import ACTIVATION, SCALING, Options, Setting
 from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.rules.arithmetic import average, floats
@@ -52,6 +52,10 @@ class AdamixLayout(Layout):
     id = "adamix"
     method = "AdaMix"
     settings = (INFERENCE_LEVEL, KEEP_EXPERTS, SCALING, ACTIVATION)
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is something called like weights."""
+        return names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has a weight file with experts."""

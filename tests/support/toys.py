@@ -35,6 +35,7 @@ class ToyCoder:
     """What differs from the prediction, deflated."""
 
     id = "toy"
+    decode_ns = 1.0
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
         """Return the bytes."""
@@ -152,6 +153,44 @@ class ToyLayout(Layout):
                 module=lora if about["lora"] else Dense(tensors),
                 headers={name: header for half in halves for name, header in half.headers.items()},
                 weight_bytes=sum(half.nbytes for half in halves),
+                kept=kept,
+                left_out=left_out,
+                base_name=None,
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class DeepLayout(Layout):
+    """deep.json, and weights in a folder beside it, whose names end as no other weights' do."""
+
+    id = "deep"
+    method = "deep tune"
+
+    def detect(self, path: Path) -> bool:
+        """Tell whether there is a deep.json."""
+        return (path / "deep.json").is_file()
+
+    def weights(self, place: Path) -> list[Path]:
+        """Return the files in the folder."""
+        return sorted((place / "w").glob("*.st"))
+
+    def folders(self, path: Path) -> list[Path]:
+        """Return the folder."""
+        return [path / "w"]
+
+    def read(self, path: Path, options: Options) -> list[Run]:
+        """Read all files as one model."""
+        files = {f"w/{file.name}": open_checkpoint(file) for file in self.weights(path)}
+        kept, left_out = sort_files(path, path, self.weights(path), ["deep.json"])
+        return [
+            Run(
+                path=path,
+                layout=self.id,
+                method=self.method,
+                module=Dense({name: tensor for file in files.values() for name, tensor in file.tensors.items()}),
+                headers={name: next(iter(file.headers.values())) for name, file in files.items()},
+                weight_bytes=sum(file.nbytes for file in files.values()),
                 kept=kept,
                 left_out=left_out,
                 base_name=None,
