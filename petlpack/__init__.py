@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         problem_of,
     )
     from petlpack.exports.registry import known_exports
+    from petlpack.layouts.registry import known_settings
     from petlpack.pack import Pack, gc, remove
     from petlpack.pack import open_pack as open
     from petlpack.rules.modules import Rebuilt
@@ -95,6 +96,7 @@ _WHERE = {
     "is_pack": "petlpack.store:is_pack",
     "known_codecs": "petlpack.analyze.known_codecs:known_codecs",
     "known_exports": "petlpack.exports.registry:known_exports",
+    "known_settings": "petlpack.layouts.registry:known_settings",
     "listing": "petlpack.analyze.listing:listing",
     "open": "petlpack.pack:open_pack",
     "parse_counts": "petlpack.analyze.forecast:parse_counts",
@@ -151,6 +153,7 @@ __all__ = [
     "is_pack",
     "known_codecs",
     "known_exports",
+    "known_settings",
     "listing",
     "open",
     "parse_counts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import sys
@@ -23,6 +24,7 @@ from petlpack.coding.array import Array
 from petlpack.exports import registry as exports
 from petlpack.layouts import registry as layouts
 from petlpack.tensors.dtypes import DTYPES
+from petlpack_cli import encode as encode_command
 from petlpack_cli import stats
 from petlpack_cli.app import COMMANDS, cli
 from tests.support.small_runs import make_pair, weights, write_run, write_safetensors
@@ -335,6 +337,16 @@ def test_settings_of_a_toy(place: Path) -> None:
     assert run(*line).exit_code == 0
     warned = run("encode", f"runs/{WHOLE[0]}", "--base", "base", "--pack", "new2", "--set", "bake=true")
     assert "--set bake has no effect on this run" in warned.stderr
+
+
+def test_the_help_lists_the_settings_of_a_toy(toys: None) -> None:
+    try:
+        told = " ".join(CliRunner().invoke(importlib.reload(encode_command).run, ["--help"]).stdout.split())
+    finally:
+        importlib.reload(encode_command)
+    assert "task_order, toy_colour." in told
+    assert "--toy-half toys: leave out the right half." in told
+    assert "--keep-experts AdaMix: store all experts, not their average." in told
 
 
 def test_a_pack_is_read_where_its_layout_is_not_known(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,10 +153,17 @@ def _switch(context: click.Context, parameter: click.Parameter, is_on: bool) -> 
             raise click.UsageError(f"--set gives {parameter.name} two values", context)
 
 
-def flag_option(name: str, text: str) -> Decorator[Any]:
-    """Return a short way to write --set NAME=true."""
-    option = f"--{name.replace('_', '-')}"
-    return click.option(option, name, is_flag=True, expose_value=False, callback=_switch, help=text)
+def flag_options(flags: Mapping[str, str]) -> Decorator[Any]:
+    """Return short ways to write --set NAME=true, each with its text in the help."""
+
+    def decorate(function: Any) -> Any:
+        for name, text in reversed(list(flags.items())):
+            option = f"--{name.replace('_', '-')}"
+            flag = click.option(option, name, is_flag=True, expose_value=False, callback=_switch, help=text)
+            function = flag(function)
+        return function
+
+    return decorate
 
 
 def settings_option(text: str) -> Decorator[Any]:
