@@ -154,8 +154,8 @@ def _within(parent: str, path: str) -> str:
 
 
 def _label(row: RunRow) -> str:
-    """Return how a run was trained."""
-    return "the base" if row.is_base else row.method or "unknown"
+    """Return how a run was trained, in few words: names need the columns."""
+    return "the base" if row.is_base else (row.method or "unknown").removesuffix(" fine-tune")
 
 
 def _sums(rows: Sequence[RunRow]) -> tuple[str, ...]:
