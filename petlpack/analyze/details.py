@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petlpack.decoding.task import Task
-from petlpack.errors.arguments import Rule, check
+from petlpack.errors.arguments import Check, check
 from petlpack.sections.shared import find_shared
 
 
@@ -104,7 +104,7 @@ class Details:
         }
 
 
-_TASK = Rule("a Task", lambda value: isinstance(value, Task))
+_TASK = Check("a Task", lambda value: isinstance(value, Task))
 
 
 def details(task: Task) -> Details:
@@ -141,5 +141,5 @@ def _holds(task: Task, sha256: str) -> list[str]:
         count = len(template.parts[parts.index(sha256) - 1])
         return [f"{count:,} tensor{'s' * (count != 1)}"]
     if sha256 == template.base_table:
-        return ["base digests"]
+        return ["base table"]
     return [file for file, digest in template.files.items() if digest == sha256]

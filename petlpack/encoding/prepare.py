@@ -46,7 +46,7 @@ def prepare(
     matched, loss = match(run, base, digests), None
     if density is not None:
         matched, loss = prune(matched, density, digests)
-    if rule is not None and base is not None:
+    if rule is not None and base is not None and not run.whole:
         refuse_stranger(run, matched)
     if run.omits_base:
         matched = without_base(matched, rule)
