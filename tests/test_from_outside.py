@@ -393,7 +393,7 @@ ELSEWHERE = {
         ("methods/propetl.py", "propetl"),
     ],
     "a word of English": [
-        *[("errors.py", "run"), ("petlpack_cli/encode.py", "run"), ("petlpack_cli/plan.py", "run")],
+        *[("errors/__init__.py", "run"), ("petlpack_cli/encode.py", "run"), ("petlpack_cli/plan.py", "run")],
         ("petlpack_cli/output/survey.py", "run"),
     ],
 }
