@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         printable,
         problem_of,
     )
+    from petlpack.exports.registry import known_exports
+    from petlpack.layouts.registry import known_settings
     from petlpack.pack import Garbage, Pack, Removed, gc, remove
     from petlpack.pack import open_pack as open
     from petlpack.rules.modules import Rebuilt
@@ -99,6 +101,8 @@ _WHERE = {
     "gc": "petlpack.pack:gc",
     "is_pack": "petlpack.store:is_pack",
     "known_codecs": "petlpack.analyze.known_codecs:known_codecs",
+    "known_exports": "petlpack.exports.registry:known_exports",
+    "known_settings": "petlpack.layouts.registry:known_settings",
     "listing": "petlpack.analyze.listing:listing",
     "open": "petlpack.pack:open_pack",
     "parse_counts": "petlpack.analyze.forecast:parse_counts",
@@ -160,6 +164,8 @@ __all__ = [
     "gc",
     "is_pack",
     "known_codecs",
+    "known_exports",
+    "known_settings",
     "listing",
     "open",
     "parse_counts",

@@ -17,6 +17,6 @@ def run(out: Output) -> None:
         out.names([codec.id for codec in known.codecs])
     else:
         out.table(
-            {"Codec": "text", "Exact": "text", "What it stores": "name"},
-            [(codec.id, "every bit" if codec.exact else "to a bound", codec.description) for codec in known.codecs],
+            {"Codec": "text", "What it stores": "name"},
+            [(codec.id, codec.description) for codec in known.codecs],
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +69,23 @@ def pack_argument(*, required: bool = False) -> Decorator[Any]:
     if required:
         return click.argument("pack", type=PATH)
     return click.argument("pack", type=PATH, envvar="PETLPACK_PACK", default="pack")
+
+
+class KnownChoice(click.ParamType):  # type: ignore[type-arg] # older versions have no such argument
+    """One of the words that the library knows when it is asked, which may be more than when the command was loaded."""
+
+    name = "choice"
+
+    def __init__(self, known: Callable[[], Sequence[str]]) -> None:
+        self._known = known
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """Return all words, as the help shows them."""
+        return click.Choice(self._known()).get_metavar(param, ctx)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the word; fails for one that is not known."""
+        return click.Choice(self._known()).convert(value, param, ctx)
 
 
 def base_option(text: str) -> Decorator[Any]:
@@ -163,10 +180,17 @@ def _switch(context: click.Context, parameter: click.Parameter, is_on: bool) -> 
         _refuse_other(context, parameter.name, chosen.setdefault(parameter.name, "true"), "true")
 
 
-def flag_option(name: str, text: str) -> Decorator[Any]:
-    """Return a short way to write --set NAME=true."""
-    option = f"--{name.replace('_', '-')}"
-    return click.option(option, name, is_flag=True, expose_value=False, callback=_switch, help=text)
+def flag_options(flags: Mapping[str, str]) -> Decorator[Any]:
+    """Return short ways to write --set NAME=true, each with its text in the help."""
+
+    def decorate(function: Any) -> Any:
+        for name, text in reversed(list(flags.items())):
+            option = f"--{name.replace('_', '-')}"
+            flag = click.option(option, name, is_flag=True, expose_value=False, callback=_switch, help=text)
+            function = flag(function)
+        return function
+
+    return decorate
 
 
 def settings_option(text: str) -> Decorator[Any]:

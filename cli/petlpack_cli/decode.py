@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import PATH, bases_option, command, jobs_option, pack_argument
+from petlpack_cli.command import PATH, KnownChoice, bases_option, command, jobs_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import naming
 from petlpack_cli.output.sizes import count, size
@@ -20,13 +20,12 @@ from petlpack_cli.output.sizes import count, size
 @bases_option("The pretrained model that the task was packed against; by default the one that the run's config names.")
 @click.option(
     "--to",
-    type=click.Choice(["run", "safetensors", "peft", "adapterhub"]),
-    default="run",
-    help="What to write: the run as it was (the default), its rebuilt tensors, or what PEFT or AdapterHub loads.",
+    type=KnownChoice(petlpack.known_exports),
+    help="What to write: the run as it was (the default), its rebuilt tensors, or what another library loads.",
 )
 @jobs_option()
 def run(
-    out: Output, pack: Path, task: str, target: Path, base: tuple[Path, ...] | None, to: str, jobs: int | None
+    out: Output, pack: Path, task: str, target: Path, base: tuple[Path, ...] | None, to: str | None, jobs: int | None
 ) -> None:
     """Restore a task as the run that it was.
 
@@ -36,7 +35,9 @@ def run(
     """
     opened = petlpack.open(pack)[task]
     with out.progress() as progress, naming(target):
-        decoded = opened.decode(target, base, to=to, jobs=jobs, progress=progress.bytes(task))
+        decoded = opened.decode(
+            target, base, to=to or petlpack.known_exports()[0], jobs=jobs, progress=progress.bytes(task)
+        )
     if out.as_json:
         out.json(decoded.to_json())
         return
@@ -51,4 +52,4 @@ def _exactness(decoded: petlpack.Decoded) -> str:
     """Say how near what was written is to what was trained."""
     if not decoded.exact:
         return "within the error that `petlpack show` reports"
-    return "every weight bit for bit" if decoded.to == "run" else f"written for {decoded.to}"
+    return "every weight bit for bit" if decoded.restored else f"written for {decoded.to}"

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import petlpack
-from petlpack_cli.command import PATH, SOME_FAILED, bases_option, command, flag_option, jobs_option, settings_option
+from petlpack_cli.command import PATH, SOME_FAILED, bases_option, command, flag_options, jobs_option, settings_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, error_lines, show_traceback
 from petlpack_cli.output.sizes import count, ratio, size
@@ -41,7 +41,7 @@ from petlpack_cli.output.sizes import count, ratio, size
     "--level", type=click.Choice(["fast", "small"]), default="small", help="Fast to decode, or small (the default)."
 )
 @settings_option(
-    "What the run does not record itself: activation, combine, inference_level, keep_ratio, scaling, task_order."
+    f"What the run does not record itself: {', '.join(one.name for one in petlpack.known_settings() if not one.flag)}."
 )
 @click.option(
     "--density",
@@ -49,9 +49,7 @@ from petlpack_cli.output.sizes import count, ratio, size
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Keep only this share of a full fine-tune's changes, the largest: inexact, the error is reported.",
 )
-@flag_option("bake", "PROPETL prefixes: store the output of the reparametrization, not its network.")
-@flag_option("keep_experts", "AdaMix: store all experts, not their average.")
-@flag_option("keep_retriever", "PHA: store the retriever, which inference does not use.")
+@flag_options({one.name: f"{one.about}." for one in petlpack.known_settings() if one.flag})
 @click.option("--replace", is_flag=True, help="Overwrite tasks of the same name.")
 @jobs_option()
 def run(

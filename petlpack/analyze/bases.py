@@ -88,17 +88,17 @@ class Bases:
             self._fits[id(kind)] = bool(found.modules) or not found.strangers
         return self._fits[id(kind)]
 
-    def _size(self, key: str, rows: Rows) -> BaseSize:
+    def _size(self, key: str, rows: Shapes) -> BaseSize:
         targets = [shape for name, (_, shape) in rows.items() if len(shape) == 2 and LORA_TARGETS.fullmatch(name)]
         lora = sum(4 * self._rank * sum(shape) for shape in targets)  # float32, as PEFT trains and saves adapters
         return BaseSize(key, sum(math.prod(shape) * dtype.itemsize for dtype, shape in rows.values()), lora or None)
 
 
-Rows = Mapping[str, tuple[DType, tuple[int, ...]]]
+Shapes = Mapping[str, tuple[DType, tuple[int, ...]]]
 """Dtype and shape of each tensor of a base, by name."""
 
 
-def _rows_of(tensors: Mapping[str, BaseRef] | Mapping[str, Tensor]) -> Rows:
+def _rows_of(tensors: Mapping[str, BaseRef] | Mapping[str, Tensor]) -> Shapes:
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -106,4 +106,4 @@ def dense_bytes(task: Opened, base: BaseSize | None) -> int | None:
     """Return the bytes of a whole model of a task: of a whole run its own, else the base's and the head's."""
     if task.facts.whole:
         return task.kind.run_bytes
-    return None if base is None else base.nbytes + sum(slot.nbytes for slot in task.kind.stored if slot.head)
+    return None if base is None else base.nbytes + sum(slot.nbytes for slot in task.kind.head)

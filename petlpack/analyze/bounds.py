@@ -54,7 +54,8 @@ def bound_bits(section: DecodedSection) -> float:
     if section.role == "positions":
         return choose_bits(section.unit.size, len(section.bits))
     if section.dtype.name == "BOOL":
-        masks = section.bits.reshape(-1, section.row) if section.row else section.bits.reshape(1, -1)
+        by_mask = section.role == "mask" and section.row  # of what is no mask, a row says nothing
+        masks = section.bits.reshape(-1, section.row) if by_mask else section.bits.reshape(1, -1)
         return sum(choose_bits(mask.size, int(np.count_nonzero(mask))) for mask in masks)
     if section.prediction is None or section.dtype.kind != "float":
         return _entropy_bits(_numbers(section.bits, section.dtype))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from petlpack.analyze.tables import Table, Unit, Value
+from petlpack.analyze.tables import Measure, Table, Value
 from petlpack.errors import UsageError, printable
 from petlpack.errors.arguments import TEXT, check
 
@@ -87,7 +87,7 @@ def ordered(table: Table, by: str) -> Table:
     return replace(table, rows=(*known, *rest))
 
 
-def _unit(table: Table, column: str) -> Unit:
+def _unit(table: Table, column: str) -> Measure:
     if column not in table.columns:
         raise UsageError(
             f"no column '{printable(column)}' in the table by {table.key}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petlpack.decoding.task import Task
-from petlpack.errors.arguments import Rule, check
+from petlpack.errors.arguments import Check, check
 from petlpack.records.template import Template
 from petlpack.sections.shared import find_shared
 
@@ -109,7 +109,7 @@ class Details:
         }
 
 
-_TASK = Rule("a Task", lambda value: isinstance(value, Task))
+_TASK = Check("a Task", lambda value: isinstance(value, Task))
 
 
 def details(task: Task) -> Details:
@@ -155,5 +155,5 @@ def _holds(task: Task, sha256: str) -> list[str]:
         count = len(template.parts[parts.index(sha256) - 1])
         return [f"{count:,} tensor{'s' * (count != 1)}"]
     if sha256 == template.base_table:
-        return ["base digests"]
+        return ["base table"]
     return [file for file, digest in template.files.items() if digest == sha256]

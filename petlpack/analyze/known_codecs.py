@@ -10,10 +10,9 @@ from petlpack.codecs.registry import CODECS, codec
 
 @dataclass(frozen=True)
 class KnownCodec:
-    """A codec: its id, whether every bit comes back, and what it stores, as `formats/codecs/` says it, too."""
+    """A codec: its id, and what it stores, as `formats/codecs/` says it, too."""
 
     id: str
-    exact: bool
     description: str
 
 
@@ -32,8 +31,5 @@ def known_codecs() -> KnownCodecs:
     """Return the codecs that `encode` takes by their id; what each stores is the first line of its docstring."""
     codecs = [codec(codec_id) for codec_id in CODECS]
     return KnownCodecs(
-        tuple(
-            KnownCodec(known.id, known.exact, (type(known).__doc__ or "").partition("\n")[0].rstrip("."))
-            for known in codecs
-        )
+        tuple(KnownCodec(known.id, (type(known).__doc__ or "").partition("\n")[0].rstrip(".")) for known in codecs)
     )

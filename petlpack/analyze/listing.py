@@ -76,7 +76,8 @@ def listing(
 
 def _opened(pack: Path, rows: list[ListedTask], progress: Progress | None) -> list[ListedTask]:
     """Open every task, which may be of a codec that this version does not know."""
-    from petlpack.pack import Pack  # here, for names and bytes are told without numpy or a coder
+    from petlpack.codecs.registry import codec  # here, for names and bytes are told without numpy or a coder
+    from petlpack.pack import Pack
 
     tasks = Pack(pack)
     opened: list[ListedTask] = []
@@ -85,7 +86,7 @@ def _opened(pack: Path, rows: list[ListedTask], progress: Progress | None) -> li
             progress(done, len(rows))
         try:
             task = tasks[row.name]
-            task.exact  # noqa: B018 - asks for the codec
+            codec(task.codec)
             opened.append(replace(row, task=task))
         except PetlpackError as error:
             opened.append(replace(row, error=error))

@@ -17,21 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.analyze.offers import FailedPlan, Offer, PackPlan, Plans, RunPlan
-from petlpack.analyze.sampling import Sampler, check_suits
-from petlpack.codecs.codec import NOTHING, Codec, Way
+from petlpack.analyze.sampling import Sampler
+from petlpack.codecs.codec import Codec, Way
 from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.bases import choose_base
 from petlpack.encoding.encode import default_name, encode
-from petlpack.encoding.match import Digests
-from petlpack.encoding.prepare import prepare
 from petlpack.encoding.request import Request
 from petlpack.errors import PetlpackError, RunError, UsageError, printable
 from petlpack.errors.arguments import PART, check, optional, paths_of
-from petlpack.layouts.options import Options
+from petlpack.layouts.options import NOTHING, Options, Setting
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import Run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
+from petlpack.records.facts import Facts
 from petlpack.store import PACK_JSON, check_task_name
 from petlpack.tensors.base import Base, Bases, is_model, open_bases
 
@@ -109,6 +108,10 @@ class _Try:
 
     codec: Codec | None
     way: Way
+    flag: str | None = None
+    """A setting of the run's layout that it switches on."""
+    lost: str = NOTHING
+    """What is lost by the settings that the run is read with."""
 
     @property
     def codec_id(self) -> str:
@@ -116,8 +119,8 @@ class _Try:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What the way switches on."""
-        return {} if self.way.setting is None else {self.way.setting: "true"}
+        """What it switches on."""
+        return {} if self.flag is None else {self.flag: "true"}
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -195,18 +198,14 @@ class _Planner:
         )
 
     def _read(self, path: Path) -> tuple[Sequence[Run], Options, list[Offer]]:
-        """Read a run; one that is refused without a flag is read with it, and the refusal is an offer, too.
-
-        That is AdaMix which routes at random: its experts have no average, and can be kept.
-        """
+        """Read a run; where its refusal names a flag as the remedy, with that, and the refusal is an offer, too."""
         options = options_of(self._settings)
         try:
             return read_run(path, options), options, []
         except RunError as error:
-            flag = next((asked.name for asked in options.used.values() if asked.flag), None)
-            if flag is None or flag in self._settings:
+            if error.flag is None or error.flag in self._settings:
                 raise
-            options = options_of({**self._settings, flag: "true"})
+            options = options_of({**self._settings, error.flag: "true"})
             return read_run(path, options), options, [self._offer(path, _Try(None, Way()), refused=error)]
 
     def _measure(self, path: Path, runs: Sequence[Run], tries: Sequence[_Try]) -> Iterator[Offer]:
@@ -214,7 +213,7 @@ class _Planner:
         for attempt in tries:
             try:
                 base = self._base_for(runs[0], attempt)
-                if self._sample is None or attempt.codec is None or not runs[0].whole or len(runs) > 1:
+                if self._sample is None or attempt.codec is None or not _can_sample(runs):
                     yield self._encode(path, attempt, base)
                     continue
                 if attempt.way.density is not None:
@@ -222,31 +221,19 @@ class _Planner:
                         "cannot be measured on a sample: finding the largest changes takes all weights",
                         hint="omit --sample",
                     )
-                if attempt.way.setting not in samplers:
-                    samplers[attempt.way.setting] = self._sampler(path, attempt, self._sample)
-                sampler, moved = samplers[attempt.way.setting], self._moved(path, attempt)
+                if attempt.flag not in samplers:
+                    samplers[attempt.flag] = self._sampler(path, attempt, self._sample)
+                sampler, moved = samplers[attempt.flag], self._moved(path, attempt)
                 figures = sampler.measure(attempt.codec, attempt.way.level, base, moved)
-                yield self._offer(path, attempt, loss=attempt.way.lost, **figures)
+                yield self._offer(path, attempt, loss=attempt.lost, **figures)
             except PetlpackError as error:
-                yield self._offer(path, attempt, refused=self._why(runs[0], attempt, error))
+                yield self._offer(path, attempt, refused=error)
 
     def _sampler(self, path: Path, attempt: _Try, share: float) -> Sampler:
-        """Return what samples a run, read with what a way switches on."""
+        """Return what samples a run, read with what is switched on."""
         options = options_of({**self._settings, **attempt.settings})
         (run,) = read_run(path, options)
         return Sampler(run, share, self._jobs, options.to_facts())
-
-    def _why(self, run: Run, attempt: _Try, error: PetlpackError) -> PetlpackError:
-        """Return why a codec is refused: where it declined the run, with the share of weights that changed."""
-        declined = attempt.codec is not None and attempt.way.density is None and isinstance(error, RunError)
-        if declined and run.whole and self._sample is None:
-            assert attempt.codec is not None
-            try:
-                prepared = prepare(run, self._base_for(run, attempt), Digests(self._jobs))
-                check_suits(attempt.codec, prepared, self._jobs)
-            except PetlpackError as counted:
-                return counted
-        return error
 
     def _encode(self, path: Path, attempt: _Try, base: Base | None) -> Offer:
         """Encode a run into a pack of its own, and take that away again."""
@@ -274,7 +261,7 @@ class _Planner:
             nbytes=sum(task.nbytes for task in tasks),
             shared={sha256: size for task in reversed(tasks) for sha256, size in task.shared.items()},
             exact=all(task.exact for task in tasks),
-            loss=f"up to {error:g} a weight" if error else attempt.way.lost,
+            loss=_lost([*_lost_changes(facts[0]), attempt.lost]),
             density=density,
             error=error,
         )
@@ -284,9 +271,9 @@ class _Planner:
 
         With what was said of the run, but without settings that only the offer switches on.
         """
-        settings = [None, *(name for name, value in self._settings.items() if value == "true")]
+        flags = [None, *(name for name, value in self._settings.items() if value == "true")]
         codecs = [codec for codec in codecs_for(run.module) if type(run.module) not in codec.on_request]
-        tried = [_Try(codec, Way(setting=setting)).options for codec in codecs for setting in settings]
+        tried = [_Try(codec, Way(), flag).options for codec in codecs for flag in flags]
         candidates = [offer for options in tried for offer in offers if offer.options == options]
         best = min(candidates, key=lambda offer: offer.nbytes, default=None)
         return [dataclasses.replace(offer, auto=offer is best) for offer in offers]
@@ -320,26 +307,42 @@ class _Planner:
         return ("petlpack", "encode", *runs, *base, *settings, *options)
 
 
-def _tries(run: Run, options: Options) -> list[_Try]:
-    """Return what differs for a run: of ways with a setting those on whose setting something in the run depends.
+def _can_sample(runs: Sequence[Run]) -> bool:
+    """Tell whether a sample can stand for runs: for one whole model, of which nothing is another task's, too."""
+    return len(runs) == 1 and runs[0].whole and not runs[0].parts
 
-    A run that was read with a setting is encoded with it, by every codec.
+
+def _tries(run: Run, options: Options) -> list[_Try]:
+    """Return what differs for a run: every way of its codecs, and each codec with each flag that its layout asked for.
+
+    A run that was read with a flag is encoded with it, by every codec.
     """
-    flags = {asked.name: options.wants(asked) for asked in options.used.values() if asked.flag}
-    on = [name for name, wanted in flags.items() if wanted]
+    flags = {asked: options.wants(asked) for asked in list(options.used.values()) if asked.flag}
+    on = next((flag for flag, wanted in flags.items() if wanted), None)
     tries: list[_Try] = []
     for codec in codecs_for(run.module):
-        ways = list(codec.takes[type(run.module)])
-        without = [way for way in ways if way.setting is None]
-        flagged = [way for way in ways if way.setting in (on or flags)]
-        if on:
-            ways = flagged or [dataclasses.replace(way, setting=on[0]) for way in without]
-        elif flagged:
-            ways = [*without, *flagged]
-        else:  # nothing in the run depends on a setting, so nothing is lost without
-            ways = [dataclasses.replace(way, lost=NOTHING) for way in without]
-        tries += [_Try(codec, way) for way in ways]
+        ways = codec.takes[type(run.module)]
+        tries += [_try(codec, way, on, flags) for way in ways]
+        tries += [_try(codec, Way(), flag, flags) for flag in flags if on is None]
     return tries
+
+
+def _try(codec: Codec, way: Way, flag: Setting | None, flags: Mapping[Setting, bool]) -> _Try:
+    """Return a way of a codec with a flag switched on, and what that and the other flags as they are lose."""
+    lost = [asked.lost(on=wanted or asked == flag) for asked, wanted in flags.items()]
+    return _Try(codec, way, None if flag is None else flag.name, _lost(lost))
+
+
+def _lost_changes(facts: Facts) -> list[str]:
+    """Return what keeping only the largest changes lost, if it lost any."""
+    if facts.density is None or facts.exact:
+        return []
+    return [f"up to {facts.error:g} a weight" if facts.error else "signs of zeros"]
+
+
+def _lost(parts: Iterable[str]) -> str:
+    """Return several losses as one text."""
+    return "; ".join(text for text in dict.fromkeys(parts) if text != NOTHING) or NOTHING
 
 
 def _files_of(path: Path) -> dict[Path, int]:

@@ -80,7 +80,6 @@ class TaskKind:
         self.template = template
         self.sources: Sources = parse_sources(params, template.slots)
         self._codec = codec(codec_id)
-        self.exact = self._codec.exact
         self.picks = self._codec.picks
         self.run_bytes = template.run_bytes(self.sources.aliases)
         self.stored: tuple[Slot, ...] = tuple(self.sources.stored)
@@ -107,15 +106,22 @@ class TaskKind:
         return {name: unit for unit in units for name in self._codec.sections(unit)}
 
     @cached_property
+    def head(self) -> tuple[Slot, ...]:
+        """The stored tensors of the head: none where no tensor is anything else, for then it is not known which are."""
+        known = not all(slot.head for slot in self.template.slots)
+        return tuple(slot for slot in self.stored if slot.head and known)
+
+    @cached_property
     def section_roles(self) -> Mapping[str, Role]:
         """The role of each section, by its name."""
         units = {id(unit): unit for unit in self.units.values()}.values()
-        return {name: role for unit in units for name, role in self._codec.sections(unit).items()}
+        roles = {name: role for unit in units for name, role in self._codec.sections(unit).items()}
+        return {name: "own" if role == "head" and not self.head else role for name, role in roles.items()}
 
     @cached_property
     def counts(self) -> Counts:
         """What is counted of every task of this kind, in the manner of papers."""
-        stored = [slot for slot in (*self.stored, *self.shared) if not slot.head]
+        stored = [slot for slot in (*self.stored, *self.shared) if not (slot.head and self.head)]
         method = [slot for slot in stored if slot.dtype.name != "BOOL"]
         if self.template.rule is not None:  # of a whole model, only what the method made
             named = set(texts_of(self.template.rule))
@@ -125,7 +131,7 @@ class TaskKind:
             nbytes=sum(slot.nbytes for slot in method),
             own=sum(slot.size for slot in method if slot.part is None),
             entries=sum(slot.size for slot in stored if slot.dtype.name == "BOOL"),
-            head=sum(slot.size for slot in self.stored if slot.head),
+            head=sum(slot.size for slot in self.head),
             from_base=sum(slot.size for slot in self.template.slots if slot.base is not None),
         )
 

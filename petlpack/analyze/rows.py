@@ -86,7 +86,7 @@ def task_row(
         layout=task.facts.layout,
         whole=task.facts.whole,
         codec=task.codec,
-        exact=task.kind.exact and task.facts.exact,
+        exact=task.facts.exact,
         error=task.facts.error,
         bytes=TaskBytes(payload, head, files, task_bytes - payload - head, task_bytes + files, share),
         run_bytes=task.kind.run_bytes,

@@ -14,18 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.codecs.codec import Codec
-from petlpack.codecs.units import Unit, base_pieces
+from petlpack.codecs.units import Unit
 from petlpack.coding.array import Level
 from petlpack.container.file import EncodedSection
+from petlpack.encoding.check import check_modules
+from petlpack.encoding.cut import check_suits, cut
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import Prepared, prepare
 from petlpack.encoding.write import task_manifest
-from petlpack.errors import RunError
 from petlpack.layouts.run import Run
-from petlpack.parallel import Progress, ordered_map
-from petlpack.sections.predict import Predictions
+from petlpack.parallel import Progress
+from petlpack.records.canonical import canonical_json
 from petlpack.sections.shared import write_shared
-from petlpack.sections.write import SectionWriter, read_unit, write_file
+from petlpack.sections.write import SectionWriter, write_file
 from petlpack.tensors.base import Base
 
 LEAST = 8
@@ -114,68 +115,48 @@ class Sampler:
         """Sample this share of the units; `options` are what the run was read with, as a manifest keeps them."""
         self._run, self._share, self._jobs, self._options = run, share, jobs, options
         self._digests = Digests(jobs)
-        self._prepared: dict[bool, Prepared] = {}
+        self._prepared: dict[tuple[bool, bytes], Prepared] = {}
 
     def measure(self, codec: Codec, level: Level, base: Base | None, progress: Progress | None) -> dict[str, Any]:
         """Return the figures of an offer; raises RunError where the codec does not suit the run."""
-        prepared = self._prepare(base, against=codec.uses_base)
-        check_suits(codec, prepared, self._jobs)
-        described = prepared.described
-        units = codec.units(described.sources.stored)
-        sizes = [unit.size for unit in units]
+        prepared = self._prepare(codec, base)
+        described, units = prepared.described, cut(prepared, codec)
+        check_suits(prepared, codec, units, self._jobs)
+        sizes = [unit.size for unit in units.units]
         chosen = sample_of(sizes, self._share, seed=int(described.decoded[:16], 16))
         writer = SectionWriter(codec, level, self._jobs, progress)
-        encoded = writer.encode([units[i] for i in chosen], prepared.matched.tensors, _predictions(prepared))
+        encoded = list(writer.encode([units.units[i] for i in chosen], prepared.matched.tensors, units.predictions))
         counts = [sum(len(section.data) for section in sections) for sections in encoded]
         estimated = estimate(sizes, dict(zip(chosen, counts, strict=True)))
+        coders = {section.name: section.coder for sections in encoded for section in sections}
         return {
-            "nbytes": estimated.nbytes + _header_bytes(codec, units, prepared),
+            "nbytes": estimated.nbytes + _header_bytes(codec, units.units, prepared, coders),
             "error_bytes": estimated.error_bytes,
             "sampled_share": estimated.share,
-            "exact": self._run.exact and codec.exact,
+            "exact": self._run.exact,
             "shared": {sha256: len(write_shared(content)) for sha256, content in described.contents.items()},
         }
 
-    def _prepare(self, base: Base | None, *, against: bool) -> Prepared:
-        if against not in self._prepared:
-            prepared = prepare(self._run, base, self._digests, against=against)
-            self._prepared[against] = prepared.noting(self._options)
-        return self._prepared[against]
+    def _prepare(self, codec: Codec, base: Base | None) -> Prepared:
+        """Make the run ready for a codec, as `encode` does: once for all codecs of one rule."""
+        rule = codec.rule_of(self._run.module)
+        known = (codec.uses_base, canonical_json(rule))
+        if known not in self._prepared:
+            prepared = prepare(self._run, base, self._digests, rule=rule, against=codec.uses_base)
+            check_modules(prepared, codec)
+            self._prepared[known] = prepared.noting(self._options)
+        return self._prepared[known]
 
 
-def check_suits(codec: Codec, prepared: Prepared, jobs: int) -> None:
-    """Raise RunError, with the share of changed weights, where a codec declines a unit; all of them are looked at."""
-    if type(codec).declines is Codec.declines:
-        return
-    described, predictions = prepared.described, _predictions(prepared)
-    units = [unit for unit in codec.units(described.sources.stored) if unit.role == "base"]
+def _header_bytes(codec: Codec, units: Sequence[Unit], prepared: Prepared, coders: Mapping[str, str]) -> int:
+    """Return the bytes of a task's file without its sections: of one with stand-ins, whose digests differ as theirs.
 
-    def look(unit: Unit) -> tuple[bool, int]:
-        tuned, prediction = read_unit(unit, prepared.matched.tensors), predictions.of(unit)
-        return codec.declines(unit, tuned, prediction), int(np.count_nonzero(tuned != prediction))
-
-    looked = list(ordered_map(look, units, jobs))
-    if any(declined for declined, _ in looked):
-        changed = sum(number for _, number in looked)
-        weights = sum(piece.size for piece in base_pieces(described.template.slots))
-        percent = 100 * changed / weights
-        shown = f"{percent:.{1 if percent >= 0.05 else 4}f} %"
-        raise RunError(
-            f"{shown} of the weights differ from the base, too many for codec `{codec.id}`",
-            hint="use --density to keep only the largest changes" if codec.prunes else None,
-        )
-
-
-def _predictions(prepared: Prepared) -> Predictions:
-    """Return what predicts the units of a full fine-tune: the base, for it has no shared parts."""
-    return Predictions(prepared.matched.base)
-
-
-def _header_bytes(codec: Codec, units: Sequence[Unit], prepared: Prepared) -> int:
-    """Return the bytes of a task's file without its sections: of one with stand-ins, whose digests differ as theirs."""
+    `coders` are those of the sections that were measured, by name; of the others the first of these is assumed.
+    """
     names = [(unit, name) for unit in units for name in codec.sections(unit)]
+    usual = next(iter(coders.values()), "")
     stand_ins = (
-        EncodedSection(name, "rows", unit.dtype.name, unit.size, i.to_bytes(8, "little"))
+        EncodedSection(name, coders.get(name, usual), unit.dtype.name, unit.size, i.to_bytes(8, "little"))
         for i, (unit, name) in enumerate(names)
     )
     file = io.BytesIO()

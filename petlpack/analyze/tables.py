@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KEYS = ("task", "method", "codec", "section", "tensor")
 """What a pack's bytes can be told by."""
 
-Unit = Literal["text", "bytes", "count", "bits", "percent", "number"]
+Measure = Literal["text", "bytes", "count", "bits", "percent", "number"]
 """What stands in a column."""
 
 Value = str | int | float | None
@@ -36,7 +36,7 @@ class Table:
     """Rows of a table, each a value for every column; `columns` tells what stands in them."""
 
     key: str
-    columns: Mapping[str, Unit]
+    columns: Mapping[str, Measure]
     rows: tuple[Mapping[str, Value], ...]
     failed: Mapping[str, Exception] = field(default_factory=dict)
     """Tasks and shared parts that could not be decoded for the table's bounds, each with the error."""
@@ -68,7 +68,7 @@ def table_by(key: str, stats: Stats, bounds: Bounds | None = None) -> Table:
     return _by_task(stats) if key == "task" else _by_group(key, stats)
 
 
-_TASK_COLUMNS: dict[str, Unit] = {
+_TASK_COLUMNS: dict[str, Measure] = {
     "task": "text",
     "method": "text",
     "codec": "text",
@@ -132,7 +132,7 @@ def _task_row(row: TaskRow) -> dict[str, Value]:
 
 def _by_group(key: str, stats: Stats) -> Table:
     """Return sums over tasks of one method or codec, the largest first."""
-    columns: dict[str, Unit] = {
+    columns: dict[str, Measure] = {
         key: "text",
         "tasks": "count",
         **{name: unit for name, unit in _TASK_COLUMNS.items() if unit == "bytes"},
@@ -148,7 +148,7 @@ def _by_group(key: str, stats: Stats) -> Table:
     return Table(key, columns, (*rows, *_rest(stats, columns, key)))
 
 
-def _rest(stats: Stats, columns: Mapping[str, Unit], key: str) -> Iterator[dict[str, Value]]:
+def _rest(stats: Stats, columns: Mapping[str, Measure], key: str) -> Iterator[dict[str, Value]]:
     """Yield rows for bytes of the disk that no task accounts for: parts that nobody needs, damaged tasks, leftovers."""
     rest = {
         "parts that no readable task uses": sum(row.bytes for row in stats.shared if not row.tasks),
@@ -162,7 +162,7 @@ def _rest(stats: Stats, columns: Mapping[str, Unit], key: str) -> Iterator[dict[
             yield {**empty, key: name, **dict.fromkeys(total, nbytes)}
 
 
-_SECTION_COLUMNS: dict[str, Unit] = {
+_SECTION_COLUMNS: dict[str, Measure] = {
     "section": "text",
     "of": "text",
     "sections": "count",
@@ -232,7 +232,7 @@ def _outside_sections(read: Inventory) -> dict[tuple[str, str], int]:
     return sums
 
 
-_TENSOR_COLUMNS: dict[str, Unit] = {
+_TENSOR_COLUMNS: dict[str, Measure] = {
     "tensor": "text",
     "tasks": "number",
     "elements": "count",

@@ -26,21 +26,12 @@ def exactly(count: int) -> range:
     return range(count, count + 1)
 
 
-NOTHING = "nothing"
-
-
 @dataclass(frozen=True)
 class Way:
-    """One way in which a codec encodes a kind of module, as `plan` offers it: options of `encode`, and what is lost.
-
-    `setting` is one of the run's layout that is switched on; without it nothing is lost where the run has no such
-    setting.
-    """
+    """One way in which a codec encodes a kind of module, as `plan` offers it: options of `encode`."""
 
     level: Level = "small"
     density: float | None = None
-    setting: str | None = None
-    lost: str = NOTHING
 
 
 class Codec(ABC):
@@ -51,7 +42,6 @@ class Codec(ABC):
     """
 
     id: ClassVar[str]
-    exact: ClassVar[bool] = True
     takes: ClassVar[Mapping[type[Module], tuple[Way, ...]]]
     """The kinds of modules that it encodes, each with the ways that `plan` offers."""
     on_request: ClassVar[tuple[type[Module], ...]] = ()
@@ -77,9 +67,9 @@ class Codec(ABC):
         """Return the names of the sections that a unit takes, in their order, each with its role: one of its own."""
         return {unit.name: unit.role}
 
-    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> bool:
-        """Tell whether a unit does not suit the codec, which is then not tried any further."""
-        return False
+    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> str | None:
+        """Return why a unit does not suit the codec, which is then not tried any further; None where it does."""
+        return None
 
     @abstractmethod
     def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:

@@ -44,7 +44,7 @@ class HyperCodec(MethodCodec):
     """A generator, shared by all tasks, and a row of codes for each."""
 
     id = "hyper"
-    takes = MappingProxyType({Generator: (Way(lost="the retriever"), Way(setting="keep_retriever"))})
+    takes = MappingProxyType({Generator: (Way(),)})
 
     def rule_of(self, module: Module) -> dict[str, Any]:
         """Return the rule of a generator."""

@@ -43,7 +43,7 @@ class MaskCodec(MethodCodec):
     """Prototype times mask."""
 
     id = "mask"
-    takes = MappingProxyType({Masked: (Way(), Way(setting="bake", lost="the network; one rounding"))})
+    takes = MappingProxyType({Masked: (Way(),)})
 
     def rule_of(self, module: Module) -> dict[str, Any]:
         """Return the rule of a masked module."""

@@ -26,7 +26,7 @@ class MergeCodec(MethodCodec):
     """Weighted sum of experts; one expert is itself."""
 
     id = "merge"
-    takes = MappingProxyType({Mixture: (Way(lost="all but the average"), Way(setting="keep_experts"))})
+    takes = MappingProxyType({Mixture: (Way(),)})
 
     def rule_of(self, module: Module) -> dict[str, Any]:
         """Return the rule of a mixture."""

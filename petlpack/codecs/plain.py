@@ -22,7 +22,7 @@ class PlainCodec(Codec):
     """Every tensor as it is."""
 
     id = "plain"
-    takes = MappingProxyType({Plain: (Way(), Way(setting="keep_experts")), Dense: (Way(),)})
+    takes = MappingProxyType({Plain: (Way(),), Dense: (Way(),)})
     on_request = (Dense,)
     uses_base = False
 

@@ -47,9 +47,13 @@ class SparseCodec(Codec):
             return {unit.name: unit.role}
         return {f"{unit.name}.positions": "positions", f"{unit.name}.values": unit.role}
 
-    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> bool:
-        """Tell whether more of a unit differs from the base than positions are worth."""
-        return prediction is not None and int(np.count_nonzero(tuned != prediction)) > MOST * unit.size
+    def declines(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> str | None:
+        """Return how much of a unit differs from the base, where that is more than positions are worth."""
+        changed = 0 if prediction is None else int(np.count_nonzero(tuned != prediction))
+        if changed <= MOST * unit.size:
+            return None
+        share = f"{100 * changed / unit.size:.1f} % of {unit.size:,} weights differ from the base"
+        return f"{share}, which is more than {100 * MOST:g} %"
 
     def encode(self, unit: Unit, tuned: Bits, prediction: Bits | None) -> list[Section]:
         """Return the positions and the values of what changed."""

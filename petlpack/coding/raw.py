@@ -17,6 +17,7 @@ class Raw:
     """Bytes as they are."""
 
     id = "raw"
+    decode_ns = 0.0
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
         """Return the little-endian bytes."""

@@ -53,6 +53,7 @@ class Rows:
     """Differences from a prediction, by row and class, pcodec."""
 
     id = "rows"
+    decode_ns = 2.1  # groups of rows
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
         """Return the smallest of the plans that the level allows, or None without a prediction or for few weights."""

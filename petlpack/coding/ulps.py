@@ -23,6 +23,7 @@ class Ulps:
     """Differences from a prediction, pcodec."""
 
     id = "ulps"
+    decode_ns = 1.7  # one stream
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
         """Return one pcodec stream, or None without a prediction."""

@@ -14,12 +14,15 @@ from typing import Any
 from petlpack.errors import UsageError, printable
 from petlpack.errors.arguments import refuse_file_above
 from petlpack.exports.export import Exportable, Reading
-from petlpack.exports.registry import export
+from petlpack.exports.registry import RUN, export
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Where a task was written to, as what, and what its new layout cannot say."""
+    """Where a task was written to, as what, and what its new layout cannot say.
+
+    `restored` tells that it was written as the run that it was, which may be what was asked for in other words.
+    """
 
     path: Path
     notes: tuple[str, ...]
@@ -30,6 +33,7 @@ class Decoded:
     decoded: str
     """The sha256 of what the task decodes to."""
     seconds: float
+    restored: bool
 
     @functools.cached_property
     def files(self) -> dict[str, int]:
@@ -47,17 +51,18 @@ class Decoded:
         }
 
 
-def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> tuple[str, ...]:
-    """Write a task to a new directory as one of `petlpack.exports`; return what that cannot say. Raises UsageError.
+def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> tuple[tuple[str, ...], bool]:
+    """Write a task to a new directory as one of `petlpack.exports`; raises UsageError.
 
-    A run whose own files are what is asked for comes back as it was.
+    Returns what that cannot say, and whether it is the run as it was: one whose own files are what is asked for comes
+    back so.
     """
     chosen = export(to)
     if chosen.is_already(task):
-        chosen = export("run")
+        chosen = export(RUN)
     with new_directory(out) as directory:
         try:
-            return tuple(chosen.write(task, directory, reading))
+            return tuple(chosen.write(task, directory, reading)), chosen.restores
         except UsageError as error:  # of a place or a kind of module: here it is known of which task
             message = f"cannot write task '{printable(task.name)}' as {to}: {error.message}"
             raise UsageError(message, hint=error.hint, code=error.own_code) from error

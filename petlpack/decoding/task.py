@@ -23,6 +23,7 @@ from petlpack.decoding.tensors import TaskTensors
 from petlpack.errors import BaseError, DamageError, UnknownFormatError, printable
 from petlpack.errors.arguments import check_jobs, path_of
 from petlpack.exports.export import Reading
+from petlpack.exports.registry import RUN
 from petlpack.parallel import Progress
 from petlpack.records.facts import Facts
 from petlpack.records.sources import Sources, parse_sources
@@ -90,7 +91,7 @@ class Task:
     @property
     def exact(self) -> bool:
         """Whether every bit of what the run's rule needs comes back; `facts` tell how far it does not."""
-        return codec(self.codec).exact and self.facts.exact
+        return self.facts.exact
 
     @property
     def nbytes(self) -> int:
@@ -197,7 +198,7 @@ class Task:
         out: str | Path,
         base: Bases | None = None,
         *,
-        to: str = "run",
+        to: str = RUN,
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Decoded:
@@ -205,14 +206,16 @@ class Task:
 
         `to` "run" gives back the run: weight files bit for bit, kept files byte for byte. "safetensors" writes one
         model.safetensors, of the rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
-        libraries load. Raises UsageError where `out` is not empty, or the task cannot be written so.
+        libraries load; `known_exports()` are all. Raises UsageError where `out` is not empty, or the task cannot be
+        written so.
         """
         started = time.perf_counter()
         place = path_of("out", out)
         check_jobs(jobs)
-        notes = write_task(self, place, to, Reading(base, jobs, progress))
+        notes, restored = write_task(self, place, to, Reading(base, jobs, progress))
         seconds = time.perf_counter() - started
-        return Decoded(place, notes, self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
+        facts = (self.name, to, self.codec, self.exact, self.manifest.decoded)
+        return Decoded(place, notes, *facts, seconds, restored)
 
     def _tensors(self, base: Base | None) -> TaskTensors:
         opened, sections = self._open()

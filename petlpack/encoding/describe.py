@@ -162,7 +162,7 @@ def _facts(run: Run, run_bytes: int, loss: Loss | None, figures: Mapping[str, in
         layout=run.layout,
         method=run.method,
         whole=run.whole,
-        exact=run.exact and loss is None,
+        exact=run.exact and (loss is None or loss.exact),
         run_bytes=run_bytes,
         task=run.task,
         score=None if run.score is None else Score(*run.score),

@@ -50,7 +50,7 @@ def prepare(
     matched, loss = match(run, base, digests) if against else match_adapter(run, base, digests), None
     if density is not None:
         matched, loss = prune(matched, density, digests)
-    if rule is not None and base is not None and against:
+    if rule is not None and base is not None and against and not run.whole:
         refuse_stranger(run, matched)
     if run.omits_base:
         matched = without_base(matched, rule)

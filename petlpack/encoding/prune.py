@@ -29,11 +29,13 @@ _UP = Context(prec=3, rounding=ROUND_UP)
 class Loss:
     """What pruning cost: `density` of the base's weights differ.
 
-    `errors` are, by tensor, the largest absolute differences from the run, for those tensors that have one.
+    `errors` are, by tensor, the largest absolute differences from the run, for those tensors that have one. `exact`
+    tells that every bit was kept: without an error zeros may still have lost their signs.
     """
 
     density: float
     errors: dict[str, float]
+    exact: bool
 
 
 def prune(matched: Matched, density: float, digests: Digests) -> tuple[Matched, Loss]:
@@ -58,7 +60,8 @@ def prune(matched: Matched, density: float, digests: Digests) -> tuple[Matched, 
         twin = first.get((content, refs[name].sha256)) if name in refs else without_base.get(content)
         pruned[name] = pruned[twin] if twin is not None else pruned.get(name, tensor)
     pruned = {name: pruned[name] for name in tensors}
-    return matched_with(pruned, refs, base, digests), Loss(kept / total if total else 0.0, errors)
+    result = matched_with(pruned, refs, base, digests)
+    return result, Loss(kept / total if total else 0.0, errors, result.digests == matched.digests)
 
 
 def _count(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from petlpack.container import Manifest, SectionRow
 from petlpack.decoding.task import Task
 from petlpack.decoding.templates import Templates
 from petlpack.encoding.check import check_modules
+from petlpack.encoding.cut import cut, shared_slots, unsuited
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import Prepared, prepare
 from petlpack.encoding.request import Request
@@ -22,7 +23,7 @@ from petlpack.encoding.share import SharedTensors
 from petlpack.errors import DamageError, PetlpackError, RunError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import Progress
-from petlpack.records.slot import Slot, with_kinds
+from petlpack.records.slot import Slot
 from petlpack.records.template import Origin
 from petlpack.sections.parts import Part, part_params, part_slots, unreadable
 from petlpack.sections.predict import Predictions
@@ -72,6 +73,7 @@ class TaskWriter:
         """Write one task by the codec whose file is smallest; raises RunError where the wanted one does not suit."""
         best: tuple[Path, Codec, Prepared] | None = None
         prepared: Prepared | None = None
+        declined: list[RunError] = []
         for codec in self._request.candidates(run):
             rule = codec.rule_of(run.module)
             if prepared is None or prepared.described.template.rule != rule:
@@ -79,15 +81,15 @@ class TaskWriter:
                 check_modules(prepared, codec)
             self._write_parts(prepared, codec)
             path = self._scratch.enter_context(self._store.scratch())
-            suits = self._write_task(path, prepared, codec)
-            if suits and (best is None or path.stat().st_size < best[0].stat().st_size):
+            try:
+                self._write_task(path, prepared, codec)
+            except DeclinedError as error:
+                declined.append(unsuited(run, codec, error.reason))
+                continue
+            if best is None or path.stat().st_size < best[0].stat().st_size:
                 best = path, codec, prepared
         if best is None:
-            raise RunError(
-                f"codec '{self._request.codec}' does not suit '{printable(str(run.path))}': "
-                "too many weights differ from the base",
-                hint="--codec auto chooses the codec with the fewest bytes",
-            )
+            raise _none_suits(run, declined)
         return self._compared(name, *best)
 
     def _prepare(self, run: Run, rule: Mapping[str, Any] | None) -> Prepared:
@@ -118,30 +120,18 @@ class TaskWriter:
             prepared.warnings,
         )
 
-    def _write_task(self, path: Path, prepared: Prepared, codec: Codec) -> bool:
-        """Write the task file by one codec; returns False where the codec declines a run that was not pruned for it."""
-        kinds = codec.kinds(prepared.described.template.rule)
-        slots = shared_slots(prepared, kinds)
-        shared = {
-            slot: tensor
-            for part, part_slots in zip(prepared.parts, slots, strict=True)
-            for slot, tensor in zip(part_slots, part.tensors, strict=True)
-        }
-        predictions = Predictions(self._base, shared)
-        units = codec.units(with_kinds(prepared.described.sources.stored, kinds), predictions.shared)
-        try:
-            self._write_file(
-                path,
-                codec,
-                units,
-                prepared.matched.tensors,
-                predictions,
-                task_manifest(codec, prepared),
-                may_decline=self._request.density is None,
-            )
-        except DeclinedError:
-            return False
-        return True
+    def _write_task(self, path: Path, prepared: Prepared, codec: Codec) -> None:
+        """Write the task file by one codec; raises DeclinedError where that declines a run not pruned for it."""
+        units = cut(prepared, codec)
+        self._write_file(
+            path,
+            codec,
+            units.units,
+            prepared.matched.tensors,
+            units.predictions,
+            task_manifest(codec, prepared),
+            may_decline=self._request.density is None,
+        )
 
     def _write_parts(self, prepared: Prepared, codec: Codec) -> None:
         """Write the shared parts of tensors that are not in the pack yet, each once in a call."""
@@ -188,6 +178,16 @@ class TaskWriter:
             write_file(file, codec, units, (section for sections in encoded for section in sections), manifest_of)
 
 
+def _none_suits(run: Run, declined: Sequence[RunError]) -> RunError:
+    """Return the error of a run that no codec took: the one that was wanted, or each of those that were tried."""
+    if len(declined) == 1:
+        return declined[0]
+    return RunError(
+        "; ".join(error.message for error in declined) or f"no codec takes '{printable(str(run.path))}' by itself",
+        hint="`petlpack codecs` lists the codecs: choose one with --codec ID",
+    )
+
+
 def task_manifest(codec: Codec, prepared: Prepared) -> ManifestOf:
     """Return what makes the manifest of a task."""
     described = prepared.described
@@ -198,18 +198,6 @@ def task_manifest(codec: Codec, prepared: Prepared) -> ManifestOf:
         return Manifest("task", codec.id, rows, parts, described.decoded, params, facts)
 
     return manifest_of
-
-
-def shared_slots(prepared: Prepared, kinds: Mapping[str, str]) -> list[list[Slot]]:
-    """Return the slots of each shared part as the task sees them; one that no file has is nameless."""
-    known = {slot.name: slot for slot in with_kinds(prepared.described.template.slots, kinds)}
-    return [
-        [
-            known[like] if name is not None else replace(known[like], name="", part=(number, i))
-            for i, (name, like) in enumerate(zip(part.names, part.like, strict=True))
-        ]
-        for number, part in enumerate(prepared.parts)
-    ]
 
 
 def _compare(task: Task, base: Base | None, jobs: int) -> None:

@@ -40,9 +40,15 @@ class PetlpackError(Exception):
 
 
 class RunError(PetlpackError):
-    """A run directory cannot be read or encoded."""
+    """A run directory cannot be read or encoded; `flag` names the setting that would be the remedy, if one is."""
 
     default_code = "run"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, code: str | None = None, flag: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.flag = flag
 
 
 class UsageError(PetlpackError):

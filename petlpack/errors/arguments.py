@@ -18,16 +18,16 @@ Place = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Rule:
+class Check:
     """What a value must be, in words, and whether one is it."""
 
     what: str
     holds: Callable[[Any], bool]
 
 
-def number(what: str, holds: Callable[[float], bool] = lambda value: True) -> Rule:
+def number(what: str, holds: Callable[[float], bool] = lambda value: True) -> Check:
     """Return the rule of a finite number for which `holds` is true."""
-    return Rule(
+    return Check(
         what,
         lambda value: (
             isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and holds(value)
@@ -35,20 +35,20 @@ def number(what: str, holds: Callable[[float], bool] = lambda value: True) -> Ru
     )
 
 
-def whole(least: int, most: float = math.inf) -> Rule:
+def whole(least: int, most: float = math.inf) -> Check:
     """Return the rule of an integer from `least` on, up to `most`."""
     what = f"an integer >= {least}" if most == math.inf else f"an integer from {least} to {most:,}"
-    return Rule(what, lambda value: type(value) is int and least <= value <= most)
+    return Check(what, lambda value: type(value) is int and least <= value <= most)
 
 
-def one_of(known: Collection[str]) -> Rule:
+def one_of(known: Collection[str]) -> Check:
     """Return the rule of one of several words."""
-    return Rule(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known)
+    return Check(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known)
 
 
-def optional(rule: Rule) -> Rule:
+def optional(rule: Check) -> Check:
     """Return a rule that takes None as well, of which the hint says what it means."""
-    return Rule(rule.what, lambda value: value is None or rule.holds(value))
+    return Check(rule.what, lambda value: value is None or rule.holds(value))
 
 
 SHARE = number("in (0, 1]", lambda value: 0 < value <= 1)
@@ -56,12 +56,12 @@ PART = number("in (0, 1)", lambda value: 0 < value < 1)
 POSITIVE = number("a finite number > 0", lambda value: value > 0)
 NOT_NEGATIVE = number("a finite number >= 0", lambda value: value >= 0)
 NOT_ZERO = number("a finite number other than 0", lambda value: value != 0)
-TRUTH = Rule("True or False", lambda value: isinstance(value, bool))
-TEXT = Rule("a string", lambda value: isinstance(value, str))
+TRUTH = Check("True or False", lambda value: isinstance(value, bool))
+TEXT = Check("a string", lambda value: isinstance(value, str))
 JOBS = optional(whole(1))
 
 
-def check(name: str, value: object, rule: Rule, hint: str) -> None:
+def check(name: str, value: object, rule: Check, hint: str) -> None:
     """Raise UsageError for a value that is not what the rule says."""
     if not rule.holds(value):
         raise UsageError(f"{name} must be {rule.what}, got {shown(value)}", hint=hint)

@@ -80,6 +80,8 @@ class Export(ABC):
     """One layout that tasks are written as."""
 
     id: ClassVar[str]
+    restores: ClassVar[bool] = False
+    """Whether what it writes is the run as it was, bit for bit."""
 
     @abstractmethod
     def is_already(self, task: Exportable) -> bool:

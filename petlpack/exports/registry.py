@@ -8,12 +8,20 @@ from petlpack.errors import UsageError
 from petlpack.errors.arguments import shown
 from petlpack.exports.export import Export
 
+RUN = "run"
+"""The run as it was, which is what a task is written as where nothing else is asked for."""
+
 EXPORTS = {
-    "run": "petlpack.exports.run:RunExport",
+    RUN: "petlpack.exports.run:RunExport",
     "safetensors": "petlpack.exports.safetensors:SafetensorsExport",
     "peft": "petlpack.exports.peft:PeftExport",
     "adapterhub": "petlpack.exports.adapterhub:AdapterhubExport",
 }
+
+
+def known_exports() -> tuple[str, ...]:
+    """Return the ids of what a task can be decoded to, the run as it was first."""
+    return tuple(EXPORTS)
 
 
 def export(export_id: str) -> Export:

@@ -12,6 +12,7 @@ class RunExport(Export):
     """The run's own layout."""
 
     id = "run"
+    restores = True
 
     def is_already(self, task: Exportable) -> bool:
         """Return True: a run is itself."""

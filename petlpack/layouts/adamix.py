@@ -19,7 +19,7 @@ from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import places, skipped
 from petlpack.layouts.files import other_weights, refuse_methods, sort_files
 from petlpack.layouts.heads import module_of, modules_of
-from petlpack.layouts.layout import Layout, first_of, model_in
+from petlpack.layouts.layout import Layout, Names, first_of, model_in
 from petlpack.layouts.options import ACTIVATION, SCALING, Options, Setting, said_by
 from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.rules.arithmetic import average, floats
@@ -31,7 +31,9 @@ SOUPS = ("pytorch_model_expert_soup.safetensors", "pytorch_model_expert_soup.bin
 """The file of experts and classifier alone, which run_glue.py pickles and petlpack.methods does not."""
 
 INFERENCE_LEVEL = Setting("inference_level", "how AdaMix's experts are used (3: averaged)")
-KEEP_EXPERTS = Setting("keep_experts", "AdaMix: store all experts, not their average", flag=True)
+KEEP_EXPERTS = Setting(
+    "keep_experts", "AdaMix: store all experts, not their average", flag=True, off_loses="all but the average"
+)
 
 _EXPERT = re.compile(
     r"(?P<side>(?P<place>.+)\.ExpertSoup\.MoA_(?P<letter>[AB]))\.deepspeed_experts\.(?P<number>\d+)\.(?P<part>weight|bias)"
@@ -50,6 +52,10 @@ class AdamixLayout(Layout):
     id = "adamix"
     method = "AdaMix"
     settings = (INFERENCE_LEVEL, KEEP_EXPERTS, SCALING, ACTIVATION)
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is something called like weights."""
+        return names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has a weight file with experts."""
@@ -196,6 +202,7 @@ def _is_averaged(config: Mapping[str, Any], file: Path, options: Options) -> boo
         f"'{printable(str(file.parent))}' has inference level {printable(text)}, "
         "which routes every input to a random expert, so no average of them computes the same",
         hint=f"to store all experts, {said_by(KEEP_EXPERTS.name, 'true')}",
+        flag=KEEP_EXPERTS.name,
     )
 
 

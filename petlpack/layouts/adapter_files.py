@@ -10,12 +10,13 @@ from typing import Any
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import checkpoints, places
 from petlpack.layouts.files import sort_files
-from petlpack.layouts.layout import Layout
+from petlpack.layouts.layout import TRAINER_FILES, Layout, Names
 from petlpack.layouts.run import LeftOut, read_json
 from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
 
+CONFIG = "adapter_config.json"
 ADAPTERS = ("pytorch_adapter.bin", "adapter.safetensors")
 HEAD_FILES = ("pytorch_model_head.bin", "model_head.safetensors")
 MASKS = ("adapter_mask.bin", "adapter_mask.safetensors")
@@ -77,6 +78,13 @@ def adapter_folders(path: Path) -> list[Path]:
 
 class AdapterLayout(Layout):
     """A layout whose runs are adapters of AdapterHub's kind, one or several in folders of their own."""
+
+    base_keys = ((CONFIG, "model_name"), *Layout.base_keys)
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is a config of an adapter, also in a folder of what Trainer wrote, or weights."""
+        inside = any(CONFIG in files for files in names.folders.values())
+        return CONFIG in names.files or names.show_weights or (inside and not names.files.isdisjoint(TRAINER_FILES))
 
     def choices(self, path: Path) -> Iterator[tuple[Path, list[Path]]]:
         """Yield the weight files of all adapters."""

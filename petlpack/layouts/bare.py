@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
-from petlpack.layouts.layout import Layout, first_of, model_in
+from petlpack.layouts.layout import Layout, Names, first_of, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run
 from petlpack.rules.modules import Dense
@@ -20,6 +20,10 @@ class BareLayout(Layout):
 
     id = "safetensors"
     method = "full fine-tune"
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is something called like weights."""
+        return names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether this is such a file, or a directory with exactly one."""

@@ -30,6 +30,11 @@ _SHARDED_STATES = {
 """Training states that are no checkpoint yet, by a name in them, and what turns them into one."""
 
 
+def is_checkpoint(name: str) -> bool:
+    """Tell whether a directory is called like a checkpoint of Trainer."""
+    return _CHECKPOINT.fullmatch(name) is not None
+
+
 def checkpoints(path: Path) -> list[Path]:
     """Return the `checkpoint-N` directories of a run, the highest N first."""
     if not path.is_dir():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.files import sort_files, warnings_of
-from petlpack.layouts.layout import Layout, first_of, model_in
+from petlpack.layouts.layout import Layout, Names, first_of, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, headers_of, read_json
 from petlpack.rules.modules import Dense
@@ -28,6 +28,10 @@ class DiffPruningLayout(Layout):
 
     id = "diff-pruning"
     method = "diff pruning"
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is something called like weights."""
+        return names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether this is such a stage file, or a directory with one, or with a model that says it is pruned."""

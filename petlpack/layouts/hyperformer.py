@@ -13,7 +13,7 @@ from pathlib import Path
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
-from petlpack.layouts.layout import Layout, model_in
+from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import ACTIVATION, Options
 from petlpack.layouts.run import Run, headers_of
 from petlpack.rules.modules import Generated, Generator, Trunk, Use
@@ -33,6 +33,10 @@ class HyperformerLayout(Layout):
     id = "hyperformer"
     method = "HyperFormer"
     settings = (ACTIVATION,)
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is something called like weights."""
+        return names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has a model with HyperFormer++'s networks."""

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from petlpack.layouts.checkpoints import places
+from petlpack.layouts.checkpoints import is_checkpoint, places
 from petlpack.layouts.files import WEIGHTS
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights
+
+TRAINER_FILES = {"training_args.bin", "trainer_state.json", "all_results.json", "eval_results.json"}
+"""What Trainer writes beside weights, by name."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names in a directory: those of its files, and of the files in each of its folders."""
+
+    files: frozenset[str]
+    folders: Mapping[str, frozenset[str]]
+
+    @property
+    def show_weights(self) -> bool:
+        """Whether a file is called like weights, or a folder like a checkpoint of Trainer."""
+        weights = any(Path(name).suffix in WEIGHTS for name in self.files - TRAINER_FILES)
+        return weights or any(is_checkpoint(name) for name in self.folders)
 
 
 class Layout(ABC):
@@ -22,6 +40,14 @@ class Layout(ABC):
     """How its runs were trained, in a word."""
     settings: ClassVar[tuple[Setting, ...]] = ()
     """What a caller may have to say of its runs."""
+    base_keys: ClassVar[tuple[tuple[str, str], ...]] = (("config.json", "_name_or_path"),)
+    """Where its runs may name their base: small JSON files, and the keys in them; the first that says it counts."""
+    loads_base: ClassVar[bool] = False
+    """Whether what loads its runs takes the base's tensors from the base, also where the run has them, too."""
+
+    def may_be(self, names: Names) -> bool:
+        """Tell by names alone whether a directory may be a run, by default any: `survey` asks `detect` of no others."""
+        return True
 
     @abstractmethod
     def detect(self, path: Path) -> bool:

@@ -9,18 +9,31 @@ from dataclasses import dataclass, field
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.errors.arguments import shown
 
+NOTHING = "nothing"
+
 
 @dataclass(frozen=True)
 class Setting:
     """Something that a caller may say of a run: a text, a number, or whether something is kept (`flag`).
 
-    `about` says to people what it is; `known` are the values that a text may have, where they are known.
+    `about` says to people what it is; `known` are the values that a text may have, where they are known. A flag says
+    what is lost with it (`on_loses`), or without it (`off_loses`).
     """
 
     name: str
     about: str
     known: frozenset[str] = frozenset()
     flag: bool = False
+    on_loses: str | None = None
+    off_loses: str | None = None
+
+    def lost(self, *, on: bool) -> str:
+        """Return what is lost with the flag, or without it; of one that says neither it is not known what it loses."""
+        if not on:
+            return self.off_loses or NOTHING
+        if self.on_loses is None and self.off_loses is None:
+            return f"not stated by {self.name}"
+        return self.on_loses or NOTHING
 
 
 ACTIVATIONS = frozenset(
@@ -76,7 +89,7 @@ class Options:
     def text(self, setting: Setting, by_run: str | None = None) -> str | None:
         """Return a setting: what the run says, or what the caller says where the run says nothing.
 
-        `found` is the run's own. Raises UsageError where both say something and disagree, or the value is not known.
+        `by_run` is the run's own. Raises UsageError where both say something and disagree, or the value is not known.
         """
         by_caller = self._said(setting)
         if by_caller is not None and setting.known and by_caller not in setting.known:

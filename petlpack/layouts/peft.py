@@ -10,11 +10,13 @@ from typing import Any
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.layouts.files import sort_files, warnings_of
-from petlpack.layouts.layout import Layout, model_in
+from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Plain
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
+
+CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,12 @@ class PeftLayout(Layout):
 
     id = "peft"
     method = "peft"
+    base_keys = ((CONFIG, "base_model_name_or_path"), *Layout.base_keys)
+    loads_base = True
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is a config of an adapter, or something called like weights."""
+        return CONFIG in names.files or names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether the directory, or failing that a `checkpoint-N` in it, has PEFT's adapter_config.json."""

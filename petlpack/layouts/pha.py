@@ -16,14 +16,16 @@ from typing import Any
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
-from petlpack.layouts.layout import Layout, model_in
+from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import TASK_ORDER, Options, Setting
 from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json, row_of
 from petlpack.rules.modules import Generated, Generator, Trunk, Use
 from petlpack.tensors.checkpoint import open_saved
 from petlpack.tensors.tensor import Tensor
 
-KEEP_RETRIEVER = Setting("keep_retriever", "PHA: store the retriever, which inference does not use", flag=True)
+KEEP_RETRIEVER = Setting(
+    "keep_retriever", "PHA: store the retriever, which inference does not use", flag=True, off_loses="the retriever"
+)
 
 _PROTOTYPES = "adapter_task_embedding.weight"
 _NET = "param_gen.decoder"
@@ -82,6 +84,10 @@ class PhaLayout(Layout):
     id = "pha"
     method = "PHA"
     settings = (TASK_ORDER, KEEP_RETRIEVER)
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is something called like weights."""
+        return names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has a model with PHA's generator and prototypes."""

@@ -28,7 +28,12 @@ from petlpack.rules.arithmetic import produce
 from petlpack.rules.modules import Masked, MaskedMatrix, Produced, Use
 from petlpack.tensors.tensor import Tensor
 
-BAKE = Setting("bake", "PROPETL prefixes: store what the reparametrisation produces, not itself", flag=True)
+BAKE = Setting(
+    "bake",
+    "PROPETL prefixes: store what the reparametrisation produces, not itself",
+    flag=True,
+    on_loses="the network; one rounding",
+)
 
 _MASK = re.compile(r"(?P<place>.+)\.adapters_mask\.(?P<name>[^.]+)\.(?P<side>down|up|lora_A|lora_B)_mask")
 _SCORES = re.compile(r"(?P<module>.+\.prefix_tunings\.[^.]+\.[^.]+)\.adapters_mask\.adapters_mask")

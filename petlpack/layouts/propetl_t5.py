@@ -17,7 +17,7 @@ from typing import Any
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import model_with, places, skipped
 from petlpack.layouts.files import other_weights, sort_files
-from petlpack.layouts.layout import Layout, first_of, model_in
+from petlpack.layouts.layout import Layout, Names, first_of, model_in
 from petlpack.layouts.options import ACTIVATION, KEEP_RATIO, SCALING, TASK_ORDER, Options, Setting
 from petlpack.layouts.run import Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.scores import check_keep, consensus, mask_of, stored_mask
@@ -63,6 +63,10 @@ class PropetlT5Layout(Layout):
     id = "propetl-t5"
     method = "PROPETL"
     settings = (COMBINED, KEEP_RATIO, SCALING, ACTIVATION, TASK_ORDER)
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is something called like weights."""
+        return names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether the run, or a checkpoint of it, has such a file, or a model with mask scores."""

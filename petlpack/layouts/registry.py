@@ -45,6 +45,11 @@ def settings() -> dict[str, Setting]:
     return {setting.name: setting for layout_id in LAYOUTS for setting in layout(layout_id).settings}
 
 
+def known_settings() -> tuple[Setting, ...]:
+    """Return every setting that a caller may say of a run, by name, with what it is."""
+    return tuple(setting for _, setting in sorted(settings().items()))
+
+
 def options_of(values: Mapping[str, object] | None) -> Options:
     """Return what a caller says of a run; raises UsageError for a setting that no layout knows, and for no mapping."""
     values = {} if values is None else values

@@ -12,7 +12,7 @@ from pathlib import Path
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import checkpoints, first_complete
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
-from petlpack.layouts.layout import Layout, model_in
+from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Dense
@@ -25,6 +25,10 @@ class TransformersLayout(Layout):
 
     id = "transformers"
     method = "full fine-tune"
+
+    def may_be(self, names: Names) -> bool:
+        """Tell whether there is something called like weights."""
+        return names.show_weights
 
     def detect(self, path: Path) -> bool:
         """Tell whether the directory, or a `checkpoint-N` in it, has a model's weights."""

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from petlpack.errors.arguments import Rule, check, whole
+from petlpack.errors.arguments import Check, check, whole
 from petlpack.layouts.heads import FIRST, HEADS
 from petlpack.methods.settings import check_name
 
 OF_METHOD = "petl_method_s_own"
 """An attribute of modules that a method put on a model."""
 
-_NO_LABELS = Rule("0", lambda value: type(value) is int and value == 0)
+_NO_LABELS = Check("0", lambda value: type(value) is int and value == 0)
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from petlpack.errors import UsageError, printable
-from petlpack.errors.arguments import Rule, check
+from petlpack.errors.arguments import Check, check
 from petlpack.methods.attachment import Attachment, refuse_second
 from petlpack.methods.heads import check_task, head_modules, in_its_precision, new_head
 from petlpack.methods.losses import count_labels, loss_of, set_loss
@@ -25,7 +25,7 @@ from petlpack.methods.probe import check_inserts, few_tokens, no_effect, paramet
 from petlpack.methods.settings import check_tasks
 
 _HALF = (torch.float16, torch.bfloat16)
-_BATCH = Rule("a mapping from input names to tensors", lambda value: isinstance(value, Mapping))
+_BATCH = Check("a mapping from input names to tensors", lambda value: isinstance(value, Mapping))
 
 _TOTAL = "num_items_in_batch"
 """How many labels the batches of one step have together, as Transformers' losses and its Trainer call it."""

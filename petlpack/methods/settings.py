@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 
 from petlpack.errors import UsageError
-from petlpack.errors.arguments import Rule, check, shown
+from petlpack.errors.arguments import Check, check, shown
 
 
-def check_all(config: object, rules: Mapping[str, tuple[Rule, str]]) -> None:
+def check_all(config: object, rules: Mapping[str, tuple[Check, str]]) -> None:
     """Check the fields of a config, each by a rule and with a hint that says what the field is."""
     for name, (rule, hint) in rules.items():
         check(name, getattr(config, name), rule, hint)

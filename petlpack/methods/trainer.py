@@ -18,7 +18,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from petlpack.errors import UsageError, printable
-from petlpack.errors.arguments import NOT_NEGATIVE, Rule, check, whole
+from petlpack.errors.arguments import NOT_NEGATIVE, Check, check, whole
 from petlpack.methods.attachment import method_on
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     Trainer = object  # what `SwitchTasks` is mixed into; no library of models is imported here
 
-_ROWS = Rule("a mapping from task names to rows", lambda value: isinstance(value, Mapping))
+_ROWS = Check("a mapping from task names to rows", lambda value: isinstance(value, Mapping))
 _BY_TASK = 'pass rows by task: Tasks({"sst2": ..., "rte": ...})'
 
 TASK = "task"

@@ -21,7 +21,11 @@ ManifestOf = Callable[[tuple[SectionRow, ...]], Manifest]
 
 
 class DeclinedError(Exception):
-    """A codec declined a unit: it is not for this run."""
+    """A codec declined a unit: it is not for this run, for a reason that people can read."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,9 @@ class SectionWriter:
 
         def encode_unit(unit: Unit) -> list[EncodedSection]:
             elements, prediction = read_unit(unit, tensors), predictions.of(unit)
-            if may_decline and self.codec.declines(unit, elements, prediction):
-                raise DeclinedError
+            reason = self.codec.declines(unit, elements, prediction) if may_decline else None
+            if reason is not None:
+                raise DeclinedError(reason)
             sections = self.codec.encode(unit, elements, prediction)
             return [self._encode_section(section) for section in sections]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def test_example_forecast() -> None:
 
 def _section(name: str, dtype: str, values: list[int], row: int, size: int = 0) -> DecodedSection:
     bits = np.array(values, DTYPES[dtype].bits)
-    role: Role = "positions" if name.endswith(".positions") else "own"
+    roles: dict[str, Role] = {"positions": "positions", "masks": "mask"}
+    role: Role = next((roles[part] for part in name.split(".") if part in roles), "own")
     unit = Unit(name.removesuffix(".positions"), DTYPES[dtype], row, (), "own")
     if size:
         unit = type("Sized", (), {"size": size})()
@@ -145,9 +147,9 @@ def test_example_bounds() -> None:
     assert choose_bits(1000, 5) == pytest.approx(hand)
     assert bound_bits(_section("sparse.0.positions", "U32", [1, 5, 7, 8, 999], 5, 1000)) == pytest.approx(hand)
     assert told["mask"]["bits"] == pytest.approx(math.log2(6), abs=1e-5)
-    assert bound_bits(_section("masks.0", "BOOL", [1, 0, 1, 0, 0, 1, 1, 1], 4)) == pytest.approx(
-        math.log2(6) + math.log2(4)
-    )
+    mask = _section("masks.0", "BOOL", [1, 0, 1, 0, 0, 1, 1, 1], 4)
+    assert bound_bits(mask) == pytest.approx(math.log2(6) + math.log2(4))
+    assert bound_bits(replace(mask, role="own", row=1)) == pytest.approx(math.log2(56))  # of 8, 5 are set
     assert told["numbers"]["bits"] == 8 * 1 + 4 * 2 + 4 * 2 == 24
     few = [1] * 80 + [2] * 40 + [3] * 40
     assert bound_bits(_section("tensors.0", "I32", few, 1)) == pytest.approx(240)

@@ -438,6 +438,17 @@ def test_bounds_of_every_section_of_every_codec(mixed: Path, base: Path, tmp_pat
     assert all(bits >= 0 for bits in bounds.values())
 
 
+def test_of_a_whole_model_without_a_base_nothing_is_the_head(tmp_path: Path) -> None:
+    run_dir, base = write_pair(tmp_path, width=64, words=400)
+    for codec in ("plain", "ulp"):
+        petlpack.encode(run_dir, tmp_path / codec, base, codec=codec)
+    (plain,), (near,) = petlpack.stats(tmp_path / "plain").tasks, petlpack.stats(tmp_path / "ulp").tasks
+    assert (plain.bytes.head, plain.figures.head_parameters) == (0, 0)
+    tuned, _ = make_pair(width=64, words=400)
+    assert plain.figures.stored_parameters == sum(tensor.size for tensor in tuned.values())
+    assert near.bytes.head
+
+
 def test_masks_are_bound_by_what_each_of_them_keeps(mixed: Path) -> None:
     answer = audit(mixed, "mask.a", bounds=True)
     task = petlpack.open(mixed)["mask.a"]

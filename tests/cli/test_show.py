@@ -12,7 +12,7 @@ from tests.support.command_line import ESC, damage, rewrite, run, run_json
 from tests.support.small_runs import make_base, make_pair, write_run
 
 
-@pytest.mark.parametrize("holds", ["template", "base digests", "config.json", "19 tensors"])
+@pytest.mark.parametrize("holds", ["template", "base table", "config.json", "19 tensors"])
 def test_a_missing_shared_part_of_any_kind_is_4_for_show(holds: str, methods: Path, tmp_path: Path) -> None:
     pack = Path(shutil.copytree(methods / "p", tmp_path / "p"))
     parts = run_json("show", pack, "hyper.a")[1]["shared"]
@@ -31,7 +31,7 @@ def test_a_missing_shared_part_of_any_kind_is_4_for_show(holds: str, methods: Pa
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_missing_shared_part_is_4_for_show(kept: bool, pack: Path) -> None:
     parts = run_json("show", pack, "sst2")[1]["shared"]
-    assert [part["holds"] for part in parts] == [["template"], ["base digests"], ["config.json"]]
+    assert [part["holds"] for part in parts] == [["template"], ["base table"], ["config.json"]]
     sha256 = next(part["sha256"] for part in parts if part["holds"] == (["config.json"] if kept else ["template"]))
     (pack / "shared" / f"{sha256}.petl.safetensors").unlink()
     result = run("show", pack, "sst2")

@@ -25,9 +25,7 @@ from tests.support.small_runs import (
     write_run,
 )
 
-TRIES = [
-    planning._Try(codec(one), way) for one in DENSE_CODECS for way in codec(one).takes[Dense] if way.setting is None
-]
+TRIES = [planning._Try(codec(one), way) for one in DENSE_CODECS for way in codec(one).takes[Dense]]
 DENSE = {" ".join(one.options[1:]): one for one in TRIES}
 """What is offered of a full fine-tune, by its label, in the order of the codecs."""
 

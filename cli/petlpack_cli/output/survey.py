@@ -154,9 +154,8 @@ def _within(parent: str, path: str) -> str:
 
 
 def _label(row: RunRow) -> str:
-    """Return how a run was trained, in a word: names need the columns."""
-    method = "full" if row.method == "full fine-tune" else row.method
-    return "the base" if row.is_base else method or "unknown"
+    """Return how a run was trained, in few words: names need the columns."""
+    return "the base" if row.is_base else (row.method or "unknown").removesuffix(" fine-tune")
 
 
 def _sums(rows: Sequence[RunRow]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ know which are equal. No pickle is ever opened as one.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,7 @@ class EqualTensor:
     bytes: int
     copies: int
     in_adapters: int
-    """How many of them stand in PEFT adapters, whose loaders take them from the base anyway."""
+    """How many of them stand in runs such as PEFT adapters, whose loaders take them from the base anyway."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _account(
         kinds=_kind_rows(files.values()),
         runs=tuple(sorted(rows, key=lambda row: (-row.total_bytes, row.path))),
         packs=tuple(_pack_row(path, files.values()) for path in tree.packs),
-        tensors=_tensor_row(files, compared.looked),
+        tensors=_tensor_row(files, compared.looked, {run.path for run in runs if run.loads_base}),
         duplicates=tuple(_duplicate_row(group) for group in compared.copies.groups),
         duplicate_bytes=_total(files[key] for key in compared.copies.kept),
         savings=_savings(files, compared),
@@ -329,13 +329,13 @@ def _pack_row(path: Path, files: Iterable[File]) -> PackRow:
     return PackRow(str(path), _total(file for file in files if file.path.is_relative_to(path)))
 
 
-def _tensor_row(files: Mapping[Key, File], looked: Mapping[Key, Looked]) -> TensorRow:
+def _tensor_row(files: Mapping[Key, File], looked: Mapping[Key, Looked], on_base: Set[Path]) -> TensorRow:
     nbytes, copies, adapters = Counter[str](), Counter[str](), Counter[str]()
     for key, row in looked.items():
         for name, size in row.equal:
             nbytes[name] += size
             copies[name] += 1
-            adapters[name] += files[key].path.name.startswith("adapter_model")
+            adapters[name] += files[key].run in on_base
     closed = [file for file in files.values() if file.kind in WEIGHT_KINDS and file.path.suffix != ".safetensors"]
     return TensorRow(
         bytes=sum(row.nbytes for row in looked.values()),

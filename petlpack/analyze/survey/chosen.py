@@ -10,15 +10,10 @@ from petlpack.analyze.survey.tree import Tree
 from petlpack.errors import Problem, RunError, printable, problem_of
 from petlpack.layouts.checkpoints import checkpoints
 from petlpack.layouts.files import module_types
+from petlpack.layouts.layout import Layout
 from petlpack.layouts.registry import layout
 from petlpack.layouts.run import read_json
 from petlpack.tensors.checkpoint import is_cut, shards_of
-
-_BASE_KEYS = (
-    ("adapter_config.json", "base_model_name_or_path"),
-    ("adapter_config.json", "model_name"),
-    ("config.json", "_name_or_path"),
-)
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,8 @@ class FoundRun:
     inside: tuple[Path, ...] = ()
     modules: tuple[Path, ...] = ()
     checkpoints: int = 0
+    loads_base: bool = False
+    """Whether what loads the run takes the base's tensors from the base anyway."""
     problem: Problem | None = None
 
 
@@ -51,6 +48,7 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
         inside=(*steps, *modules, *(folder for folder in folders if folder != path)),
         modules=tuple(modules),
         checkpoints=len(steps),
+        loads_base=reader.loads_base,
     )
     for place, files in reader.choices(path):
         weights: tuple[Path, ...] = ()
@@ -58,7 +56,7 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
             weights = tuple(part for file in files for part in _parts(file))
             _check_complete(weights, tree)
             reader.check_complete(place, path)
-            method, base_name = reader.method_of(files[0].parent), _base_name(files[0].parent, path)
+            method, base_name = reader.method_of(files[0].parent), _base_name(reader, files[0].parent, path)
             return replace(run, method=method, weights=weights, base_name=base_name)
         except RunError as error:
             run = replace(run, problem=run.problem or problem_of(error))
@@ -84,10 +82,10 @@ def _check_complete(weights: Iterable[Path], tree: Tree) -> None:
             raise RunError(f"'{printable(str(file))}' is truncated")
 
 
-def _base_name(place: Path, path: Path) -> str | None:
+def _base_name(reader: Layout, place: Path, path: Path) -> str | None:
     """Return what a run's configs say of its base, if anything."""
     for folder in (place, path) if path.is_dir() else ():
-        for file, key in _BASE_KEYS:
+        for file, key in reader.base_keys:
             name = read_json(folder / file).get(key) if (folder / file).is_file() else None
             if isinstance(name, str) and name:
                 return name

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from petlpack.analyze.survey.chosen import FoundRun, choose
-from petlpack.analyze.survey.tree import File, Folder, Key, Tree, key_of
+from petlpack.analyze.survey.tree import File, Key, Tree, key_of
 from petlpack.errors import PetlpackError, Problem, RunError, printable, problem_at, problem_of
-from petlpack.layouts.checkpoints import sharded_state
-from petlpack.layouts.files import WEIGHTS
+from petlpack.layouts.checkpoints import is_checkpoint, sharded_state
+from petlpack.layouts.layout import Names
 from petlpack.layouts.registry import LAYOUTS, layout
 
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
-_TRAINER_FILES = {"training_args.bin", "trainer_state.json", "all_results.json", "eval_results.json"}
 _LOG_FOLDERS = {"runs", "wandb", "mlruns", "lightning_logs", "tensorboard"}
 
 
@@ -29,7 +26,7 @@ def find_runs(tree: Tree) -> dict[Path, FoundRun]:
         owner = owners.get(above) if above is not None else None
         if folder.skipped or path in closed or above in closed:
             closed.add(path)
-        elif _may_be_run(tree, path, folder) and (run := _look_at(path, tree)) is not None:
+        elif (run := _look_at(path, tree)) is not None:
             owner = run
             closed.update(run.inside)
         if owner is not None:
@@ -38,33 +35,33 @@ def find_runs(tree: Tree) -> dict[Path, FoundRun]:
     return owners | {path: run for path in single_files if (run := _look_at(path, tree)) is not None}
 
 
-def _may_be_run(tree: Tree, path: Path, folder: Folder) -> bool:
-    """Tell by names alone whether a directory is worth opening files of it."""
-    if any(_CHECKPOINT.fullmatch(name) for name in folder.folders):
-        return True
-    if any(name == "adapter_config.json" or Path(name).suffix in WEIGHTS for name in folder.files - _TRAINER_FILES):
-        return True
-    inside = (tree.folders.get(path / name) for name in folder.folders)
-    return not folder.files.isdisjoint(_TRAINER_FILES) and any(
-        folder is not None and "adapter_config.json" in folder.files for folder in inside
-    )
+def _names_in(path: Path, tree: Tree) -> Names | None:
+    """Return the names in a directory of the tree; None of a file."""
+    folder = tree.folders.get(path)
+    if folder is None:
+        return None
+    inside = {name: tree.folders.get(path / name) for name in folder.folders}
+    return Names(folder.files, {name: found.files if found else frozenset() for name, found in inside.items()})
 
 
 def _look_at(path: Path, tree: Tree) -> FoundRun | None:
-    """Return the run that a path is, by the first layout that knows it; None where none does."""
-    layout_id = None
+    """Return the run that a path is, by the first layout that knows it; None where none does.
+
+    Only what may be a run by names alone is opened.
+    """
+    names, layout_id = _names_in(path, tree), None
     try:
-        layout_id = next((known for known in LAYOUTS if layout(known).detect(path)), None)
+        readers = (reader for reader in map(layout, LAYOUTS) if names is None or reader.may_be(names))
+        layout_id = next((reader.id for reader in readers if reader.detect(path)), None)
         if layout_id is not None:
             return choose(path, layout_id, tree)
-        state = sharded_state(path)
+        state = sharded_state(path) if names is None or names.show_weights else None
         if state is None:
             return None
         merged = RunError(f"'{printable(str(path))}' contains {state}", hint="then encode the merged model")
         return FoundRun(path, problem=problem_of(merged))
     except (PetlpackError, OSError) as error:
-        names = tree.folders[path].folders if path in tree.folders else ()
-        steps = tuple(path / name for name in names if _CHECKPOINT.fullmatch(name))
+        steps = tuple(path / name for name in (names.folders if names else ()) if is_checkpoint(name))
         return FoundRun(path, layout_id, inside=steps, checkpoints=len(steps), problem=_told(error))
 
 
@@ -103,7 +100,7 @@ def _kind(file: File, run: FoundRun | None, stored: set[Key]) -> str:
     if file.key in stored or (file.kind == "other weights" and any(map(file.path.is_relative_to, run.modules))):
         return "weights"
     parts = file.path.relative_to(run.path).parts
-    if file.kind == "other weights" and len(parts) > 1 and _CHECKPOINT.fullmatch(parts[0]):
+    if file.kind == "other weights" and len(parts) > 1 and is_checkpoint(parts[0]):
         chosen = {weights.relative_to(run.path).parts[0] for weights in run.weights}
         return "other weights" if parts[0] in chosen else "other checkpoints"
     if file.kind in ("other", "config") and not _LOG_FOLDERS.isdisjoint(parts[:-1]):
