@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import petlpack
 from petlpack import PetlpackError, RunError
@@ -187,6 +188,19 @@ def _shard_under_two_names(place: Place) -> Path:
     return run
 
 
+def _overlay(place: Place, shard: str, listed: str) -> Path:
+    """Shards with one more that has the first one's tensor again; the index takes `listed` from it."""
+    run = _shards(place)
+    write_safetensors(run / "model-1.safetensors", {"a.weight": weights("F32", (2, 2)), "a.bias": weights("F32", (2,))})
+    write_safetensors(run / shard, {"a.weight": weights("F32", (2, 2), 5), "elsewhere.weight": weights("F32", (2,), 6)})
+    index = json.loads((run / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    index["weight_map"] |= {"a.bias": "model-1.safetensors", listed: shard}
+    if listed != "a.weight":
+        del index["weight_map"]["a.weight"]
+    (run / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return run
+
+
 def _cut_shard(place: Place) -> Path:
     run = _shards(place)
     (run / "model-2.safetensors").write_bytes((run / "model-2.safetensors").read_bytes()[:-1])
@@ -199,7 +213,11 @@ def _named(shard: str) -> Callable[[Place], Path]:
 
 SHARDS: dict[str, tuple[Callable[[Place], Path], str]] = {
     "missing": (_missing_shard, "lists shard 'model-2.safetensors', but the file is missing"),
-    "one tensor in two": (_shard_under_two_names, "tensor 'a.weight' is in two shards"),
+    "one tensor in two": (_shard_under_two_names, "lists tensor 'b.weight', but no shard has it"),
+    "one tensor in two, the index names neither": (
+        lambda place: _overlay(place, "model-3.safetensors", "elsewhere.weight"),
+        "tensor 'a.weight' is in two shards",
+    ),
     "cut": (_cut_shard, "model-2.safetensors"),
     "tensor in none": (
         lambda place: _shards(place, {"a.weight": "model-1.safetensors", "c.weight": "model-2.safetensors"}),
@@ -229,6 +247,18 @@ SHARDS: dict[str, tuple[Callable[[Place], Path], str]] = {
 def test_bad_shards_are_refused(place: Place, case: str) -> None:
     build, words = SHARDS[case]
     place.refused(place.encode(build(place), codec="plain"), RunError, words, "bad")
+
+
+@pytest.mark.parametrize("shard", ["model-overlay.safetensors", "a-patch.safetensors"])
+def test_of_a_tensor_in_two_shards_the_one_that_the_index_names_counts(place: Place, shard: str) -> None:
+    run = _overlay(place, shard, "a.weight")
+    (encoded,) = petlpack.encode(run, place.pack, task="bad", codec="plain")
+    assert any("left out of 'model-1.safetensors'" in text and "'a.weight'" in text for text in encoded.warnings)
+    out = petlpack.open(place.pack)["bad"].decode(place.root / "out").path
+    assert (out / shard).read_bytes() == (run / shard).read_bytes()
+    with safe_open(out / "model-1.safetensors", "pt") as stale:
+        assert list(stale.keys()) == ["a.bias"]
+    assert (out / "model.safetensors.index.json").read_bytes() == (run / "model.safetensors.index.json").read_bytes()
 
 
 # Pickles
@@ -283,10 +313,10 @@ NO_STATE_DICTS: dict[str, Any] = {
     "nulls": bytes(1000),
     "list": [torch.zeros(2)],
     "a tensor": torch.zeros(2),
-    "nested": {"model": {"a.weight": torch.zeros(2)}},
+    "two models": {"left": {"a.weight": torch.zeros(2)}, "right": {"a.weight": torch.zeros(2)}},
+    "only an optimizer": {"optimizer": {"state": {"a": torch.zeros(2)}}, "epoch": 3},
     "step": {"a.weight": torch.zeros(2), "step": 7},
     "numbers as names": {1: torch.zeros(2)},
-    "complex": {"a.weight": torch.zeros(2, dtype=torch.complex64)},
     "sparse": {"a.weight": torch.eye(3).to_sparse()},
     "meta": {"a.weight": torch.zeros(2, device="meta")},
     "no tensors": {},

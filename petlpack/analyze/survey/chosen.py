@@ -12,7 +12,8 @@ from petlpack.layouts.checkpoints import checkpoints
 from petlpack.layouts.files import module_types
 from petlpack.layouts.registry import layout
 from petlpack.layouts.run import read_json
-from petlpack.tensors.checkpoint import is_cut, shards_of
+from petlpack.tensors.checkpoint import shards_of
+from petlpack.tensors.pickled import is_cut
 
 _BASE_KEYS = (
     ("adapter_config.json", "base_model_name_or_path"),
