@@ -10,8 +10,8 @@ from pathlib import Path
 from petlpack.analyze.survey.chosen import FoundRun, choose
 from petlpack.analyze.survey.tree import File, Folder, Key, Tree, key_of
 from petlpack.errors import PetlpackError, printable
-from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import WEIGHTS
+from petlpack.layouts.foreign import sharded_state
 from petlpack.layouts.registry import LAYOUTS, layout
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -57,8 +57,8 @@ def _look_at(path: Path, tree: Tree) -> FoundRun | None:
         layout_id = next((known for known in LAYOUTS if layout(known).detect(path)), None)
         if layout_id is not None:
             return choose(path, layout_id, tree)
-        state = sharded_state(path)
-        return None if state is None else FoundRun(path, problem=f"holds {state}")
+        state = sharded_state(path) if path.is_dir() else None
+        return None if state is None else FoundRun(path, problem=f"holds {state[1].what} ('{printable(state[0])}')")
     except (PetlpackError, OSError) as error:
         names = tree.folders[path].folders if path in tree.folders else ()
         steps = tuple(path / name for name in names if _CHECKPOINT.fullmatch(name))

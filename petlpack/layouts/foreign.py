@@ -1,0 +1,106 @@
+"""Directories that are no runs, but hold what a conversion makes one of: training states in parts, other formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from petlpack.errors import RunError, printable
+from petlpack.layouts.checkpoints import checkpoints
+from petlpack.layouts.files import TRAINING, WEIGHTS
+from petlpack.tensors.checkpoint import find_weights
+from petlpack.tensors.content import KINDS, READABLE, TEXT, Kind, called, content_of, special_file
+
+STATES = tuple(kind for kind in KINDS if kind.is_state)
+
+_LINES = {"latest", "latest_checkpointed_iteration.txt"}
+"""Files of a name that may be anything's: as a directory or a link, they say nothing."""
+
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.safetensors|\.bin)")
+
+_OWN = {".json", ".jsonl", ".txt", ".md", ".py", ".yaml", ".yml", ".pkl", ".pickle", ".joblib", ".html", ".xml", ".pdf"}
+"""How the names of files end that are what they are called, and no weights."""
+
+_MOST_NAMES = 10_000
+"""Names that are looked at, of a directory and of those in it."""
+
+
+def sharded_state(path: Path) -> tuple[str, Kind] | None:
+    """Return what says that a directory, or a checkpoint in it, holds a training state in parts, and of which kind."""
+    places = [place for place in (path, *checkpoints(path)) if place.is_dir()]
+    return next(filter(None, (called(_names(place), STATES) for place in places)), None)
+
+
+def refuse_state(path: Path) -> None:
+    """Raise RunError for a directory with a training state in parts, but without the weights that it becomes."""
+    places = (path, *checkpoints(path))
+    if any(find_weights(place) or find_weights(place, *["adapter_model"] * 2) for place in places):
+        return
+    found = sharded_state(path)
+    if found is not None:
+        raise _contains(path, *found)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise RunError for a directory that is no run, where something in it says what it is instead; reads heads."""
+    refuse_state(path)
+    _refuse_lone_shards(path)
+    found = called(_names(path))
+    if found is not None:
+        raise _contains(path, *found)
+    for file in sorted(path.iterdir())[:_MOST_NAMES]:
+        passed = file.suffix in _OWN or file.name.startswith(TRAINING) or not file.is_file()
+        kind = None if passed else content_of(file)
+        if kind is not None and kind is not TEXT and (kind not in READABLE or file.suffix not in WEIGHTS):
+            raise _contains(path, file.name, kind)
+
+
+def refuse_file(path: Path) -> None:
+    """Raise RunError for a file that is no run, and says what it is instead."""
+    special = special_file(path)
+    if special is not None:
+        raise RunError(
+            f"'{printable(str(path))}' is {special}, not a file",
+            hint="pass a run directory, or a weight file on a disk: it is read more than once",
+        )
+    if path.name.endswith(".index.json"):
+        raise RunError(
+            f"'{printable(str(path))}' is an index of shards, not a run", hint="pass the directory that it is in"
+        )
+    kind = content_of(path)
+    found = called([path.name]) if kind is None else None
+    kind = found[1] if found is not None else kind
+    if kind is not None and kind is not TEXT:
+        raise RunError(f"'{printable(str(path))}' is {kind.what}", hint=kind.hint)
+
+
+def _contains(path: Path, name: str, kind: Kind) -> RunError:
+    return RunError(f"'{printable(str(path))}' contains {kind.what} ('{printable(name)}')", hint=kind.hint)
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names of what is in a directory, and of what is in directories there, as `folder/name`."""
+    return [name for name, _ in zip(_each_name(path), range(_MOST_NAMES), strict=False)]
+
+
+def _each_name(path: Path) -> Iterator[str]:
+    for entry in sorted(path.iterdir()):
+        is_folder = entry.is_dir()
+        if entry.name not in _LINES or not (is_folder or entry.is_symlink()):
+            yield entry.name
+        if is_folder and not entry.is_symlink():
+            yield from (f"{entry.name}/{inside.name}" for inside in sorted(entry.iterdir()))
+
+
+def _refuse_lone_shards(path: Path) -> None:
+    """Raise RunError for shards without the index that says which tensor is in which."""
+    matches = (match for file in sorted(path.iterdir()) if (match := _SHARD.fullmatch(file.name)))
+    for match in matches:
+        index = f"{match['stem']}{match['suffix']}.index.json"
+        if not (path / index).exists():
+            raise RunError(
+                f"'{printable(str(path))}' has shards ('{printable(match[0])}'), but not their index, "
+                f"{printable(index)}",
+                hint="copy the index, too: it says which tensor is in which shard",
+            )
