@@ -29,7 +29,7 @@ from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import Run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
-from petlpack.store import PACK_JSON, check_task_name
+from petlpack.store import PACK_JSON
 from petlpack.tensors.base import Base, open_base
 
 
@@ -88,10 +88,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 def _refuse_taken(path: Path, names: dict[str, Path]) -> None:
     """Refuse a run whose task could not be in one pack with those of earlier ones; raises UsageError."""
-    try:
-        name = check_task_name(default_name(path))
-    except UsageError as error:
-        raise UsageError(error.message, hint="rename the run, or encode it separately with --task NAME") from error
+    name = default_name(path)
     other = names.setdefault(name.lower(), path)
     if other is path:
         return

@@ -113,7 +113,7 @@ def encode_runs(
         try:
             name = _new_name(task, path, names)
             moved = None if progress is None else progress(name)
-            run = EncodedRun(str(path), tuple(encode(path, pack, opened, task=name, progress=moved, **options)))
+            run = EncodedRun(str(path), tuple(encode(path, pack, opened, task=task, progress=moved, **options)))
         except Exception as error:  # whatever it is, it is told, and the other runs are encoded
             if isinstance(error, OSError) and error.errno is not None and error.filename is None:
                 error.filename = str(pack)  # a full disk's error names no file

@@ -15,6 +15,7 @@ from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights
+from petlpack.tensors.hub_cache import snapshot_of
 
 LAYOUTS = {
     "propetl": "petlpack.layouts.propetl:PropetlLayout",
@@ -70,6 +71,7 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
     shown = printable(str(path))
     if not path.exists():
         raise RunError(f"no run at '{shown}'", hint="pass a run directory, or a .safetensors file")
+    path = snapshot_of(path)
     _refuse_weights_in_modules(path)
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
