@@ -51,13 +51,15 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., int | None]], 
 def pack_argument(*, required: bool = False) -> Decorator[Any]:
     """Return the argument PACK; where it may be left out, its default is $PETLPACK_PACK, else ./pack."""
     if required:
-        return click.argument("pack", type=click.Path(path_type=Path))
-    return click.argument("pack", type=click.Path(path_type=Path), envvar="PETLPACK_PACK", default="pack")
+        return click.argument("pack", type=click.Path(path_type=Path, readable=False))
+    return click.argument(
+        "pack", type=click.Path(path_type=Path, readable=False), envvar="PETLPACK_PACK", default="pack"
+    )
 
 
 def base_option(text: str) -> Decorator[Any]:
     """Return the option --base."""
-    return click.option("--base", metavar="DIR", type=click.Path(path_type=Path), help=text)
+    return click.option("--base", metavar="DIR", type=click.Path(path_type=Path, readable=False), help=text)
 
 
 def jobs_option(*, hidden: bool = False) -> Decorator[Any]:

@@ -22,7 +22,7 @@ from petlpack_cli.output.sizes import count, ratio, size
     "petlpack encode out/checkpoint-900 --task sst2 --replace",
     "petlpack encode out/propetl-t5 --set combine=or --set activation=gelu_new",
 )
-@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 @click.option(
     "--pack",
     metavar="DIR",

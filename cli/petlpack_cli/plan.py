@@ -27,7 +27,7 @@ FEW = 3
     "petlpack plan runs/* --base models/bert-base --all",
     "petlpack plan runs/llama-sft --base models/llama --sample 0.05",
 )
-@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 @base_option("The pretrained model that the runs started from; by default the one that each run's config names.")
 @click.option(
     "--sample",

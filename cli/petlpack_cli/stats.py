@@ -58,7 +58,7 @@ class AskedTable:
     "petlpack stats glue.pack --filter 'method=PROPETL*' --sort total --csv",
     "petlpack stats glue.pack --html glue.html --plot glue.svg",
 )
-@click.argument("paths", metavar="[PACK]", nargs=-1, type=click.Path())
+@click.argument("paths", metavar="[PACK]", nargs=-1, type=click.Path(readable=False))
 @click.option("--task", metavar="NAME", help="One task: its sections and the shared parts it uses.")
 @click.option("--by", type=click.Choice(KEYS), help="One table: bytes by task, method, codec, section or tensor.")
 @click.option("--sort", metavar="COLUMN[:asc|desc]", help="Order the table by a column.")

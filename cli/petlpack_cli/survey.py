@@ -13,7 +13,7 @@ from petlpack_cli.output import Output
 
 
 @command("survey", "petlpack survey runs/", "petlpack survey runs/sst2 runs/rte --base models/bert-base --all")
-@click.argument("paths", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(readable=False))
 @base_option("The pretrained model to compare tensors with; by default the one that each run's config names.")
 @every_row_option
 @jobs_option()

@@ -31,7 +31,10 @@ DEPTHS = {
 @click.argument("task", required=False)
 @base_option("The pretrained model, to decode every weight as well as check every byte.")
 @click.option(
-    "--against", metavar="RUN_DIR", type=click.Path(path_type=Path), help="Compare TASK with a run, bit for bit."
+    "--against",
+    metavar="RUN_DIR",
+    type=click.Path(path_type=Path, readable=False),
+    help="Compare TASK with a run, bit for bit.",
 )
 @jobs_option()
 def run(
@@ -78,6 +81,9 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
     foreign = sum(isinstance(finding.error, petlpack.BaseError) for finding in findings.checked)
     if foreign:
         out.line(f"{count(foreign, 'task')} with another base: every byte checked, no weight decoded.")
+    unread = sum(finding.unread for finding in findings.checked)
+    if unread:
+        out.line(f"{count(unread, 'part')} could not be compared or read: see above; that is no damage.")
     parts = count(len(findings.checked), "part")
     out.line(f"Damage in {findings.damaged:,} of {parts}." if findings.damaged else f"No damage in {parts}.")
     if without_base and good[("task", "bytes")]:

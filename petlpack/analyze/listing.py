@@ -21,7 +21,7 @@ class ListedTask:
     name: str
     nbytes: int
     task: Task | None = None
-    error: PetlpackError | None = None
+    error: PetlpackError | OSError | None = None
 
     def to_json(self, *, long: bool) -> dict[str, Any]:
         """Return the row: name and bytes, and of an opened task what it is."""
@@ -85,6 +85,6 @@ def _opened(pack: str | Path, rows: list[ListedTask], progress: Progress | None)
             task = tasks[row.name]
             task.exact  # noqa: B018 - asks for the codec
             opened.append(replace(row, task=task))
-        except PetlpackError as error:
+        except (PetlpackError, OSError) as error:
             opened.append(replace(row, error=error))
     return opened

@@ -81,6 +81,8 @@ def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
         try:
             return checkpoint, read(checkpoint), (*missing_best(path), *warnings)
         except RunError as error:
+            if isinstance(error.__cause__, PermissionError):  # it may be whole: only who may read it knows
+                raise
             warnings.append(f"skipped a half-written checkpoint: {error.message}")
     raise RunError(
         f"'{printable(str(path))}' has no complete checkpoint: {'; '.join(warnings) or 'no weights'}",

@@ -57,9 +57,34 @@ def open_checkpoint(path: Path) -> Checkpoint:
         checkpoint = _merge([_open_one(shard) for shard in shards_of(path)], path)
         _check_weight_map(path, checkpoint)
         if path.name.endswith(".bin.index.json"):  # comes back as one file, which needs no index
-            return _in_one_file(checkpoint)
+            checkpoint = _in_one_file(checkpoint)
+        return _gathered(checkpoint, path)
+    return _gathered(_open_one(path), path)
+
+
+_UNGATHERED = (0,)
+"""The shape of a matrix that DeepSpeed's ZeRO-3 had put away when it was saved."""
+
+
+def _gathered(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Return a checkpoint, with a warning where weights of it are empty; raises RunError where most matrices are.
+
+    A tensor without elements is legal in its own shape, `[0, 7]`: that of a matrix that was not gathered is `[0]`.
+    """
+    empty = [name for name, tensor in checkpoint.tensors.items() if tensor.shape == _UNGATHERED]
+    weights = [name for name in empty if name.rpartition(".")[2].endswith("weight")]
+    if not weights:
         return checkpoint
-    return _open_one(path)
+    whole = sum(len(tensor.shape) > 1 and tensor.size > 0 for tensor in checkpoint.tensors.values())
+    if len(empty) > whole:
+        raise RunError(
+            f"'{printable(str(path))}' has {len(empty):,} weights of shape [0], like '{printable(weights[0])}', and "
+            f"{whole:,} matrices that are whole: they were not gathered when the model was saved",
+            hint="merge the DeepSpeed checkpoint with its zero_to_fp32.py, or save again with "
+            "`stage3_gather_16bit_weights_on_model_save` set to true",
+        )
+    warning = f"{len(empty):,} weights have shape [0], like '{printable(weights[0])}': a ZeRO-3 save loses them so"
+    return replace(checkpoint, warnings=(*checkpoint.warnings, warning))
 
 
 def within(checkpoint: Checkpoint, folder: PurePosixPath) -> Checkpoint:
@@ -253,7 +278,7 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
         return _in_one_file(open_checkpoint(path))
     try:
         _refuse_foreign(path)
-        return _checkpoint_of(read_state_dict(path, *keys), name or path.name, path)
+        return _gathered(_checkpoint_of(read_state_dict(path, *keys), name or path.name, path), path)
     except OSError as error:
         raise _unread(path, error) from error
 

@@ -374,3 +374,44 @@ FOREIGN: dict[str, tuple[Callable[[Place], Path], str]] = {
 def test_sharded_training_states_are_refused_by_name(place: Place, case: str) -> None:
     build, words = FOREIGN[case]
     place.refused(place.encode(build(place)), RunError, words)
+
+
+# Matrices that were not gathered
+
+
+def _sharded(names: list[str], lost: int) -> dict[str, Any]:
+    """Tensors of which the first so many matrices have lost their shape, as ZeRO-3 leaves them."""
+    shapes = [(0,) if i < lost else (4, 4) for i in range(len(names))]
+    whole = {f"norm.{i}.weight": weights("F32", (4,), i) for i in range(6)}
+    return whole | {name: weights("F32", shape, i) for i, (name, shape) in enumerate(zip(names, shapes, strict=True))}
+
+
+MATRICES = [f"layer.{i}.q_proj.weight" for i in range(6)]
+
+
+@pytest.mark.parametrize("lost", [4, 6])
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin", "adapter_model.safetensors"])
+def test_a_model_whose_matrices_were_not_gathered_is_refused(place: Place, kind: str, lost: int) -> None:
+    run = place.bad()
+    tensors = _sharded([name.replace("weight", "lora_A.weight") for name in MATRICES], lost)
+    if kind.startswith("adapter"):
+        (run / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+    if kind.endswith(".bin"):
+        torch.save({name: tensor.torch() for name, tensor in tensors.items()}, run / kind)
+    else:
+        write_safetensors(run / kind, tensors)
+    error = place.refused(place.encode(run), RunError, f"has {lost} weights of shape [0]", "were not gathered", kind)
+    assert error.hint is not None
+    assert "zero_to_fp32.py" in error.hint
+
+
+def test_a_few_matrices_that_were_not_gathered_are_warned_about(place: Place) -> None:
+    run = write_run(place.bad(), _sharded(MATRICES, 1), None)
+    (encoded,) = petlpack.encode(run, place.pack, codec="plain", task="bad")
+    assert any("1 weights have shape [0], like 'layer.0.q_proj.weight'" in text for text in encoded.warnings)
+
+
+def test_tensors_without_elements_are_legal(place: Place) -> None:
+    tensors = {"cache": weights("F32", (0, 7)), "list": weights("F32", (0,)), "a.weight": weights("F32", (2, 2))}
+    (encoded,) = petlpack.encode(write_run(place.bad(), tensors, None), place.pack, codec="plain", task="bad")
+    assert encoded.warnings == ()
