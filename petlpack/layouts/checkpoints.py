@@ -77,6 +77,7 @@ def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
     that is not complete.
     """
     warnings: list[str] = []
+    hints: set[str | None] = set()
     for checkpoint in _best_first(path):
         try:
             return checkpoint, read(checkpoint), (*missing_best(path), *warnings)
@@ -84,9 +85,11 @@ def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
             if isinstance(error.__cause__, PermissionError):  # it may be whole: only who may read it knows
                 raise
             warnings.append(f"skipped a half-written checkpoint: {error.message}")
+            hints.add(error.hint)
     raise RunError(
         f"'{printable(str(path))}' has no complete checkpoint: {'; '.join(warnings) or 'no weights'}",
-        hint="a run directory has its weights at the root, or in a complete checkpoint-N",
+        hint=(hints.pop() if len(hints) == 1 else None)
+        or "a run directory has its weights at the root, or in a complete checkpoint-N",
     )
 
 

@@ -68,11 +68,16 @@ def refuse_file(path: Path) -> None:
         raise RunError(
             f"'{printable(str(path))}' is an index of shards, not a run", hint="pass the directory that it is in"
         )
-    kind = content_of(path)
-    found = called([path.name]) if kind is None else None
-    kind = found[1] if found is not None else kind
+    kind, found = content_of(path), called([path.name])
+    if found is not None and (kind is None or kind not in KINDS or kind.is_archive):  # its name says more
+        kind = found[1]
     if kind is not None and kind is not TEXT:
         raise RunError(f"'{printable(str(path))}' is {kind.what}", hint=kind.hint)
+
+
+def is_shard(name: str) -> bool:
+    """Tell whether a file is called as one of several that make a model together."""
+    return _SHARD.fullmatch(name) is not None
 
 
 def _contains(path: Path, name: str, kind: Kind) -> RunError:

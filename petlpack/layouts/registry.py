@@ -9,7 +9,7 @@ from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.files import check_links, module_types, some
-from petlpack.layouts.foreign import refuse_file, refuse_foreign, refuse_state
+from petlpack.layouts.foreign import is_shard, refuse_file, refuse_foreign, refuse_state
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
@@ -100,7 +100,7 @@ def _no_run(path: Path) -> RunError:
         return RunError(f"'{shown}' is empty", hint="pass the directory that a training run wrote")
     whole = (path / "modules.json").exists()  # a model in parts: none of them is a run by itself
     inside = [] if whole else _runs_inside(path)
-    files = [name for name in names if name.endswith(".safetensors")]
+    files = [name for name in names if name.endswith(".safetensors") and not is_shard(name)]
     if not inside:
         refuse_foreign(path)
     runs = inside or (files if len(files) > 1 else [])

@@ -117,6 +117,8 @@ def _refuse_foreign(path: Path) -> None:
     special = special_file(path)
     if special is not None:
         raise RunError(f"'{printable(str(path))}' is {special}, not a file", hint="pass a file or a directory")
+    if path.suffix in PICKLED and not path.stat().st_size:
+        raise RunError(f"'{printable(str(path))}' is 0 bytes", hint="the file is incomplete: copy it again")
     kind = content_of(path)
     if kind is None or kind is (PICKLE if path.suffix in PICKLED else SAFETENSORS):
         return

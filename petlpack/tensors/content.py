@@ -30,6 +30,8 @@ class Kind:
     names: tuple[str, ...] = ()
     is_state: bool = False
     """Whether it is the state of a training that has to be merged before it is a model."""
+    is_archive: bool = False
+    """Whether its name may say more: formats are archives of another name."""
 
     def is_called(self, name: str) -> bool:
         """Tell whether a file of this name, or of this name and that of its directory, is of this kind."""
@@ -100,7 +102,12 @@ _STATES = (
         _MEGATRON,
         names=(
             *(r"latest_checkpointed_iteration\.txt", r"model_optim_rng\.pt", r"mp_rank_\d+(_\d+)*/model_optim_rng\.pt"),
-            *(r"tp_rank_\d+_pp_rank_\d+", r"mp_rank_\d+(_\d+)*", r"iter_\d{7}/(mp_rank_.*|.*\.distcp|metadata\.json)"),
+            *(
+                r"[^/]+/mp_rank_\d+(_\d+)*",
+                r"tp_rank_\d+_pp_rank_\d+",
+                r"mp_rank_\d+(_\d+)*",
+                r"iter_\d{7}/(mp_rank_.*|.*\.distcp|metadata\.json)",
+            ),
         ),
         is_state=True,
     ),
@@ -134,7 +141,12 @@ _FORMATS = (
         "an HDF5 file, as TensorFlow and Keras write it",
         _TENSORFLOW,
         ((0, b"\x89HDF\r\n\x1a\n"),),
-        (r".+\.(h5|hdf5|keras)",),
+        (r".+\.(h5|hdf5)",),
+    ),
+    Kind(
+        "a Keras model",
+        "encode the model in PyTorch's format that it was made from, or load it with Keras and save its arrays by name",
+        names=(r".+\.keras",),
     ),
     Kind(
         "a TensorFlow checkpoint",
@@ -165,10 +177,7 @@ TORCHSCRIPT = Kind(
     "a TorchScript program", "save its weights: `torch.save(torch.jit.load(FILE).state_dict(), 'pytorch_model.bin')`"
 )
 NUMPY = _FORMATS[-1]
-KERAS = Kind(
-    "a Keras model",
-    "encode the model in PyTorch's format that it was made from, or load it with Keras and save its arrays by name",
-)
+KERAS = next(kind for kind in _FORMATS if kind.is_called("model.keras"))
 ZIP = Kind(
     "a zip archive", "unpack it, and encode the directory that was packed", ((0, b"PK\x03\x04"), (0, b"PK\x05\x06"))
 )
@@ -182,6 +191,7 @@ _PLAIN = (
             *((0, b"Rar!\x1a"), (257, b"ustar")),
         ),
         (r".+\.(tar|tgz|tar\.\w+|zip|7z|rar)",),
+        is_archive=True,
     ),
     Kind("a PDF document", _AGAIN, ((0, b"%PDF-"),)),
     Kind(

@@ -51,6 +51,8 @@ FORMATS = {
     "model-q4.gguf": ("GGUF", "gguf_file"),
     "weights.npz": ("NumPy", "save_file"),
     "model.safetensors.dvc": ("DVC", "dvc pull"),
+    "model.keras": ("Keras", "PyTorch"),
+    "llama.nemo": ("NeMo", "export_ckpt"),
     "openvino_model.xml": ("OpenVINO", "encode that model"),
 }
 
@@ -65,6 +67,29 @@ def test_a_model_in_another_format_is_named_with_what_converts_it(place: Place, 
         error = place.refused(place.encode(given), RunError, words, str(given))
         assert error.hint is not None
         assert hint in error.hint
+
+
+def test_a_name_says_more_than_that_a_file_is_an_archive(place: Place) -> None:
+    path = place.bad() / "llama.nemo"
+    path.write_bytes(b"model".ljust(257, b"\0") + b"ustar\x0000" + bytes(300))
+    place.refused(place.encode(path), RunError, "is a NeMo archive")
+    path = path.with_suffix(".tar")
+    path.write_bytes(b"model".ljust(257, b"\0") + b"ustar\x0000" + bytes(300))
+    place.refused(place.encode(path), RunError, "is a compressed archive")
+    path.with_suffix(".gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    place.refused(place.encode(path.with_suffix(".gguf")), RunError, "is a Git LFS pointer")
+
+
+def test_checkpoints_that_all_need_the_same_say_what(place: Place) -> None:
+    run = place.bad()
+    for number in (1, 2):
+        (run / f"checkpoint-{number}").mkdir()
+        (run / f"checkpoint-{number}" / "config.json").write_text("{}", encoding="utf-8")
+        pointer = run / f"checkpoint-{number}" / "model.safetensors"
+        pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", encoding="utf-8")
+    error = place.refused(place.encode(run), RunError, "no complete checkpoint", "Git LFS pointer")
+    assert error.hint is not None
+    assert "git lfs pull" in error.hint
 
 
 def test_a_pickle_under_any_name_is_found(place: Place) -> None:
