@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import checkpoints
 from petlpack.layouts.files import TRAINING, WEIGHTS
 from petlpack.tensors.checkpoint import find_weights
-from petlpack.tensors.content import KINDS, READABLE, TEXT, Kind, called, content_of, special_file
+from petlpack.tensors.content import (
+    KINDS,
+    READABLE,
+    TEXT,
+    ZEROS,
+    Kind,
+    called,
+    content_of,
+    names_in,
+    special_file,
+)
 
 STATES = tuple(kind for kind in KINDS if kind.is_state)
-
-_LINES = {"latest", "latest_checkpointed_iteration.txt"}
-"""Files of a name that may be anything's: as a directory or a link, they say nothing."""
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.safetensors|\.bin)")
 
 _OWN = {".json", ".jsonl", ".txt", ".md", ".py", ".yaml", ".yml", ".pkl", ".pickle", ".joblib", ".html", ".xml", ".pdf"}
 """How the names of files end that are what they are called, and no weights."""
 
-_MOST_NAMES = 10_000
-"""Names that are looked at, of a directory and of those in it."""
-
 
 def sharded_state(path: Path) -> tuple[str, Kind] | None:
     """Return what says that a directory, or a checkpoint in it, holds a training state in parts, and of which kind."""
     places = [place for place in (path, *checkpoints(path)) if place.is_dir()]
-    return next(filter(None, (called(_names(place), STATES) for place in places)), None)
+    return next(filter(None, (called(names_in(place), STATES) for place in places)), None)
 
 
 def refuse_state(path: Path) -> None:
@@ -46,13 +49,18 @@ def refuse_foreign(path: Path) -> None:
     """Raise RunError for a directory that is no run, where something in it says what it is instead; reads heads."""
     refuse_state(path)
     _refuse_lone_shards(path)
-    found = called(_names(path))
+    found = called(names_in(path))
     if found is not None:
         raise _contains(path, *found)
-    for file in sorted(path.iterdir())[:_MOST_NAMES]:
+    for file in sorted(path.iterdir()):
+        special = special_file(file) if file.suffix in WEIGHTS and file.exists() else None
+        if special is not None:
+            raise RunError(
+                f"'{printable(str(file))}' is {special}, not a file", hint="put the weights themselves in its place"
+            )
         passed = file.suffix in _OWN or file.name.startswith(TRAINING) or not file.is_file()
         kind = None if passed else content_of(file)
-        if kind is not None and kind is not TEXT and (kind not in READABLE or file.suffix not in WEIGHTS):
+        if kind is not None and kind not in (TEXT, ZEROS) and (kind not in READABLE or file.suffix not in WEIGHTS):
             raise _contains(path, file.name, kind)
 
 
@@ -71,7 +79,7 @@ def refuse_file(path: Path) -> None:
     kind, found = content_of(path), called([path.name])
     if found is not None and (kind is None or kind not in KINDS or kind.is_archive):  # its name says more
         kind = found[1]
-    if kind is not None and kind is not TEXT:
+    if kind is not None and kind not in (TEXT, ZEROS):
         raise RunError(f"'{printable(str(path))}' is {kind.what}", hint=kind.hint)
 
 
@@ -82,20 +90,6 @@ def is_shard(name: str) -> bool:
 
 def _contains(path: Path, name: str, kind: Kind) -> RunError:
     return RunError(f"'{printable(str(path))}' contains {kind.what} ('{printable(name)}')", hint=kind.hint)
-
-
-def _names(path: Path) -> list[str]:
-    """Return the names of what is in a directory, and of what is in directories there, as `folder/name`."""
-    return [name for name, _ in zip(_each_name(path), range(_MOST_NAMES), strict=False)]
-
-
-def _each_name(path: Path) -> Iterator[str]:
-    for entry in sorted(path.iterdir()):
-        is_folder = entry.is_dir()
-        if entry.name not in _LINES or not (is_folder or entry.is_symlink()):
-            yield entry.name
-        if is_folder and not entry.is_symlink():
-            yield from (f"{entry.name}/{inside.name}" for inside in sorted(entry.iterdir()))
 
 
 def _refuse_lone_shards(path: Path) -> None:

@@ -6,10 +6,11 @@ only a conversion makes weights: what each is called, and what to do.
 
 from __future__ import annotations
 
+import itertools
 import re
 import stat
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,12 +202,16 @@ _PLAIN = (
     ),
 )
 TEXT = Kind("a text file", _AGAIN)
+ZEROS = Kind("a file of zeros", "the disk was full, or the machine stopped, when it was written: copy it again")
 
 KINDS = (*_POINTERS, *_STATES, *_FORMATS, *_PLAIN)
 """Kinds of content that are no weights as they are; the first that fits counts."""
 
 _HEAD = 512
 """Bytes at the start of a file that tell its kind."""
+
+_LEAST_ZEROS = 64
+"""Zeros at the start of a file that say that nothing was written."""
 
 LARGEST_TEXT = 1 << 16
 """Bytes of a text in the place of weights: the answer of a server is shorter."""
@@ -218,6 +223,8 @@ def content_of(path: Path) -> Kind | None:
         head = file.read(_HEAD)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return SAFETENSORS
+    if len(head) >= _LEAST_ZEROS and not any(head):
+        return ZEROS
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for kind in (*KINDS, PICKLE):
         if any(head[offset : offset + len(start)] == start for offset, start in kind.starts):
@@ -258,6 +265,27 @@ def called(names: Iterable[str], kinds: Iterable[Kind] = KINDS) -> tuple[str, Ki
     """Return the first name that is enough to tell what a file or directory is, and its kind; None without one."""
     listed = sorted(names)
     return next(((name, kind) for kind in kinds for name in listed if kind.is_called(name)), None)
+
+
+_LINES = {"latest", "latest_checkpointed_iteration.txt"}
+"""Files of a name that may be anything's: as a directory or a link, they say nothing."""
+
+_MOST_NAMES = 10_000
+"""Names that are looked at, of a directory and of those in it."""
+
+
+def names_in(path: Path) -> list[str]:
+    """Return the names of what is in a directory, and of what is in directories there, as `folder/name`."""
+    return list(itertools.islice(_each_name(path), _MOST_NAMES))
+
+
+def _each_name(path: Path) -> Iterator[str]:
+    for entry in sorted(path.iterdir()):
+        is_folder = entry.is_dir()
+        if entry.name not in _LINES or not (is_folder or entry.is_symlink()):
+            yield entry.name
+        if is_folder and not entry.is_symlink():
+            yield from (f"{entry.name}/{inside.name}" for inside in sorted(entry.iterdir()))
 
 
 _SPECIAL = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def _load(path: Path) -> object:
             f"'{printable(str(path))}' is {what}: {printable(_reason(error))}",
             hint="copy the file again, or use another checkpoint"
             if cut
-            else "a pickle can run code, so only tensors are loaded from it: save the run as safetensors",
+            else "a pickle can run code, so only tensors are loaded from it: load it where you trust it, and save the "
+            "state dict as safetensors",
         ) from error
 
 
@@ -98,10 +100,17 @@ def is_cut(path: Path) -> bool:
         return False
 
 
+_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
+"""How torch says which class a pickle asks for."""
+
+
 def _reason(error: Exception) -> str:
     """Return the first line of what torch says, without its advice to read a pickle that may carry code."""
-    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return "it contains objects other than tensors" if "weights_only" in first else first
+    text = str(error)
+    if "weights_only" in text or "Weights only" in text:
+        found = _OBJECT.search(text)
+        return "it contains objects other than tensors" + (f" ({found[1]})" if found else "")
+    return next(iter(text.strip().splitlines()), "") or type(error).__name__
 
 
 def _find_state(loaded: object, path: Path, keys: tuple[str, ...]) -> tuple[Mapping[str, object], list[str], list[str]]:

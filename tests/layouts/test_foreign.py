@@ -207,7 +207,7 @@ def test_what_is_no_file_is_told_as_what_it_is(place: Place, case: str, inside: 
     if not inside:
         place.refused(place.encode(path), RunError, words)
         return
-    place.refused(place.encode(path.parent), RunError)  # and is not waited for
+    place.refused(place.encode(path.parent), RunError, words)  # and is not waited for
 
 
 # Logs

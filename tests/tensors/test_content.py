@@ -55,6 +55,7 @@ CONTENTS: dict[str, tuple[bytes, str, str]] = {
     "Keras": (archive_of(model__weights__h5=b"x", config__json=b"{}"), "Keras", "Keras"),
     "TorchScript": (archive_of(m_in_data__pkl=b"x", m_in_constants__pkl=b"x"), "TorchScript", "torch.jit.load"),
     "zip": (archive_of(model_in_config__json=b"{}"), "zip archive", "unpack"),
+    "zeros": (bytes(4096), "file of zeros", "copy it again"),
     "gzip": (b"\x1f\x8b\x08" + bytes(20), "archive", "unpack"),
     "tar": (b"model".ljust(257, b"\0") + b"ustar\x0000" + bytes(300), "archive", "unpack"),
 }

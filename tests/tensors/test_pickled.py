@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -165,3 +166,11 @@ def test_views_are_saved_as_what_they_show(tmp_path_factory: pytest.TempPathFact
     read = read_state_dict(path)
     octets = tensor.resolve_conj().resolve_neg().contiguous().view(torch.uint8).numpy().tobytes()
     assert b"".join(piece.tobytes() for piece in read.tensors["x"].pieces()) == octets
+
+
+def test_what_else_is_in_a_pickle_is_named_and_its_advice_left_out(tmp_path: Path) -> None:
+    torch.save({"model": STATE, "args": argparse.Namespace(lr=1)}, tmp_path / "x.bin")
+    with pytest.raises(petlpack.RunError, match=r"objects other than tensors \(argparse\.Namespace\)$") as caught:
+        read_state_dict(tmp_path / "x.bin")
+    assert caught.value.message.isprintable()
+    assert "weights_only" not in f"{caught.value.message}{caught.value.hint}"
