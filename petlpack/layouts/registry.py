@@ -15,6 +15,7 @@ from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights
+from petlpack.tensors.content import LARGEST_POINTER, POINTERS, content_of
 from petlpack.tensors.hub_cache import snapshot_of
 
 LAYOUTS = {
@@ -84,7 +85,9 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
                 )
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
-            return [replace(run, warnings=(*run.warnings, *options.unused()), score=score) for run in runs]
+            return [
+                replace(run, warnings=(*run.warnings, *_pointers(run), *options.unused()), score=score) for run in runs
+            ]
     raise _no_run(path)
 
 
@@ -110,6 +113,16 @@ def _no_run(path: Path) -> RunError:
         if runs
         else "a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N directory",
     )
+
+
+def _pointers(run: Run) -> list[str]:
+    """Return a warning for each kept file that only stands for another one: what comes back does not load."""
+    files = {name: file for name, file in run.kept.items() if isinstance(file, Path)}
+    small = {name: file for name, file in files.items() if 0 < file.stat().st_size <= LARGEST_POINTER}
+    kinds = {name: content_of(file) for name, file in small.items()}
+    return [
+        f"'{printable(name)}' is {kind.what}: {kind.hint}" for name, kind in kinds.items() if kind and kind in POINTERS
+    ]
 
 
 def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:

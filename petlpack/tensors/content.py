@@ -58,7 +58,7 @@ _TENSORFLOW = (
 _FLAX = _TENSORFLOW.replace("from_tf", "from_flax")
 _SOURCE = "it was made from a model in PyTorch's format for inference only: encode that model"
 
-_POINTERS = (
+POINTERS = (
     Kind(
         "a Git LFS pointer, not the file that it stands for",
         "run `git lfs pull` in the clone: it downloads the file",
@@ -81,6 +81,9 @@ _POINTERS = (
         (r".+\.dvc",),
     ),
 )
+
+LARGEST_POINTER = 1 << 10
+"""Bytes of a file that stands for another one."""
 
 _STATES = (
     Kind(
@@ -204,7 +207,7 @@ _PLAIN = (
 TEXT = Kind("a text file", _AGAIN)
 ZEROS = Kind("a file of zeros", "the disk was full, or the machine stopped, when it was written: copy it again")
 
-KINDS = (*_POINTERS, *_STATES, *_FORMATS, *_PLAIN)
+KINDS = (*POINTERS, *_STATES, *_FORMATS, *_PLAIN)
 """Kinds of content that are no weights as they are; the first that fits counts."""
 
 _HEAD = 512

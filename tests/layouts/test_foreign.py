@@ -92,6 +92,15 @@ def test_checkpoints_that_all_need_the_same_say_what(place: Place) -> None:
     assert "git lfs pull" in error.hint
 
 
+def test_a_kept_file_that_is_a_pointer_is_warned_about(place: Place) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    (place.run / "tokenizer.json").write_text(pointer, encoding="utf-8")
+    (encoded,) = petlpack.encode(place.run, place.pack, place.base, task="bad")
+    (warning,) = encoded.warnings
+    assert warning.startswith("'tokenizer.json' is a Git LFS pointer")
+    assert "git lfs pull" in warning
+
+
 def test_a_pickle_under_any_name_is_found(place: Place) -> None:
     run = place.bad()
     torch.save({"a": torch.zeros(2)}, run / "dense_retriever.cp")
