@@ -34,6 +34,9 @@ from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
 
+_NOT_ALLOWED = "os"
+"""The code of a file that nobody may read here: nothing is known of its bytes, so it is not damage."""
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -46,8 +49,13 @@ class Checked:
 
     @property
     def damaged(self) -> bool:
-        """Whether it is damaged: a task that needs another base than was given is not."""
-        return self.error is not None and not isinstance(self.error, BaseError)
+        """Whether it is damaged: what needs another base than was given, or could not be read, is not."""
+        return self.error is not None and not isinstance(self.error, BaseError) and not self.unread
+
+    @property
+    def unread(self) -> bool:
+        """Whether nobody may read it here, or the run that it was to be compared with cannot be read."""
+        return self.error is not None and (isinstance(self.error, RunError) or self.error.code == _NOT_ALLOWED)
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as `petlpack verify --json` prints it."""
@@ -150,7 +158,7 @@ def _check_task(
     except (PetlpackError, OSError) as error:
         if not pack.store.task_path(name).exists():
             return None
-        return Checked(name, "task", depth, _as_damage(error, f"task '{name}'"))
+        return Checked(name, "task", depth, _told(error, f"task '{name}'"))
     return Checked(name, "task", depth, None)
 
 
@@ -185,9 +193,12 @@ def _other_base(task: Task, base: Sequence[Base] | None) -> BaseError | None:
     return None
 
 
-def _as_damage(error: PetlpackError | OSError, what: str) -> PetlpackError:
+def _told(error: PetlpackError | OSError, what: str) -> PetlpackError:
     if isinstance(error, PetlpackError):
         return error
+    if isinstance(error, PermissionError):
+        problem = problem_of(error)
+        return PetlpackError(problem.message, hint=problem.hint, code=_NOT_ALLOWED)
     return DamageError(f"{what} cannot be read: {error}", code="file-unreadable")
 
 
@@ -198,7 +209,7 @@ def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     except (PetlpackError, OSError) as error:
         if not pack.store.shared_path(sha256).exists():
             return None
-        return Checked(sha256, "shared", "bytes", _as_damage(error, f"shared part {sha256}"))
+        return Checked(sha256, "shared", "bytes", _told(error, f"shared part {sha256}"))
     return Checked(sha256, "shared", "bytes", None)
 
 

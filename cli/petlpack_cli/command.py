@@ -61,7 +61,7 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
-PATH = PathType(path_type=Path)
+PATH = PathType(path_type=Path, readable=False)
 
 
 def pack_argument(*, required: bool = False) -> Decorator[Any]:

@@ -81,6 +81,9 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
             out.line(f"{count(number, 'task')} {what}: every byte checked, no weight decoded.")
     if decoded:
         out.line(f"{count(decoded, 'task')} of another base: {DEPTHS['decoded']}.")
+    unread = sum(finding.unread for finding in findings.checked)
+    if unread:
+        out.line(f"{count(unread, 'part')} could not be compared or read: see above; that is no damage.")
     parts = count(len(findings.checked), "part")
     out.line(f"Damage in {findings.damaged:,} of {parts}." if findings.damaged else f"No damage in {parts}.")
     if without_base and good[("task", "bytes")]:

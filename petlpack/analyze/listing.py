@@ -22,7 +22,7 @@ class ListedTask:
     name: str
     nbytes: int
     task: Task | None = None
-    error: PetlpackError | None = None
+    error: PetlpackError | OSError | None = None
 
     def to_json(self, *, long: bool) -> dict[str, Any]:
         """Return the row: name and bytes, and of an opened task what it is."""
@@ -88,6 +88,6 @@ def _opened(pack: Path, rows: list[ListedTask], progress: Progress | None) -> li
             task = tasks[row.name]
             codec(task.codec)
             opened.append(replace(row, task=task))
-        except PetlpackError as error:
+        except (PetlpackError, OSError) as error:
             opened.append(replace(row, error=error))
     return opened

@@ -31,7 +31,7 @@ from petlpack.layouts.run import Run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.records.facts import Facts
-from petlpack.store import PACK_JSON, check_task_name
+from petlpack.store import PACK_JSON
 from petlpack.tensors.base import Base, Bases, is_model, open_bases
 
 
@@ -87,10 +87,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 def _refuse_taken(path: Path, names: dict[str, Path]) -> None:
     """Refuse a run whose task could not be in one pack with those of earlier ones; raises UsageError."""
-    try:
-        name = check_task_name(default_name(path))
-    except UsageError as error:
-        raise UsageError(error.message, hint="rename the run, or encode it separately with --task NAME") from error
+    name = default_name(path)
     other = names.setdefault(name.lower(), path)
     if other is path:
         return

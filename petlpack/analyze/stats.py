@@ -203,7 +203,7 @@ def stats(
     lora_rank: int | None = None,
     progress: Progress | None = None,
 ) -> Stats:
-    """Account for every byte of a pack; damaged tasks are named and the rest is reported. Decodes no weights.
+    """Account for every byte of a pack; unreadable tasks are named and the rest is reported. Decodes no weights.
 
     `at` adds numbers of tasks to the amortised bytes. `base` is the pretrained model, for packs whose tasks do not
     say how large it is. The pack is compared with LoRAs of `lora_rank`, by default LORA_RANK. Raises UsageError where

@@ -149,10 +149,10 @@ def _by_group(key: str, stats: Stats) -> Table:
 
 
 def _rest(stats: Stats, columns: Mapping[str, Measure], key: str) -> Iterator[dict[str, Value]]:
-    """Yield rows for bytes of the disk that no task accounts for: parts that nobody needs, damaged tasks, leftovers."""
+    """Yield rows for bytes of the disk that no task accounts for: unneeded parts, unreadable tasks, leftovers."""
     rest = {
         "parts that no readable task uses": sum(row.bytes for row in stats.shared if not row.tasks),
-        "damaged tasks": stats.damaged_bytes,
+        "unreadable tasks": stats.damaged_bytes,
         "pack.json and other files": stats.other_bytes,
     }
     total = ("bytes",) if "bytes" in columns else ("total", "takes")

@@ -20,7 +20,7 @@ from petlpack.decoding.bases import base_of_task, check_adapted
 from petlpack.decoding.directory import Decoded, write_task
 from petlpack.decoding.templates import Templates
 from petlpack.decoding.tensors import TaskTensors
-from petlpack.errors import BaseError, DamageError, UnknownFormatError, printable
+from petlpack.errors import BaseError, DamageError, printable
 from petlpack.errors.arguments import check_jobs, path_of
 from petlpack.exports.export import Reading
 from petlpack.exports.registry import RUN
@@ -33,8 +33,7 @@ from petlpack.sections.parts import Part
 from petlpack.sections.shared import find_shared, read_shared
 from petlpack.store import Store
 from petlpack.tensors.base import Base, Bases
-from petlpack.tensors.dtypes import DTYPES
-from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.tensor import Stored, octets_of
 
 if TYPE_CHECKING:
     import torch
@@ -183,15 +182,11 @@ class Task:
 
     def state_dict(self, base: Bases | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
         """Return every tensor as a torch tensor on `device`, bit for bit; checks the digest of the whole."""
-        for header in self.template.headers.values():
-            for name, entry in header.entries.items():
-                if entry.dtype not in DTYPES:
-                    raise UnknownFormatError(
-                        f"tensor '{printable(name)}' is {printable(entry.dtype)}, which petlpack stores only as bytes",
-                        hint="`decode` writes it back unchanged",
-                        code="dtype-unknown",
-                    )
-        return {name: Tensor.of(bits, slot.dtype).torch().to(device) for name, slot, bits in self.load(base).read_all()}
+        entries = self.template.entries
+        return {
+            name: Stored(entries[name].dtype, entries[name].shape).of_bytes(octets_of(bits)).to(device)
+            for name, _, bits in self.load(base).read_all()
+        }
 
     def decode(
         self,

@@ -7,7 +7,6 @@ container -> decoded again and compared (write.py) -> store, the shared parts fi
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from petlpack.layouts.run import LeftOut, Run
 from petlpack.parallel import Progress, count_jobs
 from petlpack.records.template import Origin
 from petlpack.sections.parts import unreadable
-from petlpack.store import Store, check_task_name
+from petlpack.store import Store, check_task_name, legal_task_name
 from petlpack.tensors.base import Bases
+from petlpack.tensors.hub_cache import cached_name
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def encode(
     """
     started = time.perf_counter()
     threads, run_dir = count_jobs(jobs), path_of("run_dir", run_dir)
-    name = check_task_name(task if task is not None else default_name(run_dir))
+    name = check_task_name(task) if task is not None else default_name(run_dir)
     request = Request(codec, level, density, options_of(settings))
     runs = read_run(run_dir, request.options)
     named = dict(zip(_names(name, runs), runs, strict=True))
@@ -86,7 +86,8 @@ def encode(
         written = [writer.write(task_name, run) for task_name, run in named.items()]
         _commit(store, writer, written, replace=replace)
         seconds = (time.perf_counter() - started) / len(written)
-        return [_encoded(task_file, store, seconds) for task_file in written]
+        told = () if task is not None else _name_told(name, Path(run_dir))
+        return [_encoded(task_file, store, seconds, told) for task_file in written]
 
 
 def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, replace: bool) -> None:
@@ -101,17 +102,35 @@ def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, rep
 
 
 def default_name(run_dir: Path) -> str:
-    """Return the task's name where none is given: the directory's, or the file's without its suffix."""
+    """Return the task's name where none is given: a legal one, made of what the run is called."""
+    return legal_task_name(_called(run_dir))
+
+
+def _called(run_dir: Path) -> str:
+    """Return what a run is called: the directory, the file without its suffix, `org--name` in the Hub's cache."""
     if run_dir.is_file():
         return run_dir.stem
+    cached = cached_name(run_dir)
+    if cached is not None:
+        return cached
     return run_dir.name if run_dir.name not in ("", "..") else run_dir.resolve().name
 
 
+def _name_told(name: str, run_dir: Path) -> tuple[str, ...]:
+    """Return a warning where the task's name had to be made of what the run is called."""
+    text = _called(run_dir)
+    return () if text == name else (f"its task is named '{name}': no task can be called '{printable(text)}'",)
+
+
 def _names(name: str, runs: Sequence[Run]) -> list[str]:
-    """Return the tasks' names; of a run that holds several, what no task name can hold becomes a hyphen."""
+    """Return the tasks' names; of a run that holds several, each is made legal by the rule for directories."""
     if len(runs) == 1:
         return [name]
-    names = [check_task_name(f"{name}.{re.sub('[^A-Za-z0-9._-]', '-', run.task)}") for run in runs]
+    wanted = [f"{name}.{run.task}" for run in runs]
+    names = [
+        text if legal_task_name(text) == text else legal_task_name(f"{name}.{legal_task_name(run.task)}")
+        for text, run in zip(wanted, runs, strict=True)
+    ]
     for task_name, run in zip(names, runs, strict=True):
         if [other.lower() for other in names].count(task_name.lower()) > 1:
             raise RunError(
@@ -121,7 +140,7 @@ def _names(name: str, runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _encoded(written: Written, store: Store, seconds: float) -> Encoded:
+def _encoded(written: Written, store: Store, seconds: float, told: tuple[str, ...]) -> Encoded:
     return Encoded(
         name=written.name,
         method=written.run.method,
@@ -133,6 +152,6 @@ def _encoded(written: Written, store: Store, seconds: float) -> Encoded:
         seconds=seconds,
         shared={sha256: store.shared_path(sha256).stat().st_size for sha256 in written.shared},
         left_out=written.run.left_out,
-        warnings=written.warnings,
+        warnings=(*told, *written.warnings),
         base=written.base,
     )

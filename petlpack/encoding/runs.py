@@ -129,7 +129,7 @@ def _each(
         try:
             name = _new_name(task, path, names)
             moved = None if progress is None else progress(name)
-            run = EncodedRun(str(path), tuple(encode(path, pack, base, task=name, progress=moved, **options)))
+            run = EncodedRun(str(path), tuple(encode(path, pack, base, task=task, progress=moved, **options)))
         except Exception as error:  # whatever it is, it is told, and the other runs are encoded
             if isinstance(error, OSError) and error.errno is not None and error.filename is None:
                 error.filename = str(pack)  # a full disk's error names no file

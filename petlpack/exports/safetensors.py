@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from petlpack.errors import UsageError, printable
 from petlpack.exports.export import Export, Exportable, Reading, write_files
 from petlpack.exports.weights import write_weights
 from petlpack.rules.modules import Rebuilt
 from petlpack.tensors.safetensors_file import build_header, write_safetensors
+from petlpack.tensors.tensor import Stored
 
 FILE = "model.safetensors"
 
@@ -38,7 +40,16 @@ def _write_tensors(task: Exportable, directory: Path, reading: Reading) -> None:
     """Write all tensors into one file, whatever files they stood in."""
     tensors = task.load(reading.base)
     write_files(task, directory, [name for name in task.template.files if not name.endswith(".index.json")])
-    rows = {slot.name: (slot.dtype.name, slot.shape, slot.nbytes) for slot in tensors.sources.slots}
+    entries = task.template.entries
+    for name, entry in entries.items():
+        if Stored(entry.dtype, entry.shape).only_torch:
+            raise UsageError(
+                f"tensor '{printable(name)}' is {printable(entry.dtype)}, which safetensors files cannot hold",
+                hint="`--to run` writes the file as torch saves it",
+            )
+    rows = {
+        slot.name: (entries[slot.name].dtype, entries[slot.name].shape, slot.nbytes) for slot in tensors.sources.slots
+    }
     stream = tensors.stream(jobs=reading.jobs, progress=reading.progress)
     write_weights(directory, {FILE: build_header(rows, {"format": "pt"})}, stream, {})
 

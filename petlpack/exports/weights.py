@@ -15,7 +15,7 @@ from petlpack.exports.export import Stream
 from petlpack.records.template import PICKLED
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.safetensors_file import Header
-from petlpack.tensors.tensor import Tensor, as_bytes
+from petlpack.tensors.tensor import Stored, as_bytes, octets_of
 
 if TYPE_CHECKING:
     import torch
@@ -38,19 +38,16 @@ def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream
             file.write(header.head_bytes())
             file.truncate(header.file_size)
             places |= {name: (file, header.data_start + entry.start) for name, entry in header.entries.items()}
-        slots = {}
         for slot, start, bits in stream:
             if slot.name in places:
                 file, offset = places[slot.name]
                 file.seek(offset + start * slot.dtype.itemsize)
                 file.write(as_bytes(bits))
             else:
-                slots[slot.name] = slot
                 pickled.setdefault(slot.name, np.empty(slot.size, slot.dtype.bits))[start : start + len(bits)] = bits
-    tensors = {name: Tensor.of(pickled[name].reshape(slot.shape), slot.dtype) for name, slot in slots.items()}
     for name, header in headers.items():
         if (directory / name).suffix in PICKLED:
-            _save_pickled(directory / name, header, tensors, same)
+            _save_pickled(directory / name, header, pickled, same)
 
 
 def check_torch(headers: Iterable[str]) -> None:
@@ -68,14 +65,17 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Tensor], same: Mapping[str, str]) -> None:
+def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Bits], same: Mapping[str, str]) -> None:
     import torch
 
     made: dict[str, torch.Tensor] = {}
-    for name in header.entries:
-        source = same.get(name, name)
+    for name, entry in header.entries.items():
+        stored, source = Stored(entry.dtype, entry.shape), same.get(name, name)
+        other = header.entries.get(source)
+        if other is None or Stored(other.dtype, other.shape) != stored:  # equal bytes of another dtype
+            source = name
         if source not in made:
-            made[source] = tensors[source].torch()
+            made[source] = stored.of_bytes(octets_of(tensors[source]))
         made[name] = made[source]
     with path.open("wb") as file:  # a path would put the directory's name into the archive
         torch.save({name: made[name] for name in header.entries}, file)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.checkpoints import checkpoints, places
+from petlpack.layouts.checkpoints import adapter_config, checkpoints, places
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.layout import TRAINER_FILES, Layout, Names
 from petlpack.layouts.run import LeftOut, read_json
@@ -158,10 +158,7 @@ def _root(path: Path, folder: Path) -> Path:
 
 def _is_adapter(folder: Path) -> bool:
     """Tell AdapterHub's adapter_config.json from PEFT's, which has a `peft_type`."""
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        return False
-    about = read_json(config)
+    about = adapter_config(folder)
     return "peft_type" not in about and "config" in about
 
 

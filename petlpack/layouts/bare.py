@@ -1,22 +1,42 @@
-"""`safetensors`: one file of tensors, or a directory with nothing but one."""
+"""`safetensors`: one file of tensors, or a directory with nothing but one.
+
+It is a model, or an adapter of a library that writes no config beside it (diffusers, kohya): names tell.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
-from petlpack.layouts.layout import Layout, Names, first_of, model_in
+from petlpack.layouts.files import TRAINING, refuse_methods, sort_files, warnings_of
+from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run
-from petlpack.rules.modules import Dense
+from petlpack.rules.modules import Dense, Plain
 from petlpack.store import SUFFIX
-from petlpack.tensors.checkpoint import open_checkpoint
+from petlpack.tensors.checkpoint import PICKLED, open_checkpoint
+from petlpack.tensors.content import called
+from petlpack.tensors.tensor import Tensor
+
+_ADAPTERS = {
+    "loha": re.compile(r"(.+\.)?hada_(w[12]_[ab]|t[12])(\..+)?"),
+    "lokr": re.compile(r"(.+\.)?lokr_(w[12](_[ab])?|t2)(\..+)?"),
+    "oft": re.compile(r"(.+\.)?(oft_(blocks|diag|r)|boft_r)(\..+)?"),
+    "lora": re.compile(
+        r"(.+[._])?lora(_(A|B|down|up|mid|embedding_[AB]|magnitude_vector)|(_linear_layer)?\.(down|up))(\..+)?"
+    ),
+}
+"""What an adapter's tensors are called in the files of PEFT, diffusers, kohya and LyCORIS, by its method."""
+
+_FROZEN = "base_layer"
+"""What PEFT calls a module below an adapter, so that a file that has it is a whole model."""
 
 
 @dataclass(frozen=True)
 class BareLayout(Layout):
-    """A bare `.safetensors` file."""
+    """A bare `.safetensors` file, or what torch saved."""
 
     id = "safetensors"
     method = "full fine-tune"
@@ -36,11 +56,12 @@ class BareLayout(Layout):
         weights = open_checkpoint(file)
         refuse_methods(weights)
         kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
+        adapter = _adapter_method(weights.tensors)
         run = Run(
             path=path,
             layout=self.id,
-            method="full fine-tune",
-            module=Dense(weights.tensors),
+            method=adapter or self.method,
+            module=Plain(weights.tensors, frozenset()) if adapter else Dense(weights.tensors),
             headers=weights.headers,
             weight_bytes=weights.nbytes,
             kept=kept,
@@ -52,16 +73,36 @@ class BareLayout(Layout):
 
     def weights(self, place: Path) -> list[Path]:
         """Return the file."""
-        return model_in(place) or first_of(place, ("*.safetensors",))
+        return model_in(place) or [file for file in [_file(place)] if file is not None]
 
 
-def _is_weights(file: Path) -> bool:
-    """Tell whether this is a safetensors file of a training, and not one that petlpack wrote into a pack."""
-    return file.is_file() and file.suffix == ".safetensors" and not file.name.endswith(SUFFIX)
+def _adapter_method(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the method of an adapter, whose own tensors are most of the bytes of the file; None for a model."""
+    if any(_FROZEN in name.split(".") for name in tensors):
+        return None
+    whole = sum(tensor.nbytes for tensor in tensors.values())
+    for method, pattern in _ADAPTERS.items():
+        own = sum(tensor.nbytes for name, tensor in tensors.items() if pattern.fullmatch(name))
+        if own and 2 * own >= whole:
+            return method
+    return None
 
 
 def _file(path: Path) -> Path | None:
+    """Return the one weight file: of a directory its only .safetensors, or without any the only one of torch."""
     if path.is_file():
-        return path if _is_weights(path) else None
-    files = [file for file in path.glob("*.safetensors") if _is_weights(file)] if path.is_dir() else []
-    return files[0] if len(files) == 1 else None
+        return path if path.suffix in (".safetensors", *PICKLED) and not path.name.endswith(SUFFIX) else None
+    if not path.is_dir():
+        return None
+    for suffixes in ((".safetensors",), PICKLED):
+        files = [file for file in path.iterdir() if file.suffix in suffixes and file.is_file() and _is_model(file)]
+        if files:
+            return files[0] if len(files) == 1 else None
+    return None
+
+
+def _is_model(file: Path) -> bool:
+    """Tell by its name that a file is no state of a training, nor a part of one, nor of a pack."""
+    if file.suffix == ".safetensors":
+        return not file.name.endswith(SUFFIX)
+    return not (file.name.startswith(TRAINING) or called([file.name]))

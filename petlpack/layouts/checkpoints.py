@@ -7,27 +7,23 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.run import read_json
+from petlpack.layouts.run import read_json, read_log
 from petlpack.tensors.checkpoint import find_weights, name_text
 
 Read = TypeVar("Read")
 
+_ADAPTER_WEIGHTS = (
+    *("adapter_model.safetensors", "adapter_model.bin", "adapter_model.safetensors.index.json"),
+    *("adapter.safetensors", "pytorch_adapter.bin"),
+)
+"""The weight files of PEFT's and AdapterHub's adapters."""
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
-_DEEPSPEED = "a DeepSpeed checkpoint; merge it with its own zero_to_fp32.py"
-
-_SHARDED_STATES = {
-    "pytorch_model_fsdp_0": "an FSDP checkpoint; merge it with `accelerate merge-weights`",
-    "latest": _DEEPSPEED,
-    "global_step*": _DEEPSPEED,
-    "zero_pp_rank_*": _DEEPSPEED,
-}
-"""Training states that are no checkpoint yet, by a name in them, and what turns them into one."""
 
 
 def is_checkpoint(name: str) -> bool:
@@ -52,7 +48,8 @@ def skipped(path: Path, chosen: Path) -> tuple[str, ...]:
     """Return a warning for each checkpoint that comes before the chosen one, and has nothing that could be read."""
     before = list(itertools.takewhile(lambda place: place != chosen, places(path)))
     names = [place.name for place in before if place != path] if chosen in places(path) else []
-    return tuple(f"skipped a half-written checkpoint: {printable(name)}" for name in names)
+    gone = missing_best(path) if chosen != path and chosen in places(path) else ()
+    return (*gone, *(f"skipped a half-written checkpoint: {printable(name)}" for name in names))
 
 
 def model_with(place: Path, *names: str) -> Path | None:
@@ -64,6 +61,20 @@ def model_with(place: Path, *names: str) -> Path | None:
     return file if all(name.encode() in text for name in names) else None
 
 
+def adapter_config(folder: Path) -> Mapping[str, Any]:
+    """Return what adapter_config.json says, empty without one; raises RunError for one that cannot be read.
+
+    Beside a whole model, and without an adapter's weights, one that cannot be read is none: it was never written out.
+    """
+    config = folder / "adapter_config.json"
+    try:
+        return read_json(config) if config.is_file() else {}
+    except RunError:
+        if find_weights(folder) is None or any((folder / name).exists() for name in _ADAPTER_WEIGHTS):
+            raise
+        return {}
+
+
 def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read, tuple[str, ...]]:
     """Return (checkpoint, what `read` gave, warnings) of the best complete checkpoint; raises RunError without one.
 
@@ -71,28 +82,39 @@ def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
     that is not complete.
     """
     warnings: list[str] = []
+    hints: set[str | None] = set()
     for checkpoint in _best_first(path):
         try:
-            return checkpoint, read(checkpoint), tuple(warnings)
+            return checkpoint, read(checkpoint), (*missing_best(path), *warnings)
         except RunError as error:
+            if isinstance(error.__cause__, PermissionError):  # it may be whole: only who may read it knows
+                raise
             warnings.append(f"skipped a half-written checkpoint: {error.message}")
+            hints.add(error.hint)
     raise RunError(
         f"'{printable(str(path))}' has no complete checkpoint: {'; '.join(warnings) or 'no weights'}",
-        hint="a run directory has its weights at the root, or in a complete checkpoint-N",
+        hint=(hints.pop() if len(hints) == 1 else None)
+        or "a run directory has its weights at the root, or in a complete checkpoint-N",
     )
 
 
-def sharded_state(path: Path) -> str | None:
-    """Return what kind of sharded training state a directory or its checkpoints hold, if any, and what merges it."""
-    places = [place for place in (path, *checkpoints(path)) if place.is_dir()]
-    return next((what for name, what in _SHARDED_STATES.items() if any(any(p.glob(name)) for p in places)), None)
+def best_checkpoint(path: Path) -> str | None:
+    """Return the name of the checkpoint that a run calls its best, if it says so; what cannot be read says nothing."""
+    for place in (path, *checkpoints(path)[:1]):
+        best = read_log(place / "trainer_state.json").get("best_model_checkpoint")
+        if isinstance(best, str) and best:
+            return best.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return None
+
+
+def missing_best(path: Path) -> tuple[str, ...]:
+    """Return a warning where the checkpoint that a run calls its best is not in it, though others are."""
+    saved, best = checkpoints(path), best_checkpoint(path)
+    if best is None or not saved or best in [checkpoint.name for checkpoint in saved]:
+        return ()
+    return (f"its best checkpoint, {printable(best)}, is gone: took the last one that is complete",)
 
 
 def _best_first(path: Path) -> list[Path]:
-    saved = checkpoints(path)
-    for state in (path / "trainer_state.json", *(checkpoint / "trainer_state.json" for checkpoint in saved[:1])):
-        best = read_json(state).get("best_model_checkpoint") if state.is_file() else None
-        if isinstance(best, str):
-            name = best.replace("\\", "/").rstrip("/").rpartition("/")[2]
-            return sorted(saved, key=lambda checkpoint: checkpoint.name != name)
-    return saved
+    saved, best = checkpoints(path), best_checkpoint(path)
+    return saved if best is None else sorted(saved, key=lambda checkpoint: checkpoint.name != best)

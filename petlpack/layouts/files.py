@@ -95,7 +95,7 @@ def warnings_of(weights: Checkpoint, left_out: Collection[LeftOut]) -> tuple[str
     """Return what a person should know of a run: weights that are left out, and those that come back otherwise."""
     broken = [left.file for left in left_out if left.why == _BROKEN]
     pickled = [source.name for source in weights.sources if source.suffix != ".safetensors"]
-    warnings = [*other_weights(left_out)]
+    warnings = [*weights.warnings, *other_weights(left_out)]
     if broken:
         warnings.append(f"left out broken links: {some(broken)}")
     if pickled and not {*pickled} & weights.headers.keys():

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.checkpoints import checkpoints, first_complete
+from petlpack.layouts.checkpoints import adapter_config, checkpoints, first_complete
 from petlpack.layouts.files import sort_files, warnings_of
 from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Plain
-from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
+from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint, within
 
 CONFIG = "adapter_config.json"
 
@@ -77,8 +77,7 @@ def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:
 
 def _is_adapter(path: Path) -> bool:
     """Tell PEFT's adapter_config.json from AdapterHub's, which has no `peft_type`."""
-    config = path / "adapter_config.json"
-    return config.is_file() and "peft_type" in read_json(config)
+    return "peft_type" in adapter_config(path)
 
 
 def _open_adapter(path: Path) -> Checkpoint:
@@ -92,7 +91,7 @@ def _open_adapter(path: Path) -> Checkpoint:
             f"'{printable(str(path))}' has {here}, but no {missing}",
             hint="the adapter is incomplete: copy it again, or save it again",
         )
-    return open_checkpoint(weights)
+    return within(open_checkpoint(weights), PurePosixPath(weights.parent.relative_to(path).as_posix()))
 
 
 def _head(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]:

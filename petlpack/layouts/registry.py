@@ -10,14 +10,16 @@ from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.errors.arguments import check_mapping, path_of
-from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.files import check_links, module_types, some
+from petlpack.layouts.foreign import is_shard, refuse_file, refuse_foreign, refuse_state
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
 from petlpack.store import SUFFIX, is_pack, pack_above
 from petlpack.tensors.checkpoint import find_weights
+from petlpack.tensors.content import LARGEST_POINTER, POINTERS, content_of
+from petlpack.tensors.hub_cache import snapshot_of
 
 LAYOUTS = {
     "propetl": "petlpack.layouts.propetl:PropetlLayout",
@@ -81,6 +83,7 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
     if not path.exists():
         raise RunError(f"no run at '{shown}'", hint="pass a run directory, or a .safetensors file")
     _refuse_pack(path)
+    path = snapshot_of(path)
     _refuse_weights_in_modules(path)
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
@@ -93,35 +96,54 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
                 )
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
-            return [replace(run, warnings=(*run.warnings, *options.unused()), score=score) for run in runs]
-    if path.is_file():
-        raise RunError(f"'{shown}' is not a run", hint="pass a run directory, or a .safetensors file")
-    state = sharded_state(path)
-    if state is not None:
-        raise RunError(f"'{shown}' contains {state}", hint="then encode the merged model")
+            return [
+                replace(run, warnings=(*run.warnings, *_pointers(run), *options.unused()), score=score) for run in runs
+            ]
+    raise _no_run(path)
+
+
+def _no_run(path: Path) -> RunError:
+    """Return what to say of a path that no layout knows: what it holds instead, or where the runs in it are."""
+    shown = printable(str(path))
+    if not path.is_dir():
+        refuse_file(path)
+        return RunError(f"'{shown}' is not a run", hint="pass a run directory, or a .safetensors file")
     check_links(path)
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
-        raise RunError(f"'{shown}' is empty", hint="pass the directory that a training run wrote")
+        return RunError(f"'{shown}' is empty", hint="pass the directory that a training run wrote")
     whole = (path / "modules.json").exists()  # a model in parts: none of them is a run by itself
-    inside = [name for name in names if not whole and (path / name).is_dir() and _knows(path / name)]
-    raise RunError(
+    inside = [] if whole else _runs_inside(path)
+    files = [name for name in names if name.endswith(".safetensors") and not is_shard(name)]
+    if not inside:
+        refuse_foreign(path)
+    runs = inside or (files if len(files) > 1 else [])
+    return RunError(
         f"'{shown}' is not a run directory: it contains {some(names)}",
-        hint=f"encode the runs inside it: {some(inside)}"
-        if inside
+        hint=f"encode the runs inside it: {some(runs)}"
+        if runs
         else "a run has model.safetensors, adapter_config.json with its adapter, or a checkpoint-N directory",
     )
+
+
+def _pointers(run: Run) -> list[str]:
+    """Return a warning for each kept file that only stands for another one: what comes back does not load."""
+    files = {name: file for name, file in run.kept.items() if isinstance(file, Path)}
+    small = {name: file for name, file in files.items() if 0 < file.stat().st_size <= LARGEST_POINTER}
+    kinds = {name: content_of(file) for name, file in small.items()}
+    return [
+        f"'{printable(name)}' is {kind.what}: {kind.hint}" for name, kind in kinds.items() if kind and kind in POINTERS
+    ]
 
 
 def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
     """Read a run; where that fails because its states were never merged, say so."""
     try:
         return reader.read(path, options)
-    except RunError as error:
-        state = sharded_state(path)
-        if state is None:
-            raise
-        raise RunError(f"'{printable(str(path))}' contains {state}", hint="then encode the merged model") from error
+    except RunError:
+        if path.is_dir():
+            refuse_state(path)
+        raise
 
 
 def _refuse_pack(path: Path) -> None:
@@ -154,5 +176,17 @@ def _refuse_weights_in_modules(path: Path) -> None:
         )
 
 
-def _knows(path: Path) -> bool:
-    return any(layout(layout_id).detect(path) for layout_id in LAYOUTS)
+def _runs_inside(path: Path) -> list[str]:
+    """Return the names of the directories in another that are runs; raises RunError where all of them are broken."""
+    runs, broken = [], []
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+        try:
+            if any(layout(layout_id).detect(folder) for layout_id in LAYOUTS):
+                runs.append(folder.name)
+        except RunError as error:
+            broken.append(error)
+        except OSError:  # nobody may look into it
+            continue
+    if broken and not runs:
+        raise broken[0]
+    return runs

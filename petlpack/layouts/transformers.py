@@ -7,7 +7,7 @@ complete `checkpoint-N`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import checkpoints, first_complete
@@ -16,7 +16,7 @@ from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Dense
-from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
+from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint, within
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:
     """Return the directory whose weights count, the weights, and warnings about checkpoints that were skipped."""
     weights = find_weights(path)
     if weights is not None:
-        return path, open_checkpoint(weights), ()
+        return path, _open(weights, path), ()
     return first_complete(path, _open_complete)
 
 
@@ -76,13 +76,19 @@ def _open_complete(checkpoint: Path) -> Checkpoint:
     weights = find_weights(checkpoint)
     if weights is None or not (checkpoint / "config.json").is_file():
         raise RunError(f"'{printable(str(checkpoint))}' has no weights or no config.json")
-    return open_checkpoint(weights)
+    return _open(weights, checkpoint)
+
+
+def _open(weights: Path, place: Path) -> Checkpoint:
+    """Open the weights of a directory, or of one in it that is called like a weight file."""
+    return within(open_checkpoint(weights), PurePosixPath(weights.parent.relative_to(place).as_posix()))
 
 
 def _index_names(directory: Path, weights: Checkpoint) -> list[str]:
     """Return the index of shards, which loading needs, where the weights stand in safetensors shards."""
     sharded = len(weights.sources) > 1 and all(source.suffix == ".safetensors" for source in weights.sources)
-    return [path.name for path in directory.glob("*.safetensors.index.json")] if sharded else []
+    indexes = weights.sources[0].parent.glob("*.safetensors.index.json") if sharded else ()
+    return [path.relative_to(directory).as_posix() for path in indexes]
 
 
 def _base_name(chosen: Path, path: Path) -> str | None:

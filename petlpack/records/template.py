@@ -19,7 +19,7 @@ from petlpack.records.canonical import canonical_json, parse_sha256
 from petlpack.records.slot import Slot, kind_of
 from petlpack.tensors.base import BaseRef
 from petlpack.tensors.casting import can_cast
-from petlpack.tensors.safetensors_file import Header, MalformedError, parse_header
+from petlpack.tensors.safetensors_file import Entry, Header, MalformedError, parse_header
 
 NAME = "{name}"
 """What stands in a template for the task's own name."""
@@ -85,6 +85,11 @@ class Template:
     def slots(self) -> tuple[Slot, ...]:
         """Every tensor, in the order of the weight files and of the bytes in them."""
         return tuple(self._slots())
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What the header of its weight file says of each tensor."""
+        return {name: entry for header in self.headers.values() for name, entry in header.entries.items()}
 
     def _slots(self) -> Iterator[Slot]:
         places = {name: (k, i) for k, part in enumerate(self.parts) for i, name in enumerate(part) if name is not None}

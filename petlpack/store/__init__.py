@@ -11,11 +11,13 @@ The file system is the index. Writers prepare files beside their place and hold 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import stat
 import time
+import unicodedata
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +31,9 @@ LOCK_TIMEOUT = 60.0
 """Seconds to wait for the lock: it is held for the moment of a rename, or for one sweep of `gc`."""
 STALE = 24 * 3600.0
 """Seconds without a write after which a temporary file belongs to nobody."""
+
+_LONGEST = 128
+"""Characters of a task's name."""
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -44,6 +49,23 @@ def check_task_name(name: str) -> str:
             code="task-name",
         )
     return name
+
+
+def legal_task_name(text: str) -> str:
+    """Return a name for a task that is called by any text, a directory's name for one; a legal name stays as it is.
+
+    Letters lose their accents, what no task name has becomes one hyphen, and none of these, nor a dot, stands at the
+    start. What is too long is cut; that, a Windows device name, and what has nothing left end in a digest of the text.
+    """
+    if _can_be_task(text) and not text.startswith("-"):
+        return text
+    letters = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    name = re.sub(r"-*(?:[^A-Za-z0-9._-]+-*)+", "-", letters).lstrip(".-").rstrip("-")
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    if len(name) > _LONGEST:
+        return f"{name[: _LONGEST - 9]}-{digest}"
+    stem, dot, rest = name.partition(".")
+    return name if _can_be_task(name) else f"{stem or 'run'}-{digest}{dot}{rest}"[:_LONGEST]
 
 
 def task_file(name: str) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from petlpack.errors import RunError, printable
-from petlpack.tensors.dtypes import Bits, dtype_named
+from petlpack.tensors.content import PICKLE, READABLE, SAFETENSORS, Kind, content_of, special_file
+from petlpack.tensors.pickled import StateDict, read_state_dict
 from petlpack.tensors.safetensors_file import Header, MalformedError, build_header, file_tensor, read_header
-from petlpack.tensors.tensor import TORCH_NAMES, Tensor
+from petlpack.tensors.tensor import Stored, Tensor
 
-if TYPE_CHECKING:
-    import torch
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+"""How the names of files end that are read as what torch saved."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Checkpoint:
     headers: dict[str, Header]
     tensors: dict[str, Tensor]
     sources: tuple[Path, ...]
+    warnings: tuple[str, ...] = ()
+    """What a person should know of how the files were read."""
 
     @property
     def nbytes(self) -> int:
@@ -33,9 +36,16 @@ class Checkpoint:
 
 
 def find_weights(directory: Path, stem: str = "model", pickled: str = "pytorch_model") -> Path | None:
-    """Return the file to give to `open_checkpoint`, by the order in which Transformers looks, or None."""
+    """Return the file to give to `open_checkpoint`, by the order in which Transformers looks, or None.
+
+    DeepSpeed's zero_to_fp32.py makes a directory where it is told a file: weights in one of such a name count, too.
+    """
     names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json")
-    return next((directory / name for name in names if (directory / name).is_file()), None)
+    found = next((directory / name for name in names if (directory / name).is_file()), None)
+    if found is not None:
+        return found
+    folders = (directory / name for name in (f"{stem}.safetensors", f"{pickled}.bin") if (directory / name).is_dir())
+    return next(filter(None, (find_weights(folder, stem, pickled) for folder in folders)), None)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -46,15 +56,48 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.name.endswith(".index.json"):
         checkpoint = _merge([_open_one(shard) for shard in shards_of(path)], path)
         _check_weight_map(path, checkpoint)
-        if path.name.endswith(".bin.index.json"):  # comes back as one safetensors file, which needs no index
-            return replace(checkpoint, headers=_built_header("model.safetensors", checkpoint.tensors))
+        if path.name.endswith(".bin.index.json"):  # comes back as one file, which needs no index
+            checkpoint = _in_one_file(checkpoint)
+        return _gathered(checkpoint, path)
+    return _gathered(_open_one(path), path)
+
+
+_UNGATHERED = (0,)
+"""The shape of a matrix that DeepSpeed's ZeRO-3 had put away when it was saved."""
+
+
+def _gathered(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Return a checkpoint, with a warning where weights of it are empty; raises RunError where most matrices are.
+
+    A tensor without elements is legal in its own shape, `[0, 7]`: that of a matrix that was not gathered is `[0]`.
+    """
+    empty = [name for name, tensor in checkpoint.tensors.items() if tensor.shape == _UNGATHERED]
+    weights = [name for name in empty if name.rpartition(".")[2].endswith("weight")]
+    if not weights:
         return checkpoint
-    return _open_one(path)
+    whole = sum(len(tensor.shape) > 1 and tensor.size > 0 for tensor in checkpoint.tensors.values())
+    if len(empty) > whole:
+        raise RunError(
+            f"'{printable(str(path))}' has {len(empty):,} weights of shape [0], like '{printable(weights[0])}', and "
+            f"{whole:,} matrices that are whole: they were not gathered when the model was saved",
+            hint="merge the DeepSpeed checkpoint with its zero_to_fp32.py, or save again with "
+            "`stage3_gather_16bit_weights_on_model_save` set to true",
+        )
+    warning = f"{len(empty):,} weights have shape [0], like '{printable(weights[0])}': a ZeRO-3 save loses them so"
+    return replace(checkpoint, warnings=(*checkpoint.warnings, warning))
+
+
+def within(checkpoint: Checkpoint, folder: PurePosixPath) -> Checkpoint:
+    """Return a checkpoint whose files, where they come back under their own names, stand in a folder of the run."""
+    own = {source.name for source in checkpoint.sources}
+    headers = {(folder / file).as_posix() if file in own else file: h for file, h in checkpoint.headers.items()}
+    return replace(checkpoint, headers=headers)
 
 
 def _open_one(path: Path) -> Checkpoint:
     try:
-        if path.suffix in (".bin", ".pt", ".pth"):
+        _refuse_foreign(path)
+        if path.suffix in PICKLED:
             return _open_pickled(path)
         header = read_header(path)
     except OSError as error:
@@ -67,6 +110,30 @@ def _open_one(path: Path) -> Checkpoint:
         ) from error
     tensors = {name: file_tensor(path, header, name) for name in header.entries}
     return Checkpoint({path.name: header}, tensors, (path,))
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise RunError for a file that is something else than its name says, or no weights; reads its first bytes."""
+    special = special_file(path)
+    if special is not None:
+        raise RunError(f"'{printable(str(path))}' is {special}, not a file", hint="pass a file or a directory")
+    if path.suffix in PICKLED and not path.stat().st_size:
+        raise RunError(f"'{printable(str(path))}' is 0 bytes", hint="the file is incomplete: copy it again")
+    kind = content_of(path)
+    if kind is None or kind is (PICKLE if path.suffix in PICKLED else SAFETENSORS):
+        return
+    raise RunError(f"'{printable(str(path))}' is {kind.what}", hint=_hint(path, kind))
+
+
+def _hint(path: Path, kind: Kind) -> str:
+    """Return what to do with a file of some kind: one that only has the wrong name is told the right one."""
+    if kind not in READABLE:
+        return kind.hint
+    model = path.stem.removeprefix("pytorch_") if kind is SAFETENSORS else path.stem
+    name = (
+        f"{model}.safetensors" if kind is SAFETENSORS else "pytorch_model.bin" if model == "model" else f"{model}.bin"
+    )
+    return f"its name says otherwise: rename it, `mv {printable(path.name)} {printable(name)}`"
 
 
 def _unread(path: Path, error: OSError) -> RunError:
@@ -110,19 +177,50 @@ def shards_of(index: Path) -> list[Path]:
 
 
 def _merge(parts: list[Checkpoint], index: Path) -> Checkpoint:
-    headers: dict[str, Header] = {}
-    tensors: dict[str, Tensor] = {}
+    """Put shards together; of a tensor that is in several the index says which counts, as Transformers loads it."""
+    weight_map = _weight_map(index)
+    owners: dict[str, str] = {}
     for part in parts:
-        twice = tensors.keys() & part.tensors.keys()
-        if twice:
-            (file,) = part.headers
-            raise RunError(
-                f"'{printable(str(index))}': tensor '{printable(min(twice))}' is in two shards, the second is '{file}'",
-                hint="a shard was probably copied under two names: delete one copy",
-            )
-        headers |= part.headers
-        tensors |= part.tensors
-    return Checkpoint(headers, tensors, tuple(path for part in parts for path in part.sources))
+        file = part.sources[0].name
+        for name in part.tensors:
+            owner = owners.setdefault(name, file)
+            if owner != file and weight_map.get(name) not in (owner, file):
+                raise RunError(
+                    f"'{printable(str(index))}': tensor '{printable(name)}' is in two shards, the second is '{file}', "
+                    "and the index names neither",
+                    hint="a shard was probably copied under two names: delete one copy",
+                )
+            owners[name] = weight_map[name] if owner != file else owner
+    kept = [_only(part, {name for name in part.tensors if owners[name] == part.sources[0].name}) for part in parts]
+    return Checkpoint(
+        headers={file: header for part in kept for file, header in part.headers.items()},
+        tensors={name: tensor for part in kept for name, tensor in part.tensors.items()},
+        sources=tuple(path for part in kept for path in part.sources),
+        warnings=tuple(warning for part in kept for warning in part.warnings),
+    )
+
+
+def _only(part: Checkpoint, names: Collection[str]) -> Checkpoint:
+    """Return a shard without the tensors that the index takes from another one."""
+    stale = part.tensors.keys() - names
+    if not stale:
+        return part
+    (file, header), count = next(iter(part.headers.items())), len(stale)
+    rows = {
+        name: (entry.dtype, entry.shape, entry.stop - entry.start)
+        for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].start, item[1].stop))
+        if name in names
+    }
+    warning = (
+        f"left out of '{part.sources[0].name}' what the index takes from other shards: '{printable(min(stale))}'"
+        + (f" and {count - 1:,} more" if count > 1 else "")
+    )
+    return replace(
+        part,
+        headers={file: build_header(rows, header.metadata)},
+        tensors={name: tensor for name, tensor in part.tensors.items() if name in names},
+        warnings=(*part.warnings, warning),
+    )
 
 
 def _check_weight_map(index: Path, checkpoint: Checkpoint) -> None:
@@ -179,100 +277,34 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
     if path.suffix == ".safetensors":
         return open_checkpoint(path)
     if path.suffix == ".json":  # shards come back as one file
-        merged = open_checkpoint(path)
-        return replace(merged, headers=_built_header("model.safetensors", merged.tensors))
-    loaded = _load_pickled(path)
-    inside = next(
-        (loaded[key] for key in keys if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), loaded
-    )
-    tensors = _state_dict(inside, path)
-    return Checkpoint(_built_header(name or path.name, tensors), tensors, (path,))
+        return _in_one_file(open_checkpoint(path))
+    try:
+        _refuse_foreign(path)
+        return _gathered(_checkpoint_of(read_state_dict(path, *keys), name or path.name, path), path)
+    except OSError as error:
+        raise _unread(path, error) from error
+
+
+def _in_one_file(checkpoint: Checkpoint) -> Checkpoint:
+    """Return shards as the one file that they come back as: pickled where only torch knows a dtype of theirs."""
+    entries = {name: entry for header in checkpoint.headers.values() for name, entry in header.entries.items()}
+    rows = {
+        name: (entries[name].dtype, entries[name].shape, tensor.nbytes) for name, tensor in checkpoint.tensors.items()
+    }
+    pickled = any(Stored(entry.dtype, entry.shape).only_torch for entry in entries.values())
+    file = "pytorch_model.bin" if pickled else "model.safetensors"
+    return replace(checkpoint, headers={file: build_header(rows, {"format": "pt"})})
 
 
 def _open_pickled(path: Path) -> Checkpoint:
-    tensors = _state_dict(_load_pickled(path), path)
+    """Open what torch saved: it comes back as safetensors, or pickled where only torch knows a dtype of it."""
+    state = read_state_dict(path)
     name = path.with_suffix(".safetensors").name
     if name.startswith("pytorch_model"):  # the name under which Transformers looks for safetensors
         name = name.removeprefix("pytorch_")
-    return Checkpoint(_built_header(name, tensors), tensors, (path,))
+    return _checkpoint_of(state, path.with_suffix(".bin").name if state.needs_torch else name, path)
 
 
-def _load_pickled(path: Path) -> object:
-    """Read what torch saved by torch's weights-only reader, which runs no code from the file."""
-    try:
-        import torch
-    except ImportError as error:
-        raise RunError(
-            f"'{printable(str(path))}' is a pickled state dict, but torch is not installed",
-            hint="pip install 'petlpack[torch]' torch==2.13.0, or save the run as safetensors",
-        ) from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except PermissionError as error:
-        raise _unread(path, error) from error
-    except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
-        cut = is_cut(path)
-        what = "truncated" if cut else f"not a plain state dict: {printable(_reason(error))}"
-        raise RunError(
-            f"'{printable(str(path))}' is {what}",
-            hint="copy the file again, or use another checkpoint"
-            if cut
-            else "a pickle can run code, so only tensors are loaded from it: save the run as safetensors",
-        ) from error
-
-
-def is_cut(path: Path) -> bool:
-    """Tell whether a file begins as the archives do that torch saves, and does not end as one; reads no pickle."""
-    try:
-        with path.open("rb") as file:
-            return file.read(2) == b"PK" and not zipfile.is_zipfile(path)
-    except OSError:
-        return False
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of what torch says, without its advice to read a pickle that may carry code."""
-    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    if "PytorchStreamReader" in first:  # which goes on with what its own developers should do
-        return "its archive is damaged"
-    return "it contains objects other than tensors" if "weights_only" in first else first
-
-
-def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
-    import torch
-
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
-    ):
-        raise RunError(
-            f"'{printable(str(path))}' is not a state dict of named tensors",
-            hint="save only the model's state dict, preferably as safetensors",
-        )
-    return {name: _torch_tensor(value, path) for name, value in loaded.items()}
-
-
-def _built_header(file: str, tensors: dict[str, Tensor]) -> dict[str, Header]:
-    """Return the header of the safetensors file that pickled tensors come back as."""
-    rows = {name: (tensor.dtype.name, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
-    return {file: build_header(rows, {"format": "pt"})}
-
-
-def _torch_tensor(value: torch.Tensor, path: Path) -> Tensor:
-    """Wrap a torch tensor, whose memory stays mapped to its file until a piece is read."""
-    import torch
-
-    names = {getattr(torch, torch_name): name for name, torch_name in TORCH_NAMES.items()}
-    if value.dtype not in names or value.layout != torch.strided or value.device.type != "cpu":
-        raise RunError(
-            f"'{printable(str(path))}' has an unsupported tensor: {value.device.type} {value.layout} {value.dtype}",
-            hint="only dense CPU tensors with a dtype that safetensors supports can be stored",
-        )
-    dtype = dtype_named(names[value.dtype])
-    flat = value.detach()
-
-    def read_flat(start: int, stop: int) -> Bits:
-        piece = flat.reshape(-1)[start:stop].contiguous()
-        bits: Bits = piece.view(torch.uint8).numpy().view(dtype.bits)
-        return bits
-
-    return Tensor(dtype, tuple(value.shape), read_flat)
+def _checkpoint_of(state: StateDict, file: str, path: Path) -> Checkpoint:
+    header = build_header(state.rows, {"format": "pt"})
+    return Checkpoint({file: header}, dict(state.tensors), (path,), state.warnings)

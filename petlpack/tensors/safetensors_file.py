@@ -115,7 +115,8 @@ def parse_header(text: bytes) -> Header:
         raise MalformedError(f"has a header that is not JSON: {error}", code=reason(error, "header-json")) from None
     if not isinstance(table, dict):
         raise MalformedError("has a header that is not a JSON object", code="header-json")
-    metadata = table.pop("__metadata__", {})
+    metadata = table.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # null says nothing, as in the safetensors library
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MalformedError("has a '__metadata__' that is not an object of strings", code="header-fields")
     entries = {name: _parse_entry(name, row) for name, row in table.items()}

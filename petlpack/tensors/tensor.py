@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from petlpack.errors import UnknownFormatError, printable
 from petlpack.tensors.dtypes import Bits, DType
 
 if TYPE_CHECKING:
@@ -38,6 +39,57 @@ TORCH_NAMES = {
     "BOOL": "bool",
 }
 """What torch calls each dtype."""
+
+_CARRIED = {
+    "C64": "complex64",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F4": "float4_e2m1fn_x2",
+}
+"""What torch calls the dtypes of safetensors that are carried as bytes."""
+
+_PAIRS = "F4"
+"""The dtype whose elements torch has two to a byte, so that its last size is half of what safetensors says."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a header says of a tensor: its dtype and shape; a dtype that only torch knows is called as torch does."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def only_torch(self) -> bool:
+        """Whether safetensors has no name for the dtype."""
+        return self.dtype not in TORCH_NAMES and self.dtype.islower()
+
+    def of_bytes(self, octets: NDArray[np.uint8]) -> torch.Tensor:
+        """Return the torch tensor of these bytes; raises UnknownFormatError for a dtype that torch does not have."""
+        import torch
+
+        name = {**TORCH_NAMES, **_CARRIED}.get(self.dtype, self.dtype)
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise UnknownFormatError(
+                f"dtype {printable(self.dtype)} is none of torch {torch.__version__}",
+                hint="`decode` writes it back unchanged",
+                code="dtype-unknown",
+            )
+        shape = self.shape
+        if self.dtype == _PAIRS and shape:
+            shape = (*shape[:-1], shape[-1] // 2)
+        return torch.from_numpy(octets).view(dtype).reshape(shape)
+
+
+def stored_as(dtype: torch.dtype, shape: tuple[int, ...]) -> Stored:
+    """Return what a header says of a torch tensor."""
+    name = str(dtype).removeprefix("torch.")
+    known = {torch_name: known for known, torch_name in {**TORCH_NAMES, **_CARRIED}.items()}.get(name, name)
+    if known == _PAIRS:  # without a last size, safetensors cannot say that there are two
+        return Stored(known, (*shape[:-1], 2 * shape[-1])) if shape else Stored(name, shape)
+    return Stored(known, shape)
 
 
 @dataclass(frozen=True)
@@ -94,11 +146,12 @@ class Tensor:
 
     def torch(self) -> torch.Tensor:
         """Read the whole tensor as a torch tensor on the CPU, bit for bit."""
-        import torch
+        return Stored(self.dtype.name, self.shape).of_bytes(octets_of(self.read_flat(0, self.size)))
 
-        octets = np.array(self.read_flat(0, self.size)).view(np.uint8)
-        dtype: torch.dtype = getattr(torch, TORCH_NAMES[self.dtype.name])
-        return torch.from_numpy(octets).view(dtype).reshape(self.shape)
+
+def octets_of(bits: Bits) -> NDArray[np.uint8]:
+    """Return the little-endian bytes of an array of unsigned integers, as an array of their own."""
+    return np.array(bits).reshape(-1).view(np.uint8)
 
 
 def as_bytes(bits: Bits) -> memoryview:

@@ -561,16 +561,16 @@ def test_damaged_tasks_are_named(show: Callable[..., Any], tmp_path: Path) -> No
     found = petlpack.stats(tmp_path / "pack")
     with show(found) as shown:
         assert shown.rows("damaged") == [["two", found.damaged["two"]]]
-        assert shown.cells()["damaged tasks"] == path.stat().st_size
+        assert shown.cells()["unreadable tasks"] == path.stat().st_size
         assert sum(shown.cells().values()) == found.disk_bytes
         readable = found.disk_bytes - path.stat().st_size
         assert shown.text("#conclusion") == conclusion(found)
         assert shown.text("#conclusion").startswith(
-            f"2 tasks take {size(readable)} (1 damaged one {size(path.stat().st_size)} more); "
+            f"2 tasks take {size(readable)} (1 unreadable one {size(path.stat().st_size)} more); "
         )
         figures = shown.figures()
         assert figures["On disk"] == size(found.disk_bytes)
-        assert (figures["Tasks"], figures["Damaged tasks"]) == ("2", "1")
+        assert (figures["Tasks"], figures["Unreadable tasks"]) == ("2", "1")
         assert figures["Each task"] == size(readable / 2)
         runs = sum(row.run_bytes for row in found.tasks)
         assert figures.get("Runs as they were", f"{ratio(runs, readable)} as big") == f"{ratio(runs, readable)} as big"

@@ -702,7 +702,7 @@ def test_a_pack_of_damaged_tasks_only_is_4(options: list[str], pack: Path, monke
 def test_the_conclusion_tells_damaged_bytes_apart(pack: Path) -> None:
     Store(pack).task_path("a").write_bytes(b"x" * 100_000)
     text = " ".join(run("stats", pack).stdout.split())
-    assert re.search(r"1 task takes [0-9.]+ kB \(1 damaged one 100\.0 kB more\); another will", text)
+    assert re.search(r"1 task takes [0-9.]+ kB \(1 unreadable one 100\.0 kB more\); another will", text)
 
 
 @pytest.mark.parametrize(

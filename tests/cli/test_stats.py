@@ -11,7 +11,7 @@ from tests.support.command_line import run, run_json
 def test_stats_tell_the_bytes_of_damaged_tasks_apart(pack: Path) -> None:
     (pack / "tasks" / "adapter.petl.safetensors").write_bytes(b"x" * 1234)
     text = run("stats", pack).stdout
-    assert re.search(r"^1 damaged task +1\.2 kB +1,234$", text, re.MULTILINE)
+    assert re.search(r"^1 unreadable task +1\.2 kB +1,234$", text, re.MULTILINE)
     assert re.search(r"^pack.json and other files +37 B +37$", text, re.MULTILINE)
     assert "parts that no readable task uses" in text
     assert "(gc)" not in text

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import petlpack
 from petlpack import PetlpackError, RunError
@@ -188,6 +189,19 @@ def _shard_under_two_names(place: Place) -> Path:
     return run
 
 
+def _overlay(place: Place, shard: str, listed: str) -> Path:
+    """Shards with one more that has the first one's tensor again; the index takes `listed` from it."""
+    run = _shards(place)
+    write_safetensors(run / "model-1.safetensors", {"a.weight": weights("F32", (2, 2)), "a.bias": weights("F32", (2,))})
+    write_safetensors(run / shard, {"a.weight": weights("F32", (2, 2), 5), "elsewhere.weight": weights("F32", (2,), 6)})
+    index = json.loads((run / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    index["weight_map"] |= {"a.bias": "model-1.safetensors", listed: shard}
+    if listed != "a.weight":
+        del index["weight_map"]["a.weight"]
+    (run / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return run
+
+
 def _cut_shard(place: Place) -> Path:
     run = _shards(place)
     (run / "model-2.safetensors").write_bytes((run / "model-2.safetensors").read_bytes()[:-1])
@@ -200,7 +214,11 @@ def _named(shard: str) -> Callable[[Place], Path]:
 
 SHARDS: dict[str, tuple[Callable[[Place], Path], str]] = {
     "missing": (_missing_shard, "lists shard 'model-2.safetensors', but the file is missing"),
-    "one tensor in two": (_shard_under_two_names, "tensor 'a.weight' is in two shards"),
+    "one tensor in two": (_shard_under_two_names, "lists tensor 'b.weight', but no shard has it"),
+    "one tensor in two, the index names neither": (
+        lambda place: _overlay(place, "model-3.safetensors", "elsewhere.weight"),
+        "tensor 'a.weight' is in two shards",
+    ),
     "cut": (_cut_shard, "model-2.safetensors"),
     "tensor in none": (
         lambda place: _shards(place, {"a.weight": "model-1.safetensors", "c.weight": "model-2.safetensors"}),
@@ -230,6 +248,18 @@ SHARDS: dict[str, tuple[Callable[[Place], Path], str]] = {
 def test_bad_shards_are_refused(place: Place, case: str) -> None:
     build, words = SHARDS[case]
     place.refused(place.encode(build(place), codec="plain"), RunError, words, "bad")
+
+
+@pytest.mark.parametrize("shard", ["model-overlay.safetensors", "a-patch.safetensors"])
+def test_of_a_tensor_in_two_shards_the_one_that_the_index_names_counts(place: Place, shard: str) -> None:
+    run = _overlay(place, shard, "a.weight")
+    (encoded,) = petlpack.encode(run, place.pack, task="bad", codec="plain")
+    assert any("left out of 'model-1.safetensors'" in text and "'a.weight'" in text for text in encoded.warnings)
+    out = petlpack.open(place.pack)["bad"].decode(place.root / "out").path
+    assert (out / shard).read_bytes() == (run / shard).read_bytes()
+    with safe_open(out / "model-1.safetensors", "pt") as stale:
+        assert list(stale.keys()) == ["a.bias"]
+    assert (out / "model.safetensors.index.json").read_bytes() == (run / "model.safetensors.index.json").read_bytes()
 
 
 # Pickles
@@ -284,10 +314,10 @@ NO_STATE_DICTS: dict[str, Any] = {
     "nulls": bytes(1000),
     "list": [torch.zeros(2)],
     "a tensor": torch.zeros(2),
-    "nested": {"model": {"a.weight": torch.zeros(2)}},
+    "two models": {"left": {"a.weight": torch.zeros(2)}, "right": {"a.weight": torch.zeros(2)}},
+    "only an optimizer": {"optimizer": {"state": {"a": torch.zeros(2)}}, "epoch": 3},
     "step": {"a.weight": torch.zeros(2), "step": 7},
     "numbers as names": {1: torch.zeros(2)},
-    "complex": {"a.weight": torch.zeros(2, dtype=torch.complex64)},
     "sparse": {"a.weight": torch.eye(3).to_sparse()},
     "meta": {"a.weight": torch.zeros(2, device="meta")},
     "no tensors": {},
@@ -392,3 +422,42 @@ def test_a_truncated_pickle_is_told_without_what_torch_says(place: Place) -> Non
             petlpack.encode(path.parent, place.root / "new", place.base)
         assert "PytorchStreamReader" not in caught.value.message
         assert "internal" not in caught.value.message
+# Matrices that were not gathered
+
+
+def _sharded(names: list[str], lost: int) -> dict[str, Any]:
+    """Tensors of which the first so many matrices have lost their shape, as ZeRO-3 leaves them."""
+    shapes = [(0,) if i < lost else (4, 4) for i in range(len(names))]
+    whole = {f"norm.{i}.weight": weights("F32", (4,), i) for i in range(6)}
+    return whole | {name: weights("F32", shape, i) for i, (name, shape) in enumerate(zip(names, shapes, strict=True))}
+
+
+MATRICES = [f"layer.{i}.q_proj.weight" for i in range(6)]
+
+
+@pytest.mark.parametrize("lost", [4, 6])
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin", "adapter_model.safetensors"])
+def test_a_model_whose_matrices_were_not_gathered_is_refused(place: Place, kind: str, lost: int) -> None:
+    run = place.bad()
+    tensors = _sharded([name.replace("weight", "lora_A.weight") for name in MATRICES], lost)
+    if kind.startswith("adapter"):
+        (run / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+    if kind.endswith(".bin"):
+        torch.save({name: tensor.torch() for name, tensor in tensors.items()}, run / kind)
+    else:
+        write_safetensors(run / kind, tensors)
+    error = place.refused(place.encode(run), RunError, f"has {lost} weights of shape [0]", "were not gathered", kind)
+    assert error.hint is not None
+    assert "zero_to_fp32.py" in error.hint
+
+
+def test_a_few_matrices_that_were_not_gathered_are_warned_about(place: Place) -> None:
+    run = write_run(place.bad(), _sharded(MATRICES, 1), None)
+    (encoded,) = petlpack.encode(run, place.pack, codec="plain", task="bad")
+    assert any("1 weights have shape [0], like 'layer.0.q_proj.weight'" in text for text in encoded.warnings)
+
+
+def test_tensors_without_elements_are_legal(place: Place) -> None:
+    tensors = {"cache": weights("F32", (0, 7)), "list": weights("F32", (0,)), "a.weight": weights("F32", (2, 2))}
+    (encoded,) = petlpack.encode(write_run(place.bad(), tensors, None), place.pack, codec="plain", task="bad")
+    assert encoded.warnings == ()

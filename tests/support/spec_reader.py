@@ -389,7 +389,8 @@ def parse_header(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     except (ValueError, RecursionError) as error:
         raise Refused(f"not JSON: {error}") from error
     check(isinstance(table, dict), "not an object")
-    metadata = table.pop("__metadata__", {})
+    metadata = table.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     check(isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()), "not strings")
     for entry in table.values():
         check(isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}, "another entry")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from petlpack import DamageError, printable
+from petlpack import DamageError, PetlpackError, printable
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, worst
 
@@ -23,10 +23,11 @@ def refuse_one_file(plot: Path | None, html: Path | None) -> None:
 
 
 def refuse_nothing_readable(stats: Stats, errors: Mapping[str, Exception]) -> None:
-    """Raise DamageError where no task is left to draw, or to make a forecast from."""
+    """Raise DamageError where no task is left to draw or to forecast from; what may not be read is no damage."""
     if not stats.tasks and errors:
         print_damaged(errors)
-        raise DamageError(f"pack '{printable(stats.pack)}' has no readable task")
+        denied = all(isinstance(error, PermissionError) for error in errors.values())
+        raise (PetlpackError if denied else DamageError)(f"pack '{printable(stats.pack)}' has no readable task")
 
 
 def write_figures(out: Output, stats: Stats, forecast: Forecast | None, plot: Path | None, html: Path | None) -> None:
@@ -54,6 +55,6 @@ def print_damaged(errors: Mapping[str, Exception]) -> None:
         reasons.setdefault((problem.message, problem.hint), []).append(name)
     for (message, hint), names in reasons.items():
         some = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-        advice = hint or "damaged tasks count on disk only; run `petlpack verify` for details"
+        advice = hint or "unreadable tasks count on disk only; run `petlpack verify` for details"
         click.echo(f"Error: {printable(some)}: {printable(message)}", err=True)
         click.echo(f"Hint: {printable(advice)}", err=True)

@@ -49,7 +49,9 @@ def conclusion(stats: Stats) -> str:
     broken, number = len(stats.damaged), len(stats.tasks)
     readable = stats.disk_bytes - stats.damaged_bytes
     damage = (
-        f" ({broken:,} damaged {'one' if broken == 1 else 'ones'} {size(stats.damaged_bytes)} more)" if broken else ""
+        f" ({broken:,} unreadable {'one' if broken == 1 else 'ones'} {size(stats.damaged_bytes)} more)"
+        if broken
+        else ""
     )
     if not stats.tasks or stats.marginal_bytes is None or stats.least_marginal_bytes is None:
         return f"No readable task; the files take {size(stats.disk_bytes)}."
@@ -191,7 +193,7 @@ def _print_disk(out: Output, stats: Stats, most: int | None) -> None:
     used, unused = [row for row in stats.shared if row.tasks], [row for row in stats.shared if not row.tasks]
     rows = [(count(len(stats.tasks), "task"), "", sum(row.bytes.total for row in stats.tasks))]
     if stats.damaged:
-        rows.append((count(len(stats.damaged), "damaged task"), "", stats.damaged_bytes))
+        rows.append((count(len(stats.damaged), "unreadable task"), "", stats.damaged_bytes))
     listed = used if most is None else used[:PARTS]
     rows += [(f"shared: {row.role}", _users(row.used_by), row.bytes) for row in listed]
     if len(listed) < len(used):

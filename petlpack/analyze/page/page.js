@@ -61,7 +61,7 @@ const tasks = data.tasks.map((row) => {
 });
 const bytesOf = ({ bytes }) => bytes;
 const shared = data.shared.map(([sha, role, bytes, users]) => ({ sha, role, bytes, users }));
-const readable = data.disk - data.lost; // bytes on disk without the files of damaged tasks
+const readable = data.disk - data.lost; // bytes on disk without the files of unreadable tasks
 const denseBytes = data.dense === null ? null : data.dense * tasks.length;
 
 // ---- the conclusion and the key figures ----
@@ -70,7 +70,7 @@ const denseBytes = data.dense === null ? null : data.dense * tasks.length;
 function conclusion() {
   if (!tasks.length) return `No readable task; the files take ${size(data.disk)}.`;
   const broken = data.damaged.length;
-  const more = broken ? ` (${whole(broken)} damaged ${broken === 1 ? "one" : "ones"} ${size(data.lost)} more)` : "";
+  const more = broken ? ` (${whole(broken)} unreadable ${broken === 1 ? "one" : "ones"} ${size(data.lost)} more)` : "";
   const [least, most] = [size(data.least), size(data.next)];
   const next = tasks.length === 1 && least !== most
     ? `another will take ${least} to ${most}, depending on whether it shares the parts of this one`
@@ -86,14 +86,14 @@ function fromTasks(number) {
   return number === null ? "never" : `from ${count(number, "task")}`;
 }
 
-/** Name, value and note of each; what is not known is left out. Damaged tasks have one of their own. */
+/** Name, value and note of each; what is not known is left out. Unreadable tasks have one of their own. */
 function figures() {
   const rows = [
     ["On disk", size(data.disk), `${whole(data.disk)} bytes`],
     ["Tasks", whole(tasks.length), data.damaged.length ? "readable" : "all readable"],
   ];
-  if (data.damaged.length) rows.push(["Damaged tasks", whole(data.damaged.length), `${size(data.lost)} on disk`]);
-  const apart = data.damaged.length ? ", damaged tasks apart" : "";
+  if (data.damaged.length) rows.push(["Unreadable tasks", whole(data.damaged.length), `${size(data.lost)} on disk`]);
+  const apart = data.damaged.length ? ", unreadable tasks apart" : "";
   if (!tasks.length) return rows;
   const headers = sum(tasks, (task) => task.header);
   rows.push(
@@ -146,7 +146,7 @@ function packNode() {
     ...methodNodes(),
     { name: "shared parts", bytes: sum(shared, bytesOf), colour: GREY, noun: "part", children: sharedNodes },
     { name: "other files", bytes: data.other, colour: GREY },
-    { name: "damaged tasks", bytes: data.lost, colour: RED },
+    { name: "unreadable tasks", bytes: data.lost, colour: RED },
   ];
   return { name: data.pack, bytes: data.disk, colour: GREY, noun: "row", children: () => children };
 }
@@ -501,7 +501,7 @@ function showDamaged() {
   addTable($("damaged"), [
     { name: "Task", value: ([name]) => name },
     { name: "Why", kind: "words reason", value: ([, why]) => why },
-  ], data.damaged, { noun: "damaged task" });
+  ], data.damaged, { noun: "unreadable task" });
 }
 
 const tasksColumn = { name: "Tasks", number: "count", value: ([number]) => number, text: ([number]) => whole(number) };

@@ -13,7 +13,8 @@ from petlpack.layouts.files import module_types
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.registry import layout
 from petlpack.layouts.run import read_json
-from petlpack.tensors.checkpoint import is_cut, shards_of
+from petlpack.tensors.checkpoint import shards_of
+from petlpack.tensors.pickled import is_cut
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from petlpack.analyze.survey.chosen import FoundRun, choose
 from petlpack.analyze.survey.tree import File, Key, Tree, key_of
 from petlpack.errors import PetlpackError, Problem, RunError, printable, problem_at, problem_of
-from petlpack.layouts.checkpoints import is_checkpoint, sharded_state
+from petlpack.layouts.checkpoints import is_checkpoint
+from petlpack.layouts.foreign import sharded_state
 from petlpack.layouts.layout import Names
 from petlpack.layouts.registry import LAYOUTS, layout
 
@@ -55,11 +56,11 @@ def _look_at(path: Path, tree: Tree) -> FoundRun | None:
         layout_id = next((reader.id for reader in readers if reader.detect(path)), None)
         if layout_id is not None:
             return choose(path, layout_id, tree)
-        state = sharded_state(path) if names is None or names.show_weights else None
+        state = sharded_state(path) if path.is_dir() and (names is None or names.show_weights) else None
         if state is None:
             return None
-        merged = RunError(f"'{printable(str(path))}' contains {state}", hint="then encode the merged model")
-        return FoundRun(path, problem=problem_of(merged))
+        held = f"'{printable(str(path))}' holds {state[1].what} ('{printable(state[0])}')"
+        return FoundRun(path, problem=problem_of(RunError(held, hint="then encode the merged model")))
     except (PetlpackError, OSError) as error:
         steps = tuple(path / name for name in (names.folders if names else ()) if is_checkpoint(name))
         return FoundRun(path, layout_id, inside=steps, checkpoints=len(steps), problem=_told(error))
