@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,6 +135,44 @@ def _switch(context: click.Context, parameter: click.Parameter, is_on: bool) -> 
         chosen = context.params.setdefault("settings", {})
         if chosen.setdefault(parameter.name, "true") != "true":
             raise click.UsageError(f"--set gives {parameter.name} two values", context)
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|[kKMG]i?B)?")
+_FACTORS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, with or without a unit: 5000, 64MiB, 1.5GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes; raises UsageError for what is none."""
+        match = _SIZE.fullmatch(str(value))
+        if match is None or (match[2] or "B") not in _FACTORS:
+            self.fail(f"'{value}' is not a size: write a number of bytes, or one with kB, MB, GB, KiB, MiB, GiB")
+        return int(float(match[1]) * _FACTORS[match[2] or "B"])
+
+
+def file_options(function: Any) -> Any:
+    """Add the options of the files beside the weights."""
+    for option in (
+        click.option(
+            "--max-file",
+            metavar="SIZE",
+            type=Size(),
+            default="64MiB",
+            help="Leave out files beside the weights that are larger, with a warning; by default 64MiB.",
+        ),
+        click.option(
+            "--keep", metavar="GLOB", multiple=True, help="Keep these files, also what is left out by default."
+        ),
+        click.option(
+            "--drop", metavar="GLOB", multiple=True, help="Leave out these files; may be given several times."
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def flag_option(name: str, text: str) -> Decorator[Any]:

@@ -31,7 +31,10 @@ DEPTHS = {
 @click.argument("task", required=False)
 @base_option("The pretrained model, to decode every weight as well as check every byte.")
 @click.option(
-    "--against", metavar="RUN_DIR", type=click.Path(path_type=Path), help="Compare TASK with a run, bit for bit."
+    "--against",
+    metavar="RUN_DIR",
+    type=click.Path(path_type=Path),
+    help="Compare TASK with a run: every weight bit for bit, every other file byte for byte.",
 )
 @jobs_option()
 def run(
@@ -55,6 +58,9 @@ def run(
         out.json(findings.to_json())
     else:
         _print_damage(out, findings)
+        for finding in findings.checked:
+            for note in finding.notes:
+                out.warn(f"{finding.name}: {note}")
         if not out.quiet:
             _print_depths(out, findings, base is None and against is None)
     return worst(describe(finding.error) for finding in findings.checked if finding.error is not None)

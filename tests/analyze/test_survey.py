@@ -26,7 +26,7 @@ from petlpack import BaseError, UsageError
 from petlpack.analyze.survey import RunRow, Survey, survey
 from petlpack.analyze.survey.equality import PAGE
 from petlpack.analyze.survey.kinds import KINDS
-from petlpack.layouts.files import TRAINING
+from petlpack.layouts.kinds import TRAINING
 from petlpack.records.facts import Score
 from petlpack.store import is_pack
 from petlpack.tensors.tensor import Tensor
