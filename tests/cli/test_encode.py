@@ -198,7 +198,7 @@ def test_encode_says_what_it_did_and_what_it_left_out(place: Path, tmp_path: Pat
     assert {(left["file"], left["bytes"]) for left in answer["left_out"]} == {
         ("optimizer.pt", 12),
         ("training_args.bin", 8),
-        ("notes.txt", 2),
+        ("train.log", 2),
     }
 
 
