@@ -171,7 +171,7 @@ def _compare_with_run(task: Task, base: Base | None, against: str | Path) -> tup
     _compare_headers(task, headers, against)
     _compare_files(task, run, against)
     missing = [name for name in run.kept if name not in task.template.files] + [left.file for left in run.left_out]
-    return (f"not in the pack, and not compared: {printable(', '.join(missing))}",) if missing else ()
+    return (f"not in the pack, so not compared: {printable(', '.join(missing))}",) if missing else ()
 
 
 def _run_of(task: Task, against: str | Path) -> Run:

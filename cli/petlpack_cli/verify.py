@@ -58,9 +58,6 @@ def run(
         out.json(findings.to_json())
     else:
         _print_damage(out, findings)
-        for finding in findings.checked:
-            for note in finding.notes:
-                out.warn(f"{finding.name}: {note}")
         if not out.quiet:
             _print_depths(out, findings, base is None and against is None)
     return worst(describe(finding.error) for finding in findings.checked if finding.error is not None)
@@ -81,6 +78,10 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
     good = Counter((_kind(finding), finding.depth) for finding in findings.checked if finding.error is None)
     for (kind, depth), number in sorted(good.items(), reverse=True):
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
+    for note in (
+        f"{_kind(finding)} '{finding.name}': {note}" for finding in findings.checked for note in finding.notes
+    ):
+        out.line(f"{note[:1].upper()}{note[1:]}.")
     foreign = sum(isinstance(finding.error, petlpack.BaseError) for finding in findings.checked)
     if foreign:
         out.line(f"{count(foreign, 'task')} with another base: every byte checked, no weight decoded.")
