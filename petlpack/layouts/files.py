@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -37,6 +38,9 @@ _OF_THE_WEIGHTS = {"config.json", "adapter_config.json", "head_config.json"}
 _OTHER_WEIGHTS = "other weights"
 _TOO_LARGE = "larger than --max-file"
 _INDEX = "an index of files that are not kept"
+_MANY = 1000
+"""More files in one directory than models have: samples, rows of data, frames."""
+_CROWDED = f"in a directory of more than {_MANY:,} files"
 
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _CONSOLIDATED = re.compile(r"consolidated(\.\d+)?")
@@ -61,16 +65,19 @@ def sort_files(
     modules = module_types(chosen if (chosen / "modules.json").is_file() else run)
     needed = frozenset({*map(PurePosixPath, also), *modules})
     sorting = _Sorting(run, chosen, tuple(weights), needed, selection or Selection(), tuple(instead))
+    entries = [entry for entry in Walk(run, chosen, sorting.is_wanted).entries() if entry.path not in sorting.weights]
+    reasons = [sorting.why_not(entry) for entry in entries]
+    coming = [entry.path for entry, why in zip(entries, reasons, strict=True) if why is None]
+    unasked = Counter(path.parent for path in coming if not sorting.is_asked(path))
     kept: dict[str, Path] = {}
     left_out: list[LeftOut] = []
-    for entry in Walk(run, chosen, sorting.is_wanted).entries():
-        if entry.path in sorting.weights:
-            continue
-        name, why = sorting.name_of(entry.path), sorting.why_not(entry)
+    for entry, why in zip(entries, reasons, strict=True):
+        if why is None and unasked[entry.path.parent] > _MANY and not sorting.is_asked(entry.path):
+            why = _CROWDED
         if why is None:
-            kept[name.as_posix()] = entry.path
+            kept[sorting.name_of(entry.path).as_posix()] = entry.path
         else:
-            left_out.append(LeftOut(entry.path.relative_to(run).as_posix(), entry.nbytes, why))
+            left_out.append(LeftOut(sorting.shown(entry.path).as_posix(), entry.nbytes, why))
     return kept, tuple(left_out)
 
 
@@ -91,21 +98,28 @@ class _Sorting:
         root = self.chosen if path.is_relative_to(self.chosen) else self.run
         return PurePosixPath(path.relative_to(root).as_posix())
 
+    def shown(self, path: Path) -> PurePosixPath:
+        """Return what people are told of a file: its path below the run."""
+        return PurePosixPath(path.relative_to(self.run).as_posix())
+
+    def is_asked(self, path: Path) -> bool:
+        """Tell whether the run is not the same without a file, or the caller named it."""
+        return self._is_needed(self.name_of(path)) or self.selection.keeps(self.name_of(path), self.shown(path))
+
     def is_wanted(self, folder: Path, *, linked: bool) -> bool:
         """Tell whether to look into a directory that is a cache by its name, or a link that leads anywhere."""
         name = self.name_of(folder)
-        shown = PurePosixPath(folder.relative_to(self.run).as_posix())
-        return self._is_needed(name) or self.selection.may_keep_in(name, shown, linked=linked)
+        return self._is_needed(name) or self.selection.may_keep_in(name, self.shown(folder), linked=linked)
 
     def why_not(self, entry: Entry) -> str | None:
         """Return why a file does not come along; None where it does."""
-        name, shown = self.name_of(entry.path), PurePosixPath(entry.path.relative_to(self.run).as_posix())
+        name, shown = self.name_of(entry.path), self.shown(entry.path)
         needed = self._is_needed(name) and (entry.path.is_relative_to(self.chosen) or self._is_lacking(name))
         if entry.why == BROKEN and needed:
             raise _broken_link(entry.path)
-        why = self._why_by_name(entry, name)
         if entry.why is not None:
-            return why or entry.why
+            return entry.why
+        why = self._why_by_name(entry, name)
         if not _portable(name.as_posix()):
             return why or "a file name that is not valid on every system"
         if self.selection.keeps(name, shown) and not self._is_taken(entry.path, name):
@@ -197,6 +211,7 @@ def warnings_about(left_out: Collection[LeftOut]) -> tuple[str, ...]:
     told = {
         _OTHER_WEIGHTS: "left out other weights",
         _TOO_LARGE: "left out files that are larger than --max-file",
+        _CROWDED: f"left out files in directories of more than {_MANY:,}",
         BROKEN: "left out broken links",
         UNREADABLE: "left out what cannot be read",
     }

@@ -83,8 +83,8 @@ _MORE_STATES = (
 )
 _SHARDED_STATE = re.compile(r"(global_step|optimizer_)\d+")
 _RESULTS = re.compile(
-    r"(.*_)?(results|logs?|predictions?|predicted_answers|null_odds)(_.*)?\.(json|jsonl|txt|csv|tsv)"
-    r"|.*\.(log|out|err)|(.*_)?loss(_.*)?\.png"
+    r"(.*_)?(results|logs|log_history|predictions|predicted_answers|null_odds)(_.*)?\.(json|jsonl|txt|csv|tsv)"
+    r"|(.*_)?log\.(json|jsonl|txt|csv|tsv)|.*\.(log|out|err)|(.*_)?loss(_.*)?\.png"
 )
 _OPENVINO = re.compile(r"openvino_.*\.(xml|bin)")
 _CHECKPOINT = re.compile(
@@ -101,13 +101,17 @@ def kind_by_name(parts: Sequence[str]) -> str:
     suffix = PurePosixPath(name).suffix
     if not CACHES.isdisjoint(folders) or suffix in (".incomplete", ".lock") or name in _CACHE_FILES:
         return "cache"
-    if suffix in _CODE:
-        return "code"
     if _is_training_state(folders, name, suffix):
         return "training state"
+    if suffix in _CODE:
+        return "code"
     if suffix in WEIGHTS or suffix == ".distcp":
         return "other weights"
-    if name in LOGS or _RESULTS.fullmatch(name) or name.startswith("events.out.tfevents"):
+    if (
+        name in LOGS
+        or (_RESULTS.fullmatch(name) and not name.endswith("config.json"))
+        or name.startswith("events.out.tfevents")
+    ):
         return "log"
     if name in LOADING:
         return "config" if name == "modules.json" or ("config" in name and "tokenizer" not in name) else "tokenizer"
@@ -144,4 +148,6 @@ def _is_training_state(folders: Sequence[str], name: str, suffix: str) -> bool:
     """Tell state by the names that Trainer, accelerate, FSDP and DeepSpeed give it; a config is none."""
     if any(_SHARDED_STATE.fullmatch(folder) for folder in folders[-1:]) and suffix in _STATES:
         return True
-    return name == "latest" or (name.startswith((*TRAINING, *_MORE_STATES)) and suffix != ".json")
+    if name in ("latest", "zero_to_fp32.py"):
+        return True
+    return name.startswith((*TRAINING, *_MORE_STATES)) and suffix not in (".json", *_CODE)
