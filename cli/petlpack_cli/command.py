@@ -137,21 +137,16 @@ def _switch(context: click.Context, parameter: click.Parameter, is_on: bool) -> 
             raise click.UsageError(f"--set gives {parameter.name} two values", context)
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|[kKMG]i?B)?")
 _FACTORS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d+)?) ?({'|'.join(_FACTORS)})?")
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes, with or without a unit: 5000, 64MiB, 1.5GB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes; raises UsageError for what is none."""
-        match = _SIZE.fullmatch(str(value))
-        if match is None or (match[2] or "B") not in _FACTORS:
-            self.fail(f"'{value}' is not a size: write a number of bytes, or one with kB, MB, GB, KiB, MiB, GiB")
-        return int(float(match[1]) * _FACTORS[match[2] or "B"])
+def _size(context: click.Context, _: click.Parameter, text: str) -> int:
+    """Return the bytes that a size says, with or without a unit: 5000, 64MiB, 1.5GB."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise click.UsageError(f"--max-file needs a size as 5000, 10MB or 64MiB, got '{text}'", context)
+    return int(float(match[1]) * _FACTORS[match[2] or "B"])
 
 
 def file_options(function: Any) -> Any:
@@ -160,8 +155,8 @@ def file_options(function: Any) -> Any:
         click.option(
             "--max-file",
             metavar="SIZE",
-            type=Size(),
             default="64MiB",
+            callback=_size,
             help="Leave out files beside the weights that are larger, with a warning; by default 64MiB.",
         ),
         click.option(
