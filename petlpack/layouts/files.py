@@ -144,7 +144,7 @@ class _Sorting:
             return None
         if kind in LEAVES:
             return LEAVES[kind]
-        if any(map(is_checkpoint, name.parts[:-1])):
+        if any(map(is_checkpoint, name.parts[:-1])) or (kind == _OTHER_WEIGHTS and is_checkpoint(name.stem)):
             return ANOTHER_CHECKPOINT
         return None if kind != _OTHER_WEIGHTS or self.is_component(entry.path, name) else self._why_weights(name)
 
@@ -154,13 +154,14 @@ class _Sorting:
         That is a value head, a projector, another tower: in a format that is read, and not the same weights once more,
         as `pytorch_model.bin` is beside model.safetensors. `name` is relative to the chosen directory.
         """
-        if path.suffix not in READ or is_for_other_runtime(path.name):
+        if path.suffix not in READ or is_for_other_runtime(path.name) or not LOG_FOLDERS.isdisjoint(name.parts[:-1]):
             return False
-        if not LOG_FOLDERS.isdisjoint(name.parts[:-1]):
+        beside = [file for file in self.weights if file.parent == path.parent]
+        once_more = beside if path.is_relative_to(self.chosen) else self.weights
+        if path.resolve() in {file.resolve() for file in once_more}:
             return False
-        same = any(_stem(path.name) == _stem(file.name) for file in self.weights if file.parent == path.parent)
-        linked = path.is_symlink() and path.resolve() in {file.resolve() for file in self.weights}
-        return not same and not linked and not any(fnmatchcase(name.as_posix(), glob) for glob in self.instead)
+        same = any(_stem(path.name) == _stem(file.name) for file in beside)
+        return not same and not any(fnmatchcase(name.as_posix(), glob) for glob in self.instead)
 
     def _why_weights(self, name: PurePosixPath) -> str:
         return "the same model for another runtime" if is_for_other_runtime(name.name) else _OTHER_WEIGHTS

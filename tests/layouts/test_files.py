@@ -162,6 +162,14 @@ def test_a_linked_checkpoint_is_a_directory_like_others(tmp_path: Path) -> None:
     }
 
 
+def test_a_checkpoint_that_is_a_link_inside_the_run_is_no_second_model(tmp_path: Path) -> None:
+    model(tmp_path / "run" / "final")
+    (tmp_path / "run" / "checkpoint-9").symlink_to("final")
+    encoded = encode(tmp_path / "run", tmp_path)
+    assert reasons(encoded) == {"final/model.safetensors": "other weights"}
+    assert kept(tmp_path).keys() == {"config.json", "final/config.json"}
+
+
 def test_links_that_lead_round_or_anywhere_end(tmp_path: Path) -> None:
     run = model(tmp_path / "run")
     put(tmp_path / "data", {f"{i}/rows.csv": b"1" for i in range(9)})

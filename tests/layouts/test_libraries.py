@@ -383,7 +383,9 @@ REASONS = {
     **dict.fromkeys(("events.out.tfevents.1.host.2.0", "wandb/run-1/files/code/train.py", "predictions.json"), LOG),
     ".DS_Store": CACHE,
     **dict.fromkeys(("optimizer.pt", "random_states_0.pkl", "global_step7/mp_rank_00_model_states.pt"), TRAINING_WHY),
-    **dict.fromkeys(("old/checkpoint-3/model.safetensors", "epoch_2/vocab.txt"), "another checkpoint"),
+    **dict.fromkeys(
+        ("old/checkpoint-3/model.safetensors", "epoch_2/vocab.txt", "epoch=3-step=5.ckpt"), "another checkpoint"
+    ),
     **dict.fromkeys(("tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "q4.gguf"), RUNTIME),
     "openvino/openvino_model.bin": RUNTIME,
     **dict.fromkeys(("pytorch_model.bin.index.json", "tf_model.h5.index.json"), "an index of files that are not kept"),
