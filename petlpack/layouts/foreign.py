@@ -7,7 +7,7 @@ from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import checkpoints
-from petlpack.layouts.files import TRAINING, WEIGHTS
+from petlpack.layouts.kinds import TRAINING, WEIGHTS
 from petlpack.tensors.checkpoint import find_weights
 from petlpack.tensors.content import (
     KINDS,

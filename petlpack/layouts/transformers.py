@@ -38,7 +38,7 @@ class TransformersLayout(Layout):
         """Read the run."""
         chosen, weights, warnings = _open_best(path)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, chosen, weights.sources, _index_names(chosen, weights))
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
         run = Run(
             path=path,
             layout="sentence-transformers" if "modules.json" in kept else self.id,
@@ -82,13 +82,6 @@ def _open_complete(checkpoint: Path) -> Checkpoint:
 def _open(weights: Path, place: Path) -> Checkpoint:
     """Open the weights of a directory, or of one in it that is called like a weight file."""
     return within(open_checkpoint(weights), PurePosixPath(weights.parent.relative_to(place).as_posix()))
-
-
-def _index_names(directory: Path, weights: Checkpoint) -> list[str]:
-    """Return the index of shards, which loading needs, where the weights stand in safetensors shards."""
-    sharded = len(weights.sources) > 1 and all(source.suffix == ".safetensors" for source in weights.sources)
-    indexes = weights.sources[0].parent.glob("*.safetensors.index.json") if sharded else ()
-    return [path.relative_to(directory).as_posix() for path in indexes]
 
 
 def _base_name(chosen: Path, path: Path) -> str | None:
