@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.checkpoints import adapter_config, checkpoints, places
+from petlpack.layouts.checkpoints import adapter_config, places
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.layout import TRAINER_FILES, Layout, Names
 from petlpack.layouts.run import LeftOut, read_json
 from petlpack.layouts.selection import Selection
 from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
+from petlpack.tensors.places import checkpoints
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
 

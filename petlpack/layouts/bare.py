@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
-from petlpack.layouts.kinds import TRAINING
 from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run
@@ -19,6 +18,7 @@ from petlpack.rules.modules import Dense, Plain
 from petlpack.store import SUFFIX
 from petlpack.tensors.checkpoint import PICKLED, open_checkpoint
 from petlpack.tensors.content import called
+from petlpack.tensors.places import TRAINING
 from petlpack.tensors.tensor import Tensor
 
 _ADAPTERS = {

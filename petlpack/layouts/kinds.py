@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from petlpack.tensors.places import TRAINING
+
 LOADING = frozenset(
     {
         *("config.json", "generation_config.json", "adapter_config.json", "head_config.json", "config_setfit.json"),
@@ -25,9 +27,6 @@ LOADING = frozenset(
 
 TEMPLATES = "additional_chat_templates"
 """The directory of further chat templates, all of which loading needs."""
-
-TRAINING = ("optimizer", "scheduler", "scaler.pt", "rng_state", "training_args.bin", "global_step")
-"""How the names of training state begin; most of it is pickled, and none is ever opened."""
 
 LOGS = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "result.json"}
 """Files that say how a training went, by name."""

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.checkpoints import checkpoints, first_complete
+from petlpack.layouts.checkpoints import first_complete
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
 from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint, within
+from petlpack.tensors.places import checkpoints
 
 
 @dataclass(frozen=True)
