@@ -376,15 +376,16 @@ ELSEWHERE = {
     "a role of units": [("analyze/bounds.py", "mask"), ("analyze/figures.py", "mask")],
     "what a table, a page or a rule has": [
         *[("analyze/page/__init__.py", "rows"), ("analyze/tables.py", "rows"), ("rules/rows.py", "rows")],
+        ("encoding/bind.py", "rows"),
         *[(f"codecs/{name}.py", "rows") for name in ("hyper", "mask", "merge", "plain")],
         *[("methods/trainer.py", "rows"), ("analyze/tables.py", "run"), ("analyze/offers.py", "run")],
         ("encoding/runs.py", "run"),
     ],
     "the coders that a codec tries": [
-        *[("codecs/method.py", name) for name in ("bitmap", "masks", "numbers", "rows", "ulps")],
+        *[("codecs/method.py", name) for name in ("bitmap", "masks")],
         *[("codecs/sparse.py", name) for name in ("gaps", "numbers", "rows", "ulps")],
         *[("codecs/ulp.py", name) for name in ("numbers", "rows", "ulps")],
-        *[("codecs/units.py", "numbers"), ("codecs/units.py", "planes")],
+        *[("codecs/units.py", name) for name in ("numbers", "planes", "rows", "ulps")],
     ],
     "a type of the same name": [("rules/arithmetic.py", "numbers")],
     "the one coder of shared bytes, by their format": [("sections/shared.py", "planes")],

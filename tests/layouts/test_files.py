@@ -394,7 +394,7 @@ def test_verify_compares_every_file(tmp_path: Path) -> None:
         assert error.code == "run-differs"
         (run / name).write_bytes(before)
     (run / "notes.txt").unlink()
-    assert "file 'notes.txt' of task 'run' is not in" in str(_findings(tmp_path, run).error)
+    assert "file 'notes.txt' is in task 'run', but not in" in str(_findings(tmp_path, run).error)
 
 
 def test_verify_compares_the_headers_of_weight_files(tmp_path: Path) -> None:
