@@ -11,8 +11,8 @@ from petlpack.analyze.survey.bases import BaseFiles, ComparedBases, tensor_spans
 from petlpack.analyze.survey.equality import Span
 from petlpack.analyze.survey.kinds import KINDS, WEIGHT_KINDS
 from petlpack.analyze.survey.tree import File, Key, Tree
+from petlpack.encoding.matching.names import match_names
 from petlpack.errors import BaseError
-from petlpack.tensors.names import match_names
 from petlpack.tensors.safetensors_file import Header
 
 Equal = Callable[[Sequence[Span]], list[list[int]]]
