@@ -136,6 +136,11 @@ class Sampler:
             "shared": {sha256: len(write_shared(content)) for sha256, content in described.contents.items()},
         }
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was told of the run with its base, once something was measured."""
+        return self._prepared[True].run.warnings if True in self._prepared else ()
+
     def _prepare(self, base: Base | None) -> Prepared:
         with_base = base is not None
         if with_base not in self._prepared:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from petlpack.encoding.counterparts import counterpart_warnings
 from petlpack.encoding.describe import Described, describe
 from petlpack.encoding.match import Digests, Matched, match, refuse_stranger, without_base
 from petlpack.encoding.prune import prune
@@ -44,6 +45,7 @@ def prepare(
     Raises BaseError where the base is another than a method's run was trained on, RunError as `prune` and `describe`.
     """
     matched, loss = match(run, base, digests), None
+    told = counterpart_warnings(run, matched)
     if density is not None:
         matched, loss = prune(matched, density, digests)
     if rule is not None and base is not None:
@@ -53,4 +55,5 @@ def prepare(
     parts: tuple[SharedTensors, ...] = ()
     if rule is not None:
         matched, parts = share(run, matched, digests)
-    return Prepared(run, matched, parts, describe(run, matched, parts, rule, loss, digests.jobs))
+    described = describe(run, matched, parts, rule, loss, digests.jobs)
+    return Prepared(replace(run, warnings=(*run.warnings, *told)), matched, parts, described)

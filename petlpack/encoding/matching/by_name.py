@@ -72,7 +72,7 @@ def _members(subtree: Subtree, sides: Sides, left: Set[str]) -> Matches:
 
 
 def _nearest_rival(sides: Sides, at: int, left: set[str]) -> Subtree:
-    """Return a subtree, or one after it that explains half as many of the same tensors or more, and is nearer."""
+    """Return a subtree, or one after it that is nearer, and near, and explains at least half as many of its tensors."""
     found = sides.subtrees
     first = found[at]
     own = {name: other for name, other in first.pairs if name in left}
@@ -84,7 +84,9 @@ def _nearest_rival(sides: Sides, at: int, left: set[str]) -> Subtree:
             rivals.append(rival)
     if len(rivals) == 1:
         return first
-    return min(rivals, key=lambda rival: _distance(sides, _members(rival, sides, own.keys())))
+    distances = [_distance(sides, _members(rival, sides, own.keys())) for rival in rivals]
+    nearest = min(distances)
+    return rivals[distances.index(nearest)] if nearest < NEAR else first
 
 
 def _distance(sides: Sides, members: Matches) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from petlpack.encoding.matching.samples import correlated
-from petlpack.encoding.matching.sides import Content, Matches, Sides, by_likeness
+from petlpack.encoding.matching.sides import Content, Matches, Sides, by_likeness, grouped
 from petlpack.encoding.matching.spelling import modern, numbers
 from petlpack.parallel import ordered_map
 from petlpack.tensors.tensor import Tensor
+
+Item = TypeVar("Item")
 
 
 def equal_weights(sides: Sides) -> Matches:
@@ -64,38 +67,53 @@ def near_weights(sides: Sides) -> Matches:
     A match has equal shapes, or is the base tensor of another tensor of this shape (an untied head beside resized
     embeddings), and is near. What equals a tensor that has a match is left out: it takes no bytes.
     """
-    known = {sides.content(name) for name in sides.found}
-    wanted: dict[Content, str] = {}
-    for name in sides.left():
-        if sides.content(name) not in known:
-            wanted.setdefault(sides.content(name), name)
-    names = [name for name in (*wanted.values(), *_strangers(sides)) if _tells_much(sides.tuned[name])]
-    matches: Matches = {}
-    resized = _resized(sides)
-    for group, others in _alike(sides, names):
-        for name, alike in correlated(group, others, sides.samples, sides.fits).items() if others else ():
-            matches |= _if_near(sides, name, alike)
-        for name in group:
-            if name not in matches:
-                matches |= _if_near(sides, name, resized.get(sides.tuned[name].shape, ()))
+    once = {sides.content(name): name for name in sides.wanted()}
+    matches = _near(sides, once.values())
+    changed = [(name, other) for name, other in sides.found.items() if sides.digests[name] != sides.base.sha256(other)]
+    some = _strangers(sides, _spread(changed, MOST_LOOKED_AT))
+    if _near(sides, _spread(some, MOST_TRIED)):
+        matches |= _near(sides, _strangers(sides, changed))
     return matches
 
 
-def _if_near(sides: Sides, name: str, others: Iterable[str]) -> Matches:
-    """Return the nearest of some base tensors for one of the run, if it is near."""
-    fitting = [other for other in others if sides.fits(name, other)]
-    if not fitting:
+MOST_LOOKED_AT = 512
+"""Matches of a run whose weights are compared, before all are."""
+
+MOST_TRIED = 64
+"""Strangers of these that are matched by weights, before all are: renumbered layers are many, a new head is one."""
+
+LEAST_ELEMENTS = 64
+"""Elements that a tensor must have, so that it is no chance if they go with another's."""
+
+
+def _spread(items: list[Item], most: int) -> list[Item]:
+    """Return some of many items, from first to last."""
+    return items[:: -(-len(items) // most) or 1]
+
+
+def _strangers(sides: Sides, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    return [name for name, other in pairs if not sides.samples.is_near(name, other)]
+
+
+def _near(sides: Sides, names: Iterable[str]) -> Matches:
+    """Match tensors with near ones of the base: with those that nothing matches yet, else with any."""
+    tuned = [name for name in names if _tells_much(sides.tuned[name])]
+    if not tuned:
         return {}
-    nearest = sides.nearest(name, fitting)
-    return {name: nearest} if sides.samples.is_near(name, nearest) else {}
+    again = set(tuned)
+    taken = {other for name, other in sides.found.items() if name not in again}
+    matches = _most_alike(sides, tuned, [other for other in sides.base.tensors if other not in taken])
+    rest = [name for name in tuned if name not in matches]
+    matches |= _most_alike(sides, rest, list(sides.base.tensors))
+    resized = _resized(sides)
+    for name in rest:
+        if name not in matches:
+            matches |= _if_near(sides, name, resized.get(sides.tuned[name].shape, ()))
+    return matches
 
 
 def _tells_much(tensor: Tensor) -> bool:
-    """Tell whether a tensor has so many floats that it is no chance if they go with another's."""
     return tensor.dtype.kind == "float" and tensor.size >= LEAST_ELEMENTS
-
-
-LEAST_ELEMENTS = 64
 
 
 def _resized(sides: Sides) -> dict[tuple[int, ...], list[str]]:
@@ -107,41 +125,45 @@ def _resized(sides: Sides) -> dict[tuple[int, ...], list[str]]:
     return found
 
 
-def _strangers(sides: Sides) -> list[str]:
-    """Return those that are not near to what they match: of very many only if there is one among some of them."""
-    pairs = [(name, other) for name, other in sides.found.items() if sides.digests[name] != sides.base.sha256(other)]
-    some = pairs[:: max(1, len(pairs) // MOST_LOOKED_AT)]
-    if all(sides.samples.is_near(*pair) for pair in some):
-        return []
-    return [name for name, other in pairs if not sides.samples.is_near(name, other)]
+def _if_near(sides: Sides, name: str, others: Iterable[str]) -> Matches:
+    """Return the nearest of some base tensors for one of the run, if it is near."""
+    fitting = [other for other in others if sides.fits(name, other)]
+    if not fitting:
+        return {}
+    nearest = sides.nearest(name, fitting)
+    return {name: nearest} if sides.samples.is_near(name, nearest) else {}
 
 
-MOST_LOOKED_AT = 512
-"""Matches of a run whose weights are compared: renumbered layers are many."""
-
-
-def _alike(sides: Sides, names: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield groups of the run's tensors with the base tensors of their shape; of very many, of their numbers, too."""
-    tuned: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for name in names:
-        tuned[sides.tuned[name].shape].append(name)
-    base: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for other, tensor in sides.base.tensors.items():
-        if tensor.shape in tuned and tensor.dtype.kind == "float":
-            base[tensor.shape].append(other)
+def _most_alike(sides: Sides, names: list[str], others: list[str]) -> Matches:
+    """Match tensors with the nearest of some base tensors that have their shape."""
+    tuned = grouped(names, lambda name: sides.tuned[name].shape)
+    base = grouped(
+        [other for other in others if sides.base.tensors[other].dtype.kind == "float"],
+        lambda other: sides.base.tensors[other].shape,
+    )
+    matches: Matches = {}
     for shape, group in tuned.items():
-        others = base[shape]
-        if len(group) * len(others) <= MOST_PAIRS:
-            yield group, others
-            continue
-        of_numbers: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for other in others:
-            of_numbers[numbers(other)].append(other)
-        tuned_of_numbers: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for name in group:
-            tuned_of_numbers[numbers(name)].append(name)
-        yield from ((some, of_numbers[key]) for key, some in tuned_of_numbers.items())
+        for some, candidates in _affordable(sides, group, base.get(shape, [])):
+            for name, alike in correlated(some, candidates, sides.samples).items():
+                matches |= _if_near(sides, name, alike)
+    return matches
 
 
-MOST_PAIRS = 1 << 24
-"""Pairs of tensors of one shape that are compared, half a second's work: beyond, time would grow as the square."""
+def _affordable(sides: Sides, group: list[str], others: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield tensors of one shape with those of the base to compare them with: all, or those of the same numbers.
+
+    Comparing all with all takes time as the square of their number. It is done where digesting them takes longer.
+    """
+    if not others:
+        return
+    count, pairs = len(group) + len(others), len(group) * len(others)
+    if READ_COST * count + PAIR_COST * pairs <= FREE_COST + count * sides.tuned[group[0]].nbytes:
+        yield group, others
+        return
+    base = grouped(others, numbers)
+    yield from ((some, base[key]) for key, some in grouped(group, numbers).items() if key in base)
+
+
+READ_COST, PAIR_COST, FREE_COST = 1 << 17, 64, 1 << 28
+"""What reading a sample, and comparing two, takes, in bytes that are digested meanwhile; and what is never too much,
+0.2 seconds."""

@@ -43,7 +43,7 @@ def subtrees(tuned: Shapes, base: Shapes) -> list[Subtree]:
         for prefix, suffix in _splits(plain(name)):
             candidates = suffixes.get(suffix, ())
             for base_prefix, other in candidates if len(candidates) <= MAX_CANDIDATES else ():
-                if comparable(shape, base[other]):
+                if comparable(shape, base[other]) and not _end_alike(prefix, base_prefix):
                     met[prefix, base_prefix].append((name, other))
                     votes[prefix, base_prefix] += shape == base[other]
     found = [Subtree(*key, votes[key], tuple(pairs)) for key, pairs in met.items() if votes[key]]
@@ -55,11 +55,21 @@ def _rank(subtree: Subtree) -> tuple[int, int, str, str]:
     return -subtree.fitting, parts, subtree.prefix, subtree.base_prefix
 
 
+def _end_alike(prefix: str, base_prefix: str) -> bool:
+    """Tell whether two prefixes end with the same part: shorter ones then say the same of more tensors."""
+    end = prefix.rfind(".", 0, -1)
+    return prefix != "" and base_prefix[base_prefix.rfind(".", 0, -1) + 1 :] == prefix[end + 1 :]
+
+
 def _splits(name: str) -> list[tuple[str, str]]:
     """Return (prefix, suffix) for 0..MAX_PREFIX leading parts taken off, never the last two."""
-    parts = name.split(".")
-    cuts = range(max(1, min(MAX_PREFIX + 1, len(parts) - 1)))
-    return [("".join(f"{part}." for part in parts[:cut]), ".".join(parts[cut:])) for cut in cuts]
+    cuts = [0]
+    while len(cuts) <= MAX_PREFIX:
+        cuts.append(name.find(".", cuts[-1]) + 1)
+        if name.find(".", cuts[-1]) < 0 or not cuts[-1]:
+            cuts.pop()
+            break
+    return [(name[:cut], name[cut:]) for cut in cuts]
 
 
 def nothing_fits(tuned: Shapes, base: Shapes) -> BaseError:

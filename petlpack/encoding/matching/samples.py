@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.tensors.casting import cast_bits
-from petlpack.tensors.dtypes import DTYPES
+from petlpack.tensors.dtypes import DTYPES, DType
 from petlpack.tensors.tensor import Tensor
 
 CHUNKS = 4
@@ -44,22 +44,11 @@ class Samples:
         return self._sample(name, self._base[name], of_base=True, size=self._base[name].size)
 
     def distance(self, name: str, other: str) -> float:
-        """Return how far a tensor of the run is from one of the base, 0 (equal) to FAR.
-
-        That is the mean size of their differences, in units of the run's own mean deviation; of tensors that hold no
-        floats the share of unequal elements, doubled. Of resized tensors the rows are compared that both have.
-        """
+        """Return how far a tensor of the run is from one of the base; of resized ones in the rows that both have."""
         size = min(self._tuned[name].size, self._base[other].size)
         tuned = self._sample(name, self._tuned[name], of_base=False, size=size)
         near = self._sample(other, self._base[other], of_base=True, size=size)
-        if self._tuned[name].dtype.kind != "float":
-            return FAR * float(np.mean(tuned != near)) if size else FAR
-        known = np.isfinite(tuned) & np.isfinite(near)
-        if not known.any():
-            return FAR
-        tuned, near = tuned[known], near[known]
-        apart, spread = float(np.abs(tuned - near).mean()), float(np.abs(tuned - tuned.mean()).mean())
-        return min(FAR, apart / spread) if spread else FAR * (apart > 0)
+        return distance(tuned, near, self._tuned[name].dtype)
 
     def is_near(self, name: str, other: str) -> bool:
         """Tell whether a tensor of the base predicts one of the run."""
@@ -81,11 +70,12 @@ class Samples:
         """Return the sample of a tensor's first `size` elements."""
         key = name, of_base, size
         if key not in self._known:
-            self._known[key] = _read(tensor, size)
+            self._known[key] = sample_of(tensor, size)
         return self._known[key]
 
 
-def _read(tensor: Tensor, size: int) -> Values:
+def sample_of(tensor: Tensor, size: int) -> Values:
+    """Return a sample of a tensor's first `size` elements, (up to 512,): values of floats, else bits."""
     if size <= CHUNKS * CHUNK:
         bits = tensor.read_flat(0, size)
     else:
@@ -97,13 +87,27 @@ def _read(tensor: Tensor, size: int) -> Values:
     return values
 
 
-def correlated(
-    tuned: Sequence[str], base: Sequence[str], samples: Samples, accept: Callable[[str, str], bool]
-) -> dict[str, list[str]]:
+def distance(tuned: Values, near: Values, dtype: DType) -> float:
+    """Return how far a sample of a run's tensor is from that of another, 0 (equal) to FAR.
+
+    That is the mean size of their differences, in units of the run's own mean deviation; of tensors that hold no floats
+    the share of unequal elements, times FAR.
+    """
+    if dtype.kind != "float":
+        return FAR * float(np.mean(tuned != near)) if len(tuned) else FAR
+    known = np.isfinite(tuned) & np.isfinite(near)
+    if not known.any():
+        return FAR
+    tuned, near = tuned[known], near[known]
+    apart, spread = float(np.abs(tuned - near).mean()), float(np.abs(tuned - tuned.mean()).mean())
+    return min(FAR, apart / spread) if spread else FAR * (apart > 0)
+
+
+def correlated(tuned: Sequence[str], base: Sequence[str], samples: Samples) -> dict[str, list[str]]:
     """Return, for tensors of one shape, those of the base whose weights go with each best, at most MOST_ALIKE.
 
-    They are several where they go with it nearly equally well. `accept` says which pairs may be.
-    Time and memory are those of a matrix product of the samples, (BLOCK, 512) by (512, base).
+    They are several where they go with it nearly equally well. Time and memory are those of a matrix product of the
+    samples, (BLOCK, 512) by (512, base).
     """
     directions = np.stack([_direction(samples.of_base(other)) for other in base])
     found: dict[str, list[str]] = {}
@@ -113,7 +117,7 @@ def correlated(
         for name, row in zip(block, cosines, strict=True):
             good = np.flatnonzero(row >= max(LEAST_COSINE, float(row.max()) - 0.01))
             best = good[np.argsort(-row[good], kind="stable")]
-            found[name] = [base[i] for i in best if accept(name, base[i])][:MOST_ALIKE]
+            found[name] = [base[i] for i in best[:MOST_ALIKE]]
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from petlpack.encoding.matching.prefixes import Subtree, subtrees
 from petlpack.encoding.matching.samples import Samples
@@ -13,6 +15,8 @@ from petlpack.tensors.base import Base
 from petlpack.tensors.casting import can_cast
 from petlpack.tensors.dtypes import DType
 from petlpack.tensors.tensor import Tensor
+
+Key = TypeVar("Key", bound=Hashable)
 
 Matches = dict[str, str]
 """{name in the run: name in the base}"""
@@ -45,6 +49,11 @@ class Sides:
         """Yield the tensors that match nothing yet."""
         return (name for name in self.tuned if name not in self.found)
 
+    def wanted(self) -> list[str]:
+        """Return those of them that are not equal to one that has a match: such a one takes no bytes."""
+        known = {self.content(name) for name in self.found}
+        return [name for name in self.left() if self.tuned[name].size and self.content(name) not in known]
+
     def content(self, name: str) -> Content:
         """Return what makes a tensor of the run the same as another."""
         return self.tuned[name].dtype, self.tuned[name].shape, self.digests[name]
@@ -65,6 +74,14 @@ class Sides:
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of tensors by name."""
     return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def grouped(names: Iterable[str], key: Callable[[str], Key]) -> dict[Key, list[str]]:
+    """Return names by what a function says of them, in their order."""
+    groups: dict[Key, list[str]] = defaultdict(list)
+    for name in names:
+        groups[key(name)].append(name)
+    return groups
 
 
 Step = Callable[[Sides], Matches]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from petlpack.encoding.matching.by_kind import renamed_kinds
 from petlpack.encoding.matching.by_name import equal_names, main_prefix, other_prefixes, without_wrappers
 from petlpack.encoding.matching.by_weights import equal_weights, near_weights
 from petlpack.encoding.matching.prefixes import nothing_fits
@@ -14,7 +15,7 @@ from petlpack.tensors.tensor import Tensor
 BY_NAME: tuple[Step, ...] = (equal_names, without_wrappers, main_prefix)
 """For runs of a method, whose tensors are new but for those of a frozen base."""
 
-ALL: tuple[Step, ...] = (equal_weights, *BY_NAME, other_prefixes, near_weights)
+ALL: tuple[Step, ...] = (equal_weights, *BY_NAME, other_prefixes, renamed_kinds, near_weights)
 """For whole models."""
 
 
