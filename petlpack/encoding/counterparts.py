@@ -13,6 +13,9 @@ from petlpack.tensors.tensor import Tensor
 MOST_WITHOUT = 0.01
 """Share of a run's weights without a counterpart above which it is told: new heads are smaller, lost matches larger."""
 
+FEW = 512
+"""Weights of which nothing is told, whatever share they are: they take fewer bytes than a pack's own tables."""
+
 LEAST_HELPED = 0.1
 """Share of a run's weights that a base predicts, or holds, below which it is told: it is another model's."""
 
@@ -30,14 +33,14 @@ def counterpart_warnings(run: Run, matched: Matched) -> tuple[str, ...]:
     """
     if matched.base is None or not run.whole:
         return ()
-    own = {matched.content(name): name for name in matched.tensors}  # of equal tensors one, if possible a matched one
-    own |= {matched.content(name): name for name in matched.refs}
-    sizes = {name: matched.tensors[name].size for name in matched.tensors if name in set(own.values())}
+    once = {matched.content(name): name for name in (*matched.tensors, *matched.refs)}  # if possible one with a match
+    counted = set(once.values())
+    sizes = {name: tensor.size for name, tensor in matched.tensors.items() if name in counted}
     total, without = sum(sizes.values()), [name for name in sizes if name not in matched.refs]
     lost = sum(sizes[name] for name in without)
     base = printable(str(matched.base.path))
     told = []
-    if lost > MOST_WITHOUT * total:
+    if lost > max(MOST_WITHOUT * total, FEW):
         kinds = {kind_of(name): name for name in reversed(without)}  # of what is in all layers the first
         shown = [name for name in without if kinds[kind_of(name)] == name][:NAMED]
         names = ", ".join(map(printable, shown)) + (", ..." if len(without) > len(shown) else "")

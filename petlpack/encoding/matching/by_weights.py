@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from petlpack.encoding.matching.samples import correlated
+from petlpack.encoding.matching.samples import FEW_ELEMENTS, correlated
 from petlpack.encoding.matching.sides import Content, Matches, Sides, by_likeness, grouped
 from petlpack.encoding.matching.spelling import modern, numbers
 from petlpack.parallel import ordered_map
@@ -82,9 +82,6 @@ MOST_LOOKED_AT = 512
 MOST_TRIED = 64
 """Strangers of these that are matched by weights, before all are: renumbered layers are many, a new head is one."""
 
-LEAST_ELEMENTS = 64
-"""Elements that a tensor must have, so that it is no chance if they go with another's."""
-
 
 def _spread(items: list[Item], most: int) -> list[Item]:
     """Return some of many items, from first to last."""
@@ -113,7 +110,7 @@ def _near(sides: Sides, names: Iterable[str]) -> Matches:
 
 
 def _tells_much(tensor: Tensor) -> bool:
-    return tensor.dtype.kind == "float" and tensor.size >= LEAST_ELEMENTS
+    return tensor.dtype.kind == "float" and tensor.size >= FEW_ELEMENTS
 
 
 def _resized(sides: Sides) -> dict[tuple[int, ...], list[str]]:
@@ -131,7 +128,7 @@ def _if_near(sides: Sides, name: str, others: Iterable[str]) -> Matches:
     if not fitting:
         return {}
     nearest = sides.nearest(name, fitting)
-    return {name: nearest} if sides.samples.is_near(name, nearest) else {}
+    return {name: nearest} if sides.samples.is_surely_near(name, nearest) else {}
 
 
 def _most_alike(sides: Sides, names: list[str], others: list[str]) -> Matches:

@@ -22,6 +22,11 @@ NEAR = 0.75
 """Distance below which a tensor is predicted by another: fine-tunes have 0.0001 to 0.3, strangers 1.4. A prediction at
 this distance still saves half a bit a weight."""
 
+MANY_ELEMENTS = 64
+FEW_ELEMENTS = 8
+VERY_NEAR = 0.1
+"""Strangers of MANY_ELEMENTS are never NEAR by chance, those of FEW_ELEMENTS never VERY_NEAR."""
+
 _DOUBLE = DTYPES["F64"]
 
 Values = NDArray[np.float64]
@@ -54,12 +59,17 @@ class Samples:
         """Tell whether a tensor of the base predicts one of the run."""
         return self.distance(name, other) < NEAR
 
+    def is_surely_near(self, name: str, other: str) -> bool:
+        """Tell whether it does, and not by chance."""
+        return self.distance(name, other) < near_enough(self._tuned[name].size)
+
     def mean_distance(self, pairs: Sequence[tuple[str, str]]) -> float:
-        """Return the distance of pairs of tensors, each counted by its elements."""
+        """Return the distance of pairs of tensors, each counted by its elements; FAR where that may be by chance."""
         sizes = [self._tuned[name].size for name, _ in pairs]
         total = sum(sizes)
         distances = (size * self.distance(*pair) for pair, size in zip(pairs, sizes, strict=True))
-        return sum(distances) / total if total else FAR
+        mean = sum(distances) / total if total else FAR
+        return mean if mean < near_enough(total) else FAR
 
     def is_constant(self, name: str) -> bool:
         """Tell whether a tensor of the run has one value only: it then says nothing of where it comes from."""
@@ -85,6 +95,11 @@ def sample_of(tensor: Tensor, size: int) -> Values:
         return bits.astype(np.float64)
     values: Values = cast_bits(bits, tensor.dtype, _DOUBLE).view("<f8")
     return values
+
+
+def near_enough(size: int) -> float:
+    """Return the distance below which tensors of so many elements are not near by chance; 0 for too few."""
+    return NEAR if size >= MANY_ELEMENTS else VERY_NEAR if size >= FEW_ELEMENTS else 0.0
 
 
 def distance(tuned: Values, near: Values, dtype: DType) -> float:
