@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from petlpack.encoding.matching.sides import Content
-from petlpack.encoding.matching.steps import ALL, BY_NAME, match_tensors
+from petlpack.encoding.matching.steps import ALL, BY_NAME, match_tensors, refuse_unrelated
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
@@ -70,6 +70,8 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
         steps = ALL if run.whole else BY_NAME
         names = match_tensors(tensors, digests.of(tensors), base, digests.jobs, steps)
         refs = dict(zip(names, ordered_map(base.ref, names.values(), digests.jobs), strict=True))
+        if not refs:
+            refuse_unrelated(tensors, base)
     return matched_with(tensors, refs, base, digests)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from petlpack.encoding.matching.by_kind import renamed_kinds
 from petlpack.encoding.matching.by_name import equal_names, main_prefix, other_prefixes, without_wrappers
 from petlpack.encoding.matching.by_weights import equal_weights, near_weights
-from petlpack.encoding.matching.prefixes import nothing_fits
+from petlpack.encoding.matching.prefixes import nothing_fits, subtrees
 from petlpack.encoding.matching.sides import Matches, Sides, Step, shapes_of
 from petlpack.tensors.base import Base
 from petlpack.tensors.tensor import Tensor
@@ -24,12 +24,16 @@ def match_tensors(
 ) -> Matches:
     """Return {name in the run: name in the base} for every tensor of a run that a tensor of the base predicts.
 
-    `digests` are the run's; several of its tensors may have one of the base. Raises BaseError where none has any, and
-    no names meet.
+    `digests` are the run's; several of its tensors may have one of the base.
     """
     sides = Sides(tuned, digests, base, jobs)
     for step in steps:
         sides.found.update(step(sides))
-    if not sides.found and not sides.subtrees:
-        raise nothing_fits(shapes_of(tuned), shapes_of(base.tensors))
     return {name: sides.found[name] for name in tuned if name in sides.found}
+
+
+def refuse_unrelated(tuned: Mapping[str, Tensor], base: Base) -> None:
+    """Raise BaseError for a base of which no tensor meets one of the run's by name and shape."""
+    shapes, base_shapes = shapes_of(tuned), shapes_of(base.tensors)
+    if not subtrees(shapes, base_shapes):
+        raise nothing_fits(shapes, base_shapes)

@@ -229,7 +229,8 @@ def test_plan_tells_what_encode_tells(tmp_path: Path) -> None:
 
 def test_a_base_that_has_nothing_of_the_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseError, match="no tensor name in common"):
-        matches(tmp_path, {"a.b": weights("F32", (9, 9), 1)}, {"x.y": weights("F32", (9, 9), 2)})
+        encoded(tmp_path, {"a.b": weights("F32", (9, 9), 1)}, {"x.y": weights("F32", (9, 9), 2)})
+    assert not (tmp_path / "pack").exists()
 
 
 @pytest.mark.parametrize("dtype", ["I32", "BOOL", "U8"])
