@@ -114,7 +114,7 @@ def _members(files: Sequence[File], headers: Mapping[Key, Header], bases: Compar
     """List the tensors of some files; the names of all files of a directory are matched with the base's together."""
     folders: dict[Path, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for file in files:
-        shapes = {_plain(name): entry.shape for name, entry in headers[file.key].entries.items()}
+        shapes = {name: entry.shape for name, entry in headers[file.key].entries.items()}
         folders[file.path.parent].update(shapes)
     known: dict[Hashable, dict[str, str]] = {}
     """Runs of one kind have the same names, which take longer to match than to compare."""
@@ -130,16 +130,11 @@ def _members(files: Sequence[File], headers: Mapping[Key, Header], bases: Compar
         if alike not in known:
             known[alike] = _match(shapes, base)
         for name, span in spans.items():
-            namesake = base.spans.get(known[alike].get(_plain(name), ""))
+            namesake = base.spans.get(known[alike].get(name, ""))
             if namesake is not None and (namesake.nbytes, namesake.like) != (span.nbytes, span.like):
                 namesake = None
             members.append(_Member(file.key, name, span, namesake))
     return members
-
-
-def _plain(name: str) -> str:
-    """Return a tensor's name without what PEFT puts into it where it wraps a module."""
-    return name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _match(shapes: Mapping[str, tuple[int, ...]], base: BaseFiles) -> dict[str, str]:
