@@ -20,7 +20,7 @@ LEAST_HELPED = 0.1
 """Share of a run's weights that a base predicts, or holds, below which it is told: it is another model's."""
 
 MEASURED = 64
-"""Changed tensors whose distance from the base is measured, small and large ones: they tell of all."""
+"""Tensors whose distance from the base is measured, from the largest on: they tell of all."""
 
 NAMED = 5
 """Tensors that are named, of each kind one."""
@@ -45,8 +45,8 @@ def counterpart_warnings(run: Run, matched: Matched) -> tuple[str, ...]:
         shown = [name for name in without if kinds[kind_of(name)] == name][:NAMED]
         names = ", ".join(map(printable, shown)) + (", ..." if len(without) > len(shown) else "")
         told.append(f"{lost:,} of {total:,} weights have no counterpart in the base '{base}': {names}")
-    changed = [name for name in sizes if name in matched.refs and name not in matched.unchanged]
-    far = round(_far_share(changed, matched) * sum(sizes[name] for name in changed))
+    same = sum(size for name, size in sizes.items() if name in matched.unchanged)
+    far = 0 if same >= LEAST_HELPED * total else _count_far([name for name in sizes if name in matched.refs], matched)
     if total and total - lost - far < LEAST_HELPED * total:
         told.append(
             f"the base '{base}' hardly helps: {lost + far:,} of {total:,} weights are not in it, or far from it; "
@@ -55,13 +55,17 @@ def counterpart_warnings(run: Run, matched: Matched) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _far_share(changed: list[str], matched: Matched) -> float:
-    """Return the share of changed weights that are in tensors far from the base's, from some of these."""
-    ordered = sorted(changed, key=lambda name: matched.tensors[name].size)
-    some = ordered[:: max(1, len(ordered) // MEASURED)]
-    sizes = [matched.tensors[name].size for name in some]
-    far = sum(size for name, size in zip(some, sizes, strict=True) if _distance(name, matched) >= NEAR)
-    return far / sum(sizes) if some else 0.0
+def _count_far(names: list[str], matched: Matched) -> int:
+    """Return how many weights are in tensors far from the base's, told by some of these; 0 once enough are near."""
+    changed = sorted(names, key=lambda name: -matched.tensors[name].size)
+    some = changed[:: -(-len(changed) // MEASURED) or 1]
+    measured, near = sum(matched.tensors[name].size for name in some), 0
+    for name in some:
+        near += matched.tensors[name].size * (_distance(name, matched) < NEAR)
+        if near >= LEAST_HELPED * measured:
+            return 0
+    whole = sum(matched.tensors[name].size for name in changed)
+    return whole - round(near / measured * whole) if measured else 0
 
 
 def _distance(name: str, matched: Matched) -> float:

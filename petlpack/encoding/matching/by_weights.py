@@ -70,14 +70,15 @@ def near_weights(sides: Sides) -> Matches:
     once = {sides.content(name): name for name in sides.wanted()}
     matches = _near(sides, once.values())
     changed = [(name, other) for name, other in sides.found.items() if sides.digests[name] != sides.base.sha256(other)]
-    some = _strangers(sides, _spread(changed, MOST_LOOKED_AT))
+    matrices = [pair for pair in changed if len(sides.tuned[pair[0]].shape) > 1]
+    some = _strangers(sides, _spread(matrices, MOST_LOOKED_AT))
     if _near(sides, _spread(some, MOST_TRIED)):
         matches |= _near(sides, _strangers(sides, changed))
     return matches
 
 
 MOST_LOOKED_AT = 512
-"""Matches of a run whose weights are compared, before all are."""
+"""Matrices of a run that are compared with what they match, before all tensors are."""
 
 MOST_TRIED = 64
 """Strangers of these that are matched by weights, before all are: renumbered layers are many, a new head is one."""
