@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from petlpack.codecs.registry import codecs_for
+from petlpack.encoding.matching.names import match_names
 from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.checkpoints import checkpoints
@@ -17,7 +18,6 @@ from petlpack.layouts.run import Run
 from petlpack.tensors.adapted import adapted
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.casting import can_cast, cast_bits
-from petlpack.tensors.names import match_names
 from petlpack.tensors.tensor import Tensor
 
 _HINT = "pass the pretrained model that the run was trained from"

@@ -8,18 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from petlpack.encoding.matching.sides import Content
+from petlpack.encoding.matching.steps import ALL, BY_NAME, match_tensors, refuse_unrelated
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
 from petlpack.records.template import texts_of
 from petlpack.tensors.base import Base, BaseRef, needed
-from petlpack.tensors.casting import can_cast
-from petlpack.tensors.dtypes import DType
-from petlpack.tensors.names import match_names
 from petlpack.tensors.tensor import Tensor
-
-Content = tuple[DType, tuple[int, ...], str]
-"""Dtype, shape and digest: tensors that agree in them are the same, bit for bit."""
 
 
 class Digests:
@@ -64,20 +60,18 @@ class Matched:
 
 
 def match(run: Run, base: Base | None, digests: Digests) -> Matched:
-    """Match a run with its base by names and shapes; tensors whose dtypes cannot be compared have none there."""
+    """Match a run with its base, a method's by names and shapes, a whole model by its weights, too.
+
+    Tensors whose dtypes cannot be compared have none there. Raises BaseError where nothing of the run is in the base.
+    """
     tensors = dict(run.module.tensors)
     refs: dict[str, BaseRef] = {}
     if base is not None:
-        names = match_names(
-            {name: tensor.shape for name, tensor in tensors.items()},
-            {name: tensor.shape for name, tensor in base.tensors.items()},
-        )
-        usable = {
-            name: other
-            for name, other in names.items()
-            if tensors[name].size and can_cast(base.tensors[other].dtype, tensors[name].dtype)
-        }
-        refs = dict(zip(usable, ordered_map(base.ref, usable.values(), digests.jobs), strict=True))
+        steps = ALL if run.whole else BY_NAME
+        names = match_tensors(tensors, digests.of(tensors), base, digests.jobs, steps)
+        refs = dict(zip(names, ordered_map(base.ref, names.values(), digests.jobs), strict=True))
+        if not refs:
+            refuse_unrelated(tensors, base)
     return matched_with(tensors, refs, base, digests)
 
 

@@ -422,6 +422,8 @@ def test_a_truncated_pickle_is_told_without_what_torch_says(place: Place) -> Non
             petlpack.encode(path.parent, place.root / "new", place.base)
         assert "PytorchStreamReader" not in caught.value.message
         assert "internal" not in caught.value.message
+
+
 # Matrices that were not gathered
 
 
