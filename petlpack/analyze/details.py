@@ -118,7 +118,9 @@ def details(task: Task) -> Details:
     return Details(
         task,
         TensorCounts(len(template.slots), len(sources.unchanged), len(sources.aliases), len(sources.stored)),
-        NeededBase(template.base_name, len(template.base)) if template.base else None,
+        NeededBase(template.base_name, len({ref for view in template.base.values() for ref in view.refs}))
+        if template.base
+        else None,
         tuple(
             SectionDetails(row.name, row.coder, row.dtype, row.count, payload[row.name])
             for row in task.manifest.sections

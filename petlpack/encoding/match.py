@@ -12,11 +12,12 @@ from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
 from petlpack.records.template import texts_of
-from petlpack.tensors.base import Base, BaseRef, needed
+from petlpack.tensors.base import Base, needed
 from petlpack.tensors.casting import can_cast
 from petlpack.tensors.dtypes import DType
 from petlpack.tensors.names import match_names
 from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.views import BaseRef, View
 
 Content = tuple[DType, tuple[int, ...], str]
 """Dtype, shape and digest: tensors that agree in them are the same, bit for bit."""
@@ -40,11 +41,11 @@ class Digests:
 
 @dataclass(frozen=True)
 class Matched:
-    """The tensors of a run by name, their sha256, and the base's tensor of those that have one."""
+    """The tensors of a run by name, their sha256, and what of the base predicts those that have something there."""
 
     tensors: Mapping[str, Tensor]
     digests: Mapping[str, str]
-    refs: Mapping[str, BaseRef]
+    refs: Mapping[str, View]
     unchanged: frozenset[str]
     """Those that are the base's, bit for bit, after rounding to their dtype: they need no bytes."""
     base: Base | None
@@ -66,7 +67,7 @@ class Matched:
 def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     """Match a run with its base by names and shapes; tensors whose dtypes cannot be compared have none there."""
     tensors = dict(run.module.tensors)
-    refs: dict[str, BaseRef] = {}
+    refs: dict[str, View] = {}
     if base is not None:
         names = match_names(
             {name: tensor.shape for name, tensor in tensors.items()},
@@ -82,7 +83,7 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
 
 
 def matched_with(
-    tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base | None, digests: Digests
+    tensors: Mapping[str, Tensor], refs: Mapping[str, View], base: Base | None, digests: Digests
 ) -> Matched:
     """Return tensors and their tensors of the base, with which of them are equal."""
     hashes = digests.of(tensors)
@@ -90,11 +91,11 @@ def matched_with(
     return Matched(tensors, hashes, refs, frozenset(unchanged), base)
 
 
-def _equals(tensor: Tensor, digest: str, ref: BaseRef, base: Base) -> bool:
+def _equals(tensor: Tensor, digest: str, ref: View, base: Base) -> bool:
     """Tell whether a tensor is the base's, bit for bit, after rounding to its dtype."""
     if ref.shape != tensor.shape:
         return False
-    if ref.dtype == tensor.dtype:
+    if isinstance(ref, BaseRef) and ref.dtype == tensor.dtype:
         return ref.sha256 == digest
     start = 0
     for piece in tensor.pieces():
@@ -116,7 +117,8 @@ def refuse_stranger(run: Run, matched: Matched) -> None:
     """Raise BaseError where a method's run does not have most of the base, which a method leaves frozen."""
     base = needed(matched.base)
     whole = sum(tensor.size for tensor in base.tensors.values())
-    frozen = sum(base.tensors[name].size for name in {matched.refs[name].name for name in matched.unchanged})
+    used = {ref.name for name in matched.unchanged for ref in matched.refs[name].refs}
+    frozen = sum(base.tensors[name].size for name in used)
     if 2 * frozen < whole:
         other = next((name for name in matched.refs if name not in matched.unchanged), "what is not in both")
         raise BaseError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import BaseError, RunError, printable
@@ -11,16 +10,8 @@ from petlpack.errors.arguments import path_of
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.tensor import Tensor
-
-
-@dataclass(frozen=True)
-class BaseRef:
-    """What a tensor of the base must be: its name, dtype, shape and the sha256 of its bytes."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    sha256: str
+from petlpack.tensors.view_reader import ViewReader
+from petlpack.tensors.views import BaseRef, View
 
 
 class Base:
@@ -44,6 +35,7 @@ class Base:
             raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
         self._digests: dict[str, str] = {}
         self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
+        self._views = ViewReader(self.check)
 
     def ref(self, name: str) -> BaseRef:
         """Return what this base's tensor is, digest included."""
@@ -81,9 +73,12 @@ class Base:
             )
         return tensor
 
-    def predict(self, ref: BaseRef, dtype: DType, start: int, stop: int) -> Bits:
-        """Return flat elements of a checked base tensor, rounded to the fine-tune's dtype: a codec's prediction."""
-        return cast_bits(self.check(ref).read_flat(start, stop), ref.dtype, dtype)
+    def predict(self, view: View, dtype: DType, start: int, stop: int) -> Bits:
+        """Return flat elements of a view, rounded to the fine-tune's dtype: a codec's prediction.
+
+        Raises BaseError as `check`, for each tensor that the elements need.
+        """
+        return cast_bits(self._views.read(view, start, stop), view.dtype, dtype)
 
 
 def is_directory(name: str) -> bool:
