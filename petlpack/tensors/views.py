@@ -7,7 +7,8 @@ shape before anything is read; `view_reader.py` reads it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from petlpack.errors import RefusedError
@@ -257,3 +258,14 @@ def _misfit_scales(view: Scaled) -> list[tuple[bool, str]]:
             f"scales of {named}",
         ),
     ]
+
+
+def with_refs(view: View, ref_of: Callable[[str], BaseRef]) -> View:
+    """Return a view with other references for its base tensors, by their names."""
+    if isinstance(view, BaseRef):
+        return ref_of(view.name)
+    if isinstance(view, Concatenated):
+        return Concatenated(view.axis, tuple(with_refs(part, ref_of) for part in view.parts))
+    if isinstance(view, Scaled):
+        return Scaled(view.blocks, with_refs(view.of, ref_of), with_refs(view.scales, ref_of))
+    return replace(view, of=with_refs(view.of, ref_of))
