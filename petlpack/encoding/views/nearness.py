@@ -42,11 +42,12 @@ def _distance(weights: NDArray[np.float64], others: NDArray[np.float64]) -> floa
     known = np.isfinite(weights) & np.isfinite(others)
     if not known.any():
         return math.inf
-    size = float(np.square(weights[known]).sum())
-    difference = float(np.square(weights[known] - others[known]).sum())
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # random bits of F64 are weights, too
+        size = float(np.square(weights[known]).sum())
+        difference = float(np.square(weights[known] - others[known]).sum())
     if difference == 0:
         return 0.0
-    return math.sqrt(difference / size) if size else math.inf
+    return math.sqrt(difference / size) if 0 < size < math.inf and difference < math.inf else math.inf
 
 
 def _values(read: Read, dtype: DType, places: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ from petlpack.tensors.views import BaseRef, Reshaped, Scaled, Shape, View
 ENDINGS = ("_scale_inv", "_scale")
 """What is put behind the name of a quantised tensor for that of its scales, which both are to be multiplied with."""
 
-USUAL_BLOCK = 128
-"""Where a cut last block leaves open how large the others are: the size that fp8 checkpoints use."""
+USUAL_BLOCKS = (128, 64, 32, 16, 256, 512)
+"""Sizes that are tried first where a cut last block leaves open how large the others are; 128 is that of fp8."""
 
 
 def scaled_views(refs: Mapping[str, BaseRef]) -> dict[str, View]:
@@ -38,7 +38,8 @@ def _blocks(shape: Shape, scales: Shape) -> Shape | None:
     """Return the size of a block along each axis; None where so many scales fit no block."""
     blocks = []
     for size, count in zip(shape, scales, strict=True):
-        block = USUAL_BLOCK if -(-size // USUAL_BLOCK) == count and count > 1 else -(-size // count)
+        usual = (block for block in USUAL_BLOCKS if count > 1 and -(-size // block) == count)
+        block = next(usual, -(-size // count))
         if -(-size // block) != count:
             return None
         blocks.append(block)
