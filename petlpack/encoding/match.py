@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from petlpack.encoding.views.find import doubtful, find_views
+from petlpack.encoding.views.find import corrected, find_views
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
@@ -81,7 +81,7 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
         }
         refs = dict(zip(usable, ordered_map(base.ref, usable.values(), digests.jobs), strict=True))
         left = {name: tensor for name, tensor in tensors.items() if name not in usable}
-        refs |= find_views(left | doubtful(tensors, usable, base), base)
+        refs |= corrected(tensors, usable, base) | find_views(left, base)
     return matched_with(tensors, refs, base, digests)
 
 

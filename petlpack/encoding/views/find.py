@@ -6,21 +6,19 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from petlpack.encoding.views.items import Item, Pool, items_of, place_of
-from petlpack.encoding.views.nearness import FAR, distance, places
+from petlpack.encoding.views.nearness import FAR, Places, Samples, Values, distances, places_of, values_at
 from petlpack.encoding.views.scales import scaled_views
 from petlpack.encoding.views.tiling import Tiling, tile
 from petlpack.tensors.base import Base
-from petlpack.tensors.casting import can_cast
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Scaled, Shape, Sliced, Transposed, View, with_refs
+from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Shape, Sliced, Transposed, View, with_refs
 
 
 def find_views(tensors: Mapping[str, Tensor], base: Base) -> dict[str, View]:
@@ -34,24 +32,31 @@ def find_views(tensors: Mapping[str, Tensor], base: Base) -> dict[str, View]:
     return {name: with_refs(view, base.ref) for name, view in _Finder(floats, _weights_of(base)).find().items()}
 
 
-def doubtful(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: Base) -> dict[str, Tensor]:
-    """Return the tensors that are far from the base tensor of their name, which may be transposed or has scales."""
-    views = _weights_of(base).views
-    found = {}
+def corrected(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: Base) -> dict[str, View]:
+    """Return better views of tensors that were matched by name: where they are transposed, or the base's have scales.
+
+    `matches` has the base tensor of each. A view is better where it is near, and the base tensor itself is not.
+    """
+    weights, found = None, {}
     for name, other in matches.items():
         tensor, near = tensors[name], base.tensors[other]
         square = len(tensor.shape) > 1 and tensor.shape == near.shape and tensor.shape[-1] == tensor.shape[-2]
-        if not (square or isinstance(views.get(other), Scaled)) or tensor.dtype.kind != "float":
+        if tensor.dtype.kind != "float" or not (square or near.dtype.itemsize == 1):
             continue
-        inside = places(min(tensor.size, near.size))
-        pairs = np.stack([inside, inside], axis=1)
-        if distance(tensor.read_flat, tensor.dtype, near.read_flat, near.dtype, pairs) >= FAR:
-            found[name] = tensor
+        weights = weights or _weights_of(base)
+        views = [BaseRef(other, near.dtype, near.shape, ""), weights.views[other]]
+        views += [Transposed(view) for view in views] if square else []
+        places = places_of(min(tensor.size, near.size))
+        sampled = np.stack([weights.values(view, places) for view in views])
+        shares = distances(values_at(tensor.read_flat, tensor.dtype, places), sampled).tolist()
+        nearest = min(range(len(views)), key=shares.__getitem__)
+        if shares[0] >= FAR > shares[nearest]:
+            found[name] = with_refs(views[nearest], base.ref)
     return found
 
 
 class _Weights:
-    """The float tensors of a base as views, those with scales scaled, and as the items that they are part of."""
+    """The float tensors of a base as views, those with scales scaled, and the items that they are part of."""
 
     def __init__(self, base: Base) -> None:
         plain = {
@@ -60,13 +65,23 @@ class _Weights:
             if tensor.size and tensor.dtype.kind == "float"
         }
         self.views: dict[str, View] = {**plain, **scaled_views(plain)}
-        self.pool = Pool(_turned(items_of(self.views)))
         self._reader = ViewReader(lambda ref: base.tensors[ref.name])
         self._known: dict[Item, View] = {}
+        self._samples = Samples()
 
-    def read(self, view: View, start: int, stop: int) -> Bits:
-        """Return flat elements of a view."""
-        return self._reader.read(view, start, stop)
+    @cached_property
+    def pool(self) -> Pool:
+        """The items of the base, as they stand and transposed."""
+        return Pool(_turned(items_of(self.views)))
+
+    def values(self, view: View, places: Places) -> Values:
+        """Return the elements of a view at flat places."""
+        return values_at(partial(self._reader.read, view), view.dtype, places)
+
+    def sample(self, item: Item, count: int) -> Values:
+        """Return the first elements of the sample of an item."""
+        view = self.view(item)
+        return self._samples.of(item, count, partial(self.values, view), places_of(math.prod(item.shape)))
 
     def view(self, item: Item) -> View:
         """Return what an item gives."""
@@ -95,6 +110,7 @@ class _Finder:
 
     def __init__(self, tensors: Mapping[str, Tensor], weights: _Weights) -> None:
         self._tensors, self._weights = tensors, weights
+        self._samples = Samples()
         self._found: dict[str, View] = {}
 
     def find(self) -> dict[str, View]:
@@ -109,18 +125,17 @@ class _Finder:
 
     def _find_fused(self, by_layer: bool) -> None:
         """Find tensors of the run that are several of the base, or one transposed."""
+        weights = self._weights
         for name, tensor in self._left().items():
             place = place_of(name, by_layer)
-
-            def nearness(item: Item, pairs: NDArray[np.int64], tensor: Tensor = tensor) -> float:
-                return self._distance(tensor, self._weights.view(item), pairs)
-
+            whole = partial(values_at, tensor.read_flat, tensor.dtype)
             for axis in range(len(tensor.shape)):
-                items = self._weights.pool.beside(place, axis, tensor.shape, name)
+                items = weights.pool.beside(place, axis, tensor.shape, name)
                 items = [item for item in items if _tells(item, tensor.shape, place)]
-                tiling = tile(tensor.shape, axis, items, nearness)
-                if tiling is not None and len({self._weights.view(item).dtype for _, item in tiling.parts}) == 1:
-                    self._found[name] = _fused(tiling, [self._weights.view(item) for _, item in tiling.parts])
+                tiling = tile(tensor.shape, axis, items, whole, weights.sample)
+                views = [] if tiling is None else [weights.view(item) for _, item in tiling.parts]
+                if tiling is not None and len({view.dtype for view in views}) == 1:
+                    self._found[name] = _fused(tiling, views)
                     break
 
     def _find_split(self, by_layer: bool) -> None:
@@ -130,33 +145,24 @@ class _Finder:
         for name, leaf in self._weights.views.items() if left else ():
             wholes = [leaf, Transposed(leaf)] if len(leaf.shape) > 1 else [leaf]
             for whole, axis in itertools.product(wholes, range(len(leaf.shape))):
-
-                def nearness(item: Item, pairs: NDArray[np.int64], whole: View = whole) -> float:
-                    return self._distance(self._together(item), whole, pairs[:, ::-1])
-
                 items = pool.beside(place_of(name, by_layer), axis, whole.shape, name)
                 items = [item for item in items if not self._found.keys() & set(item.names)]
                 items = [item for item in items if len(item.names) > 1 or item.shape != whole.shape]
-                tiling = tile(whole.shape, axis, items, nearness)
-                if tiling is not None:
-                    for item, part in _parts(tiling, whole):
-                        self._found.update(self._members(item, part))
+                tiling = tile(whole.shape, axis, items, partial(self._weights.values, whole), self._sample)
+                for item, part in () if tiling is None else _parts(tiling, whole):
+                    self._found.update(self._members(item, part))
 
-    def _distance(self, tensor: Tensor, view: View, pairs: NDArray[np.int64]) -> float:
-        if not can_cast(view.dtype, tensor.dtype):
-            return math.inf
-        near = partial(self._weights.read, view)
-        return distance(tensor.read_flat, tensor.dtype, near, view.dtype, pairs)
-
-    def _together(self, item: Item) -> Tensor:
-        """Return an item of the run as one tensor, for reads of single elements."""
+    def _sample(self, item: Item, count: int) -> Values:
+        """Return the first elements of the sample of an item of the run."""
         members = [self._tensors[name] for name in item.names]
         size = members[0].size
 
-        def read_flat(start: int, stop: int) -> Bits:
+        def read(start: int, stop: int) -> Bits:
             return members[start // size].read_flat(start % size, start % size + stop - start)
 
-        return Tensor(members[0].dtype, item.shape, read_flat)
+        return self._samples.of(
+            item, count, partial(values_at, read, members[0].dtype), places_of(math.prod(item.shape))
+        )
 
     def _members(self, item: Item, part: View) -> dict[str, View]:
         """Return the views of the tensors of an item, of that of the whole item."""
@@ -195,7 +201,7 @@ def _fused(tiling: Tiling, views: list[View]) -> View:
         return views[0]
     if tiling.groups == 1:
         return Concatenated(tiling.axis, tuple(views))
-    shapes = [tiling.grouped_part(item) for _, item in tiling.parts]
+    shapes = [tiling.grouped_as(item.shape) for _, item in tiling.parts]
     parts = tuple(Reshaped(shape, view) for shape, view in zip(shapes, views, strict=True))
     return Reshaped(tiling.shape, Concatenated(tiling.axis + 1, parts))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.views import Shape, View
@@ -81,9 +82,9 @@ class Pool:
         Those whose names have most in common with `name` come first.
         """
         found = self._items.get((place, axis, _without(shape, axis)), [])
-        words = set(_words(name))
+        words = _words(name)
         fitting = [item for item in found if item.shape[axis] <= shape[axis]]
-        fitting.sort(key=lambda item: -len(words & set(_words(item.names[0]))))
+        fitting.sort(key=lambda item: -len(words & _words(item.names[0])))
         return fitting[:MOST_POOL]
 
 
@@ -91,5 +92,6 @@ def _without(shape: Shape, axis: int) -> Shape:
     return *shape[:axis], *shape[axis + 1 :]
 
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"[A-Za-z]+|[0-9]+", name)
+@lru_cache(maxsize=1 << 16)
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[A-Za-z]+|[0-9]+", name))

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from petlpack.encoding.views.items import Item
-from petlpack.encoding.views.nearness import FAR, places
+from petlpack.encoding.views.nearness import FAR, FIRST, HOPELESS, SAMPLED, Places, Values, distances, places_of
 from petlpack.tensors.views import Shape
 
-Nearness = Callable[[Item, NDArray[np.int64]], float]
-"""Returns how far an item is from the whole, compared at pairs of places (in the whole, in the item)."""
+ReadWhole = Callable[[Places], Values]
+"""Returns the elements of the whole at flat places."""
+
+ReadItem = Callable[[Item, int], Values]
+"""Returns the first so many elements of an item's sample."""
 
 
 @dataclass(frozen=True)
@@ -32,65 +34,84 @@ class Tiling:
 
     @property
     def grouped(self) -> Shape:
-        """The shape in which the groups are an axis, and each entry of the next axis is a part's row of a group."""
-        return self._grouped(self.shape)
+        """The shape in which the groups are an axis, and the next one runs through all that is in a group."""
+        return self.grouped_as(self.shape)
 
-    def grouped_part(self, item: Item) -> Shape:
-        """Return the shape of an item beside others in `grouped`."""
-        return self._grouped(item.shape)
+    def grouped_as(self, shape: Shape) -> Shape:
+        """Return the shape of a part beside others in `grouped`."""
+        return *shape[: self.axis], self.groups, math.prod(shape[self.axis :]) // self.groups
 
     def row(self, entry: int) -> int:
         """Return where an entry along the axis starts in the last axis of `grouped`."""
         return entry // self.groups * math.prod(self.shape[self.axis + 1 :])
 
-    def _grouped(self, shape: Shape) -> Shape:
-        return *shape[: self.axis], self.groups, math.prod(shape[self.axis :]) // self.groups
 
+def tile(shape: Shape, axis: int, pool: Sequence[Item], whole: ReadWhole, read: ReadItem) -> Tiling | None:
+    """Return how items of a pool, each used once, make up a whole of a shape; None where they do not.
 
-def tile(shape: Shape, axis: int, pool: Sequence[Item], nearness: Nearness) -> Tiling | None:
-    """Return how items of a pool make up a whole, nearest items first; None where they do not."""
-    for groups in _groups(shape[axis], pool, axis):
-        parts = _parts(shape, axis, groups, pool, nearness)
+    Of the items that may come next the nearest does, and it must be near.
+    """
+    if not _can_fill(shape[axis], [item.shape[axis] for item in pool]):
+        return None
+    for groups in _groups(shape[axis], [item.shape[axis] for item in pool]):
+        parts = _parts(Tiling(shape, axis, groups, ()), pool, whole, read)
         if parts is not None:
             return Tiling(shape, axis, groups, parts)
     return None
 
 
-def _groups(size: int, pool: Sequence[Item], axis: int) -> Iterator[int]:
-    """Yield 1, and what divides the axis of the whole and of a pair of items that could share it."""
+def _can_fill(size: int, sizes: Sequence[int]) -> bool:
+    """Tell whether some of the sizes have this sum: as bits of a number, the sums that are reached."""
+    sums, mask = 1, (1 << (size + 1)) - 1
+    for one in sizes:
+        sums |= (sums << one) & mask
+    return bool(sums >> size)
+
+
+def _groups(size: int, sizes: Sequence[int]) -> Iterator[int]:
+    """Yield 1, and what divides the whole and all items that are smaller."""
     yield 1
-    sizes = [item.shape[axis] for item in pool if item.shape[axis] < size]
-    if len(sizes) > 1:
-        common = math.gcd(size, *sizes)
+    smaller = [one for one in sizes if one < size]
+    if len(smaller) > 1:
+        common = math.gcd(size, *smaller)
         yield from (groups for groups in range(2, common + 1) if common % groups == 0)
 
 
 def _parts(
-    shape: Shape, axis: int, groups: int, pool: Sequence[Item], nearness: Nearness
+    tiling: Tiling, pool: Sequence[Item], whole: ReadWhole, read: ReadItem
 ) -> tuple[tuple[int, Item], ...] | None:
+    size, axis = tiling.shape[tiling.axis], tiling.axis
+    left = [item for item in pool if tiling.groups == 1 or item.shape[axis] < size]
     parts: list[tuple[int, Item]] = []
     start = 0
-    while start < shape[axis]:
-        best, least = None, FAR
-        for item in pool:
-            if start + item.shape[axis] > shape[axis] or any(item is used for _, used in parts):
-                continue
-            if item.shape[axis] % groups or (groups > 1 and item.shape[axis] == shape[axis]):
-                continue
-            far = nearness(item, _pairs(shape, axis, groups, start, item))
-            if far < least:
-                best, least = item, far
-        if best is None:
+    while start < size:
+        fitting = [item for item in left if start + item.shape[axis] <= size]
+        nearest = _nearest(tiling, start, fitting, whole, read)
+        if nearest is None:
             return None
-        parts.append((start, best))
-        start += best.shape[axis]
+        parts.append((start, nearest))
+        left.remove(nearest)
+        start += nearest.shape[axis]
     return tuple(parts)
 
 
-def _pairs(shape: Shape, axis: int, groups: int, start: int, item: Item) -> NDArray[np.int64]:
-    """Return the places of a sample of an item, in the whole and in the item."""
-    inside = places(math.prod(item.shape))
-    inner = math.prod(shape[axis + 1 :])
-    block, own = shape[axis] // groups * inner, item.shape[axis] // groups * inner
-    whole = inside // own * block + start // groups * inner + inside % own
-    return np.stack([whole, inside], axis=1)
+def _nearest(tiling: Tiling, start: int, items: Sequence[Item], whole: ReadWhole, read: ReadItem) -> Item | None:
+    """Return the item that is nearest to the whole from an entry on, the first of equals; None where none is near."""
+    near: list[tuple[float, int]] = []
+    for shape in {item.shape for item in items}:
+        numbers = [i for i, item in enumerate(items) if item.shape == shape]
+        places = _places(tiling, start, shape)
+        for count, limit in ((FIRST, HOPELESS), (SAMPLED, FAR)):
+            if numbers:
+                sampled = np.stack([read(items[i], count) for i in numbers])
+                far = distances(whole(places[:count]), sampled).tolist()
+                near += [(share, i) for share, i in zip(far, numbers, strict=True) if count == SAMPLED and share < FAR]
+                numbers = [i for share, i in zip(far, numbers, strict=True) if share < limit]
+    return items[min(near)[1]] if near else None
+
+
+def _places(tiling: Tiling, start: int, shape: Shape) -> Places:
+    """Return where the sample of an item of a shape is in the whole, where it starts at an entry."""
+    inside = places_of(math.prod(shape))
+    block, own = (math.prod(whole[tiling.axis :]) // tiling.groups for whole in (tiling.shape, shape))
+    return inside // own * block + tiling.row(start) + inside % own
