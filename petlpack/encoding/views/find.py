@@ -132,6 +132,7 @@ class _Finder:
             for axis in range(len(tensor.shape)):
                 items = weights.pool.beside(place, axis, tensor.shape, name)
                 items = [item for item in items if _tells(item, tensor.shape, place)]
+                items += weights.pool.reshaped(place, tensor.shape) if axis == 0 else []
                 tiling = tile(tensor.shape, axis, items, whole, weights.sample)
                 views = [] if tiling is None else [weights.view(item) for _, item in tiling.parts]
                 if tiling is not None and len({view.dtype for view in views}) == 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from petlpack.tensors.tensor import Tensor
@@ -71,7 +72,10 @@ class Pool:
     def __init__(self, items: Iterable[Item]) -> None:
         """Index items; each is also found by its first number alone."""
         self._items: dict[tuple[Place, int, Shape], list[Item]] = {}
+        self._sizes: dict[tuple[Place, int], list[Item]] = {}
         for item in items:
+            if len(item.shape) > 1 and len(item.names) == 1 and not item.transposed:
+                self._sizes.setdefault((item.numbers, math.prod(item.shape)), []).append(item)
             for axis in range(len(item.shape)):
                 for place in {item.numbers, item.numbers[:1]}:
                     self._items.setdefault((place, axis, _without(item.shape, axis)), []).append(item)
@@ -86,6 +90,11 @@ class Pool:
         fitting = [item for item in found if item.shape[axis] <= shape[axis]]
         fitting.sort(key=lambda item: -len(words & _words(item.names[0])))
         return fitting[:MOST_POOL]
+
+    def reshaped(self, place: Place, shape: Shape) -> list[Item]:
+        """Return the tensors in a place that have as many elements as this shape, in another one; as of this shape."""
+        found = self._sizes.get((place, math.prod(shape)), []) if len(shape) > 1 else []
+        return [replace(item, shape=shape) for item in found if item.shape != shape][:MOST_POOL]
 
 
 def _without(shape: Shape, axis: int) -> Shape:
