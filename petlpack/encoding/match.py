@@ -80,8 +80,9 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
             if tensors[name].size and can_cast(base.tensors[other].dtype, tensors[name].dtype)
         }
         refs = dict(zip(usable, ordered_map(base.ref, usable.values(), digests.jobs), strict=True))
-        left = {name: tensor for name, tensor in tensors.items() if name not in usable}
-        refs |= corrected(tensors, usable, base) | find_views(left, base)
+        if run.whole:  # what a method adds comes from nothing in the base
+            left = {name: tensor for name, tensor in tensors.items() if name not in usable}
+            refs |= corrected(tensors, usable, base) | find_views(left, base)
     return matched_with(tensors, refs, base, digests)
 
 

@@ -14,6 +14,7 @@ from petlpack.encoding.views.items import Item, Pool, items_of, place_of
 from petlpack.encoding.views.nearness import FAR, Places, Samples, Values, distances, places_of, values_at
 from petlpack.encoding.views.scales import scaled_views
 from petlpack.encoding.views.tiling import Tiling, tile
+from petlpack.records.views import MOST_NAMES
 from petlpack.tensors.base import Base
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
@@ -29,7 +30,8 @@ def find_views(tensors: Mapping[str, Tensor], base: Base) -> dict[str, View]:
     floats = {name: tensor for name, tensor in tensors.items() if tensor.size and tensor.dtype.kind == "float"}
     if not floats:
         return {}
-    return {name: with_refs(view, base.ref) for name, view in _Finder(floats, _weights_of(base)).find().items()}
+    found = _Finder(floats, _weights_of(base)).find()
+    return {name: with_refs(view, base.ref) for name, view in found.items() if len(view.refs) <= MOST_NAMES}
 
 
 def corrected(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: Base) -> dict[str, View]:
@@ -41,7 +43,7 @@ def corrected(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: B
     for name, other in matches.items():
         tensor, near = tensors[name], base.tensors[other]
         square = len(tensor.shape) > 1 and tensor.shape == near.shape and tensor.shape[-1] == tensor.shape[-2]
-        if tensor.dtype.kind != "float" or not (square or near.dtype.itemsize == 1):
+        if tensor.dtype.kind != "float" or not near.size or not (square or near.dtype.itemsize == 1):
             continue
         weights = weights or _weights_of(base)
         views = [BaseRef(other, near.dtype, near.shape, ""), weights.views[other]]

@@ -62,10 +62,13 @@ def tile(shape: Shape, axis: int, pool: Sequence[Item], whole: ReadWhole, read: 
 
 def _can_fill(size: int, sizes: Sequence[int]) -> bool:
     """Tell whether some of the sizes have this sum: as bits of a number, the sums that are reached."""
-    sums, mask = 1, (1 << (size + 1)) - 1
+    unit = math.gcd(*sizes)
+    if not sizes or size % unit:
+        return False
+    sums, mask = 1, (1 << (size // unit + 1)) - 1
     for one in sizes:
-        sums |= (sums << one) & mask
-    return bool(sums >> size)
+        sums |= (sums << one // unit) & mask
+    return bool(sums >> size // unit)
 
 
 def _groups(size: int, sizes: Sequence[int]) -> Iterator[int]:
