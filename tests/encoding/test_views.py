@@ -119,9 +119,17 @@ def in_turn(gate: Floats, up: Floats) -> Floats:
     return np.stack([gate, up], 2).reshape(EXPERTS, 2 * INNER, HIDDEN)
 
 
+def rotary(array: Floats) -> Floats:
+    return array.reshape(-1, HEAD // 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
 OTHERWISE: Mapping[str, Callable[[State], State]] = {
     "fused attention": lambda state: attention(state, one_behind_another),
     "attention fused by groups of heads": lambda state: attention(state, by_group_of_heads),
+    "rows of rotary heads in halves": lambda state: {
+        name.replace(".q.", ".wq.").replace(".k.", ".wk."): rotary(array) if ".q." in name or ".k." in name else array
+        for name, array in state.items()
+    },
     "transposed": transposed,
     "fused attention, transposed": lambda state: transposed(attention(state, one_behind_another)),
     "stacked experts": lambda state: experts(state, gate_first),

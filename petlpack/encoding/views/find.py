@@ -11,7 +11,19 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 
 from petlpack.encoding.views.items import Item, Pool, items_of, place_of
-from petlpack.encoding.views.nearness import FAR, Places, Samples, Values, distances, places_of, values_at
+from petlpack.encoding.views.nearness import (
+    FAR,
+    FIRST,
+    HOPELESS,
+    SAMPLED,
+    Places,
+    Samples,
+    Values,
+    distances,
+    places_of,
+    values_at,
+)
+from petlpack.encoding.views.rotary import reordered
 from petlpack.encoding.views.scales import scaled_views
 from petlpack.encoding.views.tiling import Tiling, tile
 from petlpack.records.views import MOST_NAMES
@@ -120,6 +132,7 @@ class _Finder:
         for by_layer in (False, True):
             self._find_fused(by_layer)
             self._find_split(by_layer)
+        self._find_reordered()
         return self._found
 
     def _left(self) -> dict[str, Tensor]:
@@ -154,6 +167,29 @@ class _Finder:
                 tiling = tile(whole.shape, axis, items, partial(self._weights.values, whole), self._sample)
                 for item, part in () if tiling is None else _parts(tiling, whole):
                     self._found.update(self._members(item, part))
+
+    def _find_reordered(self) -> None:
+        """Find tensors of the run that are one of the base with the rows of its heads in another order."""
+        for name, tensor in self._left().items():
+            place, shape = place_of(name, False), tensor.shape
+            items = self._weights.pool.beside(place, 0, shape, name) if place and shape and shape[0] > 1 else []
+            same = [item for item in items if item.shape == shape and len(item.names) == 1 and not item.transposed]
+            views = [view for item in same for view in reordered(self._weights.view(item))]
+            nearest = self._nearest(tensor, views)
+            if nearest is not None:
+                self._found[name] = nearest
+
+    def _nearest(self, tensor: Tensor, views: list[View]) -> View | None:
+        """Return the view that is nearest to a tensor, the first of equals; None where none is near."""
+        places, whole = places_of(tensor.size), partial(values_at, tensor.read_flat, tensor.dtype)
+        shares: list[float] = []
+        for count, limit in ((FIRST, HOPELESS), (SAMPLED, FAR)):
+            if views:
+                sampled = np.stack([self._weights.values(view, places[:count]) for view in views])
+                shares = distances(whole(places[:count]), sampled).tolist()
+                views = [view for view, share in zip(views, shares, strict=True) if share < limit]
+                shares = [share for share in shares if share < limit]
+        return views[shares.index(min(shares))] if views else None
 
     def _sample(self, item: Item, count: int) -> Values:
         """Return the first elements of the sample of an item of the run."""
