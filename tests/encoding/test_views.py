@@ -18,8 +18,6 @@ from petlpack.tensors.base import Base
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
-from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Sliced, Transposed, View
 from tests.support import spec_reader
 from tests.support.small_runs import write_run
 
@@ -307,52 +305,6 @@ def test_quantised_weights_predict_with_their_scales(
     case.check_exact()
     same = Case(tmp_path / "same", in_dtype(change(restored), dtype), base)
     assert same.task.payload == {}
-
-
-# Reading
-
-
-def counted(tensors: Mapping[str, Floats]) -> tuple[ViewReader, dict[str, View], dict[str, int]]:
-    """Return a reader of tensors, views of them by name, and how many elements of each were read."""
-    read: dict[str, int] = dict.fromkeys(tensors, 0)
-    held = in_dtype(dict(tensors), "F32")
-
-    def tensor_of(ref: BaseRef) -> Tensor:
-        def read_flat(start: int, stop: int) -> Any:
-            read[ref.name] += stop - start
-            return held[ref.name].read_flat(start, stop)
-
-        return Tensor(ref.dtype, ref.shape, read_flat)
-
-    refs: dict[str, View] = {name: BaseRef(name, t.dtype, t.shape, "0" * 64) for name, t in held.items()}
-    return ViewReader(tensor_of), refs, read
-
-
-def test_a_piece_reads_no_more_than_it_needs() -> None:
-    reader, views, read = counted({f"{i}": np.full((4, 6), i, np.float32) for i in range(5)})
-    stack = Reshaped((5, 4, 6), Concatenated(0, tuple(views.values())))
-    both = Concatenated(1, (stack, stack))
-    assert reader.read(both, 3 * 48 + 2, 3 * 48 + 9).view("<f4").tolist() == [3] * 7
-    assert read == {"0": 0, "1": 0, "2": 0, "3": 7, "4": 0}
-    one = Reshaped((4, 6), Sliced(0, 2, 3, Sliced(1, 4, 8, both)))
-    assert reader.read(one, 1, 24).view("<f4").tolist() == [2] * 23
-    assert read == {"0": 0, "1": 0, "2": 23, "3": 7, "4": 0}
-
-
-def test_a_transposed_matrix_is_read_once_for_all_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    array = np.arange(3 * 5 * 7, dtype=np.float32).reshape(3, 5, 7)
-    reader, views, read = counted({"w": array})
-    wanted = array.swapaxes(1, 2).reshape(-1).tolist()
-    view = Transposed(views["w"])
-    found = [reader.read(view, start, start + 5).view("<f4") for start in range(0, 105, 5)]
-    assert np.concatenate(found).tolist() == wanted
-    assert read["w"] == 105
-    monkeypatch.setattr("petlpack.tensors.view_reader.MOST_KEPT", 1)
-    reader, views, read = counted({"w": array})
-    view = Transposed(views["w"])
-    for start in (0, 35, 0, 70):
-        assert reader.read(view, start, start + 3).view("<f4").tolist() == wanted[start : start + 3]
-    assert read["w"] == 4 * 35
 
 
 # What Transformers publishes
