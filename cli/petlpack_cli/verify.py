@@ -30,7 +30,12 @@ DEPTHS = {
 @pack_argument()
 @click.argument("task", required=False)
 @bases_option("The pretrained model, to decode every weight as well as check every byte.")
-@click.option("--against", metavar="RUN_DIR", type=PATH, help="Compare TASK with a run, bit for bit.")
+@click.option(
+    "--against",
+    metavar="RUN_DIR",
+    type=PATH,
+    help="Compare TASK with a run: every weight bit for bit, every other file byte for byte.",
+)
 @jobs_option()
 def run(
     out: Output, pack: Path, task: str | None, base: tuple[Path, ...] | None, against: Path | None, jobs: int | None
@@ -73,6 +78,9 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
     good = Counter((_kind(finding), finding.depth) for finding in findings.checked if finding.error is None)
     for (kind, depth), number in sorted(good.items(), reverse=True):
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
+    for finding in findings.checked:
+        for note in finding.notes:
+            out.line(f"{_kind(finding).capitalize()} '{finding.name}': {note}.")
     errors = [(f.depth, f.error.code) for f in findings.checked if isinstance(f.error, petlpack.BaseError)]
     missing = sum(code == "base-missing" for _, code in errors)
     decoded = sum(depth == "decoded" for depth, _ in errors)

@@ -28,6 +28,7 @@ from petlpack.errors.arguments import PART, check, optional, paths_of
 from petlpack.layouts.options import NOTHING, Options, Setting
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import Run
+from petlpack.layouts.selection import MAX_FILE, Selection
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.records.facts import Facts
@@ -41,18 +42,22 @@ def plan(
     *,
     sample: float | None = None,
     settings: Mapping[str, str | bool] | None = None,
+    drop: str | Sequence[str] = (),
+    keep: str | Sequence[str] = (),
+    max_file: int = MAX_FILE,
     jobs: int | None = None,
     progress: Callable[[str], Progress | None] | None = None,
 ) -> Plans:
     """Measure what every codec that applies would make of runs. Writes to a temporary directory only, and removes it.
 
-    `base` and `settings` are as in `encode`. `sample` is the share of a full fine-tune's units to measure, between 0
-    and 1; by default everything is. `progress` is called with what is measured next, and returns what is told the
-    bytes done. A run that fails does not stop the others. Raises BaseError where the given base is none, UsageError.
+    `base`, `settings`, `drop`, `keep` and `max_file` are as in `encode`. `sample` is the share of a full fine-tune's
+    units to measure, between 0 and 1; by default everything is. `progress` is called with what is measured next, and
+    returns what is told the bytes done. A run that fails does not stop the others. Raises BaseError where the given
+    base is none, UsageError.
     """
     paths = paths_of("runs", runs)
     check("sample", sample, optional(PART), "sample is the share of the weights to measure")
-    chosen, threads = options_of(settings).settings, count_jobs(jobs)
+    chosen, threads = options_of(settings, Selection.of(drop, keep, max_file)), count_jobs(jobs)
     opened = None if base is None else open_bases(base)
     done: list[RunPlan] = []
     failed: list[FailedPlan] = []
@@ -137,11 +142,12 @@ class _Planner:
         place: Path,
         bases: Sequence[Base] | None,
         sample: float | None,
-        settings: Mapping[str, str],
+        options: Options,
         jobs: int,
         progress: Callable[[str], Progress | None] | None,
     ) -> None:
-        self._place, self._bases, self._sample, self._settings = place, bases, sample, settings
+        self._place, self._bases, self._sample = place, bases, sample
+        self._settings, self._selection = options.settings, options.selection
         self._jobs, self._progress = jobs, progress
         self._named: dict[str, Base] = {}
         self._files: dict[str, dict[Path, int]] = {}
@@ -198,14 +204,18 @@ class _Planner:
 
     def _read(self, path: Path) -> tuple[Sequence[Run], Options, list[Offer]]:
         """Read a run; where its refusal names a flag as the remedy, with that, and the refusal is an offer, too."""
-        options = options_of(self._settings)
+        options = self._options(self._settings)
         try:
             return read_run(path, options), options, []
         except RunError as error:
             if error.flag is None or error.flag in self._settings:
                 raise
-            options = options_of({**self._settings, error.flag: "true"})
+            options = self._options({**self._settings, error.flag: "true"})
             return read_run(path, options), options, [self._offer(path, _Try(None, Way()), refused=error)]
+
+    def _options(self, settings: Mapping[str, str]) -> Options:
+        """Return what is said of a run, of whose globs none is known to be used yet."""
+        return options_of(settings, dataclasses.replace(self._selection, used=set()))
 
     def _measure(self, path: Path, runs: Sequence[Run], tries: Sequence[_Try]) -> Iterator[Offer]:
         samplers: dict[str | None, Sampler] = {}
@@ -231,7 +241,7 @@ class _Planner:
 
     def _sampler(self, path: Path, attempt: _Try, share: float) -> Sampler:
         """Return what samples a run, read with what is switched on."""
-        options = options_of({**self._settings, **attempt.settings})
+        options = self._options({**self._settings, **attempt.settings})
         (run,) = read_run(path, options)
         return Sampler(run, share, self._jobs, options.to_facts())
 
@@ -249,6 +259,9 @@ class _Planner:
                 codec=attempt.codec_id,
                 level=attempt.way.level,
                 density=attempt.way.density,
+                drop=self._selection.drop,
+                keep=self._selection.keep,
+                max_file=self._selection.max_file,
             )
             facts = [Pack(pack)[task.name].facts for task in tasks]
             self._told += [text for task in tasks for text in task.warnings]
@@ -305,7 +318,7 @@ class _Planner:
         known = {word.partition("=")[0] for word in options}
         others = [(name, value) for name, value in self._settings.items() if name not in known]
         settings = [word for name, value in others for word in ("--set", f"{name}={value}")]
-        return ("petlpack", "encode", *runs, *base, *settings, *options)
+        return ("petlpack", "encode", *runs, *base, *settings, *self._selection.words, *options)
 
 
 def _can_sample(runs: Sequence[Run]) -> bool:

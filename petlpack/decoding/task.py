@@ -194,6 +194,7 @@ class Task:
         base: Bases | None = None,
         *,
         to: str = RUN,
+        code: bool = True,
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Decoded:
@@ -201,13 +202,13 @@ class Task:
 
         `to` "run" gives back the run: weight files bit for bit, kept files byte for byte. "safetensors" writes one
         model.safetensors, of the rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
-        libraries load; `known_exports()` are all. Raises UsageError where `out` is not empty, or the task cannot be
-        written so.
+        libraries load; `known_exports()` are all. Files that can run code (scripts, pickles) are named in the notes,
+        and without `code` left out. Raises UsageError where `out` is not empty, or the task cannot be written so.
         """
         started = time.perf_counter()
         place = path_of("out", out)
         check_jobs(jobs)
-        notes, restored = write_task(self, place, to, Reading(base, jobs, progress))
+        notes, restored = write_task(self, place, to, Reading(base, jobs, progress, code))
         seconds = time.perf_counter() - started
         facts = (self.name, to, self.codec, self.exact, self.manifest.decoded)
         return Decoded(place, notes, *facts, seconds, restored)

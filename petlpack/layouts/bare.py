@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.layouts.files import TRAINING, refuse_methods, sort_files, warnings_of
+from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
 from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run
@@ -18,6 +18,7 @@ from petlpack.rules.modules import Dense, Plain
 from petlpack.store import SUFFIX
 from petlpack.tensors.checkpoint import PICKLED, open_checkpoint
 from petlpack.tensors.content import called
+from petlpack.tensors.places import TRAINING
 from petlpack.tensors.tensor import Tensor
 
 _ADAPTERS = {
@@ -55,7 +56,7 @@ class BareLayout(Layout):
         assert file is not None
         weights = open_checkpoint(file)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
+        kept, left_out = sort_files(path, path, [file], selection=options.selection) if path.is_dir() else ({}, ())
         adapter = _adapter_method(weights.tensors)
         run = Run(
             path=path,

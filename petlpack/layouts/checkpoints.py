@@ -6,14 +6,14 @@ Transformers saves checkpoints in place, so half-written ones are real: they are
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.run import read_json, read_log
+from petlpack.layouts.run import read_json
 from petlpack.tensors.checkpoint import find_weights, name_text
+from petlpack.tensors.places import best_checkpoint, best_first, checkpoints
 
 Read = TypeVar("Read")
 
@@ -23,25 +23,10 @@ _ADAPTER_WEIGHTS = (
 )
 """The weight files of PEFT's and AdapterHub's adapters."""
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
-
-def is_checkpoint(name: str) -> bool:
-    """Tell whether a directory is called like a checkpoint of Trainer."""
-    return _CHECKPOINT.fullmatch(name) is not None
-
-
-def checkpoints(path: Path) -> list[Path]:
-    """Return the `checkpoint-N` directories of a run, the highest N first."""
-    if not path.is_dir():
-        return []
-    steps = [(int(match[1]), entry) for entry in path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
-    return [entry for _, entry in sorted(steps, reverse=True) if entry.is_dir()]
-
 
 def places(path: Path) -> list[Path]:
     """Return where a run's files may be: the run itself, then its checkpoints, the best first."""
-    return [path, *_best_first(path)] if path.is_dir() else []
+    return [path, *best_first(path)] if path.is_dir() else []
 
 
 def skipped(path: Path, chosen: Path) -> tuple[str, ...]:
@@ -83,7 +68,7 @@ def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
     """
     warnings: list[str] = []
     hints: set[str | None] = set()
-    for checkpoint in _best_first(path):
+    for checkpoint in best_first(path):
         try:
             return checkpoint, read(checkpoint), (*missing_best(path), *warnings)
         except RunError as error:
@@ -98,23 +83,9 @@ def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read
     )
 
 
-def best_checkpoint(path: Path) -> str | None:
-    """Return the name of the checkpoint that a run calls its best, if it says so; what cannot be read says nothing."""
-    for place in (path, *checkpoints(path)[:1]):
-        best = read_log(place / "trainer_state.json").get("best_model_checkpoint")
-        if isinstance(best, str) and best:
-            return best.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    return None
-
-
 def missing_best(path: Path) -> tuple[str, ...]:
     """Return a warning where the checkpoint that a run calls its best is not in it, though others are."""
     saved, best = checkpoints(path), best_checkpoint(path)
     if best is None or not saved or best in [checkpoint.name for checkpoint in saved]:
         return ()
     return (f"its best checkpoint, {printable(best)}, is gone: took the last one that is complete",)
-
-
-def _best_first(path: Path) -> list[Path]:
-    saved, best = checkpoints(path), best_checkpoint(path)
-    return saved if best is None else sorted(saved, key=lambda checkpoint: checkpoint.name != best)

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.checkpoints import checkpoints
-from petlpack.layouts.files import TRAINING, WEIGHTS
+from petlpack.layouts.kinds import WEIGHTS
 from petlpack.tensors.checkpoint import find_weights
 from petlpack.tensors.content import (
     KINDS,
@@ -20,6 +19,7 @@ from petlpack.tensors.content import (
     names_in,
     special_file,
 )
+from petlpack.tensors.places import TRAINING, checkpoints
 
 STATES = tuple(kind for kind in KINDS if kind.is_state)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from petlpack.layouts.checkpoints import is_checkpoint, places
-from petlpack.layouts.files import WEIGHTS
+from petlpack.layouts.checkpoints import places
+from petlpack.layouts.kinds import WEIGHTS, is_checkpoint
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights

@@ -8,13 +8,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.checkpoints import adapter_config, checkpoints, first_complete
+from petlpack.layouts.checkpoints import adapter_config, first_complete
 from petlpack.layouts.files import sort_files, warnings_of
 from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Plain
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint, within
+from petlpack.tensors.places import checkpoints
 
 CONFIG = "adapter_config.json"
 
@@ -42,7 +43,7 @@ class PeftLayout(Layout):
         """Read the adapter."""
         chosen, weights, warnings = _open_best(path)
         config = read_json(chosen / "adapter_config.json")
-        kept, left_out = sort_files(path, chosen, weights.sources)
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
         base_name = config.get("base_model_name_or_path")
         run = Run(
             path=path,

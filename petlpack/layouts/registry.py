@@ -10,12 +10,13 @@ from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.errors.arguments import check_mapping, path_of
-from petlpack.layouts.files import check_links, module_types, some
+from petlpack.layouts.files import check_links, module_types, settled, some
 from petlpack.layouts.foreign import is_shard, refuse_file, refuse_foreign, refuse_state
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
+from petlpack.layouts.selection import Selection
 from petlpack.store import SUFFIX, is_pack, pack_above
 from petlpack.tensors.checkpoint import find_weights
 from petlpack.tensors.content import LARGEST_POINTER, POINTERS, content_of
@@ -52,7 +53,7 @@ def known_settings() -> tuple[Setting, ...]:
     return tuple(setting for _, setting in sorted(settings().items()))
 
 
-def options_of(values: Mapping[str, object] | None) -> Options:
+def options_of(values: Mapping[str, object] | None, selection: Selection | None = None) -> Options:
     """Return what a caller says of a run; raises UsageError for a setting that no layout knows, and for no mapping."""
     values = {} if values is None else values
     known = settings()
@@ -63,14 +64,16 @@ def options_of(values: Mapping[str, object] | None) -> Options:
                 f"unknown setting '{printable(name)}'",
                 hint=f"settings are {', '.join(sorted(known))}",
             )
-    return Options.of(values)
+    return Options.of(values, selection)
 
 
-def options_in(facts: Mapping[str, object]) -> Options:
+def options_in(facts: Mapping[str, object], selection: Selection | None = None) -> Options:
     """Return the options that a manifest keeps; what it says that no layout knows is ignored."""
     known = settings()
     values = {name: value for name, value in facts.items() if name in known}
-    return Options.of({name: value for name, value in values.items() if not known[name].flag or value is True})
+    return Options.of(
+        {name: value for name, value in values.items() if not known[name].flag or value is True}, selection
+    )
 
 
 def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
@@ -96,8 +99,9 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
                 )
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
+            said = (*options.unused(),)
             return [
-                replace(run, warnings=(*run.warnings, *_pointers(run), *options.unused()), score=score) for run in runs
+                settled(replace(run, warnings=(*run.warnings, *_pointers(run), *said), score=score)) for run in runs
             ]
     raise _no_run(path)
 

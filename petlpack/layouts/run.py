@@ -108,11 +108,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise RunError(f"'{printable(str(path))}' is not a JSON object", hint=_JSON_HINT)
     return table
-
-
-def read_log(path: Path) -> dict[str, Any]:
-    """Read a small JSON object that is no part of the run; empty where there is none, or none that can be read."""
-    try:
-        return read_json(path) if path.is_file() else {}
-    except (RunError, OSError):
-        return {}

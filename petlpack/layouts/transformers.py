@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.checkpoints import checkpoints, first_complete
+from petlpack.layouts.checkpoints import first_complete
 from petlpack.layouts.files import refuse_methods, sort_files, warnings_of
 from petlpack.layouts.layout import Layout, Names, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint, within
+from petlpack.tensors.places import checkpoints
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TransformersLayout(Layout):
         """Read the run."""
         chosen, weights, warnings = _open_best(path)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, chosen, weights.sources, _index_names(chosen, weights))
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
         run = Run(
             path=path,
             layout="sentence-transformers" if "modules.json" in kept else self.id,
@@ -82,13 +83,6 @@ def _open_complete(checkpoint: Path) -> Checkpoint:
 def _open(weights: Path, place: Path) -> Checkpoint:
     """Open the weights of a directory, or of one in it that is called like a weight file."""
     return within(open_checkpoint(weights), PurePosixPath(weights.parent.relative_to(place).as_posix()))
-
-
-def _index_names(directory: Path, weights: Checkpoint) -> list[str]:
-    """Return the index of shards, which loading needs, where the weights stand in safetensors shards."""
-    sharded = len(weights.sources) > 1 and all(source.suffix == ".safetensors" for source in weights.sources)
-    indexes = weights.sources[0].parent.glob("*.safetensors.index.json") if sharded else ()
-    return [path.relative_to(directory).as_posix() for path in indexes]
 
 
 def _base_name(chosen: Path, path: Path) -> str | None:

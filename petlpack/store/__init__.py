@@ -27,6 +27,8 @@ from petlpack.errors.arguments import Place, check_flags, path_of, refuse_file_a
 
 SUFFIX = ".petl.safetensors"
 PACK_JSON = b'{"format": "petlpack", "version": 1}\n'
+MAX_SHARED = 1 << 28
+"""Bytes that a shared part of bytes may decode to: 256 MB, many times the largest tokenizer."""
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for the lock: it is held for the moment of a rename, or for one sweep of `gc`."""
 STALE = 24 * 3600.0
@@ -65,7 +67,7 @@ def legal_task_name(text: str) -> str:
     if len(name) > _LONGEST:
         return f"{name[: _LONGEST - 9]}-{digest}"
     stem, dot, rest = name.partition(".")
-    return name if _can_be_task(name) else f"{stem or 'run'}-{digest}{dot}{rest}"[:_LONGEST]
+    return name if _can_be_task(name) else f"{stem or 'unnamed'}-{digest}{dot}{rest}"[:_LONGEST]
 
 
 def task_file(name: str) -> str:

@@ -23,11 +23,12 @@ class Base:
     def __init__(self, path: str | Path) -> None:
         """Open a model directory or a weights file; raises BaseError where there is none."""
         self.path = path_of("base", path)
-        from petlpack.tensors.checkpoint import find_weights, open_checkpoint  # here, for tables need no files
+        from petlpack.tensors.checkpoint import open_checkpoint  # here, for tables need no files
+        from petlpack.tensors.places import find_model
 
         try:
-            weights = find_weights(self.path) if self.path.is_dir() else self.path
-            if weights is None or not weights.exists():
+            weights = find_model(self.path)
+            if weights is None:
                 raise BaseError(
                     f"no base at '{printable(str(path))}'",
                     hint="--base takes a pretrained model's directory (with model.safetensors), or its weights file",
@@ -140,11 +141,14 @@ def open_bases(bases: Bases | None, named: str | None = None) -> list[Base]:
 
 def _models_at(path: Path) -> list[Base]:
     """Open a model, or the models in the directories of a directory that is none itself."""
-    from petlpack.tensors.checkpoint import find_weights  # as above
+    from petlpack.tensors.places import find_model  # as above
 
-    if not path.is_dir() or find_weights(path) is not None:
-        return [Base(path)]
-    inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and find_weights(folder) is not None]
+    try:
+        if not path.is_dir() or find_model(path) is not None:
+            return [Base(path)]
+        inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and find_model(folder) is not None]
+    except RunError as error:
+        raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
     return [Base(folder) for folder in inside] or [Base(path)]
 
 

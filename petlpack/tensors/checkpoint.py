@@ -40,12 +40,34 @@ def find_weights(directory: Path, stem: str = "model", pickled: str = "pytorch_m
 
     DeepSpeed's zero_to_fp32.py makes a directory where it is told a file: weights in one of such a name count, too.
     """
+    named = _named_weights(directory) if stem == "model" else None
+    if named is not None:
+        return named
     names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json")
     found = next((directory / name for name in names if (directory / name).is_file()), None)
     if found is not None:
         return found
     folders = (directory / name for name in (f"{stem}.safetensors", f"{pickled}.bin") if (directory / name).is_dir())
     return next(filter(None, (find_weights(folder, stem, pickled) for folder in folders)), None)
+
+
+def _named_weights(directory: Path) -> Path | None:
+    """Return the safetensors file, or index of shards, that `transformers_weights` of a config names, if any."""
+    config = directory / "config.json"
+    try:
+        name = json.loads(config.read_bytes()).get("transformers_weights") if config.is_file() else None
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ):  # whoever reads the config tells what is wrong with it
+        return None
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        return None
+    if name != PurePosixPath(name).name or "\\" in name:
+        return None
+    return directory / name if (directory / name).is_file() else None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,58 @@ def test_whole_tensors_in_an_adapters_file_are_predicted_by_the_base(place: Path
     assert weights == Path("adapter/adapter_model.safetensors").read_bytes()
     with pytest.raises(BaseError):
         petlpack.open("p")["adapter"].decode("out2")
+
+
+# Where a base may stand
+
+
+def _as_checkpoint(place: Path) -> Path:
+    (place / "run-of-base").mkdir()
+    shutil.copytree("base", place / "run-of-base" / "checkpoint-7")
+    return place / "run-of-base"
+
+
+def _as_cache(place: Path) -> Path:
+    shutil.copytree("base", place / "models--org--name" / "snapshots" / "0a1b")
+    return place / "models--org--name"
+
+
+def _called(name: str) -> Callable[[Path], Path]:
+    def rename(place: Path) -> Path:
+        (place / "base" / "model.safetensors").rename(place / "base" / name)
+        return place / "base"
+
+    return rename
+
+
+def _best(place: Path) -> Path:
+    run_dir = _as_checkpoint(place)
+    write_run(run_dir / "checkpoint-9", make_base(3))
+    state = json.dumps({"best_model_checkpoint": "elsewhere/checkpoint-7"})
+    (run_dir / "trainer_state.json").write_text(state, encoding="utf-8")
+    return run_dir
+
+
+PLACES = {
+    "a checkpoint of a run": _as_checkpoint,
+    "the best checkpoint of a run": _best,
+    "a folder of the hub's cache": _as_cache,
+    "a file": lambda place: place / "base" / "model.safetensors",
+    **{name: _called(name) for name in ("weights.safetensors", "diffusion_pytorch_model.safetensors")},
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_base_is_opened_as_a_run_is(case: str, place: Path) -> None:
+    wanted = {name: petlpack.Base("base").sha256(name) for name in make_base()}
+    base = petlpack.Base(PLACES[case](place))
+    assert {name: base.sha256(name) for name in base.tensors} == wanted
+    (task,) = petlpack.encode("tuned", "p", base)
+    assert task.codec != "plain"
+
+
+def test_of_several_files_without_a_models_name_none_is_taken(place: Path) -> None:
+    shutil.copy("base/model.safetensors", "base/one.safetensors")
+    Path("base/model.safetensors").rename("base/two.safetensors")
+    with pytest.raises(BaseError, match=r"has 2 weight files.*one.safetensors, two.safetensors"):
+        petlpack.encode("tuned", "p", "base")

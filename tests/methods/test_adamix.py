@@ -883,7 +883,7 @@ def test_a_run_does_not_fit_other_labels(tmp_path: Path, model: Any) -> None:
 def test_the_reader_takes_the_activation_that_the_run_says(tmp_path: Path, model: Any) -> None:
     adamix.attach(model, settings(activation="relu")).save(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["hidden_act"] == "gelu"
-    with pytest.raises(UsageError, match="activation=gelu, but the run says activation is relu"):
+    with pytest.raises(UsageError, match="setting activation is gelu, but the run says activation is relu"):
         petlpack.encode(tmp_path / "run", pack=tmp_path / "pack", settings={"activation": "gelu"})
 
 

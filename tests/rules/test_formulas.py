@@ -266,7 +266,7 @@ def test_scores_without_a_keep_ratio_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="keep_ratio") as caught:
         encode(written.path, tmp_path)
     assert str(written.path / "sst2") in caught.value.message
-    assert caught.value.hint == "pass --set keep_ratio=NUMBER"
+    assert caught.value.hint == "pass --set keep_ratio=NUMBER, in Python settings={'keep_ratio': 'NUMBER'}"
 
 
 def test_sparsity_in_the_config_is_what_is_kept(tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def test_experts_that_are_routed_at_random_are_not_averaged(tmp_path: Path, leve
         RunError, match=f"inference level {level}, which routes every input to a random expert"
     ) as caught:
         encode(written.path, tmp_path)
-    assert caught.value.hint == "--keep-experts stores all experts"
+    assert str(caught.value.hint).startswith("to store all experts, pass --set keep_experts=true")
     task = encode(written.path, tmp_path, settings={"keep_experts": True})
     assert (task.codec, task.rebuild(), task.formula()) == ("plain", None, [])
     tensors = task.load()

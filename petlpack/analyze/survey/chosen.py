@@ -8,13 +8,13 @@ from pathlib import Path
 
 from petlpack.analyze.survey.tree import Tree
 from petlpack.errors import Problem, RunError, printable, problem_of
-from petlpack.layouts.checkpoints import checkpoints
 from petlpack.layouts.files import module_types
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.registry import layout
 from petlpack.layouts.run import read_json
 from petlpack.tensors.checkpoint import shards_of
 from petlpack.tensors.pickled import is_cut
+from petlpack.tensors.places import checkpoints
 
 
 @dataclass(frozen=True)

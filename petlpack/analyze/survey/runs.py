@@ -9,12 +9,10 @@ from pathlib import Path
 from petlpack.analyze.survey.chosen import FoundRun, choose
 from petlpack.analyze.survey.tree import File, Key, Tree, key_of
 from petlpack.errors import PetlpackError, Problem, RunError, printable, problem_at, problem_of
-from petlpack.layouts.checkpoints import is_checkpoint
 from petlpack.layouts.foreign import sharded_state
+from petlpack.layouts.kinds import is_checkpoint, kind_in_run
 from petlpack.layouts.layout import Names
 from petlpack.layouts.registry import LAYOUTS, layout
-
-_LOG_FOLDERS = {"runs", "wandb", "mlruns", "lightning_logs", "tensorboard"}
 
 
 def find_runs(tree: Tree) -> dict[Path, FoundRun]:
@@ -104,6 +102,4 @@ def _kind(file: File, run: FoundRun | None, stored: set[Key]) -> str:
     if file.kind == "other weights" and len(parts) > 1 and is_checkpoint(parts[0]):
         chosen = {weights.relative_to(run.path).parts[0] for weights in run.weights}
         return "other weights" if parts[0] in chosen else "other checkpoints"
-    if file.kind in ("other", "config") and not _LOG_FOLDERS.isdisjoint(parts[:-1]):
-        return "log"
-    return file.kind
+    return "log" if kind_in_run(parts) == "log" else file.kind

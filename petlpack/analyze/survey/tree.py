@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from petlpack.analyze.survey.kinds import CACHES, kind_by_name
 from petlpack.errors import Problem, RunError, UsageError, printable, problem_at, problem_of
 from petlpack.errors.arguments import paths_of
-from petlpack.layouts.files import LOADING, WEIGHTS
+from petlpack.layouts.kinds import CACHES, LOADING, WEIGHTS, kind_by_name
 from petlpack.store import SUFFIX, is_pack, pack_above
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 

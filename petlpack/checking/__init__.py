@@ -7,32 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from petlpack.checking.against import compare_with_run, read_run_of
 from petlpack.codecs.registry import codec
-from petlpack.decoding.bases import base_of_task
 from petlpack.decoding.task import Task
-from petlpack.encoding.match import Digests
-from petlpack.encoding.prepare import prepare
 from petlpack.errors import (
     BaseError,
     DamageError,
     PetlpackError,
     RunError,
-    UnknownFormatError,
     UsageError,
-    printable,
     problem_of,
 )
 from petlpack.errors.arguments import Place, check_jobs, path_of
-from petlpack.layouts.registry import options_in, read_run
 from petlpack.layouts.run import Run
 from petlpack.pack import Pack
-from petlpack.parallel import Progress, count_jobs
+from petlpack.parallel import Progress
 from petlpack.sections.parts import check_shared
 from petlpack.tensors.base import Base, Bases, open_bases
-from petlpack.tensors.dtypes import Bits
-from petlpack.tensors.tensor import Tensor
 
 _NOT_ALLOWED = "os"
 """The code of a file that nobody may read here: nothing is known of its bytes, so it is not damage."""
@@ -46,6 +37,8 @@ class Checked:
     kind: str  # "task" or "shared"
     depth: str  # "bytes": every byte is as written; "decoded": every weight, too; "compared": with the run
     error: PetlpackError | None
+    notes: tuple[str, ...] = ()
+    """What else there is to say: which files of the run the pack does not have."""
 
     @property
     def damaged(self) -> bool:
@@ -60,7 +53,10 @@ class Checked:
     def to_json(self) -> dict[str, Any]:
         """Return the finding as `petlpack verify --json` prints it."""
         error = None if self.error is None else problem_of(self.error).to_json()
-        return {"name": self.name, "kind": self.kind, "depth": self.depth, "ok": error is None, "error": error}
+        return {
+            **{"name": self.name, "kind": self.kind, "depth": self.depth},
+            **{"ok": error is None, "error": error, "notes": list(self.notes)},
+        }
 
 
 @dataclass(frozen=True)
@@ -93,9 +89,9 @@ def verify(
     """Check a pack, or one task of it: every byte, and with the base at hand every decoded weight.
 
     `base` is as in `Task.load`: of several, each task takes the one that it was encoded with. `against` compares the
-    tensors of `task` with a run, bit for bit. Yields one finding for every task and every shared part; a damaged one,
-    or one that needs another base, does not stop the rest. Raises TaskError where there is no such task, UsageError for
-    `against` without a task, and RunError where that is no run, before anything is checked.
+    weight files and kept files of `task` with those of a run, bit for bit. Yields one finding for every task and every
+    shared part; a damaged one, or one that needs another base, does not stop the rest. Raises TaskError where there is
+    no such task, UsageError for `against` without a task, and RunError where that is no run, before anything else.
     """
     pack = pack if isinstance(pack, Pack) else Pack(pack)
     check_jobs(jobs)
@@ -106,7 +102,7 @@ def verify(
     if against is not None:
         if task is None:
             raise UsageError("a run was given to compare with, but no task", hint="name the task that the run became")
-        run = _read_run(pack, task, path_of("against", against))
+        run = read_run_of(pack, task, path_of("against", against))
     return _findings(pack, opened, task, run, jobs, progress)
 
 
@@ -142,6 +138,7 @@ def _check_task(
     Raises RunError where the run that it is compared with cannot be read: that is no finding of the pack's.
     """
     depth = "bytes"
+    notes: tuple[str, ...] = ()
     try:
         task = pack[name]
         for sha256 in task.parts:
@@ -152,14 +149,14 @@ def _check_task(
             return Checked(name, "task", depth, foreign)
         if run is not None:
             depth = "compared"
-            _compare_with_run(task, base, run)
+            notes = compare_with_run(task, base, run)
     except RunError:
         raise
     except (PetlpackError, OSError) as error:
         if not pack.store.task_path(name).exists():
             return None
         return Checked(name, "task", depth, _told(error, f"task '{name}'"))
-    return Checked(name, "task", depth, None)
+    return Checked(name, "task", depth, None, notes)
 
 
 def _read_whole(
@@ -211,74 +208,3 @@ def _check_shared(pack: Pack, sha256: str) -> Checked | None:
             return None
         return Checked(sha256, "shared", "bytes", _told(error, f"shared part {sha256}"))
     return Checked(sha256, "shared", "bytes", None)
-
-
-_ITS_RUN = "give the run that the task was encoded from"
-
-
-def _read_run(pack: Pack, name: str, against: Path) -> Run | None:
-    """Read the run that a task is to be compared with, as it was read when it was encoded.
-
-    None where the task cannot be opened, which its check tells. Raises RunError where the run has no such task.
-    """
-    try:
-        facts = pack[name].facts
-    except (DamageError, UnknownFormatError):
-        return None
-    try:
-        runs = read_run(against, options_in(facts.options))
-    except (RunError, UsageError) as error:  # whose hint is about encoding it
-        raise RunError(error.message, hint=_ITS_RUN, code=error.own_code) from error
-    run = next((run for run in runs if printable(run.task) == printable(facts.task)), None)
-    if run is not None:
-        return run
-    wanted = f"task '{printable(facts.task)}' of a run" if facts.task else "a run of one task"
-    names = printable(", ".join(run.task for run in runs if run.task))
-    raise RunError(
-        f"task '{name}' was encoded from {wanted}, but '{printable(str(against))}' holds {names or 'one task only'}",
-        hint=_ITS_RUN,
-    )
-
-
-def _tensors_of(run: Run, task: Task, bases: Sequence[Base] | None) -> dict[str, Tensor]:
-    """Return the tensors of a run that a task of it holds."""
-    density, base = task.facts.asked_density, base_of_task(task.name, task.template, bases)
-    if base is None or not (run.omits_base or density):
-        return dict(run.module.tensors)
-    prepared = prepare(run, base, Digests(count_jobs(None)), rule=task.template.rule, density=density)
-    return dict(prepared.matched.tensors)
-
-
-def _compare_with_run(task: Task, base: Sequence[Base] | None, run: Run) -> None:
-    """Compare a task's tensors with those of a run; raises DamageError that names the first that differs."""
-    theirs, packed = _tensors_of(run, task, base), task.load(base)
-    whose = f"task '{task.name}'", f"'{printable(str(run.path))}'"
-    if packed.keys() != theirs.keys():
-        name = min(packed.keys() ^ theirs.keys())
-        has, lacks = whose if name in packed else whose[::-1]
-        raise _differs(f"tensor '{printable(name)}' is in {has}, but not in {lacks}")
-    for name in packed:
-        mine, other = packed[name], theirs[name]
-        if mine.dtype != other.dtype or mine.shape != other.shape:
-            raise _differs(
-                f"tensor '{printable(name)}' is {mine.dtype.name} {list(mine.shape)} in {whose[0]}, but "
-                f"{other.dtype.name} {list(other.shape)} in {whose[1]}"
-            )
-        if not np.array_equal(mine.bits(), _bits_of(other, run)):
-            raise _differs(f"tensor '{printable(name)}' of {whose[0]} differs from the one in {whose[1]}")
-
-
-def _bits_of(tensor: Tensor, run: Run) -> Bits:
-    """Read a tensor of a run; raises RunError where its file cannot be read."""
-    try:
-        return tensor.bits()
-    except OSError as error:
-        raise RunError(
-            f"'{printable(str(run.path))}' cannot be read: {error.strerror or error}", hint=problem_of(error).hint
-        ) from error
-
-
-def _differs(message: str) -> DamageError:
-    return DamageError(
-        message, hint="if this is the run that was packed, it has changed since: encode it again", code="run-differs"
-    )
