@@ -257,6 +257,65 @@ def test_another_base_is_refused_by_the_tensor_that_differs(tmp_path: Path) -> N
     with pytest.raises(BaseError, match=name) as caught:
         case.task.state_dict(tmp_path / "other")
     assert caught.value.code == "base-digest"
+    assert f"pass the base 'base' ({case.base} when it was encoded)" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", ["stacked experts", "fused attention, transposed"])
+def test_of_several_bases_the_one_that_holds_all_of_every_view_is_taken(kind: str, tmp_path: Path) -> None:
+    base = model()
+    changed = "layers.1.mlp.experts.2.up.weight" if "experts" in kind else "layers.1.attn.k.weight"
+    siblings = {
+        "stranger": model(7),
+        "near": base | {changed: base[changed] + np.float32(1e-3)},
+        "without": without(base, changed),
+    }
+    for name, state in siblings.items():
+        write_run(tmp_path / name, in_dtype(state, "BF16"))
+    others: list[str | Path | Base] = [tmp_path / name for name in siblings]
+    case = Case(tmp_path, in_dtype(OTHERWISE[kind](tuned(base)), "BF16"), in_dtype(base, "BF16"))
+    (again,) = petlpack.encode(tmp_path / "run", tmp_path / "again", [*others[:1], case.base], task="task")
+    assert again.base == case.encoded.base
+    assert octets(dict(case.task.load([*others, case.base]).items())) == octets(case.run)
+    with pytest.raises(BaseError) as caught:
+        case.task.load(others)
+    assert caught.value.code == "base-fits-none"
+    assert not [found for found in petlpack.verify(case.pack, [*others, case.base]) if found.error is not None]
+
+
+WRAPPINGS: Mapping[str, Callable[[str], str]] = {
+    "a prefix": lambda name: f"model.tower.{name}",
+    "compiled layers": lambda name: name.replace("layers.0.", "layers.0._orig_mod.").replace(
+        "layers.1.", "layers.1._orig_mod."
+    ),
+    "a prefix and a moved part": lambda name: (
+        f"language.body.{name}" if name.startswith("layers") else f"language.{name}"
+    ),
+    "another name for a part": lambda name: name.replace("attn.o", "attention.dense"),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_other_names_hide_no_views(kind: str, wrapping: str, tmp_path: Path) -> None:
+    base = model()
+    run = OTHERWISE[kind](tuned(base))
+    plain = Case(tmp_path / "plain", in_dtype(run, "BF16"), in_dtype(base, "BF16"))
+    renamed = {WRAPPINGS[wrapping](name): array for name, array in run.items()}
+    case = Case(tmp_path / "case", in_dtype(renamed, "BF16"), in_dtype(base, "BF16"))
+    assert case.missing == []
+    assert case.encoded.warnings == ()
+    assert case.encoded.nbytes <= 1.02 * plain.encoded.nbytes
+    case.check_exact()
+
+
+def test_a_tied_copy_of_what_has_a_counterpart_gets_no_view(tmp_path: Path) -> None:
+    base = model()
+    run = tuned(base)
+    run["layers.0.copy.weight"] = run["layers.0.attn.o.weight"]
+    case = Case(tmp_path, in_dtype(run, "BF16"), in_dtype(base, "BF16"))
+    assert case.missing == ["layers.0.copy.weight"]
+    assert len(case.task.sources.aliases) == 1
+    case.check_exact()
 
 
 # Quantised bases
