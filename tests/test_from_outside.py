@@ -379,7 +379,7 @@ ELSEWHERE = {
         ("encoding/bind.py", "rows"),
         *[(f"codecs/{name}.py", "rows") for name in ("hyper", "mask", "merge", "plain")],
         *[("methods/trainer.py", "rows"), ("analyze/tables.py", "run"), ("analyze/offers.py", "run")],
-        ("encoding/runs.py", "run"),
+        *[("encoding/bind.py", "rows"), ("encoding/runs.py", "run")],
     ],
     "the coders that a codec tries": [
         *[("codecs/method.py", name) for name in ("bitmap", "masks")],

@@ -36,15 +36,17 @@ from petlpack.records.base_table import base_table_json
 from petlpack.records.slot import Slot, kind_of, with_kinds
 from petlpack.records.sources import Sources
 from petlpack.records.template import Template
+from petlpack.records.views import parse_view
 from petlpack.sections.parts import part_name
 from petlpack.sections.shared import write_shared
 from petlpack.store import PACK_JSON, SUFFIX
-from petlpack.tensors.base import BaseRef
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES, Bits
 from petlpack.tensors.ordered import to_ordered
 from petlpack.tensors.safetensors_file import build_header
 from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.view_reader import ViewReader
+from petlpack.tensors.views import BaseRef
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ROOT / "formats"
@@ -417,6 +419,7 @@ def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
     """Yield the units of a codec vector with what they hold and its prediction."""
     template = template_of(vector)
     base = base_of(vector)
+    reader = ViewReader(lambda ref: Tensor.of(np.frombuffer(base[ref.name][2], ref.dtype.bits), ref.dtype))
     tuned = {t["name"]: bits_of(t["bits"], t["dtype"]) for t in vector["tensors"]}
     shared = [row for rows in part_rows(vector) for row in rows]
     kinds = codec(vector["codec"]).kinds(vector.get("rule"))
@@ -428,9 +431,8 @@ def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:
             pieces = []
             for piece in unit.pieces:
                 assert piece.slot.base is not None
-                dtype, _, data = base[piece.slot.base.name]
-                whole: Bits = np.frombuffer(data, DTYPES[dtype].bits)
-                pieces.append(cast_bits(whole[piece.start : piece.stop], DTYPES[dtype], unit.dtype))
+                bits_of_base = reader.read(piece.slot.base, piece.start, piece.stop)
+                pieces.append(cast_bits(bits_of_base, piece.slot.base.dtype, unit.dtype))
             prediction = np.concatenate(pieces)
         elif isinstance(unit.predictor, FromParts):
             prediction = np.concatenate([row.bits for row in shared if row.slot in unit.predictor.slots])
@@ -571,6 +573,16 @@ def _container_parts(vector: Vector) -> dict[str, Any]:
     return {"file": edited_file(unhex(good.get("file") or _whole_file(good).hex()), vector).hex()}
 
 
+def _view_parts(vector: Vector) -> dict[str, Any]:
+    if vector.bad:
+        return {}
+    bits = {name: bits_of(data, dtype) for name, dtype, _, data in vector["tensors"]}
+    table = {name: BaseRef(name, DTYPES[dtype], tuple(shape), "0" * 64) for name, dtype, shape, _ in vector["tensors"]}
+    view = parse_view(vector["view"], table)
+    reader = ViewReader(lambda ref: Tensor.of(bits[ref.name], ref.dtype))
+    return {"elements": reader.read(view, 0, int(np.prod(view.shape))).tobytes().hex()}
+
+
 def _ordered_parts(vector: Vector) -> dict[str, Any]:
     dtype = DTYPES[vector["dtype"]]
     return {"ordered": to_ordered(bits_of(vector["bits"], dtype.name), dtype).tobytes().hex()}
@@ -584,6 +596,7 @@ _FILL: dict[str, Callable[[Vector], dict[str, Any]]] = {
     "units": _units_parts,
     "container": _container_parts,
     "ordered": _ordered_parts,
+    "view": _view_parts,
 }
 
 

@@ -11,9 +11,9 @@ from typing import Literal
 from petlpack.analyze.reading import Opened, Reader
 from petlpack.records.template import texts_of
 from petlpack.tensors.adapted import adapted
-from petlpack.tensors.base import BaseRef
 from petlpack.tensors.dtypes import DType
 from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.views import BaseRef
 
 LORA_RANK = 8
 """Rank of the LoRA that a pack is compared with: PEFT's default."""

@@ -139,11 +139,11 @@ def details(task: Task) -> Details:
 
 def _base_of(template: Template) -> NeededBase | None:
     """Return the base that a task needs, or is bound to; None where nothing is known of one."""
-    origin, adapts = template.origin, template.adapts
+    origin, adapts, used = template.origin, template.adapts, len(template.base_refs)
     if origin is None:
-        return NeededBase(template.base_name, len(template.base)) if template.base else None
-    tensors = len(template.base) or (0 if adapts is None else len(adapts.tensors))
-    return NeededBase(origin.name, tensors, origin.path, origin.sha256, bool(template.base))
+        return NeededBase(template.base_name, used) if used else None
+    tensors = used or (0 if adapts is None else len(adapts.tensors))
+    return NeededBase(origin.name, tensors, origin.path, origin.sha256, bool(used))
 
 
 def _holds(task: Task, sha256: str) -> list[str]:

@@ -151,10 +151,12 @@ class _Planner:
         self._jobs, self._progress = jobs, progress
         self._named: dict[str, Base] = {}
         self._files: dict[str, dict[Path, int]] = {}
+        self._told: list[str] = []
 
     def plan_of(self, path: Path) -> RunPlan:
         """Measure one run; raises what its only offers are refused with."""
         runs, options, refused = self._read(path)
+        self._told = []
         offers = [*refused, *self._measure(path, runs, _tries(runs[0], options))]
         measured = [offer for offer in offers if offer.refused is None]
         if not measured:
@@ -172,7 +174,7 @@ class _Planner:
                 *sorted(self._with_auto(measured, runs[0]), key=lambda offer: offer.total_bytes),
                 *(offer for offer in offers if offer.refused is not None),
             ),
-            warnings=tuple(dict.fromkeys(text for run in runs for text in run.warnings)),
+            warnings=tuple(dict.fromkeys([*(text for run in runs for text in run.warnings), *self._told])),
         )
 
     def pack_of(self, plans: Sequence[RunPlan]) -> PackPlan | None:
@@ -232,6 +234,7 @@ class _Planner:
                     samplers[attempt.flag] = self._sampler(path, attempt, self._sample)
                 sampler, moved = samplers[attempt.flag], self._moved(path, attempt)
                 figures = sampler.measure(attempt.codec, attempt.way.level, base, moved)
+                self._told += sampler.warnings
                 yield self._offer(path, attempt, loss=attempt.lost, **figures)
             except PetlpackError as error:
                 yield self._offer(path, attempt, refused=error)
@@ -261,6 +264,7 @@ class _Planner:
                 max_file=self._selection.max_file,
             )
             facts = [Pack(pack)[task.name].facts for task in tasks]
+            self._told += [text for task in tasks for text in task.warnings]
         finally:
             shutil.rmtree(pack, ignore_errors=True)
         density = facts[0].density if attempt.way.density is not None else None

@@ -137,6 +137,11 @@ class Sampler:
             "shared": {sha256: len(write_shared(content)) for sha256, content in described.contents.items()},
         }
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was told of the run with its base, once something was measured."""
+        return tuple(text for prepared in self._prepared.values() for text in prepared.warnings)
+
     def _prepare(self, codec: Codec, base: Base | None) -> Prepared:
         """Make the run ready for a codec, as `encode` does: once for all codecs of one rule."""
         rule = codec.rule_of(self._run.module)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from petlpack.errors import BaseError, printable
 from petlpack.records.base_table import base_table_json
 from petlpack.records.template import Adapts, Template
-from petlpack.tensors.base import Base, BaseRef, Bases, open_bases
+from petlpack.tensors.base import Base, Bases, open_bases
+from petlpack.tensors.views import BaseRef
 
 _HINT = "pass the base model's directory with --base"
 
@@ -44,7 +45,7 @@ def _known(base: Base, template: Template) -> Base:
 
 def _matching(task: str, template: Template, bases: Sequence[Base]) -> Base | None:
     """Return the one of several bases that a task was encoded with."""
-    refs = sorted(template.base.values(), key=lambda ref: ref.name)
+    refs = template.base_refs
     for base in bases:
         if _holds(base, refs) and (template.adapts is None or _adapted_in(base, template.adapts)):
             return _known(base, template)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from petlpack.codecs.registry import codecs_for
+from petlpack.encoding.matching.names import match_names
 from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.kinds import WEIGHTS
@@ -16,7 +17,6 @@ from petlpack.layouts.run import Run
 from petlpack.tensors.adapted import adapted
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.casting import can_cast, cast_bits
-from petlpack.tensors.names import match_names
 from petlpack.tensors.places import checkpoints
 from petlpack.tensors.tensor import Tensor
 

@@ -14,7 +14,8 @@ from petlpack.records.base_table import base_table_json, parameters
 from petlpack.records.template import Adapts, Origin, texts_of
 from petlpack.rules.modules import Dense
 from petlpack.tensors.adapted import Adapted, adapted
-from petlpack.tensors.base import Base, BaseRef
+from petlpack.tensors.base import Base
+from petlpack.tensors.views import BaseRef
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 
 from petlpack.decoding.tensors import whole_digest
 from petlpack.encoding.bind import Bound, plain_text
-from petlpack.encoding.match import Content, Matched
+from petlpack.encoding.match import Matched
+from petlpack.encoding.matching.sides import Content
 from petlpack.encoding.prune import Loss
 from petlpack.encoding.share import SharedTensors
 from petlpack.errors import RunError, printable

@@ -1,4 +1,4 @@
-"""Step 1: every tensor of a run with its digest and its tensor of the base."""
+"""Step 1: every tensor of a run with its digest and what of the base predicts it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from petlpack.encoding.matching.sides import Content
+from petlpack.encoding.matching.steps import ALL, BY_NAME, match_tensors, refuse_unrelated
+from petlpack.encoding.views.find import corrected, find_views
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
 from petlpack.records.template import texts_of
-from petlpack.tensors.base import Base, BaseRef, needed
-from petlpack.tensors.casting import can_cast
-from petlpack.tensors.dtypes import DType
-from petlpack.tensors.names import match_names
+from petlpack.tensors.base import Base, needed
 from petlpack.tensors.tensor import Tensor
-
-Content = tuple[DType, tuple[int, ...], str]
-"""Dtype, shape and digest: tensors that agree in them are the same, bit for bit."""
+from petlpack.tensors.views import BaseRef, View
 
 
 class Digests:
@@ -40,11 +38,11 @@ class Digests:
 
 @dataclass(frozen=True)
 class Matched:
-    """The tensors of a run by name, their sha256, and the base's tensor of those that have one."""
+    """The tensors of a run by name, their sha256, and what of the base predicts those that have something there."""
 
     tensors: Mapping[str, Tensor]
     digests: Mapping[str, str]
-    refs: Mapping[str, BaseRef]
+    refs: Mapping[str, View]
     unchanged: frozenset[str]
     """Those that are the base's, bit for bit, after rounding to their dtype: they need no bytes."""
     base: Base | None
@@ -64,21 +62,32 @@ class Matched:
 
 
 def match(run: Run, base: Base | None, digests: Digests) -> Matched:
-    """Match a run with its base by names and shapes; tensors whose dtypes cannot be compared have none there."""
+    """Match a run with its base, a method's by names and shapes, a whole model by its weights, too.
+
+    What of a whole model has no counterpart may be several of the base's tensors, or a part of one: then it is a view.
+    Tensors whose dtypes cannot be compared have none there. Raises BaseError where nothing of the run is in the base.
+    """
     tensors = dict(run.module.tensors)
-    refs: dict[str, BaseRef] = {}
+    refs: dict[str, View] = {}
     if base is not None:
-        names = match_names(
-            {name: tensor.shape for name, tensor in tensors.items()},
-            {name: tensor.shape for name, tensor in base.tensors.items()},
-        )
-        usable = {
-            name: other
-            for name, other in names.items()
-            if tensors[name].size and can_cast(base.tensors[other].dtype, tensors[name].dtype)
-        }
-        refs = dict(zip(usable, ordered_map(base.ref, usable.values(), digests.jobs), strict=True))
+        names = match_tensors(tensors, digests.of(tensors), base, digests.jobs, ALL if run.whole else BY_NAME)
+        refs = dict(zip(names, ordered_map(base.ref, names.values(), digests.jobs), strict=True))
+        if run.whole:  # what a method adds comes from nothing in the base
+            refs |= corrected(tensors, names, base) | find_views(_left(tensors, names, digests), base)
+        if not refs:
+            refuse_unrelated(tensors, base)
     return matched_with(tensors, refs, base, digests)
+
+
+def _left(tensors: Mapping[str, Tensor], names: Mapping[str, str], digests: Digests) -> dict[str, Tensor]:
+    """Return the tensors without a counterpart that are not equal to one that has one: such a one takes no bytes."""
+    hashes = digests.of(tensors)
+    known = {(tensors[name].dtype, tensors[name].shape, hashes[name]) for name in names}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in names and (tensor.dtype, tensor.shape, hashes[name]) not in known
+    }
 
 
 def match_adapter(run: Run, base: Base | None, digests: Digests) -> Matched:
@@ -106,7 +115,7 @@ def whole_name(name: str) -> str:
 
 
 def matched_with(
-    tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base | None, digests: Digests
+    tensors: Mapping[str, Tensor], refs: Mapping[str, View], base: Base | None, digests: Digests
 ) -> Matched:
     """Return tensors and their tensors of the base, with which of them are equal."""
     hashes = digests.of(tensors)
@@ -114,11 +123,11 @@ def matched_with(
     return Matched(tensors, hashes, refs, frozenset(unchanged), base)
 
 
-def _equals(tensor: Tensor, digest: str, ref: BaseRef, base: Base) -> bool:
+def _equals(tensor: Tensor, digest: str, ref: View, base: Base) -> bool:
     """Tell whether a tensor is the base's, bit for bit, after rounding to its dtype."""
     if ref.shape != tensor.shape:
         return False
-    if ref.dtype == tensor.dtype:
+    if isinstance(ref, BaseRef) and ref.dtype == tensor.dtype:
         return ref.sha256 == digest
     start = 0
     for piece in tensor.pieces():
@@ -140,7 +149,8 @@ def refuse_stranger(run: Run, matched: Matched) -> None:
     """Raise BaseError where a method's run does not have most of the base, which a method leaves frozen."""
     base = needed(matched.base)
     whole = sum(tensor.size for tensor in base.tensors.values())
-    frozen = sum(base.tensors[name].size for name in {matched.refs[name].name for name in matched.unchanged})
+    used = {ref.name for name in matched.unchanged for ref in matched.refs[name].refs}
+    frozen = sum(base.tensors[name].size for name in used)
     if 2 * frozen < whole:
         other = next((name for name in matched.refs if name not in matched.unchanged), "what is not in both")
         raise BaseError(

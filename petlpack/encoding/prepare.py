@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from petlpack.encoding.bind import bind, unbound
+from petlpack.encoding.counterparts import counterpart_warnings
 from petlpack.encoding.describe import Described, describe
 from petlpack.encoding.match import Digests, Matched, match, match_adapter, refuse_stranger, without_base
 from petlpack.encoding.prune import prune
@@ -48,6 +49,7 @@ def prepare(
     where the base is another than a method's run was trained on, and as `bind`, RunError as `prune` and `describe`.
     """
     matched, loss = match(run, base, digests) if against else match_adapter(run, base, digests), None
+    told = counterpart_warnings(run, matched) if against else ()
     if density is not None:
         matched, loss = prune(matched, density, digests)
     if rule is not None and base is not None and against and not run.whole:
@@ -58,5 +60,6 @@ def prepare(
     if rule is not None:
         matched, parts = share(run, matched, digests)
     bound = None if base is None else bind(run, base, rule, against=against, jobs=digests.jobs)
-    warnings = run.warnings if base is None or bound is not None else (*run.warnings, unbound(run, base))
-    return Prepared(run, matched, parts, describe(run, matched, parts, rule, loss, bound), warnings)
+    misfit = (unbound(run, base),) if base is not None and bound is None else ()
+    described = describe(run, matched, parts, rule, loss, bound)
+    return Prepared(run, matched, parts, described, (*run.warnings, *told, *misfit))

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from petlpack.encoding.match import Digests, Matched, matched_with
 from petlpack.errors import RunError, printable
-from petlpack.tensors.base import Base, BaseRef, needed
+from petlpack.tensors.base import Base, needed
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
 from petlpack.tensors.tensor import PIECE, Tensor
+from petlpack.tensors.views import View
 
 DOUBLE = DTYPES["F64"]
 
@@ -48,16 +49,16 @@ def prune(matched: Matched, density: float, digests: Digests) -> tuple[Matched, 
     first: dict[tuple[object, ...], str] = {}
     for name, ref in refs.items():
         if tensors[name].dtype.kind == "float" and ref.shape == tensors[name].shape:
-            first.setdefault((matched.content(name), ref.sha256), name)
+            first.setdefault((matched.content(name), ref.content), name)
     names = list(first.values())
     total = sum(tensors[name].size for name in names)
     limit = _limit(tensors, {name: refs[name] for name in names}, base, round(density * total))
-    pruned = {name: _cut(tensors[name], refs[name], base, limit) for name in names}
+    pruned = {name: _cut(name, tensors[name], refs[name], base, limit) for name in names}
     kept, errors = _count(tensors, {name: refs[name] for name in names}, base, limit)
     without_base = {matched.content(name): name for name in reversed(names)}
     for name, tensor in tensors.items():
         content = matched.content(name)
-        twin = first.get((content, refs[name].sha256)) if name in refs else without_base.get(content)
+        twin = first.get((content, refs[name].content)) if name in refs else without_base.get(content)
         pruned[name] = pruned[twin] if twin is not None else pruned.get(name, tensor)
     pruned = {name: pruned[name] for name in tensors}
     result = matched_with(pruned, refs, base, digests)
@@ -65,13 +66,13 @@ def prune(matched: Matched, density: float, digests: Digests) -> tuple[Matched, 
 
 
 def _count(
-    tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, limit: np.float64
+    tensors: Mapping[str, Tensor], refs: Mapping[str, View], base: Base, limit: np.float64
 ) -> tuple[int, dict[str, float]]:
     """Return how many changes are as large as the limit, and by tensor the largest of the others."""
     kept, errors = 0, {}
     for name, ref in refs.items():
         worst = 0.0
-        for size in _changes(tensors[name], ref, base):
+        for size in _changes(name, tensors[name], ref, base):
             large = size >= limit
             kept += int(np.count_nonzero(large))
             worst = max(worst, float(size[~large].max(initial=0)))
@@ -80,13 +81,13 @@ def _count(
     return kept, errors
 
 
-def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Base, count: int) -> np.float64:
+def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, View], base: Base, count: int) -> np.float64:
     """Return the size of the `count`-th largest change, found 16 bits at a time by counting."""
     prefix, above = np.uint64(0), 0
     for shift in (48, 32, 16, 0):
         counts = np.zeros(1 << 16, np.int64)
         for name, ref in refs.items():
-            for size in _changes(tensors[name], ref, base):
+            for size in _changes(name, tensors[name], ref, base):
                 bits = size[size > 0].view("<u8")
                 if shift < 48:
                     bits = bits[bits >> np.uint64(shift + 16) == prefix]
@@ -101,12 +102,12 @@ def _limit(tensors: Mapping[str, Tensor], refs: Mapping[str, BaseRef], base: Bas
     return np.float64(np.array([prefix], "<u8").view("<f8")[0])
 
 
-def _changes(tensor: Tensor, ref: BaseRef, base: Base) -> Iterator[NDArray[np.float64]]:
+def _changes(name: str, tensor: Tensor, ref: View, base: Base) -> Iterator[NDArray[np.float64]]:
     """Yield the sizes of a tensor's changes, piece by piece, as float64."""
     for start in range(0, tensor.size, PIECE):
         stop = min(start + PIECE, tensor.size)
         near = base.predict(ref, tensor.dtype, start, stop)
-        yield _size(tensor.read_flat(start, stop), near, tensor.dtype, ref.name)
+        yield _size(tensor.read_flat(start, stop), near, tensor.dtype, name)
 
 
 def _size(tuned: Bits, near: Bits, dtype: DType, name: str) -> NDArray[np.float64]:
@@ -119,9 +120,9 @@ def _size(tuned: Bits, near: Bits, dtype: DType, name: str) -> NDArray[np.float6
     return size
 
 
-def _cut(tensor: Tensor, ref: BaseRef, base: Base, limit: np.float64) -> Tensor:
+def _cut(name: str, tensor: Tensor, ref: View, base: Base, limit: np.float64) -> Tensor:
     def read_flat(start: int, stop: int) -> Bits:
         tuned, near = tensor.read_flat(start, stop), base.predict(ref, tensor.dtype, start, stop)
-        return np.where(_size(tuned, near, tensor.dtype, ref.name) >= limit, tuned, near)
+        return np.where(_size(tuned, near, tensor.dtype, name) >= limit, tuned, near)
 
     return Tensor(tensor.dtype, tensor.shape, read_flat)

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from petlpack.encoding.matching.spelling import modern
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.heads import MODULES
 from petlpack.methods.heads import head_modules
 from petlpack.tensors.checkpoint import open_saved
-from petlpack.tensors.names import modern
 
 if TYPE_CHECKING:
     from petlpack.methods.method import Method

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
+from petlpack.encoding.matching.names import match_names
 from petlpack.errors import PetlpackError, UsageError, printable
 from petlpack.methods.heads import head_parameters
 from petlpack.tensors.checkpoint import find_weights, open_checkpoint
-from petlpack.tensors.names import match_names
 
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 

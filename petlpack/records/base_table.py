@@ -9,9 +9,9 @@ from typing import Any
 
 from petlpack.errors import DamageError, RefusedError, printable, reason
 from petlpack.records.canonical import canonical_json, parse_sha256
-from petlpack.tensors.base import BaseRef
 from petlpack.tensors.dtypes import dtype_named
 from petlpack.tensors.safetensors_file import is_shape
+from petlpack.tensors.views import BaseRef
 
 BaseTable = Mapping[str, BaseRef]
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from petlpack.tensors.base import BaseRef
 from petlpack.tensors.dtypes import DType
+from petlpack.tensors.views import View
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of a run: name, dtype, shape, the base tensor it comes from, whether it is the head's.
+    """One tensor of a run: name, dtype, shape, what of the base predicts it, whether it is the head's.
 
     `part` is where it stands in a shared part, as (part, tensor); `kind` is what tensors that are coded together share.
     """
@@ -21,7 +21,7 @@ class Slot:
     dtype: DType
     shape: tuple[int, ...]
     size: int
-    base: BaseRef | None
+    base: View | None
     head: bool
     part: tuple[int, int] | None = None
     kind: str = ""

@@ -17,9 +17,10 @@ from petlpack.errors import DamageError, RefusedError, printable, reason
 from petlpack.records.base_table import BaseTable, parameters
 from petlpack.records.canonical import canonical_json, parse_sha256
 from petlpack.records.slot import Slot, kind_of
-from petlpack.tensors.base import BaseRef
+from petlpack.records.views import parse_view, view_json
 from petlpack.tensors.casting import can_cast
 from petlpack.tensors.safetensors_file import Entry, Header, MalformedError, parse_header
+from petlpack.tensors.views import BaseRef, View
 
 NAME = "{name}"
 """What stands in a template for the task's own name."""
@@ -68,7 +69,8 @@ class Template:
     origin: Origin | None = None
     base_table: str | None = None
     """sha256 of the shared part that holds the base's tensors and their digests."""
-    base: Mapping[str, BaseRef] = field(default_factory=dict)
+    base: Mapping[str, View] = field(default_factory=dict)
+    """What of the base predicts a tensor, for those tensors that have something there."""
     base_parameters: int | None = None
     """Numbers of the whole base, for accounting."""
     adapts: Adapts | None = None
@@ -90,6 +92,11 @@ class Template:
     def entries(self) -> dict[str, Entry]:
         """What the header of its weight file says of each tensor."""
         return {name: entry for header in self.headers.values() for name, entry in header.entries.items()}
+
+    @property
+    def base_refs(self) -> tuple[BaseRef, ...]:
+        """The tensors of the base that decoding needs, each once, by name."""
+        return tuple(sorted({ref for view in self.base.values() for ref in view.refs}, key=lambda ref: ref.name))
 
     def _slots(self) -> Iterator[Slot]:
         places = {name: (k, i) for k, part in enumerate(self.parts) for i, name in enumerate(part) if name is not None}
@@ -128,7 +135,8 @@ class Template:
         def text(value: str) -> str:
             return value if name is None else unbind(value, name)
 
-        base = {"table": self.base_table, "tensors": sorted([text(name), ref.name] for name, ref in self.base.items())}
+        views = sorted(((text(name), view) for name, view in self.base.items()), key=lambda pair: pair[0])
+        base = {"table": self.base_table, "tensors": [[name, view_json(view)] for name, view in views]}
         table = {
             "weights": [
                 [text(file), text(header.text if name is None else header.text.rstrip(" "))]
@@ -184,10 +192,10 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
             sha256 = parse_sha256(table["base"]["table"])
             refs = read_table(sha256)
             rows = table["base"]["tensors"]
-            base = {_text(tensor): _ref(refs, other) for tensor, other in rows}
+            base = {_text(tensor): parse_view(view, refs) for tensor, view in rows}
             if len(base) != len(rows) or set(table["base"]) != {"table", "tensors"}:
                 code = "template-twice" if len(base) != len(rows) else "template-fields"
-                twice = "a tensor is mapped to two tensors of the base"
+                twice = "a tensor is predicted by two views of the base"
                 raise RefusedError(
                     twice if len(base) != len(rows) else "base must have the fields table and tensors", code=code
                 )
@@ -206,13 +214,6 @@ def _parse_json(text: bytes) -> tuple[Any, bytes]:
         return value, canonical_json(value)
     except (ValueError, RecursionError) as error:
         raise RefusedError(str(error), code="template-json") from error
-
-
-def _ref(refs: BaseTable, name: str) -> BaseRef:
-    try:
-        return refs[name]
-    except KeyError as error:
-        raise RefusedError(f"the base table has no tensor {error}", code="template-reference") from error
 
 
 def check_file_name(name: str) -> str:
@@ -277,7 +278,7 @@ def _check_lists(table: Mapping[str, Any]) -> None:
         raise RefusedError("each row of parts and of the base's tensors must be a list", code="template-fields")
     adapts = table["adapts"]
     names: Any = adapts.get("tensors") if isinstance(adapts, dict) else []
-    for rows in (table["head"], table["named"], pairs, names):
+    for rows in (table["head"], table["named"], [row[:1] for row in pairs], names):
         if rows != sorted(rows):
             code = "template-canonical" if isinstance(rows, list) else "template-fields"
             wrong = "not sorted" if isinstance(rows, list) else "not a list"

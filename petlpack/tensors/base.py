@@ -6,7 +6,6 @@ import copy
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.errors import BaseError, RunError, printable
@@ -14,16 +13,8 @@ from petlpack.errors.arguments import path_of
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.tensor import Tensor
-
-
-@dataclass(frozen=True)
-class BaseRef:
-    """What a tensor of the base must be: its name, dtype, shape and the sha256 of its bytes."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    sha256: str
+from petlpack.tensors.view_reader import ViewReader
+from petlpack.tensors.views import BaseRef, View
 
 
 class Base:
@@ -52,6 +43,7 @@ class Base:
         self._needed = "the exact checkpoint that the task was encoded against"
         self._digests: dict[str, str] = {}
         self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
+        self._views = ViewReader(self.check)
 
     @property
     def name(self) -> str:
@@ -67,6 +59,7 @@ class Base:
         """Return the same base, with digests in common, whose errors say what is needed instead of it."""
         known = copy.copy(self)
         known._needed = what
+        known._views = ViewReader(known.check)
         return known
 
     def ref(self, name: str) -> BaseRef:
@@ -105,9 +98,12 @@ class Base:
             )
         return tensor
 
-    def predict(self, ref: BaseRef, dtype: DType, start: int, stop: int) -> Bits:
-        """Return flat elements of a checked base tensor, rounded to the fine-tune's dtype: a codec's prediction."""
-        return cast_bits(self.check(ref).read_flat(start, stop), ref.dtype, dtype)
+    def predict(self, view: View, dtype: DType, start: int, stop: int) -> Bits:
+        """Return flat elements of a view, rounded to the fine-tune's dtype: a codec's prediction.
+
+        Raises BaseError as `check`, for each tensor that the elements need.
+        """
+        return cast_bits(self._views.read(view, start, stop), view.dtype, dtype)
 
 
 AnyBase = str | Path | Base

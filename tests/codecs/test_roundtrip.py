@@ -177,7 +177,9 @@ def drawn_runs(draw: st.DrawFn, relations: tuple[str, ...] = RELATIONS) -> Drawn
         made = related(relation, source, seed + i)
         if made is None:
             continue
-        name = f"encoder.layer.{i}.{'weight' if i % 2 else 'bias'}"
+        name = (
+            f"encoder.layer.{i}.{'weight' if i % 2 and shape != (0,) else 'bias'}"  # a weight of [0] was not gathered
+        )
         tuned[prefix + name] = made
         if relation == "tied":
             tuned[f"{prefix}decoder.{i}.tied"] = made

@@ -28,12 +28,6 @@ def _reshaped(place: Place) -> Path:
     return write_run(place.bad("other"), make_pair(0, layers=1, width=6, words=8)[1])
 
 
-def _twice(place: Place) -> Path:
-    _, base = make_pair(0, **SMALL)
-    doubled = {f"{side}.{name}": tensor for side in ("left", "right") for name, tensor in base.items()}
-    return write_run(place.bad("other"), doubled)
-
-
 def _cut_base(place: Place) -> Path:
     path = place.bad("other") / "model.safetensors"
     path.write_bytes((place.base / "model.safetensors").read_bytes()[:-1])
@@ -53,7 +47,6 @@ BASES: dict[str, tuple[Callable[[Place], Path | None], tuple[str, ...]]] = {
     "code": (_pickled_base, ("pytorch_model.bin",)),
     "other names": (_renamed, ("the run and the base have no tensor name in common",)),
     "other shapes": (_reshaped, ("in the run and", "in the base")),
-    "two fit": (_twice, ("equally well", "left.", "right.")),
 }
 
 

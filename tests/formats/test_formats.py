@@ -21,11 +21,12 @@ from petlpack.coding.registry import CODERS, coder
 from petlpack.container.file import MAX_MANIFEST
 from petlpack.container.manifest import parse_manifest
 from petlpack.decoding.templates import MAX_TEMPLATE
-from petlpack.errors import DamageError, PetlpackError
+from petlpack.errors import DamageError, PetlpackError, RefusedError
 from petlpack.layouts.run import Run, headers_of
 from petlpack.records.base_table import BaseTable, base_table_json, parse_base_table
 from petlpack.records.sources import parse_sources
 from petlpack.records.template import parse_template
+from petlpack.records.views import MOST_DEEP, MOST_NAMES, parse_view, view_json
 from petlpack.rules.modules import (
     Average,
     Generated,
@@ -43,6 +44,8 @@ from petlpack.store import MAX_SHARED, PACK_JSON, Store, check_task_name
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.ordered import from_ordered, to_ordered
+from petlpack.tensors.view_reader import ViewReader
+from petlpack.tensors.views import BaseRef
 from tests.support import spec_reader
 from tests.support.golden import ALL, BY_ID, ERRORS
 from tests.support.small_runs import make_pair, random_bits, weights, write_run
@@ -89,6 +92,7 @@ FIELDS = {
     "units": {"codec", "slots", "rule", "shared", "units"},
     "ordered": {"dtype", "bits", "ordered"},
     "rounding": {"from", "to", "bits", "rounded"},
+    "view": {"tensors", "view", "dtype", "shape", "elements", "of"},
     "pack": {"text"},
     "task name": {"name"},
 }
@@ -353,7 +357,7 @@ def second_slots(rows: list[list[Any]], kinds: dict[str, str] | None = None) -> 
             name,
             dtype,
             tuple(shape),
-            None if base is None else spec_reader.BaseTensor(name, dtype, tuple(base), "0" * 64),
+            None if base is None else spec_reader.View(name, dtype, tuple(base), ()),
             head,
             (place[0][0], place[0][1]) if place else None,
             (kinds or {}).get(name),
@@ -575,14 +579,14 @@ def test_template(vector: Vector) -> None:
     template = parse_template(text_of(vector), "t", vector.get("name"), table_of)
     assert template.to_json(vector.get("name")) == text_of(vector)
     rows: list[list[Any]] = [
-        [slot.name, slot.dtype.name, list(slot.shape), None if slot.base is None else slot.base.name, slot.head]
+        [slot.name, slot.dtype.name, list(slot.shape), None if slot.base is None else view_json(slot.base), slot.head]
         for slot in template.slots
     ]
     places = [[] if slot.part is None else [list(slot.part)] for slot in template.slots]
     assert [row + place for row, place in zip(rows, places, strict=True)] == vector["tensors"]
     second = spec_reader.parse_template(text_of(vector), vector.get("name"), table_of_too)
     rows = [
-        [slot.name, slot.dtype, list(slot.shape), None if slot.base is None else slot.base.name, slot.head]
+        [slot.name, slot.dtype, list(slot.shape), None if slot.base is None else slot.base.said, slot.head]
         for slot in second.slots
     ]
     places = [[] if slot.part is None else [list(slot.part)] for slot in second.slots]
@@ -600,6 +604,68 @@ def test_template_refuses(vector: Vector) -> None:
     name = field_of(vector, "name")
     refuse(vector, lambda: parse_template(text_of(vector), "t", name, table_of))
     refuse_too(vector, lambda: spec_reader.parse_template(text_of(vector), name, table_of_too))
+
+
+# Views
+
+
+def view_table(vector: Vector) -> dict[str, BaseRef]:
+    """Return the base's table of a view vector; no digest is looked at."""
+    rows = BY_ID[vector.get("of") or vector.id]["tensors"]
+    return {name: BaseRef(name, DTYPES[dtype], tuple(shape), "0" * 64) for name, dtype, shape, _ in rows}
+
+
+def view_table_too(vector: Vector) -> spec_reader.BaseTable:
+    """Return the same table for the second reader."""
+    rows = BY_ID[vector.get("of") or vector.id]["tensors"]
+    return {name: spec_reader.BaseTensor(name, dtype, tuple(shape), "0" * 64) for name, dtype, shape, _ in rows}
+
+
+@of_kind("view", bad=False)
+def test_view(vector: Vector) -> None:
+    bits = {name: bits_of(data, dtype).reshape(shape) for name, dtype, shape, data in vector["tensors"]}
+    table = view_table(vector)
+    view = parse_view(vector["view"], table)
+    assert (view.dtype.name, list(view.shape), view_json(view)) == (vector["dtype"], vector["shape"], vector["view"])
+    reader = ViewReader(lambda ref: petlpack.Tensor.of(bits[ref.name], ref.dtype))
+    wanted = bits_of(vector["elements"], vector["dtype"])
+    for start in range(len(wanted)):
+        for stop in range(start + 1, len(wanted) + 1):
+            assert reader.read(view, start, stop).tolist() == wanted[start:stop].tolist(), (start, stop)
+    second = spec_reader.parse_view(vector["view"], view_table_too(vector))
+    assert (second.dtype, list(second.shape)) == (vector["dtype"], vector["shape"])
+    dtype, elements = spec_reader.elements_of(
+        vector["view"], {ref.name: (ref.dtype.name, bits[ref.name]) for ref in table.values()}
+    )
+    assert (dtype, elements.tobytes()) == (vector["dtype"], unhex(vector["elements"]))
+
+
+@of_kind("view", bad=True)
+def test_view_refuses(vector: Vector) -> None:
+    template = json.loads(text_of(BY_ID["template-small"]))
+    table = {name: (ref.dtype.name, ref.shape) for name, ref in view_table(vector).items()}
+    template["base"]["tensors"] = [["bert.b", vector["view"]]]
+    text = json.dumps(template, separators=(",", ":"), sort_keys=True).encode()
+    refs = {name: BaseRef(name, DTYPES[dtype], shape, "0" * 64) for name, (dtype, shape) in table.items()}
+    refuse(vector, lambda: parse_template(text, "t", None, lambda sha256: refs))
+    refuse_too(vector, lambda: spec_reader.parse_view(vector["view"], view_table_too(vector)))
+
+
+def test_a_view_has_at_most_so_many_steps_and_names() -> None:
+    refs = {"a": BaseRef("a", DTYPES["U8"], (1,), "0" * 64)}
+    table = {"a": spec_reader.BaseTensor("a", "U8", (1,), "0" * 64)}
+    said: Any = "a"
+    for _ in range(MOST_DEEP):
+        said = ["reshape", [1], said]
+    assert (parse_view(said, refs).shape, spec_reader.parse_view(said, table).shape) == ((1,), (1,))
+    said = ["concatenate", 0, ["a"] * MOST_NAMES]
+    assert (parse_view(said, refs).shape, spec_reader.parse_view(said, table).shape) == ((65536,), (65536,))
+    said[2].append("a")
+    with pytest.raises(RefusedError) as caught:
+        parse_view(said, refs)
+    assert caught.value.code == "view-limit"
+    with pytest.raises(Refused):
+        spec_reader.parse_view(said, table)
 
 
 # Packs
@@ -669,6 +735,11 @@ BEYOND_A_SCHEMA = {
     "template-base-no-such-tensor": "another file",
     "template-base-two-tensors": "uniqueness of one column of a table",
     "template-base-not-sorted": "order",
+    "template-view-tensor-missing": "another file",
+    "template-view-too-narrow": "another file",
+    "template-view-rows": "another file",
+    "template-view-integers": "another file",
+    "template-view-twice": "uniqueness of one column of a table",
     "template-head-not-sorted": "order",
     "template-named-not-sorted": "order",
     "template-rule-nan": "no JSON",

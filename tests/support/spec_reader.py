@@ -493,13 +493,23 @@ BaseTable = Mapping[str, BaseTensor]
 
 
 @dataclass(frozen=True)
+class View:
+    """What of a base predicts a tensor: its JSON, its dtype and shape, the base tensors that it needs."""
+
+    said: Any
+    dtype: str
+    shape: tuple[int, ...]
+    tensors: tuple[BaseTensor, ...]
+
+
+@dataclass(frozen=True)
 class Slot:
     """One tensor of a template, or of a shared part; `kind` where it is another than the name tells."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    base: BaseTensor | None = None
+    base: View | None = None
     head: bool = False
     part: tuple[int, int] | None = None
     kind: str | None = None
@@ -593,8 +603,9 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
         pairs = table["base"]["tensors"]
         check(_is_digest(table["base"]["table"]) and isinstance(pairs, list), "template: base")
         for pair in pairs:
-            check(isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair), "template: base")
-        check(pairs == sorted(pairs) and len({pair[0] for pair in pairs}) == len(pairs), "template: base")
+            check(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str), "template: base")
+        told = [pair[0] for pair in pairs]
+        check(told == sorted(set(told)), "template: base")
     if name is not None:
         check(_is_task_name(name), "template: not a name")
         table = {
@@ -608,11 +619,10 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
             entry[1] += " " * (-len(entry[1].encode()) % 8)
         check(len(table["files"]) == len(json.loads(text)["files"]), "template: a file twice")
         check(all(len(set(table[field])) == len(table[field]) for field in ("head", "named")), "template: twice")
-    base: dict[str, BaseTensor] = {}
+    base: dict[str, View] = {}
     if table["base"] is not None:
         known = table_of(table["base"]["table"])
-        check(all(other in known for _, other in table["base"]["tensors"]), "template: no such tensor of the base")
-        base = {tensor: known[other] for tensor, other in table["base"]["tensors"]}
+        base = {tensor: parse_view(said, known) for tensor, said in table["base"]["tensors"]}
         check(len(base) == len(table["base"]["tensors"]), "template: two tensors of the base")
     names = [item for part in table["parts"] for item in part if item is not None]
     check(len(set(names)) == len(names), "template: a tensor in two parts")
@@ -724,6 +734,98 @@ def read_part(pack: Path, sha256: str) -> list[tuple[Slot, Words]]:
     name = hashlib.sha256(json.dumps(table, separators=(",", ":")).encode()).hexdigest()
     check(name == sha256, "part: another sha256")
     return [(slot, arrays[slot.name]) for slot in slots]
+
+
+# views.md
+
+
+def parse_view(said: Any, table: BaseTable, deep: int = 8) -> View:
+    """Parse and check a view."""
+    if isinstance(said, str):
+        check(said in table, "view: no such tensor of the base")
+        return View(said, table[said].dtype, table[said].shape, (table[said],))
+    check(isinstance(said, list) and bool(said) and isinstance(said[0], str), "view: neither a name nor a step")
+    check(deep > 0, "view: too deep")
+    step, *fields = said
+    if step not in ("reshape", "transpose", "slice", "concatenate", "scale"):
+        raise Refused("view: another step", unknown=True)
+    forms = {"reshape": "sv", "transpose": "v", "slice": "nnnv", "concatenate": "nl", "scale": "svv"}
+    is_form: dict[str, Callable[[Any], bool]] = {
+        "s": _is_shape,
+        "n": lambda value: type(value) is int and 0 <= value < 2**63,
+        "v": lambda value: isinstance(value, (str, list)),
+        "l": lambda value: isinstance(value, list) and bool(value),
+    }
+    check(len(fields) == len(forms[step]), "view: other fields")
+    check(all(is_form[form](field) for form, field in zip(forms[step], fields, strict=True)), "view: other fields")
+    inner = {"reshape": fields[1:], "transpose": fields, "slice": fields[3:], "scale": fields[1:]}
+    parts = [parse_view(value, table, deep - 1) for value in inner.get(step, fields[-1])]
+    check(all(math.prod(part.shape) for part in parts), "view: no elements")
+    tensors = tuple(tensor for part in parts for tensor in part.tensors)
+    check(len(tensors) <= 65536, "view: too many tensors")
+    shape = _shape_of(step, fields, parts)
+    check(math.prod(shape) < 2**63, "view: too many elements")
+    return View(said, "F32" if step == "scale" else parts[0].dtype, shape, tensors)
+
+
+def _shape_of(step: str, fields: list[Any], parts: list[View]) -> tuple[int, ...]:
+    """Return the shape of a step, which must fit its views."""
+    shape = parts[0].shape
+    if step == "reshape":
+        check(math.prod(fields[0]) == math.prod(shape), "view: another number of elements")
+        return tuple(fields[0])
+    if step == "transpose":
+        check(len(shape) >= 2, "view: fewer than two axes")
+        return (*shape[:-2], shape[-1], shape[-2])
+    if step == "scale":
+        blocks = fields[0]
+        check(len(blocks) == len(shape) and 0 not in blocks, "view: other blocks")
+        most = [-(-size // block) for size, block in zip(shape, blocks, strict=True)]
+        check(list(parts[1].shape) == most, "view: another number of scales")
+        narrow = all(DTYPES[part.dtype][0] == "float" and DTYPES[part.dtype][1] <= 4 for part in parts)
+        check(narrow, "view: scales of another dtype")
+        return shape
+    axis = fields[0]
+    check(axis < len(shape), "view: no such axis")
+    if step == "slice":
+        check(fields[1] < fields[2] <= shape[axis], "view: no such slice")
+        return (*shape[:axis], fields[2] - fields[1], *shape[axis + 1 :])
+    for part in parts:
+        check(part.dtype == parts[0].dtype and len(part.shape) == len(shape), "view: another dtype or shape")
+        check(
+            (*part.shape[:axis], *part.shape[axis + 1 :]) == (*shape[:axis], *shape[axis + 1 :]), "view: another shape"
+        )
+    return (*shape[:axis], sum(part.shape[axis] for part in parts), *shape[axis + 1 :])
+
+
+def elements_of(said: Any, arrays: Mapping[str, tuple[str, Words]]) -> tuple[str, Words]:
+    """Return dtype and elements of a view of tensors, which are given as (dtype, elements in their shape)."""
+    if isinstance(said, str):
+        return arrays[said]
+    step, *fields = said
+    if step == "concatenate":
+        parts = [elements_of(value, arrays) for value in fields[1]]
+        return parts[0][0], np.concatenate([bits for _, bits in parts], axis=fields[0])
+    if step == "scale":
+        return "F32", _times_scales(fields[0], elements_of(fields[1], arrays), elements_of(fields[2], arrays))
+    dtype, bits = elements_of(fields[-1], arrays)
+    if step == "reshape":
+        return dtype, bits.reshape(fields[0])
+    if step == "transpose":
+        return dtype, bits.swapaxes(-1, -2)
+    return dtype, np.take(bits, range(fields[1], fields[2]), axis=fields[0])
+
+
+def _times_scales(blocks: list[int], weights: tuple[str, Words], scales: tuple[str, Words]) -> Words:
+    out = np.empty(weights[1].shape, np.dtype("<u4"))
+    for place in np.ndindex(weights[1].shape):
+        block = tuple(i // size for i, size in zip(place, blocks, strict=True))
+        factors = [round_bits(int(bits[at]), dtype, "F64") for (dtype, bits), at in ((weights, place), (scales, block))]
+        one, other = (struct.unpack("<d", struct.pack("<Q", factor))[0] for factor in factors)
+        product = one * other  # of two factors of 24 bits, which is exact in 53
+        (bits,) = struct.unpack("<Q", struct.pack("<d", product))
+        out[place] = round_bits(bits, "F64", "F32")
+    return out
 
 
 # units.md
@@ -964,10 +1066,14 @@ def predict(base: Base, slot: Slot, start: int, stop: int) -> Words:
     """Return what the base says of some elements of a tensor."""
     wanted = slot.base
     assert wanted is not None
-    dtype, shape, data = base[wanted.name]
-    if (dtype, shape, hashlib.sha256(data).hexdigest()) != (wanted.dtype, wanted.shape, wanted.sha256):
-        raise Refused(f"another base: {wanted.name}")
-    bits = np.frombuffer(data, words_of(dtype))[start:stop]
+    arrays: dict[str, tuple[str, Words]] = {}
+    for tensor in wanted.tensors:
+        dtype, shape, data = base[tensor.name]
+        if (dtype, shape, hashlib.sha256(data).hexdigest()) != (tensor.dtype, tensor.shape, tensor.sha256):
+            raise Refused(f"another base: {tensor.name}")
+        arrays[tensor.name] = dtype, np.frombuffer(data, words_of(dtype)).reshape(shape)
+    dtype, elements = elements_of(wanted.said, arrays)
+    bits = elements.reshape(-1)[start:stop]
     if dtype == slot.dtype:
         return bits
     return np.array([round_bits(pattern, dtype, slot.dtype) for pattern in bits.tolist()], words_of(slot.dtype))

@@ -11,8 +11,8 @@ from petlpack.analyze.survey.bases import BaseFiles, ComparedBases, tensor_spans
 from petlpack.analyze.survey.equality import Span
 from petlpack.analyze.survey.kinds import KINDS, WEIGHT_KINDS
 from petlpack.analyze.survey.tree import File, Key, Tree
+from petlpack.encoding.matching.names import match_names
 from petlpack.errors import BaseError, Problem
-from petlpack.tensors.names import match_names
 from petlpack.tensors.safetensors_file import Header
 
 Equal = Callable[[Sequence[Span]], list[list[int]]]
@@ -115,7 +115,7 @@ def _members(files: Sequence[File], headers: Mapping[Key, Header], bases: Compar
     """List the tensors of some files; the names of all files of a directory are matched with the base's together."""
     folders: dict[Path, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for file in files:
-        shapes = {_plain(name): entry.shape for name, entry in headers[file.key].entries.items()}
+        shapes = {name: entry.shape for name, entry in headers[file.key].entries.items()}
         folders[file.path.parent].update(shapes)
     known: dict[Hashable, dict[str, str]] = {}
     """Runs of one kind have the same names, which take longer to match than to compare."""
@@ -131,16 +131,11 @@ def _members(files: Sequence[File], headers: Mapping[Key, Header], bases: Compar
         if alike not in known:
             known[alike] = _match(shapes, base)
         for name, span in spans.items():
-            namesake = base.spans.get(known[alike].get(_plain(name), ""))
+            namesake = base.spans.get(known[alike].get(name, ""))
             if namesake is not None and (namesake.nbytes, namesake.like) != (span.nbytes, span.like):
                 namesake = None
             members.append(_Member(file.key, name, span, namesake))
     return members
-
-
-def _plain(name: str) -> str:
-    """Return a tensor's name without what PEFT puts into it where it wraps a module."""
-    return name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _match(shapes: Mapping[str, tuple[int, ...]], base: BaseFiles) -> dict[str, str]:
