@@ -5,13 +5,14 @@ from __future__ import annotations
 from petlpack.encoding.match import Matched
 from petlpack.encoding.matching.samples import NEAR, distance, sample_of
 from petlpack.errors import printable
+from petlpack.layouts.heads import NEW
 from petlpack.layouts.run import Run
 from petlpack.records.slot import kind_of
 from petlpack.tensors.base import needed
 from petlpack.tensors.tensor import Tensor
 
 MOST_WITHOUT = 0.01
-"""Share of a run's weights without a counterpart above which it is told: new heads are smaller, lost matches larger."""
+"""Share of a run's weights without a counterpart above which it is told; a new head is none of them."""
 
 FEW = 512
 """Weights of which nothing is told, whatever share they are: they take fewer bytes than a pack's own tables."""
@@ -36,7 +37,7 @@ def counterpart_warnings(run: Run, matched: Matched) -> tuple[str, ...]:
     once = {matched.content(name): name for name in (*matched.tensors, *matched.refs)}  # if possible one with a match
     counted = set(once.values())
     sizes = {name: tensor.size for name, tensor in matched.tensors.items() if name in counted}
-    total, without = sum(sizes.values()), [name for name in sizes if name not in matched.refs]
+    total, without = sum(sizes.values()), [name for name in sizes if name not in matched.refs and not _is_new(name)]
     lost = sum(sizes[name] for name in without)
     base = printable(str(matched.base.path))
     told = []
@@ -53,6 +54,11 @@ def counterpart_warnings(run: Run, matched: Matched) -> tuple[str, ...]:
             "the run may have been trained from another checkpoint"
         )
     return tuple(told)
+
+
+def _is_new(name: str) -> bool:
+    """Tell whether a tensor is of a head, which is new with the task and has no counterpart anywhere."""
+    return not {*NEW}.isdisjoint(name.split(".")[:-1])
 
 
 def _count_far(names: list[str], matched: Matched) -> int:
