@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from petlpack.errors import printable
@@ -13,7 +14,7 @@ from petlpack.parallel import ordered_map
 from petlpack.records.base_table import base_table_json, parameters
 from petlpack.records.template import Adapts, Origin, texts_of
 from petlpack.rules.modules import Dense
-from petlpack.tensors.adapted import Adapted, adapted
+from petlpack.tensors.adapted import Adapted, Modules
 from petlpack.tensors.base import Base
 from petlpack.tensors.views import BaseRef
 
@@ -29,25 +30,42 @@ class Bound:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class _KnownBase:
+    """What every run on a base says of it alike, made once."""
+
+    refs: Mapping[str, BaseRef]
+    bound: Bound
+    modules: Modules
+
+
+_KNOWN: weakref.WeakKeyDictionary[Base, _KnownBase] = weakref.WeakKeyDictionary()
+
+
 def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool, jobs: int) -> Bound | None:
     """Bind a run to its base: every tensor of it is digested, so that it is one table whatever tasks use of it.
 
     A run that is coded `against` the base says by that which tensors it needs. Of another, those are bound that it
     adapts; None where it has modules and none of them is in the base, which then is another model's.
     """
-    modules = None if against else adapted(_names(run, rule), {name: t.shape for name, t in base.tensors.items()})
-    if modules is not None and modules.strangers and not modules.modules:
+    known = _KNOWN.get(base)
+    if known is None:
+        known = _KNOWN[base] = _look_at(base, jobs)
+    if against:
+        return known.bound
+    found = known.modules.adapted(_names(run, rule))
+    if found.strangers and not found.modules:
         return None
+    return replace(known.bound, adapts=_adapts(found, known.refs))
+
+
+def _look_at(base: Base, jobs: int) -> _KnownBase:
     refs = dict(zip(base.tensors, ordered_map(base.ref, base.tensors, jobs), strict=True))
     table = base_table_json(refs)
     origin = Origin(printable(base.name), printable(str(base.path)), hashlib.sha256(table).hexdigest())
-    return Bound(
-        table,
-        origin,
-        _adapts(modules, refs),
-        parameters(refs),
-        sum(tensor.nbytes for tensor in base.tensors.values()),
-    )
+    nbytes = sum(tensor.nbytes for tensor in base.tensors.values())
+    modules = Modules({name: tensor.shape for name, tensor in base.tensors.items()})
+    return _KnownBase(refs, Bound(table, origin, None, parameters(refs), nbytes), modules)
 
 
 def plain_text(name: str | None) -> str | None:
@@ -63,9 +81,9 @@ def unbound(run: Run, base: Base) -> str:
     )
 
 
-def _adapts(modules: Adapted | None, refs: Mapping[str, BaseRef]) -> Adapts | None:
+def _adapts(modules: Adapted, refs: Mapping[str, BaseRef]) -> Adapts | None:
     """Return what a run adapts of a base; None where its names have no module that a base could have."""
-    if modules is None or not modules.modules:
+    if not modules.modules:
         return None
     return Adapts(adapted_digest({name: refs[name] for name in modules.tensors}), modules.tensors)
 

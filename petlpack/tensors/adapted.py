@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,25 +30,37 @@ class Adapted:
         return tuple(sorted({name for names in self.modules.values() for name in names}))
 
 
-def adapted(shapes: Shapes, base: Shapes) -> Adapted:
-    """Find the module of the base that each tensor adapts.
+class Modules:
+    """The modules of a base, found by the ends of their names; worth keeping, for all adapters ask the same."""
 
-    It is the longest name of a module, but for leading parts on both sides, that the tensor's name begins with, and
-    that has a tensor with a size in common with it. Shapes are by name; a tensor without a shape fits by name alone.
-    """
-    modules = _modules(base)
-    endings = _endings(modules)
-    fitting: dict[str, tuple[str, ...]] = {}
-    strangers = []
-    for name, shape in shapes.items():
-        if "." not in name:
-            continue
-        module = next((m for m in _candidates(name, endings) if _fits(shape, modules[m], base)), None)
-        if module is None:
-            strangers.append(name)
-        else:
-            fitting[module] = modules[module]
-    return Adapted(fitting, tuple(strangers))
+    def __init__(self, base: Shapes) -> None:
+        """Take the shapes of a base's tensors by name."""
+        self._base, self._modules = base, _modules(base)
+        self._endings = _endings(self._modules)
+
+    def adapted(self, shapes: Shapes) -> Adapted:
+        """Find the module of the base that each tensor adapts.
+
+        It is the longest name of a module, but for leading parts on both sides, that the tensor's name begins with, and
+        that has a tensor with a size in common with it. Shapes are by name; without one a tensor fits by name alone.
+        """
+        fitting: dict[str, tuple[str, ...]] = {}
+        strangers = []
+        for name, shape in shapes.items():
+            if "." not in name:
+                continue
+            candidates = _candidates(name, self._endings)
+            module = next((m for m in candidates if _fits(shape, self._modules[m], self._base)), None)
+            if module is None:
+                strangers.append(name)
+            else:
+                fitting[module] = self._modules[module]
+        return Adapted(fitting, tuple(strangers))
+
+
+def adapted(shapes: Shapes, base: Shapes) -> Adapted:
+    """Find the module of a base that each tensor adapts, as `Modules.adapted`."""
+    return Modules(base).adapted(shapes)
 
 
 def _modules(base: Shapes) -> dict[str, tuple[str, ...]]:
@@ -73,13 +85,12 @@ def _endings(modules: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
     return {ending: [module for _, module in sorted(found)] for ending, found in endings.items()}
 
 
-def _candidates(name: str, endings: Mapping[str, list[str]]) -> list[str]:
-    """Return the modules that a tensor's name may begin with: the longest name first, then the least dropped."""
+def _candidates(name: str, endings: Mapping[str, list[str]]) -> Iterator[str]:
+    """Yield the modules that a tensor's name may begin with: the longest name first, then the least dropped."""
     parts = name.split(".")
-    spans = [
-        (dropped, end) for end in range(len(parts) - 1, 0, -1) for dropped in range(min(MOST_DROPPED, end - 1) + 1)
-    ]
-    return [module for dropped, end in spans for module in endings.get(".".join(parts[dropped:end]), ())]
+    for end in range(len(parts) - 1, 0, -1):
+        for dropped in range(min(MOST_DROPPED, end - 1) + 1):
+            yield from endings.get(".".join(parts[dropped:end]), ())
 
 
 def _fits(shape: tuple[int, ...], names: tuple[str, ...], base: Shapes) -> bool:
