@@ -376,7 +376,6 @@ ELSEWHERE = {
     "a role of units": [("analyze/bounds.py", "mask"), ("analyze/figures.py", "mask")],
     "what a table, a page or a rule has": [
         *[("analyze/page/__init__.py", "rows"), ("analyze/tables.py", "rows"), ("rules/rows.py", "rows")],
-        ("encoding/bind.py", "rows"),
         *[(f"codecs/{name}.py", "rows") for name in ("hyper", "mask", "merge", "plain")],
         *[("methods/trainer.py", "rows"), ("analyze/tables.py", "run"), ("analyze/offers.py", "run")],
         *[("encoding/bind.py", "rows"), ("encoding/runs.py", "run")],
