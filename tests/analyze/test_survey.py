@@ -781,7 +781,10 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "empty": lambda run: put(run / "model.safetensors", b""),
     "no header": lambda run: put(run / "model.safetensors", b"\xff" * 100),
     "config": lambda run: put(run / "config.json", b"{"),
-    "adapter config": lambda run: put(run / "adapter_config.json", b"[" * 99_999),
+    "adapter config": lambda run: (
+        put(run / "adapter_config.json", b"[" * 99_999),
+        put(run / "adapter_model.safetensors", b"x"),
+    ),
     "modules": lambda run: put(run / "modules.json", b'{"a": 1}'),
     "state": lambda run: (run / "model.safetensors").rename(run / "old") and put(run / "checkpoint-5" / "latest", b""),
     "adapter name": lambda run: put(run / "adapter_config.json", b'{"config": "pfeiffer", "name": []}'),
