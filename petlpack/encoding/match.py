@@ -61,6 +61,15 @@ class Matched:
         )
 
 
+LEAST_IN_VIEWS = 0.1
+"""Share of a run's weights that views must hold where no tensor has a counterpart by itself."""
+
+
+def run_size(tensors: Mapping[str, Tensor]) -> int:
+    """Return the number of elements of all tensors."""
+    return sum(tensor.size for tensor in tensors.values())
+
+
 def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     """Match a run with its base, a method's by names and shapes, a whole model by its weights, too.
 
@@ -72,10 +81,12 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     if base is not None:
         names = match_tensors(tensors, digests.of(tensors), base, digests.jobs, ALL if run.whole else BY_NAME)
         refs = dict(zip(names, ordered_map(base.ref, names.values(), digests.jobs), strict=True))
+        views: dict[str, View] = {}
         if run.whole:  # what a method adds comes from nothing in the base
-            refs |= corrected(tensors, names, base) | find_views(_left(tensors, names, digests), base)
-        if not refs:
-            refuse_unrelated(tensors, base)
+            views = corrected(tensors, names, base) | find_views(_left(tensors, names, digests), base)
+        if not names and sum(tensors[name].size for name in views) < LEAST_IN_VIEWS * run_size(tensors):
+            refuse_unrelated(tensors, base)  # a few norms, which are 1 in every model, are views by chance
+        refs |= views
     return matched_with(tensors, refs, base, digests)
 
 
