@@ -223,7 +223,7 @@ def test_any_run_comes_back_bit_for_bit(codec: str) -> None:
     assert bool(declined) == (codec == "sparse")
 
 
-@pytest.mark.exhaustive(5)
+@pytest.mark.exhaustive(8)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("codec", ["auto", *DENSE_CODECS])
 @pytest.mark.parametrize("dtype", DTYPES)
