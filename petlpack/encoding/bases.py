@@ -84,8 +84,9 @@ def _files(paths: Iterable[Path]) -> set[tuple[int, int]]:
 def _nearest(run: Run, bases: Sequence[Base]) -> Base | None:
     """Return the base that a run fits best: by its weights with a counterpart, then by equal bits of a sample.
 
-    The one that the run's config names wins over others that fit as well. Of an adapter's weights none is in the base,
-    so nothing tells two bases of one architecture apart: None, as where the run needs none and fits none.
+    A sibling, which has the run's head, too, fits a little better than the base, but its bits are farther off. The one
+    that the run's config names wins over others that fit as well. Of an adapter's weights none is in the base, so
+    nothing tells two bases of one architecture apart: None, as where the run needs none and fits none.
     """
     weights = [_fitting(run, base) for base in bases]
     most = max(weights)
@@ -98,7 +99,7 @@ def _nearest(run: Run, bases: Sequence[Base]) -> Base | None:
                 code="base-fits-none",
             )
         return None
-    tied = [base for base, fits in zip(bases, weights, strict=True) if fits == most]
+    tied = [base for base, fits in zip(bases, weights, strict=True) if fits >= NEARLY * most]
     named = [base for base in tied if _is_named(run, base)]
     tied = named or tied
     if len(tied) == 1:
@@ -134,6 +135,9 @@ def _fitting(run: Run, base: Base) -> int:
     )
     return sum(tensors[name].size for name in names)
 
+
+NEARLY = 0.9
+"""Share of the best base's counterparts with which another one may still be the base: it lacks the run's head."""
 
 MOST_SAMPLED = 8
 """Tensors that are looked at to tell two bases of one architecture apart: the largest ones."""

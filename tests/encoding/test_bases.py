@@ -165,6 +165,20 @@ def test_each_run_takes_the_base_that_it_fits(way: str, four: Path) -> None:
     assert code == 0
 
 
+def test_a_sibling_with_the_same_head_is_not_taken_for_the_base(place: Path) -> None:
+    base = make_base(words=200)
+    write_run(place / "base", base)
+    for name, seed in (("one", 1), ("other", 50)):
+        tuned = {key: nudged(tensor, seed + i) for i, (key, tensor) in enumerate(base.items())}
+        write_run(place / name, {**tuned, "classifier.weight": make_base(seed)["embeddings.LayerNorm.weight"]})
+    (task,) = petlpack.encode("one", "p", ["other", "base"])
+    assert task.base is not None
+    assert task.base.path == "base"
+    write_adapter(place / "adapter", "LORA")
+    (adapter,) = petlpack.encode("adapter", "p", ["other", "base"])
+    assert adapter.base is None  # nothing in it says which of the two it is
+
+
 def test_a_task_whose_base_is_none_of_several_says_so(four: Path) -> None:
     petlpack.encode("runs/of-small", "p", "models/small")
     with pytest.raises(BaseError, match="which is none of 'models/twin', 'models/deep': the base 'small'"):
