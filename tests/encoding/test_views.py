@@ -388,7 +388,7 @@ def test_what_transformers_fuses_is_found(tmp_path: Path) -> None:
             seen.add(names)
             for way in ("run", "base"):
                 check_conversion(tmp_path / f"{family}-{len(seen)}-{way}", *names[:2], dict(steps), way)
-    assert len(seen) > 20
+    assert len(seen) >= 10
 
 
 def check_conversion(
