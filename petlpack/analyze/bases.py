@@ -10,7 +10,7 @@ from typing import Literal
 
 from petlpack.analyze.reading import Opened, Reader
 from petlpack.records.template import texts_of
-from petlpack.tensors.adapted import adapted
+from petlpack.tensors.adapted import Modules
 from petlpack.tensors.dtypes import DType
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.views import BaseRef
@@ -54,7 +54,7 @@ class Bases:
         self._tables: dict[str, BaseSize] = {}
         given = None if reader.base is None else _rows_of(reader.base.tensors)
         self._given = None if given is None else self._size("given", given)
-        self._given_shapes = {name: shape for name, (_, shape) in (given or {}).items()}
+        self._given_modules = None if reader.base is None else reader.base.modules
         self._fits: dict[int, bool] = {}
         for kind in {id(task.kind): task.kind for task in opened}.values():
             sha256, table = kind.template.base_table, reader.table(kind)
@@ -74,17 +74,17 @@ class Bases:
             known = [*self._tables.values(), *([self._given] if self._given else [])]
             same = next((base for base in known if base.nbytes == nbytes), None)
             return same or BaseSize(str(nbytes), nbytes, None), "encoder"
-        if self._given is not None and self._may_be_given(task):
+        if self._given_modules is not None and self._may_be_given(task, self._given_modules):
             return self._given, "option"
         return None, None
 
-    def _may_be_given(self, task: Opened) -> bool:
+    def _may_be_given(self, task: Opened, modules: Modules) -> bool:
         """Tell whether the given base may be a task's: it has modules that the task names, where that names any."""
         kind = task.kind
         if id(kind) not in self._fits:
             shapes = {slot.name: slot.shape for slot in kind.template.slots if not slot.head}
             named = {text: () for text in texts_of(kind.template.rule) if "." in text and text not in shapes}
-            found = adapted(named or shapes, self._given_shapes)
+            found = modules.adapted(named or shapes)
             self._fits[id(kind)] = bool(found.modules) or not found.strangers
         return self._fits[id(kind)]
 

@@ -150,6 +150,8 @@ class _Planner:
         self._settings, self._selection = options.settings, options.selection
         self._jobs, self._progress = jobs, progress
         self._named: dict[str, Base] = {}
+        self._chosen: dict[tuple[Path, bool], Base | None] = {}
+        """The base of a run, by its path and by whether it is needed: the same for all ways that need one."""
         self._files: dict[str, dict[Path, int]] = {}
         self._told: list[str] = []
 
@@ -296,12 +298,14 @@ class _Planner:
         """Return the base to give to `encode`, each opened once; raises BaseError where the codec needs one."""
         way = attempt.way
         request = Request(attempt.codec_id, way.level, way.density, Options())
-        bases = self._bases
-        if bases is None and run.base_name is not None and is_model(run.base_name) and request.needs_base(run):
-            if run.base_name not in self._named:
-                self._named[run.base_name] = Base(run.base_name)
-            bases = [self._named[run.base_name]]
-        return choose_base(run, bases, request)
+        needed, bases = request.needs_base(run), self._bases
+        if (run.path, needed) not in self._chosen:
+            if bases is None and run.base_name is not None and is_model(run.base_name) and needed:
+                if run.base_name not in self._named:
+                    self._named[run.base_name] = Base(run.base_name)
+                bases = [self._named[run.base_name]]
+            self._chosen[run.path, needed] = choose_base(run, bases, request)
+        return self._chosen[run.path, needed]
 
     def _moved(self, path: Path, attempt: _Try) -> Progress | None:
         return (

@@ -9,6 +9,7 @@ from typing import Any
 
 from petlpack.checking.against import compare_with_run, read_run_of
 from petlpack.codecs.registry import codec
+from petlpack.decoding.bases import base_of_task, check_adapted
 from petlpack.decoding.task import Task
 from petlpack.errors import (
     BaseError,
@@ -184,7 +185,9 @@ def _read_whole(
 def _other_base(task: Task, base: Sequence[Base] | None) -> BaseError | None:
     """Return how the bases that are given differ from the one that an adapter is bound to."""
     try:
-        task.load(base)
+        opened = base_of_task(task.name, task.template, base)
+        if opened is not None:
+            check_adapted(task.name, task.template, opened)
     except BaseError as error:
         return error
     return None

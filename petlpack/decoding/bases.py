@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
 from petlpack.errors import BaseError, printable
-from petlpack.records.base_table import base_table_json
+from petlpack.records.base_table import table_digest
 from petlpack.records.template import Adapts, Template
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.views import BaseRef
@@ -82,4 +81,4 @@ def _adapted_in(base: Base, adapts: Adapts) -> bool:
     if not base.tensors.keys() >= set(adapts.tensors):
         return False
     rows = {name: base.ref(name) for name in adapts.tensors}
-    return hashlib.sha256(base_table_json(rows)).hexdigest() == adapts.sha256
+    return table_digest(rows) == adapts.sha256

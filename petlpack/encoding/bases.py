@@ -10,15 +10,14 @@ import numpy as np
 
 from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.matching.names import match_names
+from petlpack.encoding.matching.sides import shapes_of
 from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.kinds import WEIGHTS
 from petlpack.layouts.run import Run
-from petlpack.tensors.adapted import adapted
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.casting import can_cast, cast_bits
 from petlpack.tensors.places import checkpoints
-from petlpack.tensors.tensor import Tensor
 
 _HINT = "pass the pretrained model that the run was trained from"
 
@@ -41,14 +40,13 @@ def choose_base(run: Run, bases: Bases | None, request: Request) -> Base | None:
 def refuse_itself(run: Run, base: Base) -> None:
     """Raise BaseError where a base is the run, lies in it, holds it, or has a weight file in common with it."""
     own, other = run.path.resolve(), base.path.resolve()
-    shared = _files(_weight_files(run.path)) & _files(base.sources)
     if own == other:
         how = "is the run itself"
     elif other.is_relative_to(own):
         how = "lies in the run"
     elif own.is_relative_to(other):
         how = "holds the run"
-    elif shared:
+    elif _files(_weight_files(run.path)) & _files(base.sources):
         how = "has a weight file in common with the run"
     else:
         return
@@ -88,7 +86,8 @@ def _nearest(run: Run, bases: Sequence[Base]) -> Base | None:
     that the run's config names wins over others that fit as well. Of an adapter's weights none is in the base, so
     nothing tells two bases of one architecture apart: None, as where the run needs none and fits none.
     """
-    weights = [_fitting(run, base) for base in bases]
+    counterparts = [_counterparts(run, base) for base in bases] if run.needs_base else [{} for _ in bases]
+    weights = [_fitting(run, base, names) for base, names in zip(bases, counterparts, strict=True)]
     most = max(weights)
     if not most:
         if run.needs_base:
@@ -99,12 +98,13 @@ def _nearest(run: Run, bases: Sequence[Base]) -> Base | None:
                 code="base-fits-none",
             )
         return None
-    tied = [base for base, fits in zip(bases, weights, strict=True) if fits >= NEARLY * most]
-    named = [base for base in tied if _is_named(run, base)]
-    tied = named or tied
+    tied = [i for i, fits in enumerate(weights) if fits >= NEARLY * most]
+    tied = [i for i in tied if _is_named(run, bases[i])] or tied
     if len(tied) == 1:
-        return tied[0]
-    return max(tied, key=lambda base: (_likeness(run, base), -len(base.tensors))) if run.needs_base else None
+        return bases[tied[0]]
+    if not run.needs_base:
+        return None
+    return bases[max(tied, key=lambda i: (_likeness(run, bases[i], counterparts[i]), -len(bases[i].tensors)))]
 
 
 def _is_named(run: Run, base: Base) -> bool:
@@ -114,25 +114,18 @@ def _is_named(run: Run, base: Base) -> bool:
     return run.base_name in (base.name, str(base.path)) or os.path.realpath(run.base_name) == str(base.path.resolve())
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
 def _counterparts(run: Run, base: Base) -> dict[str, str]:
     try:
-        return match_names(_shapes(run.module.tensors), _shapes(base.tensors))
+        return match_names(shapes_of(run.module.tensors), shapes_of(base.tensors))
     except BaseError:
         return {}
 
 
-def _fitting(run: Run, base: Base) -> int:
+def _fitting(run: Run, base: Base, counterparts: Mapping[str, str]) -> int:
     """Return how many of a run's weights have a counterpart in a base, or adapt one of its modules."""
     tensors = run.module.tensors
-    names = (
-        _counterparts(run, base)
-        if run.needs_base
-        else tensors.keys() - {*adapted(_shapes(tensors), _shapes(base.tensors)).strangers}
-    )
+    strangers = base.modules.adapted(shapes_of(tensors)).strangers if not run.needs_base else ()
+    names = counterparts if run.needs_base else tensors.keys() - {*strangers}
     return sum(tensors[name].size for name in names)
 
 
@@ -146,9 +139,9 @@ SAMPLE = 1 << 12
 """Elements that are looked at of each."""
 
 
-def _likeness(run: Run, base: Base) -> float:
-    """Return the mean share of the upper halves of elements that run and base have in common, on a sample."""
-    tensors, names = run.module.tensors, _counterparts(run, base)
+def _likeness(run: Run, base: Base, names: Mapping[str, str]) -> float:
+    """Return the mean share of the upper halves of elements that counterparts have in common, on a sample."""
+    tensors = run.module.tensors
     comparable = [name for name in names if can_cast(base.tensors[names[name]].dtype, tensors[name].dtype)]
     shares = [0.0]
     for name in sorted(comparable, key=lambda name: -tensors[name].size)[:MOST_SAMPLED]:

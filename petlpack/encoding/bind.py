@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,10 +10,10 @@ from typing import Any
 from petlpack.errors import printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
-from petlpack.records.base_table import base_table_json, parameters
+from petlpack.records.base_table import base_table_json, parameters, table_digest
 from petlpack.records.template import Adapts, Origin, texts_of
 from petlpack.rules.modules import Dense
-from petlpack.tensors.adapted import Adapted, Modules
+from petlpack.tensors.adapted import Adapted
 from petlpack.tensors.base import Base
 from petlpack.tensors.views import BaseRef
 
@@ -36,7 +35,6 @@ class _KnownBase:
 
     refs: Mapping[str, BaseRef]
     bound: Bound
-    modules: Modules
 
 
 _KNOWN: weakref.WeakKeyDictionary[Base, _KnownBase] = weakref.WeakKeyDictionary()
@@ -53,7 +51,7 @@ def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool,
         known = _KNOWN[base] = _look_at(base, jobs)
     if against:
         return known.bound
-    found = known.modules.adapted(_names(run, rule))
+    found = base.modules.adapted(_names(run, rule))
     if found.strangers and not found.modules:
         return None
     return replace(known.bound, adapts=_adapts(found, known.refs))
@@ -61,11 +59,9 @@ def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool,
 
 def _look_at(base: Base, jobs: int) -> _KnownBase:
     refs = dict(zip(base.tensors, ordered_map(base.ref, base.tensors, jobs), strict=True))
-    table = base_table_json(refs)
-    origin = Origin(printable(base.name), printable(str(base.path)), hashlib.sha256(table).hexdigest())
+    origin = Origin(printable(base.name), printable(str(base.path)), table_digest(refs))
     nbytes = sum(tensor.nbytes for tensor in base.tensors.values())
-    modules = Modules({name: tensor.shape for name, tensor in base.tensors.items()})
-    return _KnownBase(refs, Bound(table, origin, None, parameters(refs), nbytes), modules)
+    return _KnownBase(refs, Bound(base_table_json(refs), origin, None, parameters(refs), nbytes))
 
 
 def plain_text(name: str | None) -> str | None:
@@ -85,12 +81,7 @@ def _adapts(modules: Adapted, refs: Mapping[str, BaseRef]) -> Adapts | None:
     """Return what a run adapts of a base; None where its names have no module that a base could have."""
     if not modules.modules:
         return None
-    return Adapts(adapted_digest({name: refs[name] for name in modules.tensors}), modules.tensors)
-
-
-def adapted_digest(rows: Mapping[str, BaseRef]) -> str:
-    """Return the sha256 of the table of some tensors of a base."""
-    return hashlib.sha256(base_table_json(rows)).hexdigest()
+    return Adapts(table_digest({name: refs[name] for name in modules.tensors}), modules.tensors)
 
 
 def _names(run: Run, rule: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:

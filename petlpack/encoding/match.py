@@ -65,11 +65,6 @@ LEAST_IN_VIEWS = 0.1
 """Share of a run's weights that views must hold where no tensor has a counterpart by itself."""
 
 
-def run_size(tensors: Mapping[str, Tensor]) -> int:
-    """Return the number of elements of all tensors."""
-    return sum(tensor.size for tensor in tensors.values())
-
-
 def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     """Match a run with its base, a method's by names and shapes, a whole model by its weights, too.
 
@@ -84,7 +79,8 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
         views: dict[str, View] = {}
         if run.whole:  # what a method adds comes from nothing in the base
             views = corrected(tensors, names, base) | find_views(_left(tensors, names, digests), base)
-        if not names and sum(tensors[name].size for name in views) < LEAST_IN_VIEWS * run_size(tensors):
+        whole = sum(tensor.size for tensor in tensors.values())
+        if not names and sum(tensors[name].size for name in views) < LEAST_IN_VIEWS * whole:
             refuse_unrelated(tensors, base)  # a few norms, which are 1 in every model, are views by chance
         refs |= views
     return matched_with(tensors, refs, base, digests)
@@ -108,14 +104,15 @@ def match_adapter(run: Run, base: Base | None, digests: Digests) -> Matched:
     without its base has none.
     """
     tensors = dict(run.module.tensors)
-    same = {name: whole_name(name) for name in tensors} if base is not None and not run.whole else {}
-    known = needed(base).tensors if same else {}
+    if base is None or run.whole:
+        return matched_with(tensors, {}, base, digests)
+    known = base.tensors
     whole = {
         name: other
-        for name, other in same.items()
+        for name, other in ((name, whole_name(name)) for name in tensors)
         if other in known and (known[other].dtype, known[other].shape) == (tensors[name].dtype, tensors[name].shape)
     }
-    refs = dict(zip(whole, ordered_map(needed(base).ref, whole.values(), digests.jobs), strict=True)) if whole else {}
+    refs = dict(zip(whole, ordered_map(base.ref, whole.values(), digests.jobs), strict=True))
     return matched_with(tensors, refs, base, digests)
 
 

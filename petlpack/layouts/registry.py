@@ -99,9 +99,9 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
                 )
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
-            said = (*options.unused(),)
+            unused = options.unused()
             return [
-                settled(replace(run, warnings=(*run.warnings, *_pointers(run), *said), score=score)) for run in runs
+                settled(replace(run, warnings=(*run.warnings, *_pointers(run), *unused), score=score)) for run in runs
             ]
     raise _no_run(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -19,6 +20,11 @@ BaseTable = Mapping[str, BaseRef]
 def base_table_json(refs: BaseTable) -> bytes:
     """Return the canonical JSON of a base's tensors, the content of a shared part."""
     return canonical_json([[ref.name, ref.dtype.name, list(ref.shape), ref.sha256] for _, ref in sorted(refs.items())])
+
+
+def table_digest(refs: BaseTable) -> str:
+    """Return the sha256 of the table of a base's tensors, or of some of them alone."""
+    return hashlib.sha256(base_table_json(refs)).hexdigest()
 
 
 def parse_base_table(text: bytes, where: str) -> BaseTable:

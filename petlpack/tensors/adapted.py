@@ -58,11 +58,6 @@ class Modules:
         return Adapted(fitting, tuple(strangers))
 
 
-def adapted(shapes: Shapes, base: Shapes) -> Adapted:
-    """Find the module of a base that each tensor adapts, as `Modules.adapted`."""
-    return Modules(base).adapted(shapes)
-
-
 def _modules(base: Shapes) -> dict[str, tuple[str, ...]]:
     """Return the tensors of each module: its own, else those of all modules in it."""
     own: dict[str, list[str]] = {}

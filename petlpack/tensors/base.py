@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import threading
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from petlpack.errors import BaseError, RunError, printable
 from petlpack.errors.arguments import path_of
+from petlpack.tensors.adapted import Modules
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.tensor import Tensor
@@ -54,6 +56,11 @@ class Base:
         place = self.path.resolve()
         hub = next((part for part in reversed(place.parts) if part.startswith(_HUB)), None)
         return place.name if hub is None else hub.removeprefix(_HUB).replace("--", "/")
+
+    @functools.cached_property
+    def modules(self) -> Modules:
+        """Its modules, in which adapters find those that they adapt."""
+        return Modules({name: tensor.shape for name, tensor in self.tensors.items()})
 
     def needed_by(self, what: str) -> Base:
         """Return the same base, with digests in common, whose errors say what is needed instead of it."""

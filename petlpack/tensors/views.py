@@ -38,22 +38,15 @@ class BaseRef:
         return (self,)
 
 
-@dataclass(frozen=True)
-class Reshaped:
-    """The elements of a view in their order, in another shape."""
+class _OfOne:
+    """What views of one other have in common: the elements are its own."""
 
-    shape: Shape
     of: View
 
     @property
     def dtype(self) -> DType:
         """The dtype of the elements."""
         return self.of.dtype
-
-    @property
-    def content(self) -> object:
-        """What views that give the same bits agree in."""
-        return self.of.content
 
     @property
     def refs(self) -> tuple[BaseRef, ...]:
@@ -62,15 +55,23 @@ class Reshaped:
 
 
 @dataclass(frozen=True)
-class Transposed:
-    """A view with its last two axes exchanged."""
+class Reshaped(_OfOne):
+    """The elements of a view in their order, in another shape."""
 
+    shape: Shape
     of: View
 
     @property
-    def dtype(self) -> DType:
-        """The dtype of the elements."""
-        return self.of.dtype
+    def content(self) -> object:
+        """What views that give the same bits agree in."""
+        return self.of.content
+
+
+@dataclass(frozen=True)
+class Transposed(_OfOne):
+    """A view with its last two axes exchanged."""
+
+    of: View
 
     @cached_property
     def shape(self) -> Shape:
@@ -83,25 +84,15 @@ class Transposed:
         """What views that give the same bits agree in."""
         return "transpose", self.of.shape[-2:], self.of.content
 
-    @property
-    def refs(self) -> tuple[BaseRef, ...]:
-        """The tensors of the base that the view needs."""
-        return self.of.refs
-
 
 @dataclass(frozen=True)
-class Sliced:
+class Sliced(_OfOne):
     """The entries `start` to `stop` of a view along an axis."""
 
     axis: int
     start: int
     stop: int
     of: View
-
-    @property
-    def dtype(self) -> DType:
-        """The dtype of the elements."""
-        return self.of.dtype
 
     @cached_property
     def shape(self) -> Shape:
@@ -112,11 +103,6 @@ class Sliced:
     def content(self) -> object:
         """What views that give the same bits agree in."""
         return "slice", self.of.shape, self.axis, self.start, self.stop, self.of.content
-
-    @property
-    def refs(self) -> tuple[BaseRef, ...]:
-        """The tensors of the base that the view needs."""
-        return self.of.refs
 
 
 @dataclass(frozen=True)
