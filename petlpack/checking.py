@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ import numpy as np
 from petlpack.codecs.registry import codec
 from petlpack.decoding.bases import base_of_task
 from petlpack.decoding.task import Task
+from petlpack.decoding.tensors import TaskTensors
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
 from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, printable, problem_of
 from petlpack.layouts.registry import options_in, read_run
+from petlpack.layouts.run import Run
+from petlpack.layouts.selection import Selection
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.sections.parts import check_shared
 from petlpack.tensors.base import Base, Bases, open_bases
+from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
 
 
@@ -31,6 +35,8 @@ class Checked:
     kind: str  # "task" or "shared"
     depth: str  # "bytes": every byte is as written; "decoded": every weight, too; "compared": with the run
     error: PetlpackError | None
+    notes: tuple[str, ...] = ()
+    """What else there is to say: which files of the run the pack does not have."""
 
     @property
     def damaged(self) -> bool:
@@ -40,7 +46,10 @@ class Checked:
     def to_json(self) -> dict[str, Any]:
         """Return the finding as `petlpack verify --json` prints it."""
         error = None if self.error is None else problem_of(self.error).to_json()
-        return {"name": self.name, "kind": self.kind, "depth": self.depth, "ok": error is None, "error": error}
+        return {
+            **{"name": self.name, "kind": self.kind, "depth": self.depth},
+            **{"ok": error is None, "error": error, "notes": list(self.notes)},
+        }
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,8 @@ def verify(
 
     `base` is as in `Task.load`: of several, each task takes the one that it was encoded with.
 
-    `against` compares the task's tensors with a run, bit for bit. Yields one finding for every task and every shared
-    part; a damaged one, or one that needs another base, does not stop the rest.
+    `against` compares the task's weight files and kept files with those of a run, bit for bit. Yields one finding for
+    every task and every shared part; a damaged one, or one that needs another base, does not stop the rest.
     """
     pack = pack if isinstance(pack, Pack) else Pack(pack)
     opened = None if base is None else open_bases(base)
@@ -102,6 +111,7 @@ def _check_task(
 ) -> Checked | None:
     """Check one task; None where it was removed meanwhile. One that needs another base is checked byte by byte."""
     depth = "bytes"
+    notes: tuple[str, ...] = ()
     try:
         task = pack[name]
         for sha256 in task.parts:
@@ -112,12 +122,12 @@ def _check_task(
             return Checked(name, "task", depth, foreign)
         if against is not None:
             depth = "compared"
-            _compare_with_run(task, base, against)
+            notes = _compare_with_run(task, base, against)
     except (PetlpackError, OSError) as error:
         if not pack.store.task_path(name).exists():
             return None
         return Checked(name, "task", depth, _as_damage(error, f"task '{name}'"))
-    return Checked(name, "task", depth, None)
+    return Checked(name, "task", depth, None, notes)
 
 
 def _read_whole(
@@ -168,25 +178,54 @@ def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     return Checked(sha256, "shared", "bytes", None)
 
 
-def _run_of(task: Task, against: str | Path, bases: Sequence[Base] | None) -> dict[str, Tensor]:
-    """Read the run that a task is to be compared with, as it was read when it was encoded."""
+def _compare_with_run(task: Task, base: Sequence[Base] | None, against: str | Path) -> tuple[str, ...]:
+    """Compare a task's files with those of a run; return what of the run the pack does not have.
+
+    Raises DamageError that names the first file or tensor that differs.
+    """
+    run = _run_of(task, against)
+    headers, tensors = _weights_of(run, task, base)
+    _compare_tensors(task, task.load(base), tensors, against)
+    _compare_headers(task, headers, against)
+    _compare_files(task, run, against)
+    missing = [name for name in run.kept if name not in task.template.files] + [left.file for left in run.left_out]
+    return (f"not in the pack, so not compared: {printable(', '.join(missing))}",) if missing else ()
+
+
+def _run_of(task: Task, against: str | Path) -> Run:
+    """Read the run that a task is to be compared with, as it was read when it was encoded, with the files it kept."""
     facts = task.facts
-    runs = read_run(against, options_in(facts.options))
+    runs = read_run(against, options_in(facts.options, Selection.just(task.template.files)))
     run = next((run for run in runs if printable(run.task) == facts.task), None)
     if run is None:
         names = printable(", ".join(run.task for run in runs))
         raise RunError(f"'{printable(str(against))}' has no task '{facts.task}' (it has: {names})")
-    density, base = facts.asked_density, base_of_task(task.name, task.template, bases)
+    return run
+
+
+def _weights_of(
+    run: Run, task: Task, bases: Sequence[Base] | None
+) -> tuple[Mapping[str, Header], Mapping[str, Tensor]]:
+    """Return the headers and tensors of a run as they were packed: without what was left out of them, and pruned."""
+    density, base = task.facts.asked_density, base_of_task(task.name, task.template, bases)
     if base is None or not (run.omits_base or density):
-        return dict(run.module.tensors)
+        return run.headers, run.module.tensors
     prepared = prepare(run, base, Digests(count_jobs(None)), rule=task.template.rule, density=density)
-    return dict(prepared.matched.tensors)
+    return prepared.described.template.headers, prepared.matched.tensors
 
 
-def _compare_with_run(task: Task, base: Sequence[Base] | None, against: str | Path) -> None:
-    """Compare a task's tensors with those of a run; raises DamageError that names the first that differs."""
-    run = _run_of(task, against, base)
-    packed = task.load(base)
+def _compare_files(task: Task, run: Run, against: str | Path) -> None:
+    for name in task.template.files:
+        shown = f"file '{printable(name)}' of task '{task.name}'"
+        theirs = run.kept.get(name)
+        if theirs is None:
+            raise DamageError(f"{shown} is not in '{printable(str(against))}'", code="run-differs")
+        content = theirs if isinstance(theirs, bytes) else theirs.read_bytes()
+        if content != task.read_file(name):
+            raise DamageError(f"{shown} differs from the one in '{printable(str(against))}'", code="run-differs")
+
+
+def _compare_tensors(task: Task, packed: TaskTensors, run: Mapping[str, Tensor], against: str | Path) -> None:
     if packed.keys() != run.keys():
         name = min(packed.keys() ^ run.keys())
         raise DamageError(f"tensor '{name}' is in only one of task '{task.name}' and '{against}'", code="run-differs")
@@ -200,4 +239,21 @@ def _compare_with_run(task: Task, base: Sequence[Base] | None, against: str | Pa
         if not np.array_equal(packed[name].bits(), run[name].bits()):
             raise DamageError(
                 f"tensor '{name}' of task '{task.name}' differs from the one in '{against}'", code="run-differs"
+            )
+
+
+def _compare_headers(task: Task, headers: Mapping[str, Header], against: str | Path) -> None:
+    """Compare what a weight file says besides its tensors: their order, its metadata, its spaces."""
+    packed = task.template.headers
+    for name in sorted(packed.keys() | headers.keys()):
+        if name not in packed or name not in headers:
+            raise DamageError(
+                f"weight file '{printable(name)}' is in only one of task '{task.name}' and '{printable(str(against))}'",
+                code="run-differs",
+            )
+        if packed[name].text != headers[name].text:
+            raise DamageError(
+                f"the header of weight file '{printable(name)}' of task '{task.name}' differs from the one in "
+                f"'{printable(str(against))}'",
+                code="run-differs",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,6 +147,39 @@ def _switch(context: click.Context, parameter: click.Parameter, is_on: bool) -> 
         chosen = context.params.setdefault("settings", {})
         if chosen.setdefault(parameter.name, "true") != "true":
             raise click.UsageError(f"--set gives {parameter.name} two values", context)
+
+
+_FACTORS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d+)?) ?({'|'.join(_FACTORS)})?")
+
+
+def _size(context: click.Context, _: click.Parameter, text: str) -> int:
+    """Return the bytes that a size says, with or without a unit: 5000, 64MiB, 1.5GB."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise click.UsageError(f"--max-file needs a size as 5000, 10MB or 64MiB, got '{text}'", context)
+    return int(float(match[1]) * _FACTORS[match[2] or "B"])
+
+
+def file_options(function: Any) -> Any:
+    """Add the options of the files beside the weights."""
+    for option in (
+        click.option(
+            "--max-file",
+            metavar="SIZE",
+            default="64MiB",
+            callback=_size,
+            help="Leave out files beside the weights that are larger, with a warning; by default 64MiB.",
+        ),
+        click.option(
+            "--keep", metavar="GLOB", multiple=True, help="Keep these files, also what is left out by default."
+        ),
+        click.option(
+            "--drop", metavar="GLOB", multiple=True, help="Leave out these files; may be given several times."
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def flag_option(name: str, text: str) -> Decorator[Any]:

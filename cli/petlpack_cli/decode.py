@@ -24,19 +24,27 @@ from petlpack_cli.output.sizes import count, size
     default="run",
     help="What to write: the run as it was (the default), its rebuilt tensors, or what PEFT or AdapterHub loads.",
 )
+@click.option("--no-code", is_flag=True, help="Leave out code and pickles of the run (*.py, *.pkl, ...).")
 @jobs_option()
 def run(
-    out: Output, pack: Path, task: str, target: Path, base: tuple[Path, ...] | None, to: str, jobs: int | None
+    out: Output,
+    pack: Path,
+    task: str,
+    target: Path,
+    base: tuple[Path, ...] | None,
+    to: str,
+    no_code: bool,
+    jobs: int | None,
 ) -> None:
     """Restore a task as the run that it was.
 
-    OUT is a new directory: the weight files bit for bit, and the small files that loading needs byte for byte. It
-    appears only when it is complete and its digest is the one that was packed. With --to, the adapter or LoRA that
-    the task's rule makes is written for another library.
+    OUT is a new directory: the weight files bit for bit, and the other files of the run byte for byte. It appears
+    only when it is complete and its digest is the one that was packed. Code and pickles among them are named. With
+    --to, the adapter or LoRA that the task's rule makes is written for another library.
     """
     opened = petlpack.open(pack)[task]
     with out.progress() as progress, naming(target):
-        decoded = opened.decode(target, base, to=to, jobs=jobs, progress=progress.bytes(task))
+        decoded = opened.decode(target, base, to=to, code=not no_code, jobs=jobs, progress=progress.bytes(task))
     if out.as_json:
         out.json(decoded.to_json())
         return

@@ -10,7 +10,15 @@ from typing import Any
 import click
 
 import petlpack
-from petlpack_cli.command import SOME_FAILED, bases_option, command, flag_option, jobs_option, settings_option
+from petlpack_cli.command import (
+    SOME_FAILED,
+    bases_option,
+    command,
+    file_options,
+    flag_option,
+    jobs_option,
+    settings_option,
+)
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, error_lines, show_traceback
 from petlpack_cli.output.sizes import count, ratio, size
@@ -52,6 +60,7 @@ from petlpack_cli.output.sizes import count, ratio, size
 @flag_option("bake", "PROPETL prefixes: store the output of the reparametrization, not its network.")
 @flag_option("keep_experts", "AdaMix: store all experts, not their average.")
 @flag_option("keep_retriever", "PHA: store the retriever, which inference does not use.")
+@file_options
 @click.option("--replace", is_flag=True, help="Overwrite tasks of the same name.")
 @jobs_option()
 def run(
@@ -66,9 +75,9 @@ def run(
 
     A run is the output of a training: a Transformers checkpoint, a PEFT or AdapterHub adapter, what PROPETL,
     AdaMix, diff pruning, PHA or HyperFormer wrote, a .safetensors file. A run of several tasks becomes as many tasks,
-    NAME.TASK each. Every weight is decoded again and compared before a task is put into the pack. What loading does
-    not need (training state, other checkpoints) is left out and listed. Of several runs, those that fail do not stop
-    the rest.
+    NAME.TASK each. Every weight is decoded again and compared before a task is put into the pack. All other files of
+    the directory come along as they are, but for what is known not to be needed (training state, other checkpoints,
+    logs, caches), which is listed. Of several runs, those that fail do not stop the rest.
     """
     if task is not None and len(runs) > 1:
         raise click.UsageError(f"--task names one task, but got {len(runs)} runs", click.get_current_context())

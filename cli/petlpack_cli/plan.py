@@ -8,11 +8,12 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 import petlpack
-from petlpack_cli.command import SOME_FAILED, bases_option, command, jobs_option, settings_option
+from petlpack_cli.command import SOME_FAILED, bases_option, command, file_options, jobs_option, settings_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, error_lines
 from petlpack_cli.output.sizes import count, ratio, size
@@ -36,6 +37,7 @@ FEW = 3
     help="Measure only this share of a full fine-tune, and show how far off the bytes may be.",
 )
 @settings_option("What a run does not record itself, as in `petlpack encode`.")
+@file_options
 @click.option("--all", "all_offers", is_flag=True, help=f"Show every offer of every run, even of more than {FEW} runs.")
 @jobs_option()
 def run(
@@ -46,6 +48,7 @@ def run(
     settings: dict[str, str],
     all_offers: bool,
     jobs: int | None,
+    **files: Any,
 ) -> int | None:
     """Show how small each codec would make runs, and all of them as one pack, before anything is packed.
 
@@ -54,7 +57,7 @@ def run(
     `petlpack encode` chooses by itself are marked (auto). Of several runs, those that fail do not stop the rest.
     """
     with _stopped_like_an_interrupt(), out.progress() as progress:
-        plans = petlpack.plan(runs, base, sample=sample, settings=settings, jobs=jobs, progress=progress.bytes)
+        plans = petlpack.plan(runs, base, sample=sample, settings=settings, jobs=jobs, progress=progress.bytes, **files)
     if plans.failed and len(runs) == 1:
         raise plans.failed[0].error
     if out.as_json:

@@ -31,7 +31,10 @@ DEPTHS = {
 @click.argument("task", required=False)
 @bases_option("The pretrained model, to decode every weight as well as check every byte.")
 @click.option(
-    "--against", metavar="RUN_DIR", type=click.Path(path_type=Path), help="Compare TASK with a run, bit for bit."
+    "--against",
+    metavar="RUN_DIR",
+    type=click.Path(path_type=Path),
+    help="Compare TASK with a run: every weight bit for bit, every other file byte for byte.",
 )
 @jobs_option()
 def run(
@@ -74,6 +77,10 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
     good = Counter((_kind(finding), finding.depth) for finding in findings.checked if finding.error is None)
     for (kind, depth), number in sorted(good.items(), reverse=True):
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
+    for note in (
+        f"{_kind(finding)} '{finding.name}': {note}" for finding in findings.checked for note in finding.notes
+    ):
+        out.line(f"{note[:1].upper()}{note[1:]}.")
     foreign = Counter(f.depth for f in findings.checked if isinstance(f.error, petlpack.BaseError))
     if foreign["bytes"]:
         out.line(f"{count(foreign['bytes'], 'task')} with another base: every byte checked, no weight decoded.")

@@ -29,6 +29,7 @@ from petlpack.errors import PetlpackError, RunError, UsageError, printable
 from petlpack.layouts.options import Options
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import Run
+from petlpack.layouts.selection import MAX_FILE, Selection
 from petlpack.pack import Pack
 from petlpack.parallel import Progress, count_jobs
 from petlpack.store import PACK_JSON, check_task_name
@@ -41,21 +42,25 @@ def plan(
     *,
     sample: float | None = None,
     settings: Mapping[str, str | bool] | None = None,
+    drop: str | Sequence[str] = (),
+    keep: str | Sequence[str] = (),
+    max_file: int = MAX_FILE,
     jobs: int | None = None,
     progress: Callable[[str], Progress | None] | None = None,
 ) -> Plans:
     """Measure what every codec that applies would make of runs. Writes to a temporary directory only, and removes it.
 
-    `base` and `settings` are as in `encode`. `sample` is the share of a full fine-tune's units to measure, between 0
-    and 1; by default everything is. `progress` is called with what is measured next, and returns what is told the
-    bytes done. A run that fails does not stop the others. Raises BaseError where the given base is none, UsageError.
+    `base`, `settings`, `drop`, `keep` and `max_file` are as in `encode`. `sample` is the share of a full fine-tune's
+    units to measure, between 0 and 1; by default everything is. `progress` is called with what is measured next, and
+    returns what is told the bytes done. A run that fails does not stop the others. Raises BaseError where the given
+    base is none, UsageError.
     """
     runs = [runs] if isinstance(runs, (str, Path)) else runs
     if sample is not None and not 0 < sample < 1:
         raise UsageError(
             f"sample must be in (0, 1), got {sample:g}", hint="sample is the share of the weights to measure"
         )
-    chosen = options_of(settings or {}).settings
+    chosen = options_of(settings or {}, Selection.of(drop, keep, max_file))
     opened = None if base is None else open_bases(base)
     done: list[RunPlan] = []
     failed: list[FailedPlan] = []
@@ -139,11 +144,12 @@ class _Planner:
         place: Path,
         bases: Sequence[Base] | None,
         sample: float | None,
-        settings: Mapping[str, str],
+        options: Options,
         jobs: int,
         progress: Callable[[str], Progress | None] | None,
     ) -> None:
-        self._place, self._bases, self._sample, self._settings = place, bases, sample, settings
+        self._place, self._bases, self._sample = place, bases, sample
+        self._settings, self._selection = options.settings, options.selection
         self._jobs, self._progress = jobs, progress
         self._named: dict[str, Base] = {}
         self._files: dict[str, dict[Path, int]] = {}
@@ -201,15 +207,19 @@ class _Planner:
 
         That is AdaMix which routes at random: its experts have no average, and can be kept.
         """
-        options = options_of(self._settings)
+        options = self._options(self._settings)
         try:
             return read_run(path, options), options, []
         except RunError as error:
             flag = next((asked.name for asked in options.used.values() if asked.flag), None)
             if flag is None or flag in self._settings:
                 raise
-            options = options_of({**self._settings, flag: "true"})
+            options = self._options({**self._settings, flag: "true"})
             return read_run(path, options), options, [self._offer(path, _Try(None, Way()), refused=error)]
+
+    def _options(self, settings: Mapping[str, str]) -> Options:
+        """Return what is said of a run, of whose globs none is known to be used yet."""
+        return options_of(settings, dataclasses.replace(self._selection, used=set()))
 
     def _measure(self, path: Path, runs: Sequence[Run], tries: Sequence[_Try]) -> Iterator[Offer]:
         samplers: dict[str | None, Sampler] = {}
@@ -234,7 +244,7 @@ class _Planner:
 
     def _sampler(self, path: Path, attempt: _Try, share: float) -> Sampler:
         """Return what samples a run, read with what a way switches on."""
-        options = options_of({**self._settings, **attempt.settings})
+        options = self._options({**self._settings, **attempt.settings})
         (run,) = read_run(path, options)
         return Sampler(run, share, self._jobs, options.to_facts())
 
@@ -264,6 +274,9 @@ class _Planner:
                 codec=attempt.codec_id,
                 level=attempt.way.level,
                 density=attempt.way.density,
+                drop=self._selection.drop,
+                keep=self._selection.keep,
+                max_file=self._selection.max_file,
             )
             facts = [Pack(pack)[task.name].facts for task in tasks]
         finally:
@@ -319,7 +332,7 @@ class _Planner:
         known = {word.partition("=")[0] for word in options}
         others = [(name, value) for name, value in self._settings.items() if name not in known]
         settings = [word for name, value in others for word in ("--set", f"{name}={value}")]
-        return ("petlpack", "encode", *runs, *base, *settings, *options)
+        return ("petlpack", "encode", *runs, *base, *settings, *self._selection.words, *options)
 
 
 def _tries(run: Run, options: Options) -> list[_Try]:

@@ -197,6 +197,7 @@ class Task:
         base: Bases | None = None,
         *,
         to: str = "run",
+        code: bool = True,
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Decoded:
@@ -204,10 +205,11 @@ class Task:
 
         `to` "run" gives back the run: weight files bit for bit, kept files byte for byte. "safetensors" writes one
         model.safetensors, of the rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
-        libraries load. Raises UsageError where `out` is not empty, or the task cannot be written so.
+        libraries load. Files that can run code (scripts, pickles) are named in the notes, and without `code` left out.
+        Raises UsageError where `out` is not empty, or the task cannot be written so.
         """
         started = time.perf_counter()
-        notes = write_task(self, Path(out), to, Reading(base, jobs, progress))
+        notes = write_task(self, Path(out), to, Reading(base, jobs, progress, code))
         seconds = time.perf_counter() - started
         return Decoded(Path(out), notes, self.name, to, self.codec, self.exact, self.manifest.decoded, seconds)
 

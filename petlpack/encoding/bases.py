@@ -12,7 +12,7 @@ from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.checkpoints import checkpoints
-from petlpack.layouts.files import WEIGHTS
+from petlpack.layouts.kinds import WEIGHTS
 from petlpack.layouts.run import Run
 from petlpack.tensors.adapted import adapted
 from petlpack.tensors.base import Base, Bases, open_bases

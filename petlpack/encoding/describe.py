@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from petlpack.records.facts import Facts, Score
 from petlpack.records.sources import Sources
 from petlpack.records.template import NAME, Template, bind, unbind
 from petlpack.rules.modules import Dense, Masked
-from petlpack.sections.shared import MAX_SHARED
+from petlpack.store import MAX_SHARED
 from petlpack.tensors.safetensors_file import Header, build_header
 from petlpack.tensors.tensor import Tensor
 
@@ -93,14 +94,23 @@ def _template(
     )
     name = run.name if template.can_bind(run.name) else None
     if name is not None:
-        template, contents = _with_named_files(template, contents, name)
+        template, contents = _with_named_files(template, contents, name, _common(run, name))
     shared = [template.to_json(name), *([] if table is None else [table]), *contents.values()]
     return template, name, {hashlib.sha256(content).hexdigest(): content for content in shared}
 
 
-def _with_named_files(template: Template, contents: dict[str, bytes], name: str) -> tuple[Template, dict[str, bytes]]:
-    """Return the template and the kept files with the task's name as a parameter of every file that says it."""
-    parametric = {file: _without_name(content, name) for file, content in contents.items()}
+def _common(run: Run, name: str) -> set[str]:
+    """Return the kept files that all tasks of a run have: with the name of one in them they would be one for each."""
+    return {
+        file for file, path in run.kept.items() if run.task and isinstance(path, Path) and unbind(file, name) == file
+    }
+
+
+def _with_named_files(
+    template: Template, contents: dict[str, bytes], name: str, common: Collection[str]
+) -> tuple[Template, dict[str, bytes]]:
+    """Return the template and the kept files with the name as a parameter of each file of its own that says it."""
+    parametric = {file: None if file in common else _without_name(content, name) for file, content in contents.items()}
     named = frozenset(file for file, content in parametric.items() if content is not None)
     contents = {file: parametric[file] or content for file, content in contents.items()}
     files = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
@@ -127,7 +137,10 @@ def _read_kept(path: Path | bytes) -> bytes:
         return path
     size = path.stat().st_size
     if size > MAX_SHARED:
-        raise RunError(f"'{printable(str(path))}' is {size:,} bytes, a kept file can have at most {MAX_SHARED:,}")
+        raise RunError(
+            f"'{printable(str(path))}' is {size:,} bytes, a kept file can have at most {MAX_SHARED:,}",
+            hint=f"leave it out with --drop {printable(shlex.quote(path.name))}",
+        )
     return path.read_bytes()
 
 

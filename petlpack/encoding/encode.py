@@ -20,6 +20,7 @@ from petlpack.encoding.write import TaskWriter, Written
 from petlpack.errors import RunError, printable
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import LeftOut, Run
+from petlpack.layouts.selection import MAX_FILE, Selection
 from petlpack.parallel import Progress, count_jobs
 from petlpack.records.template import Origin
 from petlpack.sections.parts import unreadable
@@ -56,6 +57,9 @@ def encode(
     level: Level = "small",
     settings: Mapping[str, str | bool] | None = None,
     density: float | None = None,
+    drop: str | Sequence[str] = (),
+    keep: str | Sequence[str] = (),
+    max_file: int = MAX_FILE,
     replace: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -68,12 +72,13 @@ def encode(
     `codec` "auto" keeps the codec whose task file is smallest. `settings` say what the run's directory does not (its
     combine rule, activation, ...), and what to keep of it: `keep_experts` and `keep_retriever` what averaging and
     inference drop, `bake` a produced prefix in the place of the network that makes it. `density` keeps only that share
-    of the changes of a full fine-tune, the largest ones. Raises RunError, BaseError, UsageError, or TaskError (name
-    taken and not `replace`), and then leaves the pack as it was.
+    of the changes of a full fine-tune, the largest ones. `drop` and `keep` are globs of files beside the weights, which
+    come along unless they are known not to be needed, or larger than `max_file` bytes. Raises RunError, BaseError,
+    UsageError, or TaskError (name taken and not `replace`), and then leaves the pack as it was.
     """
     started = time.perf_counter()
     name = check_task_name(task if task is not None else default_name(Path(run_dir)))
-    request = Request(codec, level, density, options_of(settings or {}))
+    request = Request(codec, level, density, options_of(settings or {}, Selection.of(drop, keep, max_file)))
     runs = read_run(run_dir, request.options)
     named = dict(zip(_names(name, runs), runs, strict=True))
     opened = choose_base(runs[0], base, request)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from petlpack.errors import DamageError, UsageError, printable
+from petlpack.exports.code import can_run_code
 from petlpack.parallel import Progress
 from petlpack.records.slot import Slot
 from petlpack.rules.modules import Rebuilt
@@ -27,11 +28,13 @@ Stream = Iterable[tuple[Slot, int, Bits]]
 
 @dataclass(frozen=True)
 class Reading:
-    """How a task is read while it is written: against which base, on how many threads, and who is told of it."""
+    """How a task is read while it is written: against which base, on how many threads, who is told, what is wanted."""
 
     base: Bases | None = None
     jobs: int | None = None
     progress: Progress | None = None
+    code: bool = True
+    """Whether to write files that can run code."""
 
 
 class Tensors(Protocol):
@@ -108,11 +111,26 @@ def read_object(task: Exportable, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def write_files(task: Exportable, directory: Path, names: Iterable[str]) -> None:
-    """Write kept files as the run had them."""
+def write_files(task: Exportable, directory: Path, names: Iterable[str], *, code: bool) -> list[str]:
+    """Write kept files as the run had them, those that can run code only with `code`; return what is said of those."""
+    found = []
     for name in names:
+        content = task.read_file(name)
+        if can_run_code(name, content):
+            found.append(name)
+            if not code:
+                continue
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(task.read_file(name))
+        (directory / name).write_bytes(content)
+    if not found:
+        return []
+    if not code:
+        return [f"left out code and pickles, which loading may need: {_some(found)}"]
+    return [f"wrote code or pickles of the run, which loading may execute: {_some(found)} (--no-code leaves them out)"]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:5])) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 _NEEDED: Mapping[str, Sequence[str]] = {"adapter": ("activation", "form", "scaling"), "lora": ("scaling",)}

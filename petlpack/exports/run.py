@@ -18,12 +18,12 @@ class RunExport(Export):
         return True
 
     def write(self, task: Exportable, directory: Path, reading: Reading) -> list[str]:
-        """Write the run's files; return what its encoder noted."""
+        """Write the run's files; return what its encoder noted, and which files can run code."""
         check_torch(task.template.headers)
-        write_files(task, directory, task.template.files)
+        notes = write_files(task, directory, task.template.files, code=reading.code)
         tensors = task.load(reading.base)
         slots = tensors.sources.slots
         same = {slots[alias].name: slots[other].name for alias, other in tensors.sources.aliases.items()}
         stream = tensors.stream(jobs=reading.jobs, progress=reading.progress)
         write_weights(directory, task.template.headers, stream, same)
-        return [task.facts.note] if task.facts.note else []
+        return [*([task.facts.note] if task.facts.note else []), *notes]

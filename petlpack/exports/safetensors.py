@@ -25,22 +25,25 @@ class SafetensorsExport(Export):
         return alone and task.template.rule is None
 
     def write(self, task: Exportable, directory: Path, reading: Reading) -> list[str]:
-        """Write the rebuilt modules, or all tensors and the kept files; nothing is lost."""
+        """Write the rebuilt modules, or all tensors and the kept files; return which of these can run code."""
         rebuilt = task.rebuild(reading.base)
         if rebuilt is None:
-            _write_tensors(task, directory, reading)
-        else:
-            _write_rebuilt(directory / FILE, rebuilt)
+            return _write_tensors(task, directory, reading)
+        _write_rebuilt(directory / FILE, rebuilt)
         return []
 
 
-def _write_tensors(task: Exportable, directory: Path, reading: Reading) -> None:
+def _write_tensors(task: Exportable, directory: Path, reading: Reading) -> list[str]:
     """Write all tensors into one file, whatever files they stood in."""
     tensors = task.load(reading.base)
-    write_files(task, directory, [name for name in task.template.files if not name.endswith(".index.json")])
+    of_shards = {name for name in task.template.files if name.endswith(".index.json") and "/" not in name}
+    notes = write_files(task, directory, [*(task.template.files.keys() - of_shards - {FILE})], code=reading.code)
+    if FILE in task.template.files:
+        notes.append(f"left out the {FILE} that the run has beside its weights: its name is taken")
     rows = {slot.name: (slot.dtype.name, slot.shape, slot.nbytes) for slot in tensors.sources.slots}
     stream = tensors.stream(jobs=reading.jobs, progress=reading.progress)
     write_weights(directory, {FILE: build_header(rows, {"format": "pt"})}, stream, {})
+    return notes
 
 
 def _write_rebuilt(path: Path, rebuilt: Rebuilt) -> None:

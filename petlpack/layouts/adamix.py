@@ -17,7 +17,7 @@ import numpy as np
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import places, skipped
-from petlpack.layouts.files import other_weights, refuse_methods, sort_files
+from petlpack.layouts.files import refuse_methods, sort_files, warnings_about
 from petlpack.layouts.heads import module_of, modules_of
 from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import ACTIVATION, SCALING, Options, Setting
@@ -29,6 +29,9 @@ from petlpack.tensors.tensor import Tensor
 
 SOUPS = ("pytorch_model_expert_soup.safetensors", "pytorch_model_expert_soup.bin")
 """The file of experts and classifier alone, which run_glue.py pickles and petlpack.methods does not."""
+
+_INSTEAD = (*SOUPS, "model.safetensors", "pytorch_model.bin", "model.*.pt")
+"""Further files with the experts of the same run, of which one counts."""
 
 INFERENCE_LEVEL = Setting("inference_level", "how AdaMix's experts are used (3: averaged)")
 KEEP_EXPERTS = Setting("keep_experts", "AdaMix: store all experts, not their average", flag=True)
@@ -74,7 +77,7 @@ class AdamixLayout(Layout):
         rows, names = _rows(tensors, experts, collapse=collapse, lora=lora)
         use = _use(config, lora, experts, weights, file, options)
         stored = {name: tensors[name] for name in names}
-        kept, left_out = sort_files(path, file.parent, weights.sources)
+        kept, left_out = sort_files(path, file.parent, weights.sources, selection=options.selection, instead=_INSTEAD)
         left_out = (*left_out, *_averaged_away(weights, stored, file))
         whole = any(not _is_method(name) and name not in head for name in weights.tensors)
         base = config.get("_name_or_path")
@@ -89,7 +92,7 @@ class AdamixLayout(Layout):
                 weight_bytes=weights.nbytes,
                 kept={**kept, **(_one_expert(config) if collapse and "config.json" in kept else {})},
                 left_out=left_out,
-                warnings=(*skipped(path, file.parent), *other_weights(left_out)),
+                warnings=(*skipped(path, file.parent), *warnings_about(left_out)),
                 base_name=base if isinstance(base, str) and base else None,
                 on_base=whole,
                 figures={"trained": trained},

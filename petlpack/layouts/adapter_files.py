@@ -12,6 +12,7 @@ from petlpack.layouts.checkpoints import checkpoints, places
 from petlpack.layouts.files import sort_files
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.run import LeftOut, read_json
+from petlpack.layouts.selection import Selection
 from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
@@ -130,17 +131,21 @@ def open_adapter(path: Path, folder: Path) -> AdapterFiles:
 
 
 def sort_adapter_files(
-    path: Path, adapter: AdapterFiles, all_of_them: list[AdapterFiles]
+    path: Path, adapter: AdapterFiles, all_of_them: list[AdapterFiles], selection: Selection
 ) -> tuple[dict[str, Path], tuple[LeftOut, ...]]:
-    """Sort the files of a run into those that one adapter keeps and those that none does."""
+    """Sort the files of a run into those that one adapter keeps and those that none does.
+
+    What is in another adapter's directory is that one's.
+    """
     chosen = adapter.root(path)
     weights = [source for other in all_of_them for source in other.sources]
     names = [
         (other, other.folder / name) for other in all_of_them for name in ("adapter_config.json", "head_config.json")
     ]
     also = {file.relative_to(chosen).as_posix(): other for other, file in names if file.is_relative_to(chosen)}
-    kept, left_out = sort_files(path, chosen, weights, list(also))
-    return {name: file for name, file in kept.items() if also.get(name, adapter) is adapter}, left_out
+    kept, left_out = sort_files(path, chosen, weights, list(also), selection=selection)
+    others = [other.folder for other in all_of_them if other is not adapter]
+    return {name: file for name, file in kept.items() if not any(map(file.is_relative_to, others))}, left_out
 
 
 def _root(path: Path, folder: Path) -> Path:

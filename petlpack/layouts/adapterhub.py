@@ -16,7 +16,7 @@ from petlpack.layouts.adapter_files import (
     sort_adapter_files,
 )
 from petlpack.layouts.checkpoints import skipped
-from petlpack.layouts.files import other_weights
+from petlpack.layouts.files import warnings_about
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Copy, Plain, Use
@@ -40,7 +40,7 @@ class AdapterhubLayout(AdapterLayout):
     def read(self, path: Path, options: Options) -> list[Run]:
         """Read every adapter of the run."""
         adapters = [open_adapter(path, folder) for folder in adapter_folders(path)]
-        return [_read(path, adapter, adapters) for adapter in adapters]
+        return [_read(path, adapter, adapters, options) for adapter in adapters]
 
     def method_of(self, place: Path) -> str:
         """Return the architecture that the adapter's config names."""
@@ -49,9 +49,9 @@ class AdapterhubLayout(AdapterLayout):
         return architecture.lower() if isinstance(architecture, str) else self.method
 
 
-def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Run:
+def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles], options: Options) -> Run:
     _refuse_prototype(adapter)
-    kept, left_out = sort_adapter_files(path, adapter, adapters)
+    kept, left_out = sort_adapter_files(path, adapter, adapters, options.selection)
     base = adapter.about.get("model_name")
     use, copies = _rule(adapter)
     own_tensors = {
@@ -68,7 +68,7 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles]) -> Ru
         weight_bytes=adapter.weight_bytes,
         kept=kept,
         left_out=left_out,
-        warnings=(*skipped(path, adapter.root(path)), *other_weights(left_out)),
+        warnings=(*skipped(path, adapter.root(path)), *warnings_about(left_out)),
         base_name=base if isinstance(base, str) else None,
         task=adapter.name if len(adapters) > 1 else "",
         name=adapter.name,

@@ -30,7 +30,7 @@ class BareLayout(Layout):
         assert file is not None
         weights = open_checkpoint(file)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
+        kept, left_out = sort_files(path, path, [file], selection=options.selection) if path.is_dir() else ({}, ())
         run = Run(
             path=path,
             layout=self.id,

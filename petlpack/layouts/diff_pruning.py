@@ -20,6 +20,8 @@ from petlpack.tensors.checkpoint import name_text, open_saved
 
 _FINAL = "pytorch_model.bin"
 _STAGES = ("checkpoint-best-info.pt", "checkpoint-last-info.pt")
+_INSTEAD = (_FINAL, "model.safetensors", "checkpoint-*.pt", "mag*.pt")
+"""Whole models of the same run, of which one counts."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class DiffPruningLayout(Layout):
         tensors = {name.removeprefix("module."): tensor for name, tensor in weights.tensors.items()}
         if len(tensors) != len(weights.tensors):
             raise RunError(f"'{printable(str(file))}' has tensors both with and without the prefix 'module.'")
-        kept, left_out = sort_files(path, path, [file]) if path.is_dir() else ({}, ())
+        kept, left_out = (
+            sort_files(path, path, [file], selection=options.selection, instead=_INSTEAD) if path.is_dir() else ({}, ())
+        )
         config = path / "config.json"
         base = read_json(config).get("_name_or_path") if config.is_file() else None
         return [

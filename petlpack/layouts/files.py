@@ -1,103 +1,229 @@
-"""Which files of a run are kept byte for byte, and why the others are left out."""
+"""Which files of a run come along byte for byte, and why the others are left out.
+
+Everything does that is not known to be something else: training state, another checkpoint, a log, a cache, a pack, the
+same weights once more. So a file that no list here has heard of is never lost.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.run import LeftOut
-from petlpack.store import is_pack
-from petlpack.tensors.checkpoint import Checkpoint
-
-LOADING = frozenset(
-    {
-        *("config.json", "generation_config.json", "adapter_config.json", "head_config.json", "config_setfit.json"),
-        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
-        *("vocab.txt", "vocab.json", "merges.txt", "vocab.bpe", "bpe.codes", "entity_vocab.json", "tekken.json"),
-        *("tokenizer.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model"),
-        *("source.spm", "target.spm", "chat_template.jinja", "chat_template.json"),
-        *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-        *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "router_config.json"),
-    }
+from petlpack.layouts.kinds import (
+    LEAVES,
+    LOADING,
+    LOG_FOLDERS,
+    READ,
+    WEIGHTS,
+    is_checkpoint,
+    is_for_other_runtime,
+    is_needed,
+    kind_in_run,
 )
-"""Files that loading a model needs, by name; Transformers, PEFT and sentence-transformers write them."""
-
-TRAINING = ("optimizer", "scheduler", "scaler.pt", "rng_state", "training_args.bin", "global_step")
-"""How the names of training state begin; most of it is pickled, and none is ever opened."""
-
-_TEMPLATES = PurePosixPath("additional_chat_templates")
+from petlpack.layouts.run import LeftOut, Run
+from petlpack.layouts.selection import Selection
+from petlpack.layouts.walking import ANOTHER_CHECKPOINT, BROKEN, UNREADABLE, Entry, Walk
+from petlpack.tensors.checkpoint import Checkpoint
 
 _OF_THE_WEIGHTS = {"config.json", "adapter_config.json", "head_config.json"}
 """Files that describe the weights beside them: those of the root may describe another model than a checkpoint's."""
 
-LOGS = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "result.json"}
-"""Files that say how a training went, by name."""
-
-WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
-"""How the names of weight files end, in formats that are read and in others."""
-
 _OTHER_WEIGHTS = "other weights"
+_TOO_LARGE = "larger than --max-file"
+_INDEX = "an index of files that are not kept"
+_MANY = 1000
+"""More files in one directory than models have: samples, rows of data, frames."""
+_CROWDED = f"in a directory of more than {_MANY:,} files"
 
-_BROKEN = "a broken link"
+_SHARD = re.compile(r"-\d+-of-\d+$")
+_CONSOLIDATED = re.compile(r"consolidated(\.\d+)?")
 
 
 def sort_files(
-    run: Path, chosen: Path, weights: Iterable[Path], also: Collection[str] = ()
+    run: Path,
+    chosen: Path,
+    weights: Iterable[Path],
+    also: Collection[str] = (),
+    *,
+    selection: Selection | None = None,
+    instead: Collection[str] = (),
 ) -> tuple[dict[str, Path], tuple[LeftOut, ...]]:
     """Sort the files of a run into those kept byte for byte and those left out, each with the reason.
 
     `chosen` is the run or the checkpoint in it whose files count, `weights` are the files whose tensors are stored,
-    `also` names further files, relative to `chosen`, that loading needs. What `chosen` lacks is taken from the run.
+    `also` names files, relative to `chosen`, without which the run is not the same, and `instead` is globs of further
+    names of the same weights. What `chosen` lacks is taken from the run. `selection` is what the caller says.
     Raises RunError where a link that loading needs leads to no file.
     """
-    stored = {path.resolve() for path in weights}
-    names = {*LOADING, *also}
-    directories = {_TEMPLATES, *module_types(chosen if (chosen / "modules.json").is_file() else run)}
-    packs = {path.parent for path in run.rglob("pack.json") if path.parent != run and is_pack(path.parent)}
+    modules = module_types(chosen if (chosen / "modules.json").is_file() else run)
+    needed = frozenset({*map(PurePosixPath, also), *modules})
+    sorting = _Sorting(run, chosen, tuple(weights), needed, selection or Selection(), tuple(instead))
+    entries = [entry for entry in Walk(run, chosen, sorting.is_wanted).entries() if entry.path not in sorting.weights]
+    reasons = [sorting.why_not(entry) for entry in entries]
+    coming = [entry.path for entry, why in zip(entries, reasons, strict=True) if why is None]
+    unasked = Counter(path.parent for path in coming if not sorting.is_asked(path))
     kept: dict[str, Path] = {}
     left_out: list[LeftOut] = []
-    for path in sorted(run.rglob("*")):
-        shown = path.relative_to(run).as_posix()
-        broken = path.is_symlink() and not path.is_file()
-        if not packs.isdisjoint(path.parents) or not (path in packs or broken or path.is_file()):
-            continue
-        if path in packs:
-            left_out.append(LeftOut(shown, _total(path), "a pack"))
-            continue
-        if not broken and path.resolve() in stored:
-            continue
-        inside = path.is_relative_to(chosen)
-        name = path.relative_to(chosen if inside else run)
-        loading = name.as_posix() in names or any(name.is_relative_to(directory) for directory in directories)
-        if path.suffix == ".py" or not (inside or _lacks(chosen, name)):
-            loading = False
-        if broken and loading:
-            raise _broken_link(path)
-        if broken:
-            left_out.append(LeftOut(shown, 0, "a link to a directory" if path.is_dir() else _BROKEN))
-        elif loading and _portable(name.as_posix()):
-            kept[name.as_posix()] = path
+    for entry, why in zip(entries, reasons, strict=True):
+        if why is None and unasked[entry.path.parent] > _MANY and not sorting.is_asked(entry.path):
+            why = _CROWDED
+        if why is None:
+            kept[sorting.name_of(entry.path).as_posix()] = entry.path
         else:
-            why = "a file name that is not valid on every system" if loading else _why(name, path)
-            left_out.append(LeftOut(shown, path.stat().st_size, why))
+            left_out.append(LeftOut(sorting.shown(entry.path).as_posix(), entry.nbytes, why))
     return kept, tuple(left_out)
 
 
-def other_weights(left_out: Collection[LeftOut]) -> tuple[str, ...]:
-    """Return a warning about weights that are left out, if there are any."""
-    others = [left.file for left in left_out if left.why == _OTHER_WEIGHTS]
-    return (f"left out other weights: {some(others)}",) if others else ()
+@dataclass(frozen=True)
+class _Sorting:
+    """What is known of a run while its files are sorted."""
+
+    run: Path
+    chosen: Path
+    weights: tuple[Path, ...]
+    needed: frozenset[PurePosixPath]
+    """Files, and directories, without which the run is not the same, besides those that are known by name."""
+    selection: Selection
+    instead: tuple[str, ...]
+
+    def name_of(self, path: Path) -> PurePosixPath:
+        """Return what a file is called when it comes back: relative to the chosen directory, else to the run."""
+        root = self.chosen if path.is_relative_to(self.chosen) else self.run
+        return PurePosixPath(path.relative_to(root).as_posix())
+
+    def shown(self, path: Path) -> PurePosixPath:
+        """Return what people are told of a file: its path below the run."""
+        return PurePosixPath(path.relative_to(self.run).as_posix())
+
+    def is_asked(self, path: Path) -> bool:
+        """Tell whether the run is not the same without a file, or the caller named it."""
+        return self._is_needed(self.name_of(path)) or self.selection.keeps(self.name_of(path), self.shown(path))
+
+    def is_wanted(self, folder: Path, *, linked: bool) -> bool:
+        """Tell whether to look into a directory that is a cache by its name, or a link that leads anywhere."""
+        name = self.name_of(folder)
+        return self._is_needed(name) or self.selection.may_keep_in(name, self.shown(folder), linked=linked)
+
+    def why_not(self, entry: Entry) -> str | None:
+        """Return why a file does not come along; None where it does."""
+        name, shown = self.name_of(entry.path), self.shown(entry.path)
+        needed = self._is_needed(name) and (entry.path.is_relative_to(self.chosen) or self._is_lacking(name))
+        if entry.why == BROKEN and needed:
+            raise _broken_link(entry.path)
+        if entry.why is not None:
+            return entry.why
+        why = self._why_by_name(entry, name)
+        if not _portable(name.as_posix()):
+            return why or "a file name that is not valid on every system"
+        if self.selection.keeps(name, shown) and not self._is_taken(entry.path, name):
+            return None
+        if why is None and self.selection.drops(name, shown):
+            return "dropped (--drop)"
+        if why is None and not needed and entry.nbytes > self.selection.max_file:
+            return _TOO_LARGE
+        if why is None and not needed and not os.access(entry.path, os.R_OK):
+            return UNREADABLE
+        return why
+
+    def _is_needed(self, name: PurePosixPath) -> bool:
+        return is_needed(name) or any(map(name.is_relative_to, self.needed))
+
+    def _why_by_name(self, entry: Entry, name: PurePosixPath) -> str | None:
+        """Return why a file is left out as far as its name and place say."""
+        kind = kind_in_run(name.parts)
+        if not entry.path.is_relative_to(self.chosen) and not self._is_lacking(name):
+            return LEAVES.get(kind, "the checkpoint has its own")
+        if self._is_needed(name):
+            return None
+        if kind in LEAVES:
+            return LEAVES[kind]
+        if any(map(is_checkpoint, name.parts[:-1])) or (kind == _OTHER_WEIGHTS and is_checkpoint(name.stem)):
+            return ANOTHER_CHECKPOINT
+        return None if kind != _OTHER_WEIGHTS or self.is_component(entry.path, name) else self._why_weights(name)
+
+    def is_component(self, path: Path, name: PurePosixPath) -> bool:
+        """Tell whether a weight file is a part of the model beside the weights that are stored.
+
+        That is a value head, a projector, another tower: in a format that is read, and not the same weights once more,
+        as `pytorch_model.bin` is beside model.safetensors. `name` is relative to the chosen directory.
+        """
+        if path.suffix not in READ or is_for_other_runtime(path.name) or not LOG_FOLDERS.isdisjoint(name.parts[:-1]):
+            return False
+        beside = [file for file in self.weights if file.parent == path.parent]
+        once_more = beside if path.is_relative_to(self.chosen) else self.weights
+        if path.resolve() in {file.resolve() for file in once_more}:
+            return False
+        same = any(_stem(path.name) == _stem(file.name) for file in beside)
+        return not same and not any(fnmatchcase(name.as_posix(), glob) for glob in self.instead)
+
+    def _why_weights(self, name: PurePosixPath) -> str:
+        return "the same model for another runtime" if is_for_other_runtime(name.name) else _OTHER_WEIGHTS
+
+    def _is_lacking(self, name: PurePosixPath) -> bool:
+        """Tell whether a file of the run stands in for one that the chosen checkpoint lacks."""
+        return name.as_posix() not in _OF_THE_WEIGHTS and not self._is_taken(self.run / name, name)
+
+    def _is_taken(self, path: Path, name: PurePosixPath) -> bool:
+        """Tell whether the chosen checkpoint has a file of its own where one of the run would come back."""
+        if path.is_relative_to(self.chosen):
+            return False
+        return any((self.chosen / place).is_file() for place in name.parents) or (self.chosen / name).exists()
+
+
+def _stem(name: str) -> str:
+    """Return what a weight file is called without what tells formats and shards apart."""
+    stem = _SHARD.sub("", PurePosixPath(name).stem.removeprefix("pytorch_"))
+    return _CONSOLIDATED.sub("model", stem)
+
+
+def settled(run: Run) -> Run:
+    """Return a run that keeps no file under the name of a weight file, and no index of files that do not come back."""
+    kept, left_out = dict(run.kept), list(run.left_out)
+    for name, path in run.kept.items():
+        why = _OTHER_WEIGHTS if name in run.headers else None
+        if isinstance(path, Path) and name.endswith(".index.json") and not _leads_back(path, name, run):
+            why = _INDEX
+        if why is not None and isinstance(path, Path):
+            del kept[name]
+            left_out.append(LeftOut(path.relative_to(run.path).as_posix(), path.stat().st_size, why))
+    return replace(run, kept=kept, left_out=tuple(left_out))
+
+
+def _leads_back(index: Path, name: str, run: Run) -> bool:
+    """Tell whether an index names only files that come back, with these tensors in them; one that is none is kept."""
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        rows = {(tensor, (PurePosixPath(name).parent / file).as_posix()) for tensor, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return PurePosixPath(name).name.partition(".")[0] not in {_stem(file) for file in run.headers}
+    held = {file: header.entries.keys() for file, header in run.headers.items()}
+    return all(tensor in held[file] if file in held else file in run.kept for tensor, file in rows)
+
+
+def warnings_about(left_out: Collection[LeftOut]) -> tuple[str, ...]:
+    """Return warnings about what is left out and may be missed: weights, large files, what cannot be read."""
+    told = {
+        _OTHER_WEIGHTS: "left out other weights",
+        _TOO_LARGE: "left out files that are larger than --max-file",
+        _CROWDED: f"left out files in directories of more than {_MANY:,}",
+        BROKEN: "left out broken links",
+        UNREADABLE: "left out what cannot be read",
+    }
+    files = {why: [left.file for left in left_out if left.why == why] for why in told}
+    return tuple(f"{told[why]}: {some(names)}" for why, names in files.items() if names)
 
 
 def warnings_of(weights: Checkpoint, left_out: Collection[LeftOut]) -> tuple[str, ...]:
     """Return what a person should know of a run: weights that are left out, and those that come back otherwise."""
-    broken = [left.file for left in left_out if left.why == _BROKEN]
     pickled = [source.name for source in weights.sources if source.suffix != ".safetensors"]
-    warnings = [*other_weights(left_out)]
-    if broken:
-        warnings.append(f"left out broken links: {some(broken)}")
+    warnings = [*warnings_about(left_out)]
     if pickled and not {*pickled} & weights.headers.keys():
         verb = "comes" if len(pickled) == 1 else "come"
         warnings.append(f"{some(pickled)} {verb} back as {some(list(weights.headers))}")
@@ -141,38 +267,8 @@ def _broken_link(path: Path) -> RunError:
     )
 
 
-def _lacks(chosen: Path, name: Path) -> bool:
-    """Tell whether a file of the run stands in for one that the chosen checkpoint lacks."""
-    return name.as_posix() not in _OF_THE_WEIGHTS and not (chosen / name).exists()
-
-
 def _portable(name: str) -> bool:
     return name.isprintable() and "\\" not in name and ":" not in name
-
-
-def _total(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-def _why(name: Path, path: Path) -> str:
-    """Return why a file is left out; `name` is relative to the chosen directory where it is in that."""
-    if path.name.startswith(TRAINING):
-        return "training state, not needed for inference"
-    if any(part.startswith("checkpoint-") for part in name.parts[:-1]):
-        return "another checkpoint"
-    if path.name == "README.md":
-        return "model card"
-    if path.name in (".gitattributes", ".gitignore"):
-        return "repository file"
-    if path.name.endswith(".index.json"):
-        return "an index of files that are not kept"
-    if path.suffix in WEIGHTS:
-        return _OTHER_WEIGHTS
-    if path.name in LOGS or "runs" in name.parts[:-1] or path.name.startswith("events.out.tfevents"):
-        return "training log"
-    if path.suffix == ".py" and (path.parent / "config.json").is_file():
-        return "code; loading with trust_remote_code needs it"
-    return "not known to be needed"
 
 
 METHODS = {

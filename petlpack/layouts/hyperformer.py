@@ -12,7 +12,7 @@ from pathlib import Path
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import model_with, places, skipped
-from petlpack.layouts.files import other_weights, sort_files
+from petlpack.layouts.files import sort_files, warnings_about
 from petlpack.layouts.layout import Layout, model_in
 from petlpack.layouts.options import ACTIVATION, Options
 from petlpack.layouts.run import Run, headers_of
@@ -47,7 +47,7 @@ class HyperformerLayout(Layout):
         if not codes:
             raise RunError(f"'{printable(str(file))}' has a hypernetwork, but no task embeddings")
         trunks, stacks = _trunks(weights.tensors, file)
-        kept, left_out = sort_files(path, file.parent, weights.sources)
+        kept, left_out = sort_files(path, file.parent, weights.sources, selection=options.selection)
         use = Use("adapter", {"activation": options.needed(ACTIVATION, path), "scaling": 1.0, "form": "output-norm"})
         common = {name: tensor for name, tensor in weights.tensors.items() if not _TASK.fullmatch(name)}
         trained = sum(tensor.size for name, tensor in weights.tensors.items() if _NET in name or _TASK.fullmatch(name))
@@ -68,7 +68,7 @@ class HyperformerLayout(Layout):
                     weight_bytes=weights.nbytes // len(codes),
                     kept=kept,
                     left_out=left_out,
-                    warnings=(*skipped(path, file.parent), *other_weights(left_out)),
+                    warnings=(*skipped(path, file.parent), *warnings_about(left_out)),
                     base_name=None,
                     task=task,
                     name=task,

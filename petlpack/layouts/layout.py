@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from petlpack.layouts.checkpoints import places
-from petlpack.layouts.files import WEIGHTS
+from petlpack.layouts.kinds import WEIGHTS
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from petlpack.errors import RunError, UsageError, printable
+from petlpack.layouts.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,18 @@ class Options:
     """
 
     settings: Mapping[str, str] = field(default_factory=dict)
+    selection: Selection = field(default_factory=Selection, compare=False)
+    """What is said of the files beside the weights; no setting, for the pack shows by itself what it keeps."""
     used: dict[str, Setting] = field(default_factory=dict, compare=False)
     """Settings that a layout asked for, by name."""
 
     @classmethod
-    def of(cls, settings: Mapping[str, object]) -> Options:
+    def of(cls, settings: Mapping[str, object], selection: Selection | None = None) -> Options:
         """Return options as a caller or a manifest says them: flags may be True and False."""
-        return cls(
-            {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
-        )
+        texts = {
+            name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()
+        }
+        return cls(texts, selection or Selection())
 
     def to_facts(self) -> dict[str, str | bool]:
         """Return what was said and asked for, as a manifest keeps it, so that the same run can be read again."""
@@ -129,8 +133,9 @@ class Options:
         return by_caller == "true"
 
     def unused(self) -> tuple[str, ...]:
-        """Return a warning for each setting that was given and that nothing in the run depends on."""
-        return tuple(f"--set {n} has no effect on this run" for n in self.settings if n not in self.used)
+        """Return a warning for each setting and glob that was given and that nothing in the run depends on."""
+        settings = [f"--set {n} has no effect on this run" for n in self.settings if n not in self.used]
+        return (*settings, *self.selection.unused())
 
     def _said(self, setting: Setting) -> str | None:
         self.used[setting.name] = setting

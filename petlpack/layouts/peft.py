@@ -34,7 +34,7 @@ class PeftLayout(Layout):
         """Read the adapter."""
         chosen, weights, warnings = _open_best(path)
         config = read_json(chosen / "adapter_config.json")
-        kept, left_out = sort_files(path, chosen, weights.sources)
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
         base_name = config.get("base_model_name_or_path")
         run = Run(
             path=path,

@@ -15,7 +15,7 @@ from typing import Any
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import model_with, places, skipped
-from petlpack.layouts.files import other_weights, sort_files
+from petlpack.layouts.files import sort_files, warnings_about
 from petlpack.layouts.layout import Layout, model_in
 from petlpack.layouts.options import TASK_ORDER, Options, Setting
 from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json, row_of
@@ -98,7 +98,7 @@ class PhaLayout(Layout):
         _check(tensors, names, config, file)
         tasks = _tasks(config, tensors[names.prototypes], file, options)
         heads = _heads(tensors, tasks, file)
-        kept, left_out = sort_files(path, file.parent, weights.sources)
+        kept, left_out = sort_files(path, file.parent, weights.sources, selection=options.selection)
         left_out = (*left_out, *_drop(tensors, names, file, options))
         rows = _rows(tensors, names, _place(config, file))
         norm = config.get("adapter_norm_input")
@@ -123,7 +123,7 @@ class PhaLayout(Layout):
                 weight_bytes=weights.nbytes // len(tasks),
                 kept={**kept, "config.json": _config_of(config, task)},
                 left_out=left_out,
-                warnings=(*skipped(path, file.parent), *other_weights(left_out)),
+                warnings=(*skipped(path, file.parent), *warnings_about(left_out)),
                 base_name=base_name if not on_base and isinstance(base_name, str) else None,
                 task=task,
                 name=task,

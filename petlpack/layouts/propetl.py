@@ -20,7 +20,7 @@ from petlpack.layouts.adapter_files import (
     sort_adapter_files,
 )
 from petlpack.layouts.checkpoints import skipped
-from petlpack.layouts.files import other_weights
+from petlpack.layouts.files import warnings_about
 from petlpack.layouts.options import ACTIVATION, KEEP_RATIO, SCALING, Options, Setting
 from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.layouts.scores import check_keep, mask_of, stored_mask
@@ -71,7 +71,7 @@ def _config(folder: Path) -> Mapping[str, object]:
 
 
 def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles], options: Options) -> Run:
-    kept, left_out = sort_adapter_files(path, adapter, adapters)
+    kept, left_out = sort_adapter_files(path, adapter, adapters, options.selection)
     scores = [name for name in adapter.tensors if _SCORES.fullmatch(name)]
     module = _prefix(adapter, scores, options) if scores else _matrices(adapter, options)
     tensors, head = module.tensors, module.head
@@ -94,7 +94,7 @@ def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles], optio
         weight_bytes=adapter.weight_bytes,
         kept=kept,
         left_out=left_out,
-        warnings=(*skipped(path, adapter.root(path)), *other_weights(left_out)),
+        warnings=(*skipped(path, adapter.root(path)), *warnings_about(left_out)),
         base_name=base if isinstance(base, str) else None,
         task=adapter.name if len(adapters) > 1 else "",
         name=adapter.name,

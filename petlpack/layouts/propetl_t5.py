@@ -16,7 +16,7 @@ from typing import Any
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.checkpoints import model_with, places, skipped
-from petlpack.layouts.files import other_weights, sort_files
+from petlpack.layouts.files import sort_files, warnings_about
 from petlpack.layouts.layout import Layout, first_of, model_in
 from petlpack.layouts.options import ACTIVATION, KEEP_RATIO, SCALING, TASK_ORDER, Options, Setting
 from petlpack.layouts.run import Run, headers_of, left_out_tensors, read_json
@@ -28,6 +28,9 @@ from petlpack.tensors.tensor import Tensor
 FILES = ("propetl_weight.safetensors", "propetl_weight.bin")
 """What holds prototypes and masks alone; the original code pickles it, petlpack.methods does not."""
 ABOUT = "propetl_config.json"
+
+_INSTEAD = (*FILES, "model.safetensors", "pytorch_model.bin")
+"""Further names of the weights of the same run, of which one counts."""
 
 _SIDES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "adapter": {"down": ("weight", "bias"), "up": ("weight", "bias")},
@@ -292,7 +295,9 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
     others = masks.others if masks.whole else {name: masks.others[name] for name in head}
     tensors = {name: masks.tensors[name] for name in names} | others
     chosen = file.parent
-    kept, left_out = sort_files(path, chosen, masks.weights.sources, [ABOUT] if about else [])
+    kept, left_out = sort_files(
+        path, chosen, masks.weights.sources, [ABOUT] if about else [], selection=options.selection, instead=_INSTEAD
+    )
     scores = [tensor.nbytes for tensor in masks.scores.values()]
     if scores:
         why = "stored as masks; only further training needs the scores"
@@ -306,7 +311,7 @@ def _read(path: Path, file: Path, masks: _Masks, task: str, options: Options, ab
         weight_bytes=masks.weights.nbytes // len(masks.tasks),
         kept={**kept, **_about_task(about, task)},
         left_out=left_out,
-        warnings=(*skipped(path, file.parent), *other_weights(left_out)),
+        warnings=(*skipped(path, file.parent), *warnings_about(left_out)),
         base_name=_base_name(file.parent) if about else None,
         task=task,
         name=task,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.checkpoints import sharded_state
-from petlpack.layouts.files import check_links, module_types, some
+from petlpack.layouts.files import check_links, module_types, settled, some
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
+from petlpack.layouts.selection import Selection
 from petlpack.tensors.checkpoint import find_weights
 
 LAYOUTS = {
@@ -42,7 +43,7 @@ def settings() -> dict[str, Setting]:
     return {setting.name: setting for layout_id in LAYOUTS for setting in layout(layout_id).settings}
 
 
-def options_of(values: Mapping[str, object]) -> Options:
+def options_of(values: Mapping[str, object], selection: Selection | None = None) -> Options:
     """Return what a caller says of a run; raises UsageError for a setting that no layout knows."""
     known = settings()
     for name in values:
@@ -51,14 +52,16 @@ def options_of(values: Mapping[str, object]) -> Options:
                 f"unknown setting '{printable(name)}'",
                 hint=f"settings are {', '.join(sorted(known))} (see --set in the help)",
             )
-    return Options.of(values)
+    return Options.of(values, selection)
 
 
-def options_in(facts: Mapping[str, object]) -> Options:
+def options_in(facts: Mapping[str, object], selection: Selection | None = None) -> Options:
     """Return the options that a manifest keeps; what it says that no layout knows is ignored."""
     known = settings()
     values = {name: value for name, value in facts.items() if name in known}
-    return Options.of({name: value for name, value in values.items() if not known[name].flag or value is True})
+    return Options.of(
+        {name: value for name, value in values.items() if not known[name].flag or value is True}, selection
+    )
 
 
 def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
@@ -82,7 +85,7 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
                 )
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
-            return [replace(run, warnings=(*run.warnings, *options.unused()), score=score) for run in runs]
+            return [settled(replace(run, warnings=(*run.warnings, *options.unused()), score=score)) for run in runs]
     if path.is_file():
         raise RunError(f"'{shown}' is not a run", hint="pass a run directory, or a .safetensors file")
     state = sharded_state(path)

@@ -34,7 +34,7 @@ class TransformersLayout(Layout):
         """Read the run."""
         chosen, weights, warnings = _open_best(path)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, chosen, weights.sources, _index_names(chosen, weights))
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
         run = Run(
             path=path,
             layout="sentence-transformers" if "modules.json" in kept else self.id,
@@ -73,12 +73,6 @@ def _open_complete(checkpoint: Path) -> Checkpoint:
     if weights is None or not (checkpoint / "config.json").is_file():
         raise RunError(f"'{printable(str(checkpoint))}' has no weights or no config.json")
     return open_checkpoint(weights)
-
-
-def _index_names(directory: Path, weights: Checkpoint) -> list[str]:
-    """Return the index of shards, which loading needs, where the weights stand in safetensors shards."""
-    sharded = len(weights.sources) > 1 and all(source.suffix == ".safetensors" for source in weights.sources)
-    return [path.name for path in directory.glob("*.safetensors.index.json")] if sharded else []
 
 
 def _base_name(chosen: Path, path: Path) -> str | None:

@@ -11,11 +11,8 @@ import numpy as np
 from petlpack import coding, container
 from petlpack.container import EncodedSection, Manifest
 from petlpack.errors import DamageError, printable
-from petlpack.store import Store
+from petlpack.store import MAX_SHARED, Store
 from petlpack.tensors.dtypes import DTYPES
-
-MAX_SHARED = 1 << 28
-"""Bytes that a kept file may decode to: 256 MB, many times the largest tokenizer."""
 
 BYTES = "bytes"
 """What the manifest of a shared part of bytes has in the place of a codec."""

@@ -24,6 +24,8 @@ from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageErr
 
 SUFFIX = ".petl.safetensors"
 PACK_JSON = b'{"format": "petlpack", "version": 1}\n'
+MAX_SHARED = 1 << 28
+"""Bytes that a shared part of bytes may decode to: 256 MB, many times the largest tokenizer."""
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for the lock: it is held for the moment of a rename, or for one sweep of `gc`."""
 STALE = 24 * 3600.0

@@ -34,8 +34,30 @@ class Checkpoint:
 
 def find_weights(directory: Path, stem: str = "model", pickled: str = "pytorch_model") -> Path | None:
     """Return the file to give to `open_checkpoint`, by the order in which Transformers looks, or None."""
+    named = _named_weights(directory) if stem == "model" else None
+    if named is not None:
+        return named
     names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json")
     return next((directory / name for name in names if (directory / name).is_file()), None)
+
+
+def _named_weights(directory: Path) -> Path | None:
+    """Return the safetensors file, or index of shards, that `transformers_weights` of a config names, if any."""
+    config = directory / "config.json"
+    try:
+        name = json.loads(config.read_bytes()).get("transformers_weights") if config.is_file() else None
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ):  # whoever reads the config tells what is wrong with it
+        return None
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        return None
+    if name != PurePosixPath(name).name or "\\" in name:
+        return None
+    return directory / name if (directory / name).is_file() else None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

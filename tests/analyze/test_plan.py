@@ -146,7 +146,9 @@ def test_the_best_is_what_encode_takes_by_itself(methods: Path, name: str) -> No
 
 def test_a_group_is_the_pack_that_its_command_makes(place: Path) -> None:
     names = ["much", "little", "none", "adapter"]
-    write_run(place / "twin", make_pair(4)[0], files={"notes.txt": b"x"})  # shares template and table with the others
+    write_run(
+        place / "twin", make_pair(4)[0], files={"notes.txt": b"not of the weights"}
+    )  # shares template and table with the others
     names.append("twin")
     code, answer = run_json("plan", *names, "--base", "base")
     assert code == 0

@@ -26,7 +26,7 @@ from petlpack import BaseError, UsageError
 from petlpack.analyze.survey import RunRow, Survey, survey
 from petlpack.analyze.survey.equality import PAGE
 from petlpack.analyze.survey.kinds import KINDS
-from petlpack.layouts.files import TRAINING
+from petlpack.layouts.kinds import TRAINING
 from petlpack.records.facts import Score
 from petlpack.store import is_pack
 from petlpack.tensors.tensor import Tensor
@@ -117,7 +117,7 @@ KIND_OF = {
     "checkpoint-7/global_step7/zero_pp_rank_0_mp_rank_00_optim_states.pt": "training state",
     "checkpoint-7/optimizer_0/__0_0.distcp": "training state",
     "checkpoint-7/latest": "training state",
-    "checkpoint-7/zero_to_fp32.py": "code",
+    "checkpoint-7/zero_to_fp32.py": "training state",
     "checkpoint-7/model.safetensors": "other checkpoints",
     "checkpoint-7/pytorch_model_fsdp_0/__0_0.distcp": "other checkpoints",
     "pytorch_model_fsdp_0/__0_0.distcp": "other weights",

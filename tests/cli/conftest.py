@@ -17,7 +17,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with a base, three runs, and a pack `p` of them."""
     here = tmp_path_factory.mktemp("cli")
     write_run(here / "base", make_base())
-    state = {"optimizer.pt": b"never opened", "training_args.bin": b"nor this", "notes.txt": b"hm"}
+    state = {"optimizer.pt": b"never opened", "training_args.bin": b"nor this", "train.log": b"hm"}
     for seed, name in enumerate(("sst2", "rte")):
         write_run(here / name, make_pair(seed + 1)[0], files=state)
     write_adapter(here / "adapter", "LORA")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,16 @@ def test_decode_gives_the_run_back(place: Path, pack: Path, tmp_path: Path) -> N
     for file in ("model.safetensors", "config.json"):
         assert (out / file).read_bytes() == (place / "sst2" / file).read_bytes()
     assert answer["decoded_sha256"] == run_json("show", pack, "sst2")[1]["decoded_sha256"]
+
+
+def test_decode_says_that_it_wrote_code_and_can_leave_it_out(place: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(place / "sst2", tmp_path / "coded"))
+    (source / "modeling_x.py").write_text("pass\n", encoding="utf-8")
+    given: list[str | Path] = ["--pack", tmp_path / "q", "--base", place / "base"]
+    assert run("encode", source, *given).exit_code == 0
+    given = ["decode", tmp_path / "q", "coded"]
+    loud = run(*given, tmp_path / "loud", "--base", place / "base")
+    assert loud.stderr.startswith("Warning: wrote code or pickles of the run, which loading may execute: modeling_x.py")
+    code, answer = run_json(*given, tmp_path / "out", "--base", place / "base", "--no-code")
+    assert (code, answer["notes"]) == (0, ["left out code and pickles, which loading may need: modeling_x.py"])
+    assert [row["file"] for row in answer["files"]] == ["config.json", "model.safetensors"]

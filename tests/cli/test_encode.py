@@ -198,7 +198,7 @@ def test_encode_says_what_it_did_and_what_it_left_out(place: Path, tmp_path: Pat
     assert {(left["file"], left["bytes"]) for left in answer["left_out"]} == {
         ("optimizer.pt", 12),
         ("training_args.bin", 8),
-        ("notes.txt", 2),
+        ("train.log", 2),
     }
 
 
@@ -310,3 +310,34 @@ def test_json_keeps_names_as_they_are(place: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(place / "sst2", tmp_path / name))
     answer = run_json("encode", source, "--task", "x", "--base", place / "base", "--pack", tmp_path / "q")[1]
     assert answer["tasks"][0]["run"] == str(source)
+
+
+@pytest.mark.parametrize(
+    ("size", "comes"),
+    [("20", True), ("19", False), ("0.02kB", True), ("0.019 KB", False), ("1KiB", True), ("0", False), ("1e3", None)]
+    + [(size, None) for size in ("", "MiB", "-1", "5 TB", "64mib", "9" * 400, "257MiB")],
+)
+def test_a_size_is_a_number_with_or_without_a_unit(place: Path, tmp_path: Path, size: str, comes: bool | None) -> None:
+    source = Path(shutil.copytree(place / "adapter", tmp_path / "sized"))
+    (source / "mine").write_bytes(b"x" * 20)
+    result = run("encode", source, "--pack", tmp_path / "q", f"--max-file={size}")
+    if comes is None:
+        assert result.exit_code == 2
+        assert result.stderr.startswith("Error: ")
+        return
+    assert result.exit_code == 0
+    assert ("mine" in [row["file"] for row in run_json("show", tmp_path / "q", "sized")[1]["files"]]) is comes
+    assert ("larger than --max-file: mine" in result.stderr) is not comes
+
+
+def test_globs_of_files_are_given_on_the_command_line(place: Path, tmp_path: Path) -> None:
+    given: list[str | Path] = ["--base", place / "base", "--pack", tmp_path / "q", "--keep", "*.log", "--keep", "opt*"]
+    code, answer = run_json("encode", place / "sst2", *given, "--drop", "config.json", "--drop", "nothing*")
+    assert code == 0
+    assert {row["file"]: row["why"] for row in answer["left_out"]} == {
+        "config.json": "dropped (--drop)",
+        "training_args.bin": "training state, not needed for inference",
+    }
+    assert [row["message"] for row in answer["warnings"]] == ["--drop nothing* matches no file of this run"]
+    names = [row["file"] for row in run_json("show", tmp_path / "q", "sst2")[1]["files"]]
+    assert names == ["optimizer.pt", "train.log"]

@@ -306,10 +306,10 @@ def test_files_that_loading_needs_come_back_and_the_others_are_named(tmp_path: P
         "modules.json": b'[{"path": ""}, {"path": "1_Pooling"}]',
         "1_Pooling/config.json": b"{" + b" " * 20 + b"}",
     }
-    run = write_run(tmp_path / "run", tuned, files={**kept, "training_args.bin": b"pickle", "notes.txt": b"mine"})
+    run = write_run(tmp_path / "run", tuned, files={**kept, "training_args.bin": b"pickle", "train.log": b"mine"})
     base_dir = write_run(tmp_path / "base", base)
     (done,) = petlpack.encode(run, tmp_path / "pack", base_dir)
-    assert {left.file for left in done.left_out} == {"training_args.bin", "notes.txt"}
+    assert {left.file for left in done.left_out} == {"training_args.bin", "train.log"}
     decoded = files_of(petlpack.open(tmp_path / "pack")["run"].decode(tmp_path / "out", base_dir).path)
     assert decoded == {name: data for name, data in files_of(run).items() if name in {*kept, *decoded}}
     assert decoded.keys() == {"model.safetensors", "config.json", *kept}

@@ -39,8 +39,7 @@ from petlpack.rules.modules import (
     Use,
 )
 from petlpack.sections.parts import Part
-from petlpack.sections.shared import MAX_SHARED
-from petlpack.store import PACK_JSON, Store, check_task_name
+from petlpack.store import MAX_SHARED, PACK_JSON, Store, check_task_name
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.ordered import from_ordered, to_ordered

@@ -96,9 +96,9 @@ def test_a_half_written_checkpoint_of_a_method_is_told(tmp_path: Path) -> None:
 def test_other_weights_beside_an_adapter_are_told(tmp_path: Path) -> None:
     runs.write_adapterhub(tmp_path / "run" / "mrpc", "mrpc", SHAPE, kind="lora")
     runs.write_base(tmp_path / "run", SHAPE)
-    encoded = encode(tmp_path / "run", tmp_path)
+    encoded = encode(tmp_path / "run", tmp_path, max_file=100)
     assert encoded.layout == "adapterhub"
-    assert any("model.safetensors" in warning for warning in encoded.warnings)
+    assert any("larger than --max-file: model.safetensors" in warning for warning in encoded.warnings)
 
 
 def test_a_broken_config_in_a_folder_is_not_the_runs(tmp_path: Path) -> None:

@@ -267,6 +267,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             name=TEXT,
             kind={"enum": ["task", "shared"]},
             depth={"enum": ["bytes", "decoded", "compared"]},
+            notes={"type": "array", "items": TEXT},
             ok=YES,
             error=maybe(ERROR),
         ),

@@ -11,12 +11,11 @@ from petlpack.analyze.survey.chosen import FoundRun, choose
 from petlpack.analyze.survey.tree import File, Folder, Key, Tree, key_of
 from petlpack.errors import PetlpackError, printable
 from petlpack.layouts.checkpoints import sharded_state
-from petlpack.layouts.files import WEIGHTS
+from petlpack.layouts.kinds import WEIGHTS, is_checkpoint, kind_in_run
 from petlpack.layouts.registry import LAYOUTS, layout
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _TRAINER_FILES = {"training_args.bin", "trainer_state.json", "all_results.json", "eval_results.json"}
-_LOG_FOLDERS = {"runs", "wandb", "mlruns", "lightning_logs", "tensorboard"}
 
 
 def find_runs(tree: Tree) -> dict[Path, FoundRun]:
@@ -99,9 +98,7 @@ def _kind(file: File, run: FoundRun | None, stored: set[Key]) -> str:
     if file.key in stored or (file.kind == "other weights" and any(map(file.path.is_relative_to, run.modules))):
         return "weights"
     parts = file.path.relative_to(run.path).parts
-    if file.kind == "other weights" and len(parts) > 1 and _CHECKPOINT.fullmatch(parts[0]):
+    if file.kind == "other weights" and len(parts) > 1 and is_checkpoint(parts[0]):
         chosen = {weights.relative_to(run.path).parts[0] for weights in run.weights}
         return "other weights" if parts[0] in chosen else "other checkpoints"
-    if file.kind in ("other", "config") and not _LOG_FOLDERS.isdisjoint(parts[:-1]):
-        return "log"
-    return file.kind
+    return "log" if kind_in_run(parts) == "log" else file.kind

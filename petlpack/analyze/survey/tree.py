@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from petlpack.analyze.survey.kinds import CACHES, kind_by_name
 from petlpack.errors import UsageError, printable
-from petlpack.layouts.files import LOADING, WEIGHTS
+from petlpack.layouts.kinds import CACHES, LOADING, WEIGHTS, kind_by_name
 from petlpack.store import SUFFIX, is_pack
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 
