@@ -182,7 +182,7 @@ class Task:
     def state_dict(self, base: Bases | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
         """Return every tensor as a torch tensor on `device`, bit for bit; checks the digest of the whole."""
         for header in self.template.headers.values():
-            for name, entry in header.entries.items():
+            for name, entry in header.tensors.items():
                 if entry.dtype not in DTYPES:
                     raise UnknownFormatError(
                         f"tensor '{printable(name)}' is {printable(entry.dtype)}, which petlpack stores only as bytes",

@@ -12,11 +12,11 @@ from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.checkpoints import checkpoints
-from petlpack.layouts.kinds import WEIGHTS
 from petlpack.layouts.run import Run
 from petlpack.tensors.adapted import adapted
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.casting import can_cast, cast_bits
+from petlpack.tensors.kinds import WEIGHTS
 from petlpack.tensors.names import match_names
 from petlpack.tensors.tensor import Tensor
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream, same: Mapping[str, str]) -> None:
     """Write the weight files of a run from its tensors as they are decoded.
 
-    A safetensors file gets its header verbatim; in a pickled one, tensors that are the `same` as another share memory.
+    A safetensors file gets its header verbatim; in a pickled one, tensors that are the `same` share memory.
     """
     pickled: dict[str, Bits] = {}
     with contextlib.ExitStack() as stack:
@@ -37,7 +37,7 @@ def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream
             file: BinaryIO = stack.enter_context(path.open("wb"))
             file.write(header.head_bytes())
             file.truncate(header.file_size)
-            places |= {name: (file, header.data_start + entry.start) for name, entry in header.entries.items()}
+            places |= {name: (file, header.data_start + entry.start) for name, entry in header.tensors.items()}
         slots = {}
         for slot, start, bits in stream:
             if slot.name in places:
@@ -72,10 +72,12 @@ def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Tensor], sam
     import torch
 
     made: dict[str, torch.Tensor] = {}
-    for name in header.entries:
-        source = same.get(name, name)
+    state: dict[str, torch.Tensor] = {}
+    for own in header.entries:
+        name = header.prefix + own
+        source = same.get(name, name)  # which may stand in another file
         if source not in made:
-            made[source] = tensors[source].torch()
-        made[name] = made[source]
+            made[source] = tensors[name].torch()
+        state[own] = made[source]
     with path.open("wb") as file:  # a path would put the directory's name into the archive
-        torch.save({name: made[name] for name in header.entries}, file)
+        torch.save(state, file)

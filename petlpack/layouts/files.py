@@ -16,7 +16,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.kinds import (
+from petlpack.layouts.run import LeftOut, Run
+from petlpack.layouts.selection import Selection
+from petlpack.layouts.walking import ANOTHER_CHECKPOINT, BROKEN, UNREADABLE, Entry, Walk
+from petlpack.tensors.checkpoint import Checkpoint
+from petlpack.tensors.kinds import (
     LEAVES,
     LOADING,
     LOG_FOLDERS,
@@ -27,10 +31,6 @@ from petlpack.layouts.kinds import (
     is_needed,
     kind_in_run,
 )
-from petlpack.layouts.run import LeftOut, Run
-from petlpack.layouts.selection import Selection
-from petlpack.layouts.walking import ANOTHER_CHECKPOINT, BROKEN, UNREADABLE, Entry, Walk
-from petlpack.tensors.checkpoint import Checkpoint
 
 _OF_THE_WEIGHTS = {"config.json", "adapter_config.json", "head_config.json"}
 """Files that describe the weights beside them: those of the root may describe another model than a checkpoint's."""

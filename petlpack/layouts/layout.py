@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from petlpack.layouts.checkpoints import places
-from petlpack.layouts.kinds import WEIGHTS
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights
+from petlpack.tensors.kinds import WEIGHTS
 
 
 class Layout(ABC):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -89,7 +89,7 @@ class Template:
     def _slots(self) -> Iterator[Slot]:
         places = {name: (k, i) for k, part in enumerate(self.parts) for i, name in enumerate(part) if name is not None}
         for header in self.headers.values():
-            for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+            for name, entry in sorted(header.tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
                 size = (entry.stop - entry.start) // entry.held_as.itemsize
                 yield Slot(
                     name,
@@ -102,15 +102,17 @@ class Template:
                     kind_of(name),
                 )
 
-    def run_bytes(self, aliases: Collection[int]) -> int:
-        """Return the bytes of the run's tensors; in a pickled file, `aliases` of others stand once."""
-        same = {self.slots[i].name for i in aliases if 0 <= i < len(self.slots)}
-        return sum(
-            entry.stop - entry.start
-            for file, header in self.headers.items()
-            for name, entry in header.entries.items()
-            if not (file.endswith(PICKLED) and name in same)
-        )
+    def run_bytes(self, aliases: Mapping[int, int]) -> int:
+        """Return the bytes of the run's tensors; in a pickled file, those that are one by `aliases` stand once."""
+        slots = self.slots
+        known = {slots[i].name: slots[other].name for i, other in aliases.items() if max(i, other) < len(slots)}
+        total = 0
+        for file, header in self.headers.items():
+            sizes = {name: entry.stop - entry.start for name, entry in header.tensors.items()}
+            if file.endswith(PICKLED):
+                sizes = {known.get(name, name): size for name, size in sizes.items()}
+            total += sum(sizes.values())
+        return total
 
     @property
     def needs(self) -> list[str]:
@@ -126,7 +128,7 @@ class Template:
         base = {"table": self.base_table, "tensors": sorted([text(name), ref.name] for name, ref in self.base.items())}
         table = {
             "weights": [
-                [text(file), text(header.text if name is None else header.text.rstrip(" "))]
+                [text(file), text(header.text if name is None else header.text.rstrip(" ")), text(header.prefix)]
                 for file, header in self.headers.items()
             ],
             "base_name": self.base_name,
@@ -222,7 +224,7 @@ def _from_table(table: Mapping[str, Any]) -> Template:
     base_name, rule = table["base_name"], table["rule"]
     if rule is not None and not isinstance(rule, dict):
         raise RefusedError(f"rule must be an object or null, got {type(rule).__name__}", code="template-fields")
-    weights = [(_file_name(file), parse_header(header.encode())) for file, header in table["weights"]]
+    weights = [(_file_name(file), _header(text, prefix)) for file, text, prefix in table["weights"]]
     template = Template(
         headers=dict(weights),
         base_name=None if base_name is None else _text(base_name),
@@ -237,6 +239,14 @@ def _from_table(table: Mapping[str, Any]) -> Template:
     if len(weights) != len(template.headers):
         raise RefusedError("two weight files have the same name", code="template-twice")
     return template
+
+
+def _header(text: str, prefix: object) -> Header:
+    """Parse a header, whose tensors have a prefix: a place in the run's directory, or none."""
+    place = _text(prefix)
+    if place and check_file_name(place.removesuffix("/")) == place:
+        raise RefusedError(f"the prefix '{printable(place)}' does not end with '/'", code="file-name")
+    return replace(parse_header(text.encode()), prefix=place)
 
 
 def _origin(row: Any) -> Origin | None:
@@ -282,7 +292,7 @@ def _check_lists(table: Mapping[str, Any]) -> None:
 def _check(template: Template) -> None:
     names = [slot.name for slot in template.slots]
     if len(set(names)) != len(names):
-        raise RefusedError("two weight files have the same tensor", code="template-twice")
+        raise RefusedError("two weight files have a tensor of the same prefix and name", code="template-twice")
     if template.headers.keys() & template.files.keys():
         twice = min(template.headers.keys() & template.files.keys())
         raise RefusedError(f"'{twice}' is both a weight file and a kept file", code="template-twice")
@@ -329,7 +339,7 @@ def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     bound = {key: _each_text(value, text) for key, value in table.items() if key not in _AS_IT_IS}
     if len({text(file) for file in table["files"]}) != len(table["files"]):
         raise RefusedError("two kept files have the same name", code="template-twice")
-    bound["weights"] = [[file, _padded(header)] for file, header in bound["weights"]]
+    bound["weights"] = [[file, _padded(header), prefix] for file, header, prefix in bound["weights"]]
     return {
         **bound,
         **{key: table[key] for key in _AS_IT_IS},

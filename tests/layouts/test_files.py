@@ -19,9 +19,9 @@ from transformers.utils import hub
 
 import petlpack
 from petlpack import DamageError, UsageError
-from petlpack.layouts.kinds import LEAVES
 from petlpack.layouts.selection import MAX_FILE, Selection
 from petlpack.store import MAX_SHARED
+from petlpack.tensors.kinds import LEAVES
 from tests.support.small_runs import make_base, make_pair, weights, write_run
 
 

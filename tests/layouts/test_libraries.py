@@ -24,9 +24,9 @@ import transformers
 import petlpack
 from petlpack import Encoded, RunError
 from petlpack.layouts.files import sort_files
-from petlpack.layouts.kinds import TRAINING
 from petlpack.tensors.checkpoint import name_text
 from petlpack.tensors.dtypes import DTYPES
+from petlpack.tensors.kinds import TRAINING
 from tests.support.faults import PREFIX_TUNING, skip_where
 from tests.support.small_runs import make_pair, weights, write_pair, write_run
 

@@ -11,8 +11,8 @@ from petlpack.analyze.survey.chosen import FoundRun, choose
 from petlpack.analyze.survey.tree import File, Folder, Key, Tree, key_of
 from petlpack.errors import PetlpackError, printable
 from petlpack.layouts.checkpoints import sharded_state
-from petlpack.layouts.kinds import WEIGHTS, is_checkpoint, kind_in_run
 from petlpack.layouts.registry import LAYOUTS, layout
+from petlpack.tensors.kinds import WEIGHTS, is_checkpoint, kind_in_run
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _TRAINER_FILES = {"training_args.bin", "trainer_state.json", "all_results.json", "eval_results.json"}

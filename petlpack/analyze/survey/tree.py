@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from petlpack.errors import UsageError, printable
-from petlpack.layouts.kinds import CACHES, LOADING, WEIGHTS, kind_by_name
 from petlpack.store import SUFFIX, is_pack
+from petlpack.tensors.kinds import CACHES, LOADING, WEIGHTS, kind_by_name
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 
 PATH_HINT = "give the output directory of a training run, or a directory with several of them"
