@@ -16,6 +16,7 @@ from petlpack.decoding.tensors import TaskTensors
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
 from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, printable, problem_of
+from petlpack.layouts.components import without_components
 from petlpack.layouts.registry import options_in, read_run
 from petlpack.layouts.run import Run
 from petlpack.layouts.selection import Selection
@@ -183,12 +184,13 @@ def _compare_with_run(task: Task, base: Sequence[Base] | None, against: str | Pa
 
     Raises DamageError that names the first file or tensor that differs.
     """
-    run = _run_of(task, against)
+    run, others = without_components(_run_of(task, against), {*task.template.headers})
     headers, tensors = _weights_of(run, task, base)
     _compare_tensors(task, task.load(base), tensors, against)
     _compare_headers(task, headers, against)
     _compare_files(task, run, against)
-    missing = [name for name in run.kept if name not in task.template.files] + [left.file for left in run.left_out]
+    missing = [*others, *(name for name in run.kept if name not in task.template.files)]
+    missing += [left.file for left in run.left_out]
     return (f"not in the pack, so not compared: {printable(', '.join(missing))}",) if missing else ()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from petlpack.codecs.registry import codecs_for
+from petlpack.encoding.components import counterparts
 from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.checkpoints import checkpoints
@@ -17,7 +18,6 @@ from petlpack.tensors.adapted import adapted
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.casting import can_cast, cast_bits
 from petlpack.tensors.kinds import WEIGHTS
-from petlpack.tensors.names import match_names
 from petlpack.tensors.tensor import Tensor
 
 _HINT = "pass the pretrained model that the run was trained from"
@@ -41,7 +41,9 @@ def choose_base(run: Run, bases: Bases | None, request: Request) -> Base | None:
 def refuse_itself(run: Run, base: Base) -> None:
     """Raise BaseError where a base is the run, lies in it, holds it, or has a weight file in common with it."""
     own, other = run.path.resolve(), base.path.resolve()
-    shared = _files(_weight_files(run.path)) & _files(base.sources)
+    shared = _files(_weight_files(run.path)) & _files(base.sources) or any(
+        source.resolve().is_relative_to(own) for source in base.components
+    )
     if own == other:
         how = "is the run itself"
     elif other.is_relative_to(own):
@@ -119,7 +121,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _counterparts(run: Run, base: Base) -> dict[str, str]:
     try:
-        return match_names(_shapes(run.module.tensors), _shapes(base.tensors))
+        return counterparts(run, base)
     except BaseError:
         return {}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from petlpack.encoding.components import counterparts, whole_counterparts
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
@@ -15,7 +16,6 @@ from petlpack.records.template import texts_of
 from petlpack.tensors.base import Base, BaseRef, needed
 from petlpack.tensors.casting import can_cast
 from petlpack.tensors.dtypes import DType
-from petlpack.tensors.names import match_names
 from petlpack.tensors.tensor import Tensor
 
 Content = tuple[DType, tuple[int, ...], str]
@@ -68,35 +68,42 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     tensors = dict(run.module.tensors)
     refs: dict[str, BaseRef] = {}
     if base is not None:
-        names = match_names(
-            {name: tensor.shape for name, tensor in tensors.items()},
-            {name: tensor.shape for name, tensor in base.tensors.items()},
-        )
-        usable = {
-            name: other
-            for name, other in names.items()
-            if tensors[name].size and can_cast(base.tensors[other].dtype, tensors[name].dtype)
-        }
-        refs = dict(zip(usable, ordered_map(base.ref, usable.values(), digests.jobs), strict=True))
+        refs = _refs(_usable(counterparts(run, base), tensors, base), base, digests)
     return matched_with(tensors, refs, base, digests)
+
+
+def _usable(names: Mapping[str, str], tensors: Mapping[str, Tensor], base: Base) -> dict[str, str]:
+    """Return the pairs of tensors whose dtypes can be compared."""
+    return {
+        name: other
+        for name, other in names.items()
+        if tensors[name].size and can_cast(base.tensors[other].dtype, tensors[name].dtype)
+    }
+
+
+def _refs(names: Mapping[str, str], base: Base, digests: Digests) -> dict[str, BaseRef]:
+    return dict(zip(names, ordered_map(base.ref, names.values(), digests.jobs), strict=True))
 
 
 def match_adapter(run: Run, base: Base | None, digests: Digests) -> Matched:
     """Match the whole tensors of the base that an adapter's file has, too: its embeddings, its output layer.
 
-    They have the base's name behind the adapter's wrappers, its dtype and its shape. A whole model that is stored
-    without its base has none.
+    They have the base's name behind the adapter's wrappers, its dtype and its shape. So has the whole model that may
+    stand beside an adapter, which is matched as any model is. A model that is stored without its base has none.
     """
     tensors = dict(run.module.tensors)
-    same = {name: whole_name(name) for name in tensors} if base is not None and not run.whole else {}
-    known = needed(base).tensors if same else {}
+    if base is None or run.whole:
+        return matched_with(tensors, {}, base, digests)
+    known = base.tensors
+    prefixes = {name: header.prefix for header in run.headers.values() for name in header.tensors}
+    same = {name: whole_name(name.removeprefix(prefixes.get(name, ""))) for name in tensors}
     whole = {
         name: other
         for name, other in same.items()
         if other in known and (known[other].dtype, known[other].shape) == (tensors[name].dtype, tensors[name].shape)
     }
-    refs = dict(zip(whole, ordered_map(needed(base).ref, whole.values(), digests.jobs), strict=True)) if whole else {}
-    return matched_with(tensors, refs, base, digests)
+    names = {**_usable(whole_counterparts(run, base), tensors, base), **whole}
+    return matched_with(tensors, _refs(names, base, digests), base, digests)
 
 
 def whole_name(name: str) -> str:
@@ -139,7 +146,8 @@ def without_base(matched: Matched, rule: Mapping[str, Any] | None) -> Matched:
 def refuse_stranger(run: Run, matched: Matched) -> None:
     """Raise BaseError where a method's run does not have most of the base, which a method leaves frozen."""
     base = needed(matched.base)
-    whole = sum(tensor.size for tensor in base.tensors.values())
+    components = {name for header in base.headers.values() if header.prefix for name in header.tensors}
+    whole = sum(base.tensors[name].size for name in base.tensors.keys() - components)
     frozen = sum(base.tensors[name].size for name in {matched.refs[name].name for name in matched.unchanged})
     if 2 * frozen < whole:
         other = next((name for name in matched.refs if name not in matched.unchanged), "what is not in both")

@@ -19,6 +19,7 @@ class BareLayout(Layout):
 
     id = "safetensors"
     method = "full fine-tune"
+    components = True
 
     def detect(self, path: Path) -> bool:
         """Tell whether this is such a file, or a directory with exactly one."""
@@ -30,7 +31,9 @@ class BareLayout(Layout):
         assert file is not None
         weights = open_checkpoint(file)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, path, [file], selection=options.selection) if path.is_dir() else ({}, ())
+        kept, left_out = (
+            sort_files(path, path, [file], selection=options.selection, components=True) if path.is_dir() else ({}, ())
+        )
         run = Run(
             path=path,
             layout=self.id,

@@ -22,6 +22,8 @@ class Layout(ABC):
     """How its runs were trained, in a word."""
     settings: ClassVar[tuple[Setting, ...]] = ()
     """What a caller may have to say of its runs."""
+    components: ClassVar[bool] = False
+    """Whether weight files beside those that it reads are weights, too, and not bytes."""
 
     @abstractmethod
     def detect(self, path: Path) -> bool:

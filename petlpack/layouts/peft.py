@@ -23,6 +23,7 @@ class PeftLayout(Layout):
 
     id = "peft"
     method = "peft"
+    components = True
 
     def detect(self, path: Path) -> bool:
         """Tell whether the directory, or failing that a `checkpoint-N` in it, has PEFT's adapter_config.json."""
@@ -34,7 +35,7 @@ class PeftLayout(Layout):
         """Read the adapter."""
         chosen, weights, warnings = _open_best(path)
         config = read_json(chosen / "adapter_config.json")
-        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection, components=True)
         base_name = config.get("base_model_name_or_path")
         run = Run(
             path=path,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.checkpoints import sharded_state
+from petlpack.layouts.components import as_weights
 from petlpack.layouts.files import check_links, module_types, settled, some
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
@@ -78,6 +79,8 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
         reader = layout(layout_id)
         if reader.detect(path):
             runs = _read(reader, path, options)
+            if reader.components:
+                runs = [as_weights(run, options.selection) for run in runs]
             if not all(run.module.tensors for run in runs):
                 raise RunError(
                     f"'{shown}' has a weight file without tensors",

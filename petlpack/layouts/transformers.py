@@ -25,6 +25,7 @@ class TransformersLayout(Layout):
 
     id = "transformers"
     method = "full fine-tune"
+    components = True
 
     def detect(self, path: Path) -> bool:
         """Tell whether the directory, or a `checkpoint-N` in it, has a model's weights."""
@@ -34,7 +35,7 @@ class TransformersLayout(Layout):
         """Read the run."""
         chosen, weights, warnings = _open_best(path)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection, components=True)
         run = Run(
             path=path,
             layout="sentence-transformers" if "modules.json" in kept else self.id,

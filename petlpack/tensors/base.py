@@ -31,22 +31,25 @@ class Base:
     def __init__(self, path: str | Path) -> None:
         """Open a model directory or a weights file; raises BaseError where there is none."""
         self.path = Path(path)
-        from petlpack.tensors.checkpoint import find_weights, open_checkpoint  # here, for tables need no files
+        from petlpack.tensors.components import open_model  # here, for tables need no files
 
         try:
-            weights = find_weights(self.path) if self.path.is_dir() else self.path
-            if weights is None or not weights.exists():
+            opened = open_model(self.path)
+            if opened is None:
                 raise BaseError(
                     f"no base at '{printable(str(path))}'",
                     hint="--base takes a pretrained model's directory (with model.safetensors), or its weights file",
                     code="base-missing",
                 )
-            opened = open_checkpoint(weights)
         except RunError as error:
             raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
         self.tensors = opened.tensors
-        self.sources = opened.sources
-        """Its weight files."""
+        """By name; those of a component have its prefix in front, as in a run (formats/template.md)."""
+        self.headers = opened.headers
+        self.sources = opened.sources[: len(opened.sources) - len(opened.components)]
+        """Its main weight files."""
+        self.components = opened.components
+        """Those of its components."""
         self._needed = "the exact checkpoint that the task was encoded against"
         self._digests: dict[str, str] = {}
         self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
@@ -139,11 +142,11 @@ def open_bases(bases: Bases | None, named: str | None = None) -> list[Base]:
 
 def _models_at(path: Path) -> list[Base]:
     """Open a model, or the models in the directories of a directory that is none itself."""
-    from petlpack.tensors.checkpoint import find_weights  # as above
+    from petlpack.tensors.components import holds_model  # as above
 
-    if not path.is_dir() or find_weights(path) is not None:
+    if not path.is_dir() or holds_model(path):
         return [Base(path)]
-    inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and find_weights(folder) is not None]
+    inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and holds_model(folder)]
     return [Base(folder) for folder in inside] or [Base(path)]
 
 

@@ -25,6 +25,8 @@ class Checkpoint:
     headers: dict[str, Header]
     tensors: dict[str, Tensor]
     sources: tuple[Path, ...]
+    components: tuple[Path, ...] = ()
+    """Those of the sources, the last, that are none of the main weights."""
 
     @property
     def nbytes(self) -> int:
