@@ -27,6 +27,7 @@ LAYOUTS = {
     "hyperformer": "petlpack.layouts.hyperformer:HyperformerLayout",
     "adapterhub": "petlpack.layouts.adapterhub:AdapterhubLayout",
     "peft": "petlpack.layouts.peft:PeftLayout",
+    "diffusers": "petlpack.layouts.diffusers:DiffusersLayout",
     "transformers": "petlpack.layouts.transformers:TransformersLayout",
     "safetensors": "petlpack.layouts.bare:BareLayout",
 }

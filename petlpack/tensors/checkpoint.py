@@ -71,7 +71,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         checkpoint = _merge([_open_one(shard) for shard in shards_of(path)], path)
         _check_weight_map(path, checkpoint)
         if path.name.endswith(".bin.index.json"):  # comes back as one safetensors file, which needs no index
-            return replace(checkpoint, headers=_built_header("model.safetensors", checkpoint.tensors))
+            name = _as_safetensors(path.name.removesuffix(".index.json"))
+            return replace(checkpoint, headers=_built_header(name, checkpoint.tensors))
         return checkpoint
     return _open_one(path)
 
@@ -215,10 +216,13 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
 
 def _open_pickled(path: Path) -> Checkpoint:
     tensors = _state_dict(_load_pickled(path), path)
-    name = path.with_suffix(".safetensors").name
-    if name.startswith("pytorch_model"):  # the name under which Transformers looks for safetensors
-        name = name.removeprefix("pytorch_")
-    return Checkpoint(_built_header(name, tensors), tensors, (path,))
+    return Checkpoint(_built_header(_as_safetensors(path.name), tensors), tensors, (path,))
+
+
+def _as_safetensors(name: str) -> str:
+    """Return what a pickled weight file is called as safetensors, where Transformers looks for it."""
+    changed = PurePosixPath(name).with_suffix(".safetensors").name
+    return changed.removeprefix("pytorch_") if changed.startswith("pytorch_model") else changed
 
 
 def _load_pickled(path: Path) -> object:

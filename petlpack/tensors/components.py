@@ -58,7 +58,7 @@ def open_model(path: Path) -> Checkpoint | None:
         return None
     main = find_main(path)
     weights = Checkpoint({}, {}, ()) if main is None else open_checkpoint(main)
-    opened, _ = with_components(weights, _find_components(path, weights.sources))
+    opened, _ = with_components(weights, find_components(path, weights.sources))
     return opened if opened.tensors else None
 
 
@@ -140,7 +140,7 @@ def _open_component(path: Path, prefix: str) -> Checkpoint:
     return Checkpoint(headers, tensors, opened.sources)
 
 
-def _find_components(model: Path, weights: Collection[Path]) -> dict[str, Path]:
+def find_components(model: Path, weights: Collection[Path]) -> dict[str, Path]:
     """Return the components of a base's directory, told by names: what a run's directory has, without links."""
     found = {}
     for folder, folders, files in os.walk(model):
