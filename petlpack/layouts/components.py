@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from petlpack.errors import printable
-from petlpack.layouts.files import TOO_LARGE
+from petlpack.layouts.files import TOO_LARGE, some, warnings_about
 from petlpack.layouts.run import LeftOut, Run
 from petlpack.layouts.selection import Selection
 from petlpack.tensors.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ def as_weights(run: Run, selection: Selection) -> Run:
     main = Checkpoint(run.headers, dict(run.module.tensors), ())
     weights, why_not = with_components(main, files)
     large = {name for name in why_not if files[name].stat().st_size > selection.max_file}
+    left_out = [_too_large(run, files[name]) for name in sorted(large)]
     taken = files.keys() - why_not.keys()
     odd = [name for name in why_not if name not in large and name.endswith(".safetensors")]
     return replace(
@@ -35,11 +35,11 @@ def as_weights(run: Run, selection: Selection) -> Run:
         headers=weights.headers,
         weight_bytes=run.weight_bytes + weights.nbytes,
         kept={name: path for name, path in run.kept.items() if name not in taken | large},
-        left_out=(*run.left_out, *(_too_large(run, files[name]) for name in sorted(large))),
+        left_out=(*run.left_out, *left_out),
         warnings=(
             *run.warnings,
-            *(f"kept {printable(name)} as bytes, not as weights: {why_not[name]}" for name in odd),
-            *(f"left out a file that is larger than --max-file: {printable(name)}" for name in sorted(large)),
+            *([f"kept as bytes what is no valid safetensors file: {some(odd)}"] if odd else []),
+            *warnings_about(left_out),
         ),
     )
 

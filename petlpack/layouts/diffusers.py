@@ -12,7 +12,7 @@ from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
-from petlpack.tensors.components import DIFFUSERS, PIPELINE, find_components, find_main
+from petlpack.tensors.components import DIFFUSERS, PIPELINE, find_components, find_main, is_in_parts
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DiffusersLayout(Layout):
         """Read the model; the parts of a pipeline are components, and all that it has."""
         main = find_main(path)
         weights = Checkpoint({}, {}, ()) if main is None else open_checkpoint(main)
-        if main is None and not find_components(path, ()):
+        if main is None and not is_in_parts(path):
             raise RunError(
                 f"'{printable(str(path / PIPELINE))}' is of a pipeline, but none of its folders has weights",
                 hint="copy the whole pipeline: each folder has its own weights",
@@ -60,7 +60,7 @@ class DiffusersLayout(Layout):
         main = find_main(place)
         if main is not None:
             return [main]
-        return sorted(find_components(place, ()).values()) if (place / PIPELINE).is_file() else []
+        return sorted(find_components(place, ()).values()) if is_in_parts(place) else []
 
 
 def _base_name(path: Path) -> str | None:

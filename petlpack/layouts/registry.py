@@ -10,13 +10,12 @@ from pathlib import Path
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.layouts.checkpoints import sharded_state
 from petlpack.layouts.components import as_weights
-from petlpack.layouts.files import check_links, module_types, settled, some
+from petlpack.layouts.files import check_links, settled, some
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
 from petlpack.layouts.selection import Selection
-from petlpack.tensors.checkpoint import find_weights
 
 LAYOUTS = {
     "propetl": "petlpack.layouts.propetl:PropetlLayout",
@@ -75,7 +74,6 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
     shown = printable(str(path))
     if not path.exists():
         raise RunError(f"no run at '{shown}'", hint="pass a run directory, or a .safetensors file")
-    _refuse_weights_in_modules(path)
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
         if reader.detect(path):
@@ -118,17 +116,6 @@ def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
         if state is None:
             raise
         raise RunError(f"'{printable(str(path))}' contains {state}", hint="then encode the merged model") from error
-
-
-def _refuse_weights_in_modules(path: Path) -> None:
-    """Raise RunError where the Transformer of a sentence-transformers model is in a directory of its own."""
-    inside = [str(name) for name, kind in module_types(path).items() if kind.rpartition(".")[2] == "Transformer"]
-    if inside and find_weights(path) is None:
-        raise RunError(
-            f"'{printable(str(path))}' has its weights in {some(inside)}, not at its root: "
-            "this older sentence-transformers layout is not supported",
-            hint="load it with a current sentence-transformers, and save it again",
-        )
 
 
 def _knows(path: Path) -> bool:

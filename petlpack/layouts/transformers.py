@@ -17,6 +17,7 @@ from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint
+from petlpack.tensors.components import find_components, is_in_parts
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class TransformersLayout(Layout):
     components = True
 
     def detect(self, path: Path) -> bool:
-        """Tell whether the directory, or a `checkpoint-N` in it, has a model's weights."""
-        return path.is_dir() and (find_weights(path) is not None or bool(checkpoints(path)))
+        """Tell whether the directory, folders of its modules, or a `checkpoint-N` in it, have a model's weights."""
+        return path.is_dir() and (find_weights(path) is not None or is_in_parts(path) or bool(checkpoints(path)))
 
     def read(self, path: Path, options: Options) -> list[Run]:
         """Read the run."""
@@ -51,12 +52,12 @@ class TransformersLayout(Layout):
         return [run]
 
     def weights(self, place: Path) -> list[Path]:
-        """Return the model."""
-        return model_in(place)
+        """Return the model, else the weights of its modules."""
+        return model_in(place) or (sorted(find_components(place, ()).values()) if is_in_parts(place) else [])
 
     def check_complete(self, place: Path, path: Path) -> None:
         """Raise RunError for a checkpoint without its config, which Trainer writes first."""
-        if place != path and not (place / "config.json").is_file():
+        if place != path and not (place / "config.json").is_file() and not is_in_parts(place):
             raise RunError(f"'{printable(str(place))}' has no config.json")
 
 
@@ -65,12 +66,16 @@ def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:
     weights = find_weights(path)
     if weights is not None:
         return path, open_checkpoint(weights), ()
+    if is_in_parts(path):
+        return path, Checkpoint({}, {}, ()), ()
     return first_complete(path, _open_complete)
 
 
 def _open_complete(checkpoint: Path) -> Checkpoint:
     """Open the weights of a checkpoint; raises RunError where it is only half written."""
     weights = find_weights(checkpoint)
+    if weights is None and is_in_parts(checkpoint):
+        return Checkpoint({}, {}, ())
     if weights is None or not (checkpoint / "config.json").is_file():
         raise RunError(f"'{printable(str(checkpoint))}' has no weights or no config.json")
     return open_checkpoint(weights)

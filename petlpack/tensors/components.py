@@ -17,6 +17,9 @@ from petlpack.tensors.tensor import Tensor
 PIPELINE = "model_index.json"
 """The file that says which folders are the parts of a pipeline of Diffusers."""
 
+_INDEXES = (PIPELINE, "modules.json")
+"""Files that say which folders are the parts of one model."""
+
 DIFFUSERS = "diffusion_pytorch_model"
 """What Diffusers calls the weights of a model."""
 
@@ -64,7 +67,12 @@ def open_model(path: Path) -> Checkpoint | None:
 
 def holds_model(directory: Path) -> bool:
     """Tell by names whether a directory is a model's."""
-    return find_main(directory) is not None or (directory / PIPELINE).is_file()
+    return find_main(directory) is not None or is_in_parts(directory)
+
+
+def is_in_parts(directory: Path) -> bool:
+    """Tell by names whether all weights of a model are in folders: a pipeline, or modules of sentence-transformers."""
+    return any((directory / name).is_file() for name in _INDEXES) and bool(find_components(directory, ()))
 
 
 def find_main(directory: Path) -> Path | None:

@@ -420,7 +420,11 @@ def test_everything_comes_along_but_what_has_a_true_reason(tmp_path: Path, check
     sizes = {name: len(index) if name.endswith(".index.json") else 2 for name in expected}
     assert trip.left_out == {f"{inside}{name}": (sizes[name], why) for name, why in expected.items()}
     others = sorted(f"{inside}{name}" for name, why in REASONS.items() if why == OTHER)
-    assert trip.encoded.warnings == (f"left out other weights: {', '.join(others)}",)
+    odd = "model.fp16.safetensors, value_head.safetensors"
+    assert trip.encoded.warnings == (
+        f"left out other weights: {', '.join(others)}",
+        f"kept as bytes what is no valid safetensors file: {odd}",
+    )
     assert set(files_of(trip.out)) == {"config.json", "model.safetensors", *COMING}
 
 
@@ -661,18 +665,18 @@ def test_the_directories_that_modules_json_names_are_kept_however_large(
     assert set(trip.left_out) == parts - kept
 
 
-def test_weights_inside_a_module_are_refused_for_what_they_are(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    write_run(run / "0_Transformer", make_pair(1, layers=1)[0])
+def test_a_model_with_all_its_weights_in_modules_is_predicted_by_the_plain_base(tmp_path: Path) -> None:
+    run, (tuned, near) = tmp_path / "run", make_pair(1, layers=1)
+    base = write_run(tmp_path / "base", near)
+    write_run(run / "0_Transformer", tuned)
     rows = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}, {"path": "1_Pooling"}]
-    (run / "modules.json").write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(RunError, match="older sentence-transformers layout is not supported") as caught:
-        petlpack.encode(run, tmp_path / "pack", codec="plain")
-    assert "save it again" in str(caught.value.hint)
-    (run / "modules.json").write_text('[{"path": "", "type": "Router"}]', encoding="utf-8")
-    with pytest.raises(RunError, match="not a run directory") as caught:
-        petlpack.encode(run, tmp_path / "pack", codec="plain")
-    assert "0_Transformer" not in str(caught.value.hint)
+    for modules in (rows, [{"path": "", "type": "Router"}]):
+        (run / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+        trip = round_trip(run, base, tmp_path / str(len(modules)))
+        assert trip.encoded.layout == "sentence-transformers"
+        template = petlpack.open(tmp_path / str(len(modules)) / "pack")["run"].template
+        assert {f"0_Transformer/{ref.name}" for ref in template.base.values()} <= template.base.keys()
+        assert template.base
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 9, 10, 20, 50, 99, 100, 101, 1000, 10_000])
@@ -794,7 +798,10 @@ def test_a_pickled_adapter_comes_back_as_safetensors(classifier: Path, tmp_path:
     torch.save(state, run / "adapter_model.bin")
     (run / "model.safetensors").write_bytes(b"of another run")
     trip = round_trip(run, None, tmp_path)
-    assert trip.encoded.warnings == ("adapter_model.bin comes back as adapter_model.safetensors",)
+    assert trip.encoded.warnings == (
+        "adapter_model.bin comes back as adapter_model.safetensors",
+        "kept as bytes what is no valid safetensors file: model.safetensors",
+    )
     assert "model.safetensors" in files_of(trip.out)
     _check_tensors(trip.out / "adapter_model.safetensors", state)
     assert outputs(_load_adapter(classifier, trip.out)) == outputs(model)

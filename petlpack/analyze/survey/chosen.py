@@ -13,6 +13,7 @@ from petlpack.layouts.files import module_types
 from petlpack.layouts.registry import layout
 from petlpack.layouts.run import read_json
 from petlpack.tensors.checkpoint import is_cut, shards_of
+from petlpack.tensors.components import find_components
 
 _BASE_KEYS = (
     ("adapter_config.json", "base_model_name_or_path"),
@@ -23,10 +24,7 @@ _BASE_KEYS = (
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run of the tree, the weight files that `encode` would take, and the directories below that are parts of it.
-
-    `modules` are those of them whose weights loading needs, too: a sentence-transformers model has some.
-    """
+    """A run of the tree, the weight files that `encode` would take, and the directories below that are parts of it."""
 
     path: Path
     layout: str | None = None
@@ -34,7 +32,6 @@ class FoundRun:
     weights: tuple[Path, ...] = ()
     base_name: str | None = None
     inside: tuple[Path, ...] = ()
-    modules: tuple[Path, ...] = ()
     checkpoints: int = 0
     problem: str | None = None
 
@@ -49,7 +46,6 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
         layout_id,
         reader.method,
         inside=(*steps, *modules, *(folder for folder in folders if folder != path)),
-        modules=tuple(modules),
         checkpoints=len(steps),
     )
     for place, files in reader.choices(path):
@@ -59,12 +55,20 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
             _check_complete(weights, tree)
             reader.check_complete(place, path)
             method, base_name = reader.method_of(files[0].parent), _base_name(files[0].parent, path)
-            return replace(run, method=method, weights=weights, base_name=base_name)
+            parts = _components(place, weights) if reader.components else []
+            inside = dict.fromkeys(part.parent for part in parts if part.parent != place)
+            weights = tuple(dict.fromkeys([*weights, *parts]))
+            return replace(run, method=method, weights=weights, base_name=base_name, inside=(*run.inside, *inside))
         except RunError as error:
             run = replace(run, problem=run.problem or error.message)
             if place == path:  # `encode` looks no further
                 return replace(run, weights=weights)
     return replace(run, problem=run.problem or f"'{printable(str(path))}' has no weights")
+
+
+def _components(place: Path, weights: Iterable[Path]) -> list[Path]:
+    """Return the weight files of a directory that `encode` takes besides the main ones."""
+    return [*find_components(place, tuple(weights)).values()] if place.is_dir() else []
 
 
 def _parts(file: Path) -> list[Path]:

@@ -95,7 +95,7 @@ def _kind(file: File, run: FoundRun | None, stored: set[Key]) -> str:
     """Return the kind of a file in its place: a run's weights, those of a checkpoint that does not count, a log."""
     if run is None or file.kind in ("cache", "training state"):
         return file.kind
-    if file.key in stored or (file.kind == "other weights" and any(map(file.path.is_relative_to, run.modules))):
+    if file.key in stored:
         return "weights"
     parts = file.path.relative_to(run.path).parts
     if file.kind == "other weights" and len(parts) > 1 and is_checkpoint(parts[0]):
