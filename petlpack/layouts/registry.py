@@ -78,13 +78,6 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
         reader = layout(layout_id)
         if reader.detect(path):
             runs = _read(reader, path, options)
-            if reader.components:
-                runs = [as_weights(run, options.selection) for run in runs]
-            if not all(run.module.tensors for run in runs):
-                raise RunError(
-                    f"'{shown}' has a weight file without tensors",
-                    hint="the run was not saved correctly: save it again",
-                )
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
             return [settled(replace(run, warnings=(*run.warnings, *options.unused()), score=score)) for run in runs]
@@ -110,7 +103,16 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
 def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
     """Read a run; where that fails because its states were never merged, say so."""
     try:
-        return reader.read(path, options)
+        runs = reader.read(path, options)
+        empty = any(run.headers and not run.module.tensors for run in runs)
+        if reader.components:
+            runs = [as_weights(run, options.selection) for run in runs]
+        if empty or not all(run.module.tensors for run in runs):
+            raise RunError(
+                f"'{printable(str(path))}' has a weight file without tensors",
+                hint="the run was not saved correctly: save it again",
+            )
+        return runs
     except RunError as error:
         state = sharded_state(path)
         if state is None:

@@ -151,8 +151,11 @@ def _merge(parts: list[Checkpoint], index: Path) -> Checkpoint:
 
 
 def _check_weight_map(index: Path, checkpoint: Checkpoint) -> None:
-    """Check that every tensor an index names is in the shards."""
-    missing = sorted(_weight_map(index).keys() - checkpoint.tensors.keys())
+    """Check that an index names tensors, and that every one is in the shards."""
+    weight_map = _weight_map(index)
+    if not weight_map:
+        raise RunError(f"'{printable(str(index))}' lists no tensor", hint=_INDEX_HINT)
+    missing = sorted(weight_map.keys() - checkpoint.tensors.keys())
     if missing:
         raise RunError(
             f"'{printable(str(index))}' lists tensor '{printable(missing[0])}', but no shard has it",

@@ -56,9 +56,9 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
             reader.check_complete(place, path)
             method, base_name = reader.method_of(files[0].parent), _base_name(files[0].parent, path)
             parts = _components(place, weights) if reader.components else []
-            inside = dict.fromkeys(part.parent for part in parts if part.parent != place)
+            inside = (*run.inside, *(file.parent for file in files if file.parent != place))
             weights = tuple(dict.fromkeys([*weights, *parts]))
-            return replace(run, method=method, weights=weights, base_name=base_name, inside=(*run.inside, *inside))
+            return replace(run, method=method, weights=weights, base_name=base_name, inside=inside)
         except RunError as error:
             run = replace(run, problem=run.problem or error.message)
             if place == path:  # `encode` looks no further
