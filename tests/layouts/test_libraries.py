@@ -906,7 +906,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(
 TEXTS = ["w1 w2 w3", "w4 w30"]
 
 
-def _octets(*tensors: Any) -> bytes:
+def _bits_of(*tensors: Any) -> bytes:
     return b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors)
 
 
@@ -933,7 +933,7 @@ def _sentence(*parts: Callable[[Any, Path], Any]) -> Library:
         return library.SentenceTransformer(str(path), device="cpu")
 
     def says(model: Any) -> bytes:
-        return _octets(model.encode_query(TEXTS), model.encode_document(TEXTS))
+        return _bits_of(model.encode_query(TEXTS), model.encode_document(TEXTS))
 
     return Library("sentence_transformers", make, load_it, says)
 
@@ -954,7 +954,7 @@ def _cross_encoder() -> Library:
         return library.CrossEncoder(str(path), num_labels=1, device="cpu")
 
     return Library(
-        "sentence_transformers", load_it, load_it, lambda model: _octets(model.predict([TEXTS, TEXTS[::-1]]))
+        "sentence_transformers", load_it, load_it, lambda model: _bits_of(model.predict([TEXTS, TEXTS[::-1]]))
     )
 
 
@@ -972,7 +972,7 @@ def _setfit() -> Library:
         return setfit.SetFitModel.from_pretrained(str(path), device="cpu")
 
     def says(model: Any) -> bytes:
-        return _octets(model.predict_proba(TEXTS))
+        return _bits_of(model.predict_proba(TEXTS))
 
     return Library("setfit", make, load_it, says)
 
@@ -994,7 +994,7 @@ def _load_unet(path: Path) -> Any:
 
 def _unet_says(model: Any) -> bytes:
     with torch.no_grad():
-        return _octets(model.eval()(torch.linspace(0, 1, 16).reshape(1, 1, 4, 4), 3).sample.numpy())
+        return _bits_of(model.eval()(torch.linspace(0, 1, 16).reshape(1, 1, 4, 4), 3).sample.numpy())
 
 
 def _pipeline(base: Path) -> Any:
@@ -1010,7 +1010,7 @@ def _load_pipeline(path: Path) -> Any:
 
 
 def _pipeline_says(model: Any) -> bytes:
-    return _octets(model(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images)
+    return _bits_of(model(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images)
 
 
 LIBRARIES = {
