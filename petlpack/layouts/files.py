@@ -35,6 +35,7 @@ _OF_THE_WEIGHTS = {"config.json", "adapter_config.json", "head_config.json"}
 
 _OTHER_WEIGHTS = "other weights"
 TOO_LARGE = "larger than --max-file"
+_UNPORTABLE = "a file name that is not valid on every system"
 _INDEX = "an index of files that are not kept"
 _MANY = 1000
 """More files in one directory than models have: samples, rows of data, frames."""
@@ -119,7 +120,7 @@ class _Sorting:
             return entry.why
         why = self._why_by_name(entry, name)
         if not _portable(name.as_posix()):
-            return why or "a file name that is not valid on every system"
+            return why or _UNPORTABLE
         if self.selection.keeps(name, shown) and not self._is_taken(entry.path, name):
             return None
         if why is None and self.selection.drops(name, shown):
@@ -199,11 +200,12 @@ def _leads_back(index: Path, name: str, run: Run) -> bool:
 
 
 def warnings_about(left_out: Collection[LeftOut]) -> tuple[str, ...]:
-    """Return warnings about what is left out and may be missed: weights, large files, what cannot be read."""
+    """Return warnings about what is left out and may be missed: weights, large files, what cannot be kept."""
     told = {
         _OTHER_WEIGHTS: "left out other weights",
         TOO_LARGE: "left out files that are larger than --max-file",
         _CROWDED: f"left out files in directories of more than {_MANY:,}",
+        _UNPORTABLE: "left out files with names that are not valid on every system",
         BROKEN: "left out broken links",
         UNREADABLE: "left out what cannot be read",
     }

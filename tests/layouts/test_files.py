@@ -303,6 +303,10 @@ def test_what_is_no_file_and_what_no_system_can_have_is_no_error(tmp_path: Path)
     assert kept(tmp_path).keys() == {"config.json", "ü ñ 日本.txt", "-rf"}
     names = dict.fromkeys(("a:b.txt", "c\nd", "e\\f"), "a file name that is not valid on every system")
     assert reasons(encoded) == {**names, "gone.txt": "a broken link"}
+    assert encoded.warnings == (
+        "left out files with names that are not valid on every system: a:b.txt, c\\nd, e\\f",
+        "left out broken links: gone.txt",
+    )
 
 
 def test_plan_measures_and_shows_what_was_said_of_the_files(tmp_path: Path) -> None:
