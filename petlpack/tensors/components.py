@@ -101,7 +101,7 @@ def with_components(weights: Checkpoint, files: Mapping[str, Path]) -> tuple[Che
         tensors |= opened.tensors
         sources += opened.sources
     components = (*weights.components, *sources[len(weights.sources) :])
-    return Checkpoint(headers, tensors, tuple(sources), components), why_not
+    return Checkpoint(headers, tensors, tuple(sources), components=components), why_not
 
 
 def prefixes_of(names: Iterable[str]) -> dict[str, str]:
