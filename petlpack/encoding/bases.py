@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from petlpack.codecs.registry import codecs_for
-from petlpack.encoding.matching.names import match_names
+from petlpack.encoding.components import counterparts_by_name
 from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
-from petlpack.layouts.kinds import WEIGHTS
 from petlpack.layouts.run import Run
 from petlpack.tensors.adapted import adapted
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.casting import can_cast, cast_bits
+from petlpack.tensors.kinds import WEIGHTS
 from petlpack.tensors.places import checkpoints
 from petlpack.tensors.tensor import Tensor
 
@@ -41,7 +41,9 @@ def choose_base(run: Run, bases: Bases | None, request: Request) -> Base | None:
 def refuse_itself(run: Run, base: Base) -> None:
     """Raise BaseError where a base is the run, lies in it, holds it, or has a weight file in common with it."""
     own, other = run.path.resolve(), base.path.resolve()
-    shared = _files(_weight_files(run.path)) & _files(base.sources)
+    main = base.sources[: len(base.sources) - len(base.components)]  # a component may be one that both have
+    shared = bool(_files(_weight_files(run.path)) & _files(main))
+    shared = shared or any(source.resolve().is_relative_to(own) for source in base.components)
     if own == other:
         how = "is the run itself"
     elif other.is_relative_to(own):
@@ -117,18 +119,11 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _counterparts(run: Run, base: Base) -> dict[str, str]:
-    try:
-        return match_names(_shapes(run.module.tensors), _shapes(base.tensors))
-    except BaseError:
-        return {}
-
-
 def _fitting(run: Run, base: Base) -> int:
     """Return how many of a run's weights have a counterpart in a base, or adapt one of its modules."""
     tensors = run.module.tensors
     names = (
-        _counterparts(run, base)
+        counterparts_by_name(run, base)
         if run.needs_base
         else tensors.keys() - {*adapted(_shapes(tensors), _shapes(base.tensors)).strangers}
     )
@@ -144,7 +139,7 @@ SAMPLE = 1 << 12
 
 def _likeness(run: Run, base: Base) -> float:
     """Return the mean share of the upper halves of elements that run and base have in common, on a sample."""
-    tensors, names = run.module.tensors, _counterparts(run, base)
+    tensors, names = run.module.tensors, counterparts_by_name(run, base)
     comparable = [name for name in names if can_cast(base.tensors[names[name]].dtype, tensors[name].dtype)]
     shares = [0.0]
     for name in sorted(comparable, key=lambda name: -tensors[name].size)[:MOST_SAMPLED]:
