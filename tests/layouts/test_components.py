@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,7 +113,9 @@ def test_a_pickled_component_comes_back_as_torch_saves_it(pair: tuple[Path, Path
     assert task.run_bytes == elements - near.nbytes  # of one storage, saved once
 
 
-@pytest.mark.parametrize("name", ["state.pt", "x/pytorch_model.bin", "scores.bin", "empty.bin", "nested.pth", "x.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["state.pt", "x/pytorch_model.bin", "scores.bin", "empty.bin", "nested.pth", "x.ckpt", "extra.bin"]
+)
 def test_what_is_no_plain_state_dict_stays_bytes(pair: tuple[Path, Path], name: str) -> None:
     run, base = pair
     contents = {
@@ -121,6 +124,7 @@ def test_what_is_no_plain_state_dict_stays_bytes(pair: tuple[Path, Path], name: 
         "empty.bin": {},
         "nested.pth": {"a": torch.ones(2).to_sparse()},
         "x.ckpt": {"a": torch.ones(2)},
+        "extra.bin": {"a": torch.ones(2), "quantized": None},
     }
     (run / name).parent.mkdir(exist_ok=True)
     if name in contents:
@@ -139,6 +143,36 @@ def test_a_broken_component_stays_bytes_and_is_told(pair: tuple[Path, Path]) -> 
     encoded = encode(run, base)
     assert encoded.warnings == ("kept as bytes what is no valid safetensors file: 2_Dense/model.safetensors",)
     same_after_decode(run, base)
+
+
+def test_a_component_of_dtypes_that_only_torch_knows_comes_back(pair: tuple[Path, Path]) -> None:
+    run, base = pair
+    state = {"a": torch.tensor([1 + 2j, -0.0 + 1j], dtype=torch.complex128), "b": torch.ones(3, dtype=torch.float64)}
+    torch.save(state, run / "spectrum.bin")
+    encode(run, base)
+    out = task_of(run).decode(run.parent / "out", base, jobs=1).path
+    back = torch.load(out / "spectrum.bin", weights_only=True)
+    assert list(back) == list(state)
+    assert all(back[name].dtype == state[name].dtype and torch.equal(back[name], state[name]) for name in state)
+    loaded = task_of(run).state_dict(base)
+    assert torch.equal(loaded["spectrum/a"], state["a"])
+
+
+def test_a_component_is_matched_by_its_weights_and_by_views(tmp_path: Path) -> None:
+    tuned, near = make_pair(1, layers=1)
+    parts = {f"layers.0.{part}_proj.weight": weights("F32", (64, 64), i) for i, part in enumerate("qkv", 20)}
+    renamed = weights("F32", (48, 64), 30)
+    base = write_run(tmp_path / "base", near)
+    write_run(base / "tower", {**parts, "other.weight": renamed})
+    moved = [nudged(part) for part in parts.values()]
+    fused = Tensor.of(np.concatenate([part.bits() for part in moved]), moved[0].dtype)
+    run = write_run(tmp_path / "run", tuned)
+    write_run(run / "tower", {"layers.0.qkv_proj.weight": fused, "final.kernel": nudged(renamed)})
+    encode(run, base)
+    same_after_decode(run, base)
+    views = task_of(run).template.base
+    assert [ref.name for ref in views["tower/layers.0.qkv_proj.weight"].refs] == [f"tower/{name}" for name in parts]
+    assert [ref.name for ref in views["tower/final.kernel"].refs] == ["tower/other.weight"]
 
 
 def test_a_component_may_be_of_any_size_and_other_files_may_not(pair: tuple[Path, Path]) -> None:

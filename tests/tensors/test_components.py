@@ -61,6 +61,18 @@ def test_a_base_has_the_components_of_its_directory(tmp_path: Path) -> None:
     assert Base(base / "model.safetensors").tensors.keys() == make_base(layers=1).keys()
 
 
+@pytest.mark.parametrize("place", ["checkpoint-20", "model.safetensors", "snapshots/0a1b"])
+def test_a_base_has_the_components_beside_its_weights_wherever_these_are(tmp_path: Path, place: str) -> None:
+    base = tmp_path / ("models--org--base" if place.startswith("snapshots") else "base")
+    write_run(base / place, make_base(layers=1))
+    parts = base if place == "model.safetensors" else base / place
+    write_safetensors(parts / "head.safetensors", {"linear.weight": weights("F32", (4, 8))})
+    opened = Base(base)
+    assert opened.tensors.keys() == {*make_base(layers=1), "head/linear.weight"}
+    assert opened.parts.keys() == {"", "head/"}
+    assert opened.parts["head/"].ref("linear.weight") == opened.ref("head/linear.weight")
+
+
 def test_a_pipeline_is_a_base_without_main_weights(tmp_path: Path) -> None:
     _, base = write_pipeline(tmp_path)
     opened = Base(base)
