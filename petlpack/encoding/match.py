@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +62,10 @@ class Matched:
         )
 
 
+LEAST_IN_VIEWS = 0.1
+"""Share of a component's weights that views must hold where no tensor has a counterpart by itself."""
+
+
 def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     """Match a run with its base, a method's by names and shapes, a whole model by its weights, too.
 
@@ -89,7 +93,12 @@ def _views_of(prefix: str, own: Mapping[str, Tensor], base: Base, digests: Diges
     refs: dict[str, View] = dict(zip(names, ordered_map(part.ref, names.values(), digests.jobs), strict=True))
     if whole:  # what a method adds comes from nothing in the base
         refs |= corrected(own, names, part) | find_views(_left(own, names, digests), part)
-    return refs
+    # a few norms, which are 1 in every model, are views by chance
+    return refs if names or _size(refs, own) >= LEAST_IN_VIEWS * _size(own, own) else {}
+
+
+def _size(names: Iterable[str], own: Mapping[str, Tensor]) -> int:
+    return sum(own[name].size for name in names)
 
 
 def _with_prefix(prefix: str, refs: Mapping[str, View]) -> dict[str, View]:

@@ -238,6 +238,7 @@ def wide(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+@pytest.mark.exhaustive(3)
 @pytest.mark.parametrize(("name", "label"), [("wide", "ulp"), ("wide", "plain"), ("few", "sparse"), ("few", "ulp")])
 def test_the_truth_is_within_the_stated_error(
     wide: Path, monkeypatch: pytest.MonkeyPatch, name: str, label: str
