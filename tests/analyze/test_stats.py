@@ -369,9 +369,9 @@ def test_prices_that_make_no_sense_are_refused(options: list[str], pack: Path) -
 
 @pytest.fixture(scope="module")
 def thousands(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """Return a pack of 10,000 generated tasks, which take a minute, or of 1,500 where not every case is asked for."""
+    """Return a pack of 10,000 generated tasks, which take a minute, or of 800 where not every case is asked for."""
     pack = tmp_path_factory.mktemp("many") / "pack"
-    write_many(pack, 10_000 if pytestconfig.getoption("exhaustive") else 1500)
+    write_many(pack, 10_000 if pytestconfig.getoption("exhaustive") else 800)
     return pack
 
 
@@ -380,7 +380,7 @@ def test_a_forecast_from_100_tasks_is_within_2_percent_of_10_000(thousands: Path
     found = petlpack.stats(tmp_path / "hundred")
     measured = petlpack.stats(thousands)
     count = len(measured.tasks)
-    assert count in (1500, 10_000)
+    assert count in (800, 10_000)
     (row,) = forecast(found, [count]).rows
     assert measured.disk_bytes == on_disk(thousands)
     assert row.pack.bytes == pytest.approx(measured.disk_bytes, rel=0.02)
@@ -390,7 +390,7 @@ def test_a_forecast_from_100_tasks_is_within_2_percent_of_10_000(thousands: Path
     shared = sum(measured.inventory.parts.values())
     told = sum(role.at(count, 100) for role in found.growth.roles)
     assert told == pytest.approx(shared, rel=0.5)
-    assert shared > 5 * sum(found.inventory.parts.values())  # there was something to foretell
+    assert shared > (5 if count == 10_000 else 2) * sum(found.inventory.parts.values())  # something to foretell
 
 
 def test_the_stated_error_holds_for_random_hundreds(thousands: Path) -> None:

@@ -223,7 +223,7 @@ def test_any_run_comes_back_bit_for_bit(codec: str) -> None:
     assert bool(declined) == (codec == "sparse")
 
 
-@pytest.mark.exhaustive(5)
+@pytest.mark.exhaustive(8)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("codec", ["auto", *DENSE_CODECS])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -581,6 +581,7 @@ for codec, (run, options) in runs.items():
 """
 
 
+@pytest.mark.exhaustive(3)
 @pytest.mark.parametrize("seed", ["0", "1", "random"])
 def test_the_hash_seed_of_another_process_does_not_change_a_byte_of_a_method(
     seed: str, method_runs: Runs, method_bytes: Mapping[str, dict[str, str]], tmp_path: Path

@@ -150,6 +150,7 @@ def test_every_coder_round_trips_every_dtype_and_size_or_declines(coder_id: str,
         assert declined  # without a prediction
 
 
+@pytest.mark.exhaustive(5)
 @pytest.mark.parametrize("shape", [(1, 600), (600, 1), (11, 64), (9, 97), (130, 50), (3, 3000)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("coder_id", [coder_id for coder_id in CODERS if coder_id not in ("raw", "bitmap", "gaps")])

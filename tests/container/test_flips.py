@@ -151,7 +151,7 @@ def refuses(read: Callable[[], object]) -> bool:
     return False
 
 
-@pytest.mark.exhaustive(23)
+@pytest.mark.exhaustive(31)
 def test_every_flipped_bit_is_refused_and_nothing_else_suffers(small: Small, sample: Sample) -> None:
     flips, wrong, looked = 0, [], 0
     for path in small.files():

@@ -78,7 +78,7 @@ def test_an_interruption_at_any_call_leaves_all_or_nothing(place: Place, replace
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupted between open and with
-@pytest.mark.exhaustive(11)
+@pytest.mark.exhaustive(17)
 def test_an_interruption_at_any_line_leaves_all_or_nothing(place: Place, sample: Sample) -> None:
     third = write_run(place.bad(), make_pair(5, labels=5, **SMALL)[0])
     petlpack.encode(third, place.root / "whole", place.base, task="three")

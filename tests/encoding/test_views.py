@@ -182,7 +182,7 @@ def in_dtype(state: State, dtype: str) -> dict[str, Tensor]:
     return {name: stored(array, dtype) for name, array in state.items()}
 
 
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @pytest.mark.parametrize("base_dtype", ["BF16", "F32"])
 @pytest.mark.parametrize("split", ["in the base", "in the run"])
 @pytest.mark.parametrize("kind", OTHERWISE)
@@ -197,7 +197,7 @@ def test_what_is_written_otherwise_is_as_small(kind: str, split: str, base_dtype
     case.check_exact()
 
 
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @pytest.mark.parametrize("split", ["in the base", "in the run"])
 @pytest.mark.parametrize("kind", OTHERWISE)
 def test_what_did_not_change_takes_no_bytes(kind: str, split: str, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ WRAPPINGS: Mapping[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("kind", OTHERWISE)
 def test_other_names_hide_no_views(kind: str, wrapping: str, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ SCALES: Mapping[str, tuple[int, int, str, Callable[[Floats], Floats]]] = {
 }
 
 
-@pytest.mark.exhaustive(4)
+@pytest.mark.exhaustive(8)
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 @pytest.mark.parametrize("kind", [None, "stacked experts", "fused attention, transposed"])
 @pytest.mark.parametrize("scales_of", SCALES)

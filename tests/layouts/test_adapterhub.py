@@ -67,6 +67,7 @@ def check_back(run: Written, task: petlpack.Task, out: Path) -> None:
             assert (out / file).read_bytes() == content
 
 
+@pytest.mark.exhaustive(3)
 @pytest.mark.parametrize("safe", [False, True], ids=["bin", "safetensors"])
 @pytest.mark.parametrize("case", AWKWARD)
 def test_an_adapter_of_any_name_comes_back(tmp_path: Path, case: str, safe: bool) -> None:

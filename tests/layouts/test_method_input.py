@@ -534,6 +534,7 @@ _MAIN = {
 }
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("name", BAD)
 def test_a_run_that_is_not_whole_is_refused(tmp_path: Path, name: str) -> None:
     bad = BAD[name]

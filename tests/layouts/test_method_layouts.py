@@ -42,6 +42,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.exhaustive(3)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_comes_back_as_the_reference_code_loads_it(tmp_path: Path, name: str, shape: str) -> None:

@@ -91,7 +91,7 @@ def test_what_does_not_work_is_refused_with_the_reason(bases: Path, family: str,
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @works
 def test_every_trainable_parameter_gets_a_gradient(bases: Path, family: str, name: str) -> None:
     method = METHODS[name][1](opened(bases, family), family)
@@ -121,7 +121,7 @@ def _parts_of_other_tasks(method: Any) -> set[int]:
     return {id(parameter) for parameter in others}
 
 
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @works
 def test_a_run_comes_back_from_its_directory_and_from_a_pack(
     bases: Path, family: str, name: str, tmp_path: Path
@@ -142,7 +142,7 @@ def test_a_run_comes_back_from_its_directory_and_from_a_pack(
         assert torch.equal(logits_of(model, family), expected), place
 
 
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @works
 def test_a_base_in_half_precision(bases: Path, family: str, name: str, tmp_path: Path) -> None:
     """The method's weights and the head's are in single precision, and what it computes comes back to the bit."""
@@ -162,7 +162,7 @@ def test_a_base_in_half_precision(bases: Path, family: str, name: str, tmp_path:
     assert torch.equal(logits_of(model, family), expected)
 
 
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @works
 def test_checkpointing_and_accumulation_change_no_gradient(bases: Path, family: str, name: str) -> None:
     gradients = []

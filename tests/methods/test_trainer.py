@@ -349,7 +349,7 @@ RESUMED = [
 
 
 @quiet
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @pytest.mark.parametrize(("family", "name"), RESUMED)
 def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_cut(
     family: str, name: str, bases: Path, tmp_path: Path
@@ -424,7 +424,7 @@ class LikeSft(transformers.Trainer):  # type: ignore[misc] # transformers is Any
 
 
 @quiet
-@pytest.mark.exhaustive(3)
+@pytest.mark.exhaustive(5)
 @pytest.mark.parametrize(
     ("family", "name"),
     [(f, n) for f in ("llama", "gpt2", "bert") for n in ACCUMULATED if not (f == "gpt2" and n == "propetl lora")],

@@ -75,6 +75,7 @@ def test_a_wrapped_model_is_refused(name: str, wrap: str) -> None:
         METHODS[name](wrapped)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("name", ["propetl prefix", "adamix adapter"])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, of torch.compile
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
@@ -141,6 +142,7 @@ needs_gloo = pytest.mark.skipif(
 )
 
 
+@pytest.mark.exhaustive(2)
 @needs_gloo
 @pytest.mark.parametrize("name", ["propetl lora", "adamix adapter"])
 def test_processes_train_one_method(name: str, tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ FAULTS = ((errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errn
 """What a call fails with, and whether those behind it do, too."""
 
 
-@pytest.mark.exhaustive(13)
+@pytest.mark.exhaustive(19)
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("op", Faults.OPS)
 def test_the_nth_fault_loses_nothing(made: Made, tmp_path: Path, action: str, op: str, sample: Sample) -> None:

@@ -313,6 +313,7 @@ def test_only_equal_dtypes_and_floats_can_be_cast() -> None:
 SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (7,), (0, 5), (5, 0), (3, 5), (2, 3, 1, 5)]
 
 
+@pytest.mark.exhaustive(3)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_tensor_reads_back_by_every_door(dtype: str, shape: tuple[int, ...]) -> None:

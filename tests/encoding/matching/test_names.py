@@ -66,6 +66,7 @@ def test_a_prefix_of_the_base_is_taken_off(prefix: str) -> None:
     assert matches == {name: prefix + name for name in BASE}
 
 
+@pytest.mark.exhaustive(5)
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("base_prefix", PREFIXES)
 def test_prefixes_of_both_are_taken_off(prefix: str, base_prefix: str) -> None:
