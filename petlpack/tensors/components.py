@@ -65,7 +65,7 @@ def open_model(path: Path) -> Checkpoint | None:
     if main is not None and place.is_dir():  # it may be a checkpoint's, or in a folder called like a weight file
         place = main.parent if main.parent == place or main.parent.suffix not in READ else main.parent.parent
     opened, _ = with_components(weights, find_components(place, weights.sources) if place.is_dir() else {})
-    return opened if opened.tensors else None
+    return opened if main is not None or opened.tensors else None
 
 
 def holds_model(directory: Path) -> bool:
