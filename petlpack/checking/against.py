@@ -12,6 +12,7 @@ from petlpack.decoding.task import Task
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import prepare
 from petlpack.errors import DamageError, RunError, UnknownFormatError, UsageError, printable, problem_of
+from petlpack.layouts.components import without_components
 from petlpack.layouts.registry import options_in, read_run
 from petlpack.layouts.run import Run
 from petlpack.layouts.selection import Selection
@@ -54,11 +55,13 @@ def compare_with_run(task: Task, bases: Sequence[Base] | None, run: Run) -> tupl
 
     Raises DamageError that names the first file or tensor that differs, RunError where the run cannot be read.
     """
+    run, others = without_components(run, {*task.template.headers})
     headers, tensors = _weights_of(run, task, bases)
     _compare_tensors(task, task.load(bases), tensors, run)
     _compare_headers(task, headers, run)
     _compare_files(task, run)
-    missing = [name for name in run.kept if name not in task.template.files] + [left.file for left in run.left_out]
+    missing = [*others, *(name for name in run.kept if name not in task.template.files)]
+    missing += [left.file for left in run.left_out]
     return (f"not in the pack, so not compared: {printable(', '.join(missing))}",) if missing else ()
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from petlpack.errors import BaseError, printable
 from petlpack.records.base_table import table_digest
-from petlpack.records.template import Adapts, Template
+from petlpack.records.template import Template
+from petlpack.records.template_parts import Adapts
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.views import BaseRef
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from petlpack.codecs.registry import codecs_for
-from petlpack.encoding.matching.names import match_names
+from petlpack.encoding.components import counterparts_by_name
 from petlpack.encoding.matching.sides import shapes_of
 from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
-from petlpack.layouts.kinds import WEIGHTS
 from petlpack.layouts.run import Run
 from petlpack.tensors.base import Base, Bases, open_bases
 from petlpack.tensors.casting import can_cast, cast_bits
+from petlpack.tensors.kinds import WEIGHTS
 from petlpack.tensors.places import checkpoints
 
 _HINT = "pass the pretrained model that the run was trained from"
@@ -46,7 +46,7 @@ def refuse_itself(run: Run, base: Base) -> None:
         how = "lies in the run"
     elif own.is_relative_to(other):
         how = "holds the run"
-    elif _files(_weight_files(run.path)) & _files(base.sources):
+    elif _share_weights(run, base):
         how = "has a weight file in common with the run"
     else:
         return
@@ -57,6 +57,19 @@ def refuse_itself(run: Run, base: Base) -> None:
         hint=_HINT,
         code="base-is-run",
     )
+
+
+def _share_weights(run: Run, base: Base) -> bool:
+    """Tell whether main weights or all files are in common, or a component of the base lies in the run.
+
+    Other components both may have: a pipeline's text encoder that its fine-tune links to is as safe as the base.
+    """
+    own, theirs = _files(_weight_files(run.path)), _files(base.sources)
+    main = _files(base.sources[: len(base.sources) - len(base.components)])
+    main |= _files(run.path / name for name, header in run.headers.items() if not header.prefix)
+    if own & theirs & main or (own and own <= theirs):
+        return True
+    return any(source.resolve().is_relative_to(run.path.resolve()) for source in base.components)
 
 
 def _weight_files(path: Path) -> Iterable[Path]:
@@ -86,7 +99,7 @@ def _nearest(run: Run, bases: Sequence[Base]) -> Base | None:
     that the run's config names wins over others that fit as well. Of an adapter's weights none is in the base, so
     nothing tells two bases of one architecture apart: None, as where the run needs none and fits none.
     """
-    counterparts = [_counterparts(run, base) for base in bases] if run.needs_base else [{} for _ in bases]
+    counterparts = [counterparts_by_name(run, base) for base in bases] if run.needs_base else [{} for _ in bases]
     weights = [_fitting(run, base, names) for base, names in zip(bases, counterparts, strict=True)]
     most = max(weights)
     if not most:
@@ -112,13 +125,6 @@ def _is_named(run: Run, base: Base) -> bool:
     if run.base_name is None:
         return False
     return run.base_name in (base.name, str(base.path)) or os.path.realpath(run.base_name) == str(base.path.resolve())
-
-
-def _counterparts(run: Run, base: Base) -> dict[str, str]:
-    try:
-        return match_names(shapes_of(run.module.tensors), shapes_of(base.tensors))
-    except BaseError:
-        return {}
 
 
 def _fitting(run: Run, base: Base, counterparts: Mapping[str, str]) -> int:

@@ -11,7 +11,8 @@ from petlpack.errors import printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
 from petlpack.records.base_table import base_table_json, parameters, table_digest
-from petlpack.records.template import Adapts, Origin, texts_of
+from petlpack.records.template import texts_of
+from petlpack.records.template_parts import Adapts, Origin
 from petlpack.rules.modules import Dense
 from petlpack.tensors.adapted import Adapted
 from petlpack.tensors.base import Base

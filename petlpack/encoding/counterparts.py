@@ -58,7 +58,7 @@ def counterpart_warnings(run: Run, matched: Matched) -> tuple[str, ...]:
 
 def _is_new(name: str) -> bool:
     """Tell whether a tensor is of a head, which is new with the task and has no counterpart anywhere."""
-    return not {*NEW}.isdisjoint(name.split(".")[:-1])
+    return not {*NEW}.isdisjoint(name.replace("/", ".").split(".")[:-1])
 
 
 def _count_far(names: list[str], matched: Matched) -> int:

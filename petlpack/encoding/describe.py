@@ -147,10 +147,11 @@ def _read_kept(path: Path | bytes) -> bytes:
 
 def _header_of(header: Header, tensors: Mapping[str, Tensor]) -> Header:
     """Return the header of a weight file, without the tensors that are left out of it."""
-    if header.entries.keys() <= tensors.keys():
+    if header.tensors.keys() <= tensors.keys():
         return header
-    rows = {n: (tensors[n].dtype.name, tensors[n].shape, tensors[n].nbytes) for n in header.entries if n in tensors}
-    return build_header(rows, header.metadata)
+    held = {name: tensors[header.prefix + name] for name in header.entries if header.prefix + name in tensors}
+    rows = {name: (tensor.dtype.name, tensor.shape, tensor.nbytes) for name, tensor in held.items()}
+    return replace(build_header(rows, header.metadata), prefix=header.prefix)
 
 
 def _sources(template: Template, matched: Matched, name: str | None) -> Sources:

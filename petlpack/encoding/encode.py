@@ -22,7 +22,7 @@ from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import LeftOut, Run
 from petlpack.layouts.selection import MAX_FILE, Selection
 from petlpack.parallel import Progress, count_jobs
-from petlpack.records.template import Origin
+from petlpack.records.template_parts import Origin
 from petlpack.sections.parts import unreadable
 from petlpack.store import Store, check_task_name, legal_task_name
 from petlpack.tensors.base import Bases

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from petlpack.encoding.components import components_of, is_most, match_component
 from petlpack.encoding.matching.sides import Content
-from petlpack.encoding.matching.steps import ALL, BY_NAME, match_tensors, refuse_unrelated
+from petlpack.encoding.matching.steps import ALL, BY_NAME, refuse_unrelated
 from petlpack.encoding.views.find import corrected, find_views
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
@@ -62,28 +63,46 @@ class Matched:
 
 
 LEAST_IN_VIEWS = 0.1
-"""Share of a run's weights that views must hold where no tensor has a counterpart by itself."""
+"""Share of a component's weights that views must hold where no tensor has a counterpart by itself."""
 
 
 def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     """Match a run with its base, a method's by names and shapes, a whole model by its weights, too.
 
     What of a whole model has no counterpart may be several of the base's tensors, or a part of one: then it is a view.
-    Tensors whose dtypes cannot be compared have none there. Raises BaseError where nothing of the run is in the base.
+    Tensors whose dtypes cannot be compared have none there. Raises BaseError where nothing of the main weights, or of a
+    run that has none, is in the base.
     """
-    tensors = dict(run.module.tensors)
     refs: dict[str, View] = {}
     if base is not None:
-        names = match_tensors(tensors, digests.of(tensors), base, digests.jobs, ALL if run.whole else BY_NAME)
-        refs = dict(zip(names, ordered_map(base.ref, names.values(), digests.jobs), strict=True))
-        views: dict[str, View] = {}
-        if run.whole:  # what a method adds comes from nothing in the base
-            views = corrected(tensors, names, base) | find_views(_left(tensors, names, digests), base)
-        whole = sum(tensor.size for tensor in tensors.values())
-        if not names and sum(tensors[name].size for name in views) < LEAST_IN_VIEWS * whole:
-            refuse_unrelated(tensors, base)  # a few norms, which are 1 in every model, are views by chance
-        refs |= views
-    return matched_with(tensors, refs, base, digests)
+        components = components_of(run)
+        for prefix, own in components.items():
+            refs |= _with_prefix(prefix, _views_of(prefix, own, base, digests, whole=run.whole))
+        main = components.get("", run.module.tensors)
+        if refs.keys().isdisjoint(main):
+            refuse_unrelated(main, base.parts.get("", base))
+    return matched_with(dict(run.module.tensors), refs, base, digests)
+
+
+def _views_of(prefix: str, own: Mapping[str, Tensor], base: Base, digests: Digests, *, whole: bool) -> dict[str, View]:
+    """Return what of the base predicts the tensors of one component of a run, by their names in its files."""
+    found = match_component(prefix, own, digests.of(own), base, digests.jobs, ALL if whole else BY_NAME)
+    if found is None:
+        return {}
+    part, names = found
+    refs: dict[str, View] = dict(zip(names, ordered_map(part.ref, names.values(), digests.jobs), strict=True))
+    if whole:  # what a method adds comes from nothing in the base
+        refs |= corrected(own, names, part) | find_views(_left(own, names, digests), part)
+    # a few norms, which are 1 in every model, are views by chance
+    return refs if names or _size(refs, own) >= LEAST_IN_VIEWS * _size(own, own) else {}
+
+
+def _size(names: Iterable[str], own: Mapping[str, Tensor]) -> int:
+    return sum(own[name].size for name in names)
+
+
+def _with_prefix(prefix: str, refs: Mapping[str, View]) -> dict[str, View]:
+    return {prefix + name: view for name, view in refs.items()}
 
 
 def _left(tensors: Mapping[str, Tensor], names: Mapping[str, str], digests: Digests) -> dict[str, Tensor]:
@@ -100,20 +119,28 @@ def _left(tensors: Mapping[str, Tensor], names: Mapping[str, str], digests: Dige
 def match_adapter(run: Run, base: Base | None, digests: Digests) -> Matched:
     """Match the whole tensors of the base that an adapter's file has, too: its embeddings, its output layer.
 
-    They have the base's name behind the adapter's wrappers, its dtype and its shape. A whole model that is stored
-    without its base has none.
+    They have the base's name behind the adapter's wrappers, its dtype and its shape. A whole model that stands beside
+    the adapter is matched as any model is. A model that is stored without its base has none.
     """
-    tensors = dict(run.module.tensors)
+    tensors, refs = dict(run.module.tensors), dict[str, View]()
     if base is None or run.whole:
-        return matched_with(tensors, {}, base, digests)
+        return matched_with(tensors, refs, base, digests)
+    for prefix, own in components_of(run).items():
+        views = _views_of(prefix, own, base, digests, whole=True) if prefix else {}
+        refs |= _with_prefix(prefix, views) if is_most(views, own) else {}
+        refs |= _with_prefix(prefix, _whole_tensors(own, base, digests))
+    return matched_with(tensors, refs, base, digests)
+
+
+def _whole_tensors(own: Mapping[str, Tensor], base: Base, digests: Digests) -> dict[str, View]:
+    """Return the base's tensors that an adapter's file has whole, by the names in the file."""
     known = base.tensors
     whole = {
         name: other
-        for name, other in ((name, whole_name(name)) for name in tensors)
-        if other in known and (known[other].dtype, known[other].shape) == (tensors[name].dtype, tensors[name].shape)
+        for name, other in ((name, whole_name(name)) for name in own)
+        if other in known and (known[other].dtype, known[other].shape) == (own[name].dtype, own[name].shape)
     }
-    refs = dict(zip(whole, ordered_map(base.ref, whole.values(), digests.jobs), strict=True))
-    return matched_with(tensors, refs, base, digests)
+    return dict(zip(whole, ordered_map(base.ref, whole.values(), digests.jobs), strict=True))
 
 
 def whole_name(name: str) -> str:
@@ -156,7 +183,7 @@ def without_base(matched: Matched, rule: Mapping[str, Any] | None) -> Matched:
 def refuse_stranger(run: Run, matched: Matched) -> None:
     """Raise BaseError where a method's run does not have most of the base, which a method leaves frozen."""
     base = needed(matched.base)
-    whole = sum(tensor.size for tensor in base.tensors.values())
+    whole = sum(tensor.size for tensor in (base.parts[""].tensors if "" in base.parts else base.tensors).values())
     used = {ref.name for name in matched.unchanged for ref in matched.refs[name].refs}
     frozen = sum(base.tensors[name].size for name in used)
     if 2 * frozen < whole:

@@ -24,7 +24,7 @@ from petlpack.errors import DamageError, PetlpackError, RunError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import Progress
 from petlpack.records.slot import Slot
-from petlpack.records.template import Origin
+from petlpack.records.template_parts import Origin
 from petlpack.sections.parts import Part, part_params, part_slots, unreadable
 from petlpack.sections.predict import Predictions
 from petlpack.sections.shared import write_shared

@@ -39,10 +39,11 @@ class PeftExport(Export):
     id = "peft"
 
     def is_already(self, task: Exportable) -> bool:
-        """Tell whether PEFT loads the run as it is: its weight files and its one adapter_config.json are PEFT's."""
+        """Tell whether PEFT loads the run as it is: its main weights and every adapter_config.json are PEFT's."""
         configs = adapter_configs(task)
-        named = all(name.rpartition("/")[2].startswith("adapter_model") for name in task.template.headers)
-        return named and len(configs) == 1 and "peft_type" in configs[0]
+        main = [name for name, header in task.template.headers.items() if not header.prefix]
+        named = bool(main) and all(name.rpartition("/")[2].startswith("adapter_model") for name in main)
+        return named and bool(configs) and all("peft_type" in config for config in configs)
 
     def write(self, task: Exportable, directory: Path, reading: Reading) -> list[str]:
         """Write a task whose rule makes a LoRA."""

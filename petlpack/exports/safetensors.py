@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from petlpack.errors import UsageError, printable
 from petlpack.exports.export import Export, Exportable, Reading, write_files
@@ -38,7 +38,9 @@ class SafetensorsExport(Export):
 def _write_tensors(task: Exportable, directory: Path, reading: Reading) -> list[str]:
     """Write all tensors into one file, whatever files they stood in."""
     tensors = task.load(reading.base)
-    of_shards = {name for name in task.template.files if name.endswith(".index.json") and "/" not in name}
+    places = {PurePosixPath(name).parent for name in task.template.headers}
+    indexes = [name for name in task.template.files if name.endswith(".index.json")]
+    of_shards = {name for name in indexes if PurePosixPath(name).parent in places}
     notes = write_files(task, directory, [*(task.template.files.keys() - of_shards - {FILE})], code=reading.code)
     if FILE in task.template.files:
         notes.append(f"left out the {FILE} that the run has beside its weights: its name is taken")

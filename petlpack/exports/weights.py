@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream, same: Mapping[str, str]) -> None:
     """Write the weight files of a run from its tensors as they are decoded.
 
-    A safetensors file gets its header verbatim; in a pickled one, tensors that are the `same` as another share memory.
+    A safetensors file gets its header verbatim; in a pickled one, tensors that are the `same` share memory.
     """
     pickled: dict[str, Bits] = {}
     with contextlib.ExitStack() as stack:
@@ -37,7 +37,7 @@ def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream
             file: BinaryIO = stack.enter_context(path.open("wb"))
             file.write(header.head_bytes())
             file.truncate(header.file_size)
-            places |= {name: (file, header.data_start + entry.start) for name, entry in header.entries.items()}
+            places |= {name: (file, header.data_start + entry.start) for name, entry in header.tensors.items()}
         for slot, start, bits in stream:
             if slot.name in places:
                 file, offset = places[slot.name]
@@ -68,14 +68,13 @@ def has_torch() -> bool:
 def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Bits], same: Mapping[str, str]) -> None:
     import torch
 
-    made: dict[str, torch.Tensor] = {}
-    for name, entry in header.entries.items():
-        stored, source = Stored(entry.dtype, entry.shape), same.get(name, name)
-        other = header.entries.get(source)
-        if other is None or Stored(other.dtype, other.shape) != stored:  # equal bytes of another dtype
-            source = name
-        if source not in made:
-            made[source] = stored.of_bytes(octets_of(tensors[source]))
-        made[name] = made[source]
+    made: dict[tuple[str, Stored], torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
+    for own, entry in header.entries.items():
+        name, stored = header.prefix + own, Stored(entry.dtype, entry.shape)
+        one = same.get(name, name), stored  # equal bytes of another dtype are another tensor; it may be in another file
+        if one not in made:
+            made[one] = stored.of_bytes(octets_of(tensors[name]))
+        state[own] = made[one]
     with path.open("wb") as file:  # a path would put the directory's name into the archive
-        torch.save({name: made[name] for name in header.entries}, file)
+        torch.save(state, file)

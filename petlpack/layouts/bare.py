@@ -41,6 +41,7 @@ class BareLayout(Layout):
 
     id = "safetensors"
     method = "full fine-tune"
+    components = True
 
     def may_be(self, names: Names) -> bool:
         """Tell whether there is something called like weights."""
@@ -56,7 +57,9 @@ class BareLayout(Layout):
         assert file is not None
         weights = open_checkpoint(file)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, path, [file], selection=options.selection) if path.is_dir() else ({}, ())
+        kept, left_out = (
+            sort_files(path, path, [file], selection=options.selection, components=True) if path.is_dir() else ({}, ())
+        )
         adapter = _adapter_method(weights.tensors)
         run = Run(
             path=path,

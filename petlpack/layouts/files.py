@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -16,35 +15,31 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.kinds import (
+from petlpack.layouts.run import LeftOut, Run
+from petlpack.layouts.selection import Selection
+from petlpack.layouts.walking import ANOTHER_CHECKPOINT, BROKEN, UNREADABLE, Entry, Walk
+from petlpack.tensors.checkpoint import Checkpoint
+from petlpack.tensors.components import is_written, may_be_component, stem_of
+from petlpack.tensors.kinds import (
     LEAVES,
     LOADING,
-    LOG_FOLDERS,
-    READ,
     WEIGHTS,
     is_checkpoint,
     is_for_other_runtime,
     is_needed,
     kind_in_run,
 )
-from petlpack.layouts.run import LeftOut, Run
-from petlpack.layouts.selection import Selection
-from petlpack.layouts.walking import ANOTHER_CHECKPOINT, BROKEN, UNREADABLE, Entry, Walk
-from petlpack.tensors.checkpoint import Checkpoint
 
 _OF_THE_WEIGHTS = {"config.json", "adapter_config.json", "head_config.json"}
 """Files that describe the weights beside them: those of the root may describe another model than a checkpoint's."""
 
 _OTHER_WEIGHTS = "other weights"
-_TOO_LARGE = "larger than --max-file"
+TOO_LARGE = "larger than --max-file"
 _UNPORTABLE = "a file name that is not valid on every system"
 _INDEX = "an index of files that are not kept"
 _MANY = 1000
 """More files in one directory than models have: samples, rows of data, frames."""
 _CROWDED = f"in a directory of more than {_MANY:,} files"
-
-_SHARD = re.compile(r"-\d+-of-\d+$")
-_CONSOLIDATED = re.compile(r"consolidated(\.\d+)?")
 
 
 def sort_files(
@@ -55,17 +50,19 @@ def sort_files(
     *,
     selection: Selection | None = None,
     instead: Collection[str] = (),
+    components: bool = False,
 ) -> tuple[dict[str, Path], tuple[LeftOut, ...]]:
     """Sort the files of a run into those kept byte for byte and those left out, each with the reason.
 
     `chosen` is the run or the checkpoint in it whose files count, `weights` are the files whose tensors are stored,
     `also` names files, relative to `chosen`, without which the run is not the same, and `instead` is globs of further
     names of the same weights. What `chosen` lacks is taken from the run. `selection` is what the caller says.
+    `components` tells that further weights become tensors, so that they may be of any size.
     Raises RunError where a link that loading needs leads to no file.
     """
     modules = module_types(chosen if (chosen / "modules.json").is_file() else run)
     needed = frozenset({*map(PurePosixPath, also), *modules})
-    sorting = _Sorting(run, chosen, tuple(weights), needed, selection or Selection(), tuple(instead))
+    sorting = _Sorting(run, chosen, tuple(weights), needed, selection or Selection(), tuple(instead), components)
     entries = [entry for entry in Walk(run, chosen, sorting.is_wanted).entries() if entry.path not in sorting.weights]
     reasons = [sorting.why_not(entry) for entry in entries]
     coming = [entry.path for entry, why in zip(entries, reasons, strict=True) if why is None]
@@ -93,6 +90,7 @@ class _Sorting:
     """Files, and directories, without which the run is not the same, besides those that are known by name."""
     selection: Selection
     instead: tuple[str, ...]
+    components: bool
 
     def name_of(self, path: Path) -> PurePosixPath:
         """Return what a file is called when it comes back: relative to the chosen directory, else to the run."""
@@ -127,8 +125,9 @@ class _Sorting:
             return None
         if why is None and self.selection.drops(name, shown):
             return "dropped (--drop)"
-        if why is None and not needed and entry.nbytes > self.selection.max_file:
-            return _TOO_LARGE
+        encoded = self.components and is_written(name.name) and kind_in_run(name.parts) == _OTHER_WEIGHTS
+        if why is None and not needed and not encoded and entry.nbytes > self.selection.max_file:
+            return TOO_LARGE
         if why is None and not needed and not os.access(entry.path, os.R_OK):
             return UNREADABLE
         return why
@@ -155,14 +154,12 @@ class _Sorting:
         That is a value head, a projector, another tower: in a format that is read, and not the same weights once more,
         as `pytorch_model.bin` is beside model.safetensors. `name` is relative to the chosen directory.
         """
-        if path.suffix not in READ or is_for_other_runtime(path.name) or not LOG_FOLDERS.isdisjoint(name.parts[:-1]):
-            return False
         beside = [file for file in self.weights if file.parent == path.parent]
         once_more = beside if path.is_relative_to(self.chosen) else self.weights
         if path.resolve() in {file.resolve() for file in once_more}:
             return False
-        same = any(_stem(path.name) == _stem(file.name) for file in beside)
-        return not same and not any(fnmatchcase(name.as_posix(), glob) for glob in self.instead)
+        same = any(fnmatchcase(name.as_posix(), glob) for glob in self.instead)
+        return not same and may_be_component(name, [file.name for file in beside])
 
     def _why_weights(self, name: PurePosixPath) -> str:
         return "the same model for another runtime" if is_for_other_runtime(name.name) else _OTHER_WEIGHTS
@@ -176,12 +173,6 @@ class _Sorting:
         if path.is_relative_to(self.chosen):
             return False
         return any((self.chosen / place).is_file() for place in name.parents) or (self.chosen / name).exists()
-
-
-def _stem(name: str) -> str:
-    """Return what a weight file is called without what tells formats and shards apart."""
-    stem = _SHARD.sub("", PurePosixPath(name).stem.removeprefix("pytorch_"))
-    return _CONSOLIDATED.sub("model", stem)
 
 
 def settled(run: Run) -> Run:
@@ -203,7 +194,7 @@ def _leads_back(index: Path, name: str, run: Run) -> bool:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         rows = {(tensor, (PurePosixPath(name).parent / file).as_posix()) for tensor, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return PurePosixPath(name).name.partition(".")[0] not in {_stem(file) for file in run.headers}
+        return PurePosixPath(name).name.partition(".")[0] not in {stem_of(file) for file in run.headers}
     held = {file: header.entries.keys() for file, header in run.headers.items()}
     return all(tensor in held[file] if file in held else file in run.kept for tensor, file in rows)
 
@@ -212,7 +203,7 @@ def warnings_about(left_out: Collection[LeftOut]) -> tuple[str, ...]:
     """Return warnings about what is left out and may be missed: weights, large files, what cannot be kept."""
     told = {
         _OTHER_WEIGHTS: "left out other weights",
-        _TOO_LARGE: "left out files that are larger than --max-file",
+        TOO_LARGE: "left out files that are larger than --max-file",
         _CROWDED: f"left out files in directories of more than {_MANY:,}",
         _UNPORTABLE: "left out files with names that are not valid on every system",
         BROKEN: "left out broken links",

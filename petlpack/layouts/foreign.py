@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from petlpack.errors import RunError, printable
-from petlpack.layouts.kinds import WEIGHTS
 from petlpack.tensors.checkpoint import find_weights
 from petlpack.tensors.content import (
     KINDS,
@@ -19,6 +18,7 @@ from petlpack.tensors.content import (
     names_in,
     special_file,
 )
+from petlpack.tensors.kinds import WEIGHTS
 from petlpack.tensors.places import TRAINING, checkpoints
 
 STATES = tuple(kind for kind in KINDS if kind.is_state)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from petlpack.layouts.checkpoints import places
-from petlpack.layouts.kinds import WEIGHTS, is_checkpoint
 from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.run import Run
 from petlpack.tensors.checkpoint import find_weights
+from petlpack.tensors.kinds import WEIGHTS, is_checkpoint
 
 TRAINER_FILES = {"training_args.bin", "trainer_state.json", "all_results.json", "eval_results.json"}
 """What Trainer writes beside weights, by name."""
@@ -40,6 +40,8 @@ class Layout(ABC):
     """How its runs were trained, in a word."""
     settings: ClassVar[tuple[Setting, ...]] = ()
     """What a caller may have to say of its runs."""
+    components: ClassVar[bool] = False
+    """Whether weight files beside those that it reads are weights, too, and not bytes."""
     base_keys: ClassVar[tuple[tuple[str, str], ...]] = (("config.json", "_name_or_path"),)
     """Where its runs may name their base: small JSON files, and the keys in them; the first that says it counts."""
     loads_base: ClassVar[bool] = False

@@ -15,6 +15,7 @@ from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Plain
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint, within
+from petlpack.tensors.kinds import is_checkpoint
 from petlpack.tensors.places import checkpoints
 
 CONFIG = "adapter_config.json"
@@ -28,22 +29,26 @@ class PeftLayout(Layout):
     method = "peft"
     base_keys = ((CONFIG, "base_model_name_or_path"), *Layout.base_keys)
     loads_base = True
+    components = True
 
     def may_be(self, names: Names) -> bool:
-        """Tell whether there is a config of an adapter, or something called like weights."""
-        return CONFIG in names.files or names.show_weights
+        """Tell whether there is a config of an adapter, here or in a folder, or something called like weights."""
+        return names.show_weights or any(CONFIG in files for files in (names.files, *names.folders.values()))
 
     def detect(self, path: Path) -> bool:
-        """Tell whether the directory, or failing that a `checkpoint-N` in it, has PEFT's adapter_config.json."""
-        return _is_adapter(path) or (
-            find_weights(path) is None and any(_is_adapter(checkpoint) for checkpoint in checkpoints(path))
-        )
+        """Tell whether the directory, or failing that a `checkpoint-N` in it, has PEFT's adapter_config.json.
+
+        Named adapters stand in folders of their own.
+        """
+        if _is_adapter(path):
+            return True
+        return find_weights(path) is None and any(map(_adapters, [path, *checkpoints(path)]))
 
     def read(self, path: Path, options: Options) -> list[Run]:
         """Read the adapter."""
         chosen, weights, warnings = _open_best(path)
-        config = read_json(chosen / "adapter_config.json")
-        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
+        config = read_json(_adapters(chosen)[0] / CONFIG)
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection, components=True)
         base_name = config.get("base_model_name_or_path")
         run = Run(
             path=path,
@@ -60,8 +65,9 @@ class PeftLayout(Layout):
         return [run]
 
     def weights(self, place: Path) -> list[Path]:
-        """Return the adapter."""
-        return model_in(place, "adapter_model", "adapter_model")
+        """Return the adapter, or those in folders of their own."""
+        folders = _adapters(place) or [place]
+        return [file for folder in folders for file in model_in(folder, "adapter_model", "adapter_model")]
 
     def method_of(self, place: Path) -> str:
         """Return the adapter's `peft_type`."""
@@ -71,9 +77,29 @@ class PeftLayout(Layout):
 
 def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:
     """Return the directory whose adapter counts, its weights, and warnings about checkpoints that were skipped."""
-    if _is_adapter(path):
+    if _adapters(path):
         return path, _open_adapter(path), ()
     return first_complete(path, _open_adapter)
+
+
+def _adapters(place: Path) -> list[Path]:
+    """Return the directory of an adapter, or the folders of the named ones that stand where one is saved.
+
+    That is a checkpoint, or where PEFT wrote its model card: any other directory may hold the runs of many trainings.
+    """
+    if _is_adapter(place):
+        return [place]
+    if not place.is_dir() or find_weights(place) is not None or not (is_checkpoint(place.name) or _has_card(place)):
+        return []
+    return sorted(folder for folder in place.iterdir() if not is_checkpoint(folder.name) and _is_adapter(folder))
+
+
+def _has_card(place: Path) -> bool:
+    """Tell whether a README.md is a model card of PEFT, which stands beside the folders of named adapters."""
+    try:
+        return "library_name: peft" in (place / "README.md").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_adapter(path: Path) -> bool:
@@ -82,8 +108,13 @@ def _is_adapter(path: Path) -> bool:
 
 
 def _open_adapter(path: Path) -> Checkpoint:
-    """Open the adapter's weights; raises RunError where it is only half written."""
+    """Open the adapter's weights; raises RunError where it is only half written.
+
+    Of adapters in folders of their own nothing is opened here: they are components.
+    """
     weights = find_weights(path, stem="adapter_model", pickled="adapter_model")
+    if not _is_adapter(path) and any(map(_has_weights, _adapters(path))):
+        return Checkpoint({}, {}, ())
     if weights is None or not _is_adapter(path):
         here, missing = "adapter_config.json", "adapter_model.safetensors"
         if weights is not None:
@@ -93,6 +124,10 @@ def _open_adapter(path: Path) -> Checkpoint:
             hint="the adapter is incomplete: copy it again, or save it again",
         )
     return within(open_checkpoint(weights), PurePosixPath(weights.parent.relative_to(path).as_posix()))
+
+
+def _has_weights(folder: Path) -> bool:
+    return find_weights(folder, stem="adapter_model", pickled="adapter_model") is not None
 
 
 def _head(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.errors.arguments import check_mapping, path_of
-from petlpack.layouts.files import check_links, module_types, settled, some
+from petlpack.layouts.components import as_weights
+from petlpack.layouts.files import check_links, settled, some
 from petlpack.layouts.foreign import is_shard, refuse_file, refuse_foreign, refuse_state
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.options import Options, Setting
@@ -18,7 +19,6 @@ from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
 from petlpack.layouts.selection import Selection
 from petlpack.store import SUFFIX, is_pack, pack_above
-from petlpack.tensors.checkpoint import find_weights
 from petlpack.tensors.content import LARGEST_POINTER, POINTERS, content_of
 from petlpack.tensors.hub_cache import snapshot_of
 
@@ -31,6 +31,7 @@ LAYOUTS = {
     "hyperformer": "petlpack.layouts.hyperformer:HyperformerLayout",
     "adapterhub": "petlpack.layouts.adapterhub:AdapterhubLayout",
     "peft": "petlpack.layouts.peft:PeftLayout",
+    "diffusers": "petlpack.layouts.diffusers:DiffusersLayout",
     "transformers": "petlpack.layouts.transformers:TransformersLayout",
     "safetensors": "petlpack.layouts.bare:BareLayout",
 }
@@ -87,16 +88,10 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
         raise RunError(f"no run at '{shown}'", hint="pass a run directory, or a .safetensors file")
     _refuse_pack(path)
     path = snapshot_of(path)
-    _refuse_weights_in_modules(path)
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
         if reader.detect(path):
             runs = _read(reader, path, options)
-            if not all(run.module.tensors for run in runs):
-                raise RunError(
-                    f"'{shown}' has a weight file without tensors",
-                    hint="the run was not saved correctly: save it again",
-                )
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
             unused = options.unused()
@@ -143,7 +138,16 @@ def _pointers(run: Run) -> list[str]:
 def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
     """Read a run; where that fails because its states were never merged, say so."""
     try:
-        return reader.read(path, options)
+        runs = reader.read(path, options)
+        empty = any(run.headers and not run.module.tensors for run in runs)
+        if reader.components:
+            runs = [as_weights(run, options.selection) for run in runs]
+        if empty or not all(run.module.tensors for run in runs):
+            raise RunError(
+                f"'{printable(str(path))}' has a weight file without tensors",
+                hint="the run was not saved correctly: save it again",
+            )
+        return runs
     except RunError:
         if path.is_dir():
             refuse_state(path)
@@ -167,17 +171,6 @@ def _refuse_pack(path: Path) -> None:
     names = [file.name for file in path.glob("*.safetensors")]
     if pack_above(path) is not None or (names and all(name.endswith(SUFFIX) for name in names)):
         raise RunError(f"'{shown}' holds files of a pack, expected a run", hint=hint)
-
-
-def _refuse_weights_in_modules(path: Path) -> None:
-    """Raise RunError where the Transformer of a sentence-transformers model is in a directory of its own."""
-    inside = [str(name) for name, kind in module_types(path).items() if kind.rpartition(".")[2] == "Transformer"]
-    if inside and find_weights(path) is None:
-        raise RunError(
-            f"'{printable(str(path))}' has its weights in {some(inside)}, not at its root: "
-            "this older sentence-transformers layout is not supported",
-            hint="load it with a current sentence-transformers, and save it again",
-        )
 
 
 def _runs_inside(path: Path) -> list[str]:

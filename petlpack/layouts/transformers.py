@@ -17,6 +17,7 @@ from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Dense
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint, within
+from petlpack.tensors.components import MODULES, find_components, is_in_parts
 from petlpack.tensors.places import checkpoints
 
 
@@ -26,23 +27,24 @@ class TransformersLayout(Layout):
 
     id = "transformers"
     method = "full fine-tune"
+    components = True
 
     def may_be(self, names: Names) -> bool:
-        """Tell whether there is something called like weights."""
-        return names.show_weights
+        """Tell whether there is something called like weights, or a list of modules that may have some."""
+        return names.show_weights or MODULES in names.files
 
     def detect(self, path: Path) -> bool:
-        """Tell whether the directory, or a `checkpoint-N` in it, has a model's weights."""
-        return path.is_dir() and (find_weights(path) is not None or bool(checkpoints(path)))
+        """Tell whether the directory, folders of its modules, or a `checkpoint-N` in it, have a model's weights."""
+        return path.is_dir() and (find_weights(path) is not None or is_in_parts(path) or bool(checkpoints(path)))
 
     def read(self, path: Path, options: Options) -> list[Run]:
         """Read the run."""
         chosen, weights, warnings = _open_best(path)
         refuse_methods(weights)
-        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection)
+        kept, left_out = sort_files(path, chosen, weights.sources, selection=options.selection, components=True)
         run = Run(
             path=path,
-            layout="sentence-transformers" if "modules.json" in kept else self.id,
+            layout="sentence-transformers" if MODULES in kept else self.id,
             method="full fine-tune",
             module=Dense(weights.tensors),
             headers=weights.headers,
@@ -55,12 +57,12 @@ class TransformersLayout(Layout):
         return [run]
 
     def weights(self, place: Path) -> list[Path]:
-        """Return the model."""
-        return model_in(place)
+        """Return the model, else the weights of its modules."""
+        return model_in(place) or (sorted(find_components(place, ()).values()) if is_in_parts(place) else [])
 
     def check_complete(self, place: Path, path: Path) -> None:
         """Raise RunError for a checkpoint without its config, which Trainer writes first."""
-        if place != path and not (place / "config.json").is_file():
+        if place != path and not (place / "config.json").is_file() and not is_in_parts(place):
             raise RunError(f"'{printable(str(place))}' has no config.json")
 
 
@@ -69,12 +71,16 @@ def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:
     weights = find_weights(path)
     if weights is not None:
         return path, _open(weights, path), ()
+    if is_in_parts(path):
+        return path, Checkpoint({}, {}, ()), ()
     return first_complete(path, _open_complete)
 
 
 def _open_complete(checkpoint: Path) -> Checkpoint:
     """Open the weights of a checkpoint; raises RunError where it is only half written."""
     weights = find_weights(checkpoint)
+    if weights is None and is_in_parts(checkpoint):
+        return Checkpoint({}, {}, ())
     if weights is None or not (checkpoint / "config.json").is_file():
         raise RunError(f"'{printable(str(checkpoint))}' has no weights or no config.json")
     return _open(weights, checkpoint)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from petlpack.layouts.kinds import CACHES, LEAVES, LOG_FOLDERS, WEIGHTS, is_checkpoint, kind_by_name
 from petlpack.store import is_pack
+from petlpack.tensors.kinds import CACHES, LEAVES, LOG_FOLDERS, WEIGHTS, is_checkpoint, kind_by_name
 
 BROKEN = "a broken link"
 UNREADABLE = "it cannot be read"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,9 +17,19 @@ from petlpack.errors import DamageError, RefusedError, printable, reason
 from petlpack.records.base_table import BaseTable, parameters
 from petlpack.records.canonical import canonical_json, parse_sha256
 from petlpack.records.slot import Slot, kind_of
+from petlpack.records.template_parts import (
+    Adapts,
+    Origin,
+    parse_adapts,
+    parse_file_name,
+    parse_names,
+    parse_origin,
+    parse_text,
+    parse_weights_header,
+)
 from petlpack.records.views import parse_view, view_json
 from petlpack.tensors.casting import can_cast
-from petlpack.tensors.safetensors_file import Entry, Header, MalformedError, parse_header
+from petlpack.tensors.safetensors_file import Entry, Header, MalformedError
 from petlpack.tensors.views import BaseRef, View
 
 NAME = "{name}"
@@ -31,33 +41,6 @@ PICKLED = (".bin", ".pt", ".pth")
 _TASK_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 _FIELDS = {"weights", "base_name", "origin", "base", "adapts", "head", "parts", "rule", "files", "named"}
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The base that a run was encoded against, as people find it: its name, its path as it was given then.
-
-    `sha256` is that of its table, so of all its tensors.
-    """
-
-    name: str
-    path: str
-    sha256: str
-
-    def __str__(self) -> str:
-        """Say which base it is."""
-        return f"the base '{self.name}' ({self.path} when it was encoded), sha256 {self.sha256}"
-
-
-@dataclass(frozen=True)
-class Adapts:
-    """The tensors of the base that an adapter adapts, sorted by name, and the sha256 of their table alone.
-
-    Decoding does not need them: they tell another base.
-    """
-
-    sha256: str
-    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,7 @@ class Template:
     @property
     def entries(self) -> dict[str, Entry]:
         """What the header of its weight file says of each tensor."""
-        return {name: entry for header in self.headers.values() for name, entry in header.entries.items()}
+        return {name: entry for header in self.headers.values() for name, entry in header.tensors.items()}
 
     @property
     def base_refs(self) -> tuple[BaseRef, ...]:
@@ -101,7 +84,7 @@ class Template:
     def _slots(self) -> Iterator[Slot]:
         places = {name: (k, i) for k, part in enumerate(self.parts) for i, name in enumerate(part) if name is not None}
         for header in self.headers.values():
-            for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+            for name, entry in sorted(header.tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
                 size = (entry.stop - entry.start) // entry.held_as.itemsize
                 yield Slot(
                     name,
@@ -114,15 +97,17 @@ class Template:
                     kind_of(name),
                 )
 
-    def run_bytes(self, aliases: Collection[int]) -> int:
-        """Return the bytes of the run's tensors; in a pickled file, `aliases` of others stand once."""
-        same = {self.slots[i].name for i in aliases if 0 <= i < len(self.slots)}
-        return sum(
-            entry.stop - entry.start
-            for file, header in self.headers.items()
-            for name, entry in header.entries.items()
-            if not (file.endswith(PICKLED) and name in same)
-        )
+    def run_bytes(self, aliases: Mapping[int, int]) -> int:
+        """Return the bytes of the run's tensors; in a pickled file, those that are one by `aliases` stand once."""
+        slots = self.slots
+        known = {slots[i].name: slots[other].name for i, other in aliases.items() if max(i, other) < len(slots)}
+        total = 0
+        for file, header in self.headers.items():
+            sizes = {name: entry.stop - entry.start for name, entry in header.tensors.items()}
+            if file.endswith(PICKLED):
+                sizes = {known.get(name, name): size for name, size in sizes.items()}
+            total += sum(sizes.values())
+        return total
 
     @property
     def needs(self) -> list[str]:
@@ -139,7 +124,7 @@ class Template:
         base = {"table": self.base_table, "tensors": [[name, view_json(view)] for name, view in views]}
         table = {
             "weights": [
-                [text(file), text(header.text if name is None else header.text.rstrip(" "))]
+                [text(file), text(header.text if name is None else header.text.rstrip(" ")), text(header.prefix)]
                 for file, header in self.headers.items()
             ],
             "base_name": self.base_name,
@@ -192,7 +177,7 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
             sha256 = parse_sha256(table["base"]["table"])
             refs = read_table(sha256)
             rows = table["base"]["tensors"]
-            base = {_text(tensor): parse_view(view, refs) for tensor, view in rows}
+            base = {parse_text(tensor): parse_view(view, refs) for tensor, view in rows}
             if len(base) != len(rows) or set(table["base"]) != {"table", "tensors"}:
                 code = "template-twice" if len(base) != len(rows) else "template-fields"
                 twice = "a tensor is predicted by two views of the base"
@@ -216,57 +201,25 @@ def _parse_json(text: bytes) -> tuple[Any, bytes]:
         raise RefusedError(str(error), code="template-json") from error
 
 
-def check_file_name(name: str) -> str:
-    """Return a relative path that stays below a directory; raises ValueError for one that leads elsewhere."""
-    parts = name.split("/")
-    if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
-        raise RefusedError(f"'{printable(name)}' is not a relative path inside the directory", code="file-name")
-    return name
-
-
 def _from_table(table: Mapping[str, Any]) -> Template:
     base_name, rule = table["base_name"], table["rule"]
     if rule is not None and not isinstance(rule, dict):
         raise RefusedError(f"rule must be an object or null, got {type(rule).__name__}", code="template-fields")
-    weights = [(_file_name(file), parse_header(header.encode())) for file, header in table["weights"]]
+    weights = [(parse_file_name(file), parse_weights_header(text, prefix)) for file, text, prefix in table["weights"]]
     template = Template(
         headers=dict(weights),
-        base_name=None if base_name is None else _text(base_name),
-        origin=_origin(table["origin"]),
-        adapts=_adapts(table["adapts"]),
-        head=frozenset(_list(table["head"])),
-        parts=tuple(tuple(None if name is None else _text(name) for name in part) for part in table["parts"]),
+        base_name=None if base_name is None else parse_text(base_name),
+        origin=parse_origin(table["origin"]),
+        adapts=parse_adapts(table["adapts"]),
+        head=frozenset(parse_names(table["head"])),
+        parts=tuple(tuple(None if name is None else parse_text(name) for name in part) for part in table["parts"]),
         rule=rule,
-        files={_file_name(name): parse_sha256(digest) for name, digest in table["files"].items()},
-        named=frozenset(_list(table["named"])),
+        files={parse_file_name(name): parse_sha256(digest) for name, digest in table["files"].items()},
+        named=frozenset(parse_names(table["named"])),
     )
     if len(weights) != len(template.headers):
         raise RefusedError("two weight files have the same name", code="template-twice")
     return template
-
-
-def _origin(row: Any) -> Origin | None:
-    if row is None:
-        return None
-    origin = Origin(**_fields("origin", row, {"name", "path", "sha256"}))
-    for text in (origin.name, origin.path):
-        if not _text(text).isprintable():
-            raise RefusedError(f"origin has the text {text!r}, which is not printable", code="template-fields")
-    parse_sha256(origin.sha256)
-    return origin
-
-
-def _adapts(row: Any) -> Adapts | None:
-    if row is None:
-        return None
-    fields = _fields("adapts", row, {"sha256", "tensors"})
-    return Adapts(parse_sha256(fields["sha256"]), tuple(_list(fields["tensors"])))
-
-
-def _fields(what: str, row: Any, names: set[str]) -> dict[str, Any]:
-    if not isinstance(row, dict) or set(row) != names:
-        raise RefusedError(f"{what} must have the fields {', '.join(sorted(names))}", code="template-fields")
-    return row
 
 
 def _check_lists(table: Mapping[str, Any]) -> None:
@@ -288,7 +241,7 @@ def _check_lists(table: Mapping[str, Any]) -> None:
 def _check(template: Template) -> None:
     names = [slot.name for slot in template.slots]
     if len(set(names)) != len(names):
-        raise RefusedError("two weight files have the same tensor", code="template-twice")
+        raise RefusedError("two weight files have a tensor of the same prefix and name", code="template-twice")
     if template.headers.keys() & template.files.keys():
         twice = min(template.headers.keys() & template.files.keys())
         raise RefusedError(f"'{twice}' is both a weight file and a kept file", code="template-twice")
@@ -335,7 +288,7 @@ def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     bound = {key: _each_text(value, text) for key, value in table.items() if key not in _AS_IT_IS}
     if len({text(file) for file in table["files"]}) != len(table["files"]):
         raise RefusedError("two kept files have the same name", code="template-twice")
-    bound["weights"] = [[file, _padded(header)] for file, header in bound["weights"]]
+    bound["weights"] = [[file, _padded(header), prefix] for file, header, prefix in bound["weights"]]
     return {
         **bound,
         **{key: table[key] for key in _AS_IT_IS},
@@ -369,24 +322,3 @@ def _padded(header: str) -> str:
 def _check_task_name(name: object) -> None:
     if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
         raise RefusedError(f"invalid task name {name!r}", code="template-name")
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise RefusedError(f"expected a string, got {value!r}", code="template-fields")
-    return value
-
-
-def _list(value: object) -> list[str]:
-    if not isinstance(value, list):
-        raise RefusedError(f"expected a list, got {value!r}", code="template-fields")
-    texts = [_text(item) for item in value]
-    if len(set(texts)) != len(texts):
-        raise RefusedError(f"duplicate '{max(texts, key=texts.count)}'", code="template-twice")
-    return texts
-
-
-def _file_name(name: object) -> str:
-    if not isinstance(name, str):
-        raise RefusedError(f"a file name must be a string, got {name!r}", code="file-name")
-    return check_file_name(name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from petlpack.errors import BaseError, RunError, printable
 from petlpack.errors.arguments import path_of
@@ -25,23 +27,25 @@ class Base:
     def __init__(self, path: str | Path) -> None:
         """Open a model directory or a weights file; raises BaseError where there is none."""
         self.path = path_of("base", path)
-        from petlpack.tensors.checkpoint import open_checkpoint  # here, for tables need no files
-        from petlpack.tensors.places import find_model
+        from petlpack.tensors.components import open_model  # here, for tables need no files
 
         try:
-            weights = find_model(self.path)
-            if weights is None:
+            opened = open_model(self.path)
+            if opened is None:
                 raise BaseError(
                     f"no base at '{printable(str(path))}'",
                     hint="--base takes a pretrained model's directory (with model.safetensors), or its weights file",
                     code="base-missing",
                 )
-            opened = open_checkpoint(weights)
         except RunError as error:
             raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
         self.tensors = opened.tensors
+        """By name; those of a component have its prefix in front, as in a run (formats/template.md)."""
+        self.headers = opened.headers
         self.sources = opened.sources
         """Its weight files."""
+        self.components = opened.components
+        """Those of them, the last, that are none of the main weights."""
         self._needed = "the exact checkpoint that the task was encoded against"
         self._digests: dict[str, str] = {}
         self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
@@ -57,10 +61,18 @@ class Base:
         hub = next((part for part in reversed(place.parts) if part.startswith(_HUB)), None)
         return place.name if hub is None else hub.removeprefix(_HUB).replace("--", "/")
 
-    @functools.cached_property
+    @cached_property
     def modules(self) -> Modules:
         """Its modules, in which adapters find those that they adapt."""
         return Modules({name: tensor.shape for name, tensor in self.tensors.items()})
+
+    @cached_property
+    def parts(self) -> Mapping[str, Component]:
+        """The main weights, if there are any, and each component, by prefix."""
+        from petlpack.tensors.components import by_component  # as above
+
+        parts = by_component(self.tensors, self.headers.values())
+        return {prefix: Component(self, prefix, tensors) for prefix, tensors in parts.items()}
 
     def needed_by(self, what: str) -> Base:
         """Return the same base, with digests in common, whose errors say what is needed instead of it."""
@@ -113,6 +125,37 @@ class Base:
         return cast_bits(self._views.read(view, start, stop), view.dtype, dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Component:
+    """The main weights of a base, or one of its components: tensors by the names that they have in its files."""
+
+    base: Base
+    prefix: str
+    tensors: Mapping[str, Tensor]
+
+    def ref(self, name: str) -> BaseRef:
+        """Return what a tensor is, by the name that it has in the base."""
+        return self.base.ref(self.prefix + name)
+
+    def sha256(self, name: str) -> str:
+        """Return the sha256 of a tensor's bytes, computed at the first call."""
+        return self.base.sha256(self.prefix + name)
+
+
+class Tensors(Hashable, Protocol):
+    """What tensors are matched with: a base, or a component of one."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors by name."""
+
+    def ref(self, name: str) -> BaseRef:
+        """Return what a tensor is, digest included."""
+
+    def sha256(self, name: str) -> str:
+        """Return the sha256 of a tensor's bytes."""
+
+
 AnyBase = str | Path | Base
 """A base as a caller gives it: the model's directory, its weights file, or an opened one."""
 
@@ -148,12 +191,12 @@ def open_bases(bases: Bases | None, named: str | None = None) -> list[Base]:
 
 def _models_at(path: Path) -> list[Base]:
     """Open a model, or the models in the directories of a directory that is none itself."""
-    from petlpack.tensors.places import find_model  # as above
+    from petlpack.tensors.components import holds_model  # as above
 
     try:
-        if not path.is_dir() or find_model(path) is not None:
+        if not path.is_dir() or holds_model(path):
             return [Base(path)]
-        inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and find_model(folder) is not None]
+        inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and holds_model(folder)]
     except RunError as error:
         raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
     return [Base(folder) for folder in inside] or [Base(path)]

@@ -28,6 +28,8 @@ class Checkpoint:
     sources: tuple[Path, ...]
     warnings: tuple[str, ...] = ()
     """What a person should know of how the files were read."""
+    components: tuple[Path, ...] = ()
+    """Those of the sources, the last, that are none of the main weights."""
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +81,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         checkpoint = _merge([_open_one(shard) for shard in shards_of(path)], path)
         _check_weight_map(path, checkpoint)
         if path.name.endswith(".bin.index.json"):  # comes back as one file, which needs no index
-            checkpoint = _in_one_file(checkpoint)
+            checkpoint = _in_one_file(checkpoint, path)
         return _gathered(checkpoint, path)
     return _gathered(_open_one(path), path)
 
@@ -246,8 +248,11 @@ def _only(part: Checkpoint, names: Collection[str]) -> Checkpoint:
 
 
 def _check_weight_map(index: Path, checkpoint: Checkpoint) -> None:
-    """Check that every tensor an index names is in the shards."""
-    missing = sorted(_weight_map(index).keys() - checkpoint.tensors.keys())
+    """Check that an index names tensors, and that every one is in the shards."""
+    weight_map = _weight_map(index)
+    if not weight_map:
+        raise RunError(f"'{printable(str(index))}' lists no tensor", hint=_INDEX_HINT)
+    missing = sorted(weight_map.keys() - checkpoint.tensors.keys())
     if missing:
         raise RunError(
             f"'{printable(str(index))}' lists tensor '{printable(missing[0])}', but no shard has it",
@@ -299,7 +304,7 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
     if path.suffix == ".safetensors":
         return open_checkpoint(path)
     if path.suffix == ".json":  # shards come back as one file
-        return _in_one_file(open_checkpoint(path))
+        return _in_one_file(open_checkpoint(path), path)
     try:
         _refuse_foreign(path)
         return _gathered(_checkpoint_of(read_state_dict(path, *keys), name or path.name, path), path)
@@ -307,24 +312,29 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
         raise _unread(path, error) from error
 
 
-def _in_one_file(checkpoint: Checkpoint) -> Checkpoint:
-    """Return shards as the one file that they come back as: pickled where only torch knows a dtype of theirs."""
+def _in_one_file(checkpoint: Checkpoint, index: Path) -> Checkpoint:
+    """Return the shards of an index as the one file that they come back as: pickled where only torch knows a dtype."""
     entries = {name: entry for header in checkpoint.headers.values() for name, entry in header.entries.items()}
     rows = {
         name: (entries[name].dtype, entries[name].shape, tensor.nbytes) for name, tensor in checkpoint.tensors.items()
     }
     pickled = any(Stored(entry.dtype, entry.shape).only_torch for entry in entries.values())
-    file = "pytorch_model.bin" if pickled else "model.safetensors"
+    file = _one_file(index.name, pickled=pickled)
     return replace(checkpoint, headers={file: build_header(rows, {"format": "pt"})})
 
 
 def _open_pickled(path: Path) -> Checkpoint:
     """Open what torch saved: it comes back as safetensors, or pickled where only torch knows a dtype of it."""
     state = read_state_dict(path)
-    name = path.with_suffix(".safetensors").name
-    if name.startswith("pytorch_model"):  # the name under which Transformers looks for safetensors
-        name = name.removeprefix("pytorch_")
-    return _checkpoint_of(state, path.with_suffix(".bin").name if state.needs_torch else name, path)
+    return _checkpoint_of(state, _one_file(path.name, pickled=state.needs_torch), path)
+
+
+def _one_file(name: str, *, pickled: bool) -> str:
+    """Return what a weight file, or the shards of one, come back as, where Transformers looks for it."""
+    stem = PurePosixPath(name.removesuffix(".index.json")).stem
+    if pickled:
+        return "pytorch_model.bin" if stem == "model" else f"{stem}.bin"
+    return f"{stem.removeprefix('pytorch_') if stem.startswith('pytorch_model') else stem}.safetensors"
 
 
 def _checkpoint_of(state: StateDict, file: str, path: Path) -> Checkpoint:

@@ -13,8 +13,8 @@ from petlpack.tensors.hub_cache import snapshot_of
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
-_STEMS = (("model", "pytorch_model"), ("diffusion_pytorch_model", "diffusion_pytorch_model"))
-"""How Transformers and diffusers call the weights of a model, and those that torch saved."""
+DIFFUSERS = "diffusion_pytorch_model"
+"""What diffusers calls the weights of a model."""
 
 TRAINING = ("optimizer", "scheduler", "scaler.pt", "rng_state", "training_args.bin", "global_step")
 """How the names of training state begin; most of it is pickled, and none is ever opened."""
@@ -59,12 +59,17 @@ def find_model(path: Path) -> Path | None:
     return found or next(filter(None, map(weights_in, best_first(place))), None)
 
 
+def find_main(directory: Path) -> Path | None:
+    """Return the weights of a model's directory by the names that Transformers and diffusers give them, or None."""
+    return find_weights(directory) or find_weights(directory, DIFFUSERS, DIFFUSERS)
+
+
 def weights_in(place: Path) -> Path | None:
     """Return the weights of one directory: by the names that libraries give them, else the only file of weights.
 
     Raises RunError where there are several, and nothing says which of them is the model.
     """
-    known = next(filter(None, (find_weights(place, *stem) for stem in _STEMS)), None)
+    known = find_main(place)
     if known is not None:
         return known
     names = sorted(entry.name for entry in place.iterdir() if entry.is_file() and not entry.name.startswith(TRAINING))

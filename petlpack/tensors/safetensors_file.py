@@ -54,11 +54,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """A parsed header: the JSON text verbatim (padding included), the tensors by name in file order, the metadata."""
+    """A parsed header: the JSON text verbatim (padding included), the tensors by name in file order, the metadata.
+
+    `prefix` is what stands in front of these names outside the file, so that those of several files differ.
+    """
 
     text: str
     entries: dict[str, Entry]
     metadata: dict[str, str]
+    prefix: str = ""
+
+    @property
+    def tensors(self) -> dict[str, Entry]:
+        """The entries by the names that the tensors have outside the file."""
+        return {self.prefix + name: entry for name, entry in self.entries.items()}
 
     @property
     def data_start(self) -> int:

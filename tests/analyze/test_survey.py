@@ -483,7 +483,7 @@ def test_what_a_run_needs_is_kept_before_training_state(tmp_path: Path) -> None:
     tuned = make_pair()[0]
     run = write_run(tmp_path / "run", tuned)
     nbytes = (run / "model.safetensors").stat().st_size
-    for name in ("checkpoint-5/model.safetensors", "a.safetensors", "optimizer.pt"):
+    for name in ("checkpoint-5/model.safetensors", "second.safetensors", "optimizer.pt"):
         (run / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(run / "model.safetensors", run / name)
     found = look(tmp_path)

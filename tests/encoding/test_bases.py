@@ -56,6 +56,13 @@ def around(place: Path) -> Path:
     return place / "models"
 
 
+def beside(place: Path) -> Path:
+    write_run(place / "both", make_base())
+    (place / "both" / "draft").mkdir()
+    os.link(place / "tuned" / "model.safetensors", place / "both" / "draft" / "model.safetensors")
+    return place / "both"
+
+
 ITSELF = {
     "the run": lambda place: place / "tuned",
     "by a relative path": lambda place: Path("tuned"),
@@ -66,6 +73,7 @@ ITSELF = {
     "a hard link to its weights": hard_linked,
     "a link to its weights": linked_file,
     "a directory that holds it": around,
+    "a model with its weights beside its own": beside,
 }
 
 
@@ -85,6 +93,13 @@ def test_a_run_is_not_its_own_base(case: str, named: bool, place: Path) -> None:
     assert not Path("p").exists()
     assert run("encode", tuned, "--pack", "p", *([] if named else ["--base", base])).exit_code == 5
     assert not Path("p").exists()
+
+
+def test_a_component_may_be_one_file_in_run_and_base(place: Path) -> None:
+    write_run(place / "base" / "tower", make_base(2))
+    (place / "tuned" / "tower").mkdir()
+    os.link(place / "base" / "tower" / "model.safetensors", place / "tuned" / "tower" / "model.safetensors")
+    petlpack.encode("tuned", "p", "base")
 
 
 @pytest.mark.parametrize("name", [".", "tuned", "base", "./base", "checkpoint-20"])

@@ -725,6 +725,7 @@ BEYOND_A_SCHEMA = {
     "template-weight-file-twice": "uniqueness of one column of a table",
     "template-file-is-weights": "two fields compared",
     "template-tensor-twice": "the header is a text in a text",
+    "template-prefix-makes-a-tensor-twice": "the header is a text in a text",
     "template-hole": "the header is a text in a text",
     "template-header-twice": "the header is a text in a text",
     "template-other-columns": "two fields compared",

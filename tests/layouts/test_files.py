@@ -19,9 +19,9 @@ from transformers.utils import hub
 
 import petlpack
 from petlpack import DamageError, UsageError
-from petlpack.layouts.kinds import LEAVES
 from petlpack.layouts.selection import MAX_FILE, Selection
 from petlpack.store import MAX_SHARED
+from petlpack.tensors.kinds import LEAVES
 from tests.support.small_runs import make_base, make_pair, weights, write_run
 
 
@@ -136,7 +136,8 @@ def test_the_weights_that_a_config_names_are_the_runs(tmp_path: Path) -> None:
         put(run, {"config.json": json.dumps({"transformers_weights": named}).encode()})
         encode(run, tmp_path)
         chosen = "special.safetensors" if named == "special.safetensors" else "model.safetensors"
-        assert list(petlpack.open(tmp_path / "pack")["run"].template.headers) == [chosen]
+        headers = petlpack.open(tmp_path / "pack")["run"].template.headers
+        assert [name for name, header in headers.items() if not header.prefix] == [chosen]
 
 
 # Links
@@ -382,7 +383,6 @@ def test_verify_compares_every_file(tmp_path: Path) -> None:
     changes = {
         "notes.txt": b"some",
         "config.json": b"{}",
-        "1_Dense/model.safetensors": b"",
         "opt/optimizer.pt": b"p",
     }
     for name, content in changes.items():
@@ -393,6 +393,11 @@ def test_verify_compares_every_file(tmp_path: Path) -> None:
         assert f"'{name}' of task 'run' differs" in error.message
         assert error.code == "run-differs"
         (run / name).write_bytes(before)
+    (run / "1_Dense" / "model.safetensors").write_bytes(b"")
+    assert "tensor '1_Dense/linear.weight' is in task 'run', but not in" in str(_findings(tmp_path, run).error)
+    write_run(run / "1_Dense", {"linear.weight": weights("F32", (4, 4), 1)}, {})
+    assert "tensor '1_Dense/linear.weight' of task 'run' differs" in str(_findings(tmp_path, run).error)
+    write_run(run / "1_Dense", {"linear.weight": weights("F32", (4, 4))}, {})
     (run / "notes.txt").unlink()
     assert "file 'notes.txt' is in task 'run', but not in" in str(_findings(tmp_path, run).error)
 

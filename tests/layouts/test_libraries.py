@@ -420,7 +420,11 @@ def test_everything_comes_along_but_what_has_a_true_reason(tmp_path: Path, check
     sizes = {name: len(index) if name.endswith(".index.json") else 2 for name in expected}
     assert trip.left_out == {f"{inside}{name}": (sizes[name], why) for name, why in expected.items()}
     others = sorted(f"{inside}{name}" for name, why in REASONS.items() if why == OTHER)
-    assert trip.encoded.warnings == (f"left out other weights: {', '.join(others)}",)
+    odd = "model.fp16.safetensors, value_head.safetensors"
+    assert trip.encoded.warnings == (
+        f"left out other weights: {', '.join(others)}",
+        f"kept as bytes what is no valid safetensors file: {odd}",
+    )
     assert set(files_of(trip.out)) == {"config.json", "model.safetensors", *COMING}
 
 
@@ -661,18 +665,18 @@ def test_the_directories_that_modules_json_names_are_kept_however_large(
     assert set(trip.left_out) == parts - kept
 
 
-def test_weights_inside_a_module_are_refused_for_what_they_are(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    write_run(run / "0_Transformer", make_pair(1, layers=1)[0])
+def test_a_model_with_all_its_weights_in_modules_is_predicted_by_the_plain_base(tmp_path: Path) -> None:
+    run, (tuned, near) = tmp_path / "run", make_pair(1, layers=1)
+    base = write_run(tmp_path / "base", near)
+    write_run(run / "0_Transformer", tuned)
     rows = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}, {"path": "1_Pooling"}]
-    (run / "modules.json").write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(RunError, match="older sentence-transformers layout is not supported") as caught:
-        petlpack.encode(run, tmp_path / "pack", codec="plain")
-    assert "save it again" in str(caught.value.hint)
-    (run / "modules.json").write_text('[{"path": "", "type": "Router"}]', encoding="utf-8")
-    with pytest.raises(RunError, match="not a run directory") as caught:
-        petlpack.encode(run, tmp_path / "pack", codec="plain")
-    assert "0_Transformer" not in str(caught.value.hint)
+    for modules in (rows, [{"path": "", "type": "Router"}]):
+        (run / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+        trip = round_trip(run, base, tmp_path / str(len(modules)))
+        assert trip.encoded.layout == "sentence-transformers"
+        template = petlpack.open(tmp_path / str(len(modules)) / "pack")["run"].template
+        assert all(name.startswith("0_Transformer/") for name in template.base)
+        assert len(template.base) == len(near)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 9, 10, 20, 50, 99, 100, 101, 1000, 10_000])
@@ -794,7 +798,10 @@ def test_a_pickled_adapter_comes_back_as_safetensors(classifier: Path, tmp_path:
     torch.save(state, run / "adapter_model.bin")
     (run / "model.safetensors").write_bytes(b"of another run")
     trip = round_trip(run, None, tmp_path)
-    assert trip.encoded.warnings == ("adapter_model.bin comes back as adapter_model.safetensors",)
+    assert trip.encoded.warnings == (
+        "adapter_model.bin comes back as adapter_model.safetensors",
+        "kept as bytes what is no valid safetensors file: model.safetensors",
+    )
     assert "model.safetensors" in files_of(trip.out)
     _check_tensors(trip.out / "adapter_model.safetensors", state)
     assert outputs(_load_adapter(classifier, trip.out)) == outputs(model)
@@ -890,3 +897,193 @@ def test_a_dtype_we_do_not_know_does_not_disturb_its_neighbours(tmp_path: Path, 
     (tmp_path / "quantized" / "model.safetensors").write_bytes(content)
     trip = round_trip(tmp_path / "quantized", base, tmp_path / "trip", codec=codec)
     assert files_of(trip.out) == {"model.safetensors": content}
+
+
+# Models in parts
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(35))]
+TEXTS = ["w1 w2 w3", "w4 w30"]
+
+
+def _bits_of(*tensors: Any) -> bytes:
+    return b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A kind of model that a library saves in parts: how it is made on a base, loaded again, and what it then says."""
+
+    needs: str
+    make: Callable[[Path], Any]
+    load: Callable[[Path], Any]
+    says: Callable[[Any], bytes]
+
+
+def _sentence(*parts: Callable[[Any, Path], Any]) -> Library:
+    def make(base: Path) -> Any:
+        import sentence_transformers as library
+        from sentence_transformers.sentence_transformer import modules
+
+        return library.SentenceTransformer(modules=[part(modules, base) for part in parts], device="cpu")
+
+    def load_it(path: Path) -> Any:
+        import sentence_transformers as library
+
+        return library.SentenceTransformer(str(path), device="cpu")
+
+    def says(model: Any) -> bytes:
+        return _bits_of(model.encode_query(TEXTS), model.encode_document(TEXTS))
+
+    return Library("sentence_transformers", make, load_it, says)
+
+
+def _static(modules: Any, base: Path) -> Any:
+    return modules.StaticEmbedding(transformers.AutoTokenizer.from_pretrained(base), embedding_dim=8)
+
+
+def _router(modules: Any, base: Path) -> Any:
+    documents = [modules.Transformer(str(base)), modules.Pooling(8)]
+    return modules.Router.for_query_document(query_modules=[_static(modules, base)], document_modules=documents)
+
+
+def _cross_encoder() -> Library:
+    def load_it(path: Path) -> Any:
+        import sentence_transformers as library
+
+        return library.CrossEncoder(str(path), num_labels=1, device="cpu")
+
+    return Library(
+        "sentence_transformers", load_it, load_it, lambda model: _bits_of(model.predict([TEXTS, TEXTS[::-1]]))
+    )
+
+
+def _setfit() -> Library:
+    def make(base: Path) -> Any:
+        import setfit
+        from sklearn.linear_model import LogisticRegression
+
+        body = LIBRARIES["dense"].make(base)
+        return setfit.SetFitModel(model_body=body, model_head=LogisticRegression().fit(body.encode(TEXTS), [0, 1]))
+
+    def load_it(path: Path) -> Any:
+        import setfit
+
+        return setfit.SetFitModel.from_pretrained(str(path), device="cpu")
+
+    def says(model: Any) -> bytes:
+        return _bits_of(model.predict_proba(TEXTS))
+
+    return Library("setfit", make, load_it, says)
+
+
+def _unet(base: Path) -> Any:
+    import diffusers
+
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    return diffusers.UNet2DModel(
+        sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4, **blocks
+    )
+
+
+def _load_unet(path: Path) -> Any:
+    import diffusers
+
+    return diffusers.UNet2DModel.from_pretrained(path)
+
+
+def _unet_says(model: Any) -> bytes:
+    with torch.no_grad():
+        return _bits_of(model.eval()(torch.linspace(0, 1, 16).reshape(1, 1, 4, 4), 3).sample.numpy())
+
+
+def _pipeline(base: Path) -> Any:
+    import diffusers
+
+    return diffusers.DDPMPipeline(_unet(base), diffusers.DDPMScheduler(num_train_timesteps=4))
+
+
+def _load_pipeline(path: Path) -> Any:
+    import diffusers
+
+    return diffusers.DDPMPipeline.from_pretrained(path)
+
+
+def _pipeline_says(model: Any) -> bytes:
+    return _bits_of(model(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images)
+
+
+LIBRARIES = {
+    "dense": _sentence(
+        lambda modules, base: modules.Transformer(str(base)),
+        lambda modules, base: modules.Pooling(8),
+        lambda modules, base: modules.Dense(8, 4),
+    ),
+    "static": _sentence(_static),
+    "router": _sentence(_router),
+    "cross encoder": _cross_encoder(),
+    "setfit": _setfit(),
+    "unet": Library("diffusers", _unet, _load_unet, _unet_says),
+    "pipeline": Library("diffusers", _pipeline, _load_pipeline, _pipeline_says),
+}
+
+
+def _all_modules(model: Any) -> list[torch.nn.Module]:
+    parts = [model, *(getattr(model, "components", None) or {}).values(), getattr(model, "model_body", None)]
+    return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+
+@pytest.fixture(scope="module")
+def with_words(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base, with a tokenizer beside it."""
+    directory = tmp_path_factory.mktemp("words")
+    shutil.copytree(base, directory, dirs_exist_ok=True)
+    (directory / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    transformers.BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_models_in_parts_come_back_and_compute_the_same(with_words: Path, tmp_path: Path, name: str) -> None:
+    """Every part is predicted by the base's, and the library that wrote the model computes the same bits with it."""
+    library = LIBRARIES[name]
+    pytest.importorskip(library.needs)
+    with quiet():
+        model = library.make(with_words)
+        model.save_pretrained(str(tmp_path / "base"))
+        for part in _all_modules(model):
+            move(part, 7)
+        model.save_pretrained(str(tmp_path / "run"))
+        trip = round_trip(tmp_path / "run", tmp_path / "base", tmp_path)
+        assert library.says(library.load(trip.out)) == library.says(library.load(tmp_path / "run"))
+    task = petlpack.open(tmp_path / "pack")["run"]
+    assert task.template.base.keys() == {slot.name for slot in task.template.slots if slot.size}
+    assert trip.left_out == {}
+    assert trip.encoded.warnings == ()
+
+
+def test_a_merged_model_beside_its_adapter_and_a_second_one_are_all_had(classifier: Path, tmp_path: Path) -> None:
+    with quiet():
+        model = _adapt(classifier, "lora")
+        model.add_adapter("other", ADAPTERS["lora"]())
+        move(model, 6, only_trained=True)
+        model.save_pretrained(str(tmp_path / "run"))
+        said = outputs(model)
+        merged = model.merge_and_unload()
+        merged.save_pretrained(str(tmp_path / "run"), max_shard_size="3KB")
+    trip = round_trip(tmp_path / "run", classifier, tmp_path)
+    out = files_of(trip.out)
+    assert {
+        "adapter_model.safetensors",
+        "other/adapter_model.safetensors",
+        "model.safetensors.index.json",
+    } <= out.keys()
+    assert outputs(_load_adapter(classifier, trip.out)) == said
+    shutil.rmtree(trip.out / "other")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (trip.out / name).unlink()
+    assert outputs(load(trip.out)) == outputs(merged)
+    task = petlpack.open(tmp_path / "pack")["run"]
+    merged_names = {name for name in task.template.base if name.startswith("model/")}
+    assert len(merged_names) == len(merged.state_dict()) - ("bert.embeddings.position_ids" in merged.state_dict())
+    assert sum(len(task.sources.slots[i].name) > 0 for i in task.sources.unchanged) > len(merged_names) // 2

@@ -192,3 +192,20 @@ def write_pair(directory: Path, seed: int = 0, dtype: str = "F32", **changes: An
     """Write a pair of `make_pair` to `directory`, and return (run directory, base directory)."""
     tuned, base = make_pair(seed, dtype, **changes)
     return write_run(directory / "run", tuned), write_run(directory / "base", base)
+
+
+def write_pipeline(
+    directory: Path, seed: int = 0, parts: Sequence[str] = ("unet", "text_encoder")
+) -> tuple[Path, Path]:
+    """Write a pipeline of Diffusers and its base to `directory`, and return (run directory, base directory).
+
+    A folder is a UNet with the name of its file, or a model of Transformers; the weights are those of `make_pair`.
+    """
+    for i, part in enumerate(parts):
+        file = "diffusion_pytorch_model.safetensors" if part.startswith("unet") else "model.safetensors"
+        tuned, base = make_pair(seed + i, labels=0, prefix="", layers=1)
+        for name, tensors in (("run", tuned), ("base", base)):
+            write_run(directory / name / part, tensors, {"_class_name": part}, weights_file=file)
+            index = json.dumps({"_class_name": "Pipeline", **{part: ["library", part] for part in parts}})
+            (directory / name / "model_index.json").write_text(index, encoding="utf-8")
+    return directory / "run", directory / "base"

@@ -595,7 +595,7 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
         check(texts == sorted(set(texts)), f"template: {field} is not sorted")
     check(isinstance(table["weights"], list) and isinstance(table["parts"], list), "template: not lists")
     for entry in table["weights"]:
-        check(isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry), "weights")
+        check(isinstance(entry, list) and len(entry) == 3 and all(isinstance(part, str) for part in entry), "weights")
     for part in table["parts"]:
         check(isinstance(part, list) and all(item is None or isinstance(item, str) for item in part), "template: parts")
     if table["base"] is not None:
@@ -628,7 +628,8 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
     check(len(set(names)) == len(names), "template: a tensor in two parts")
     places = {item: (k, i) for k, part in enumerate(table["parts"]) for i, item in enumerate(part)}
     slots = []
-    for _, header in table["weights"]:
+    for _, header, prefix in table["weights"]:
+        check(prefix == "" or (prefix.endswith("/") and _is_file_name(prefix[:-1])), "template: a prefix")
         try:
             tensors, _ = parse_header(header.encode())
         except UnicodeEncodeError as error:
@@ -638,7 +639,8 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
             start, stop = row["data_offsets"]
             shape = tuple(row["shape"]) if known_dtype else (stop - start,)
             dtype = row["dtype"] if known_dtype else "U8"
-            slots.append(Slot(own, dtype, shape, base.get(own), own in table["head"], places.get(own)))
+            called = prefix + own
+            slots.append(Slot(called, dtype, shape, base.get(called), called in table["head"], places.get(called)))
     held = [slot.name for slot in slots]
     check(len(set(held)) == len(held), "template: a tensor twice")
     check(set(names) <= set(held), "template: a part of other tensors")

@@ -12,17 +12,22 @@ from petlpack.analyze.survey.kinds import PICKLED
 from petlpack.analyze.survey.tree import File, Key, key_of
 from petlpack.errors import BaseError, Problem, RunError, printable, problem_of
 from petlpack.tensors.base import is_model
-from petlpack.tensors.checkpoint import find_weights, open_checkpoint
+from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint
+from petlpack.tensors.components import by_component, find_components, is_in_parts, with_components
+from petlpack.tensors.places import find_main
 from petlpack.tensors.safetensors_file import Header
+
+_READ = ".safetensors"
+"""How the names of files end that are opened: no pickle is."""
 
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """The tensors of a base by name, and its files."""
+    """The tensors of a base by name, and its files; the shapes are by component and own name."""
 
     path: Path
     spans: Mapping[str, Span]
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
     keys: frozenset[Key]
 
 
@@ -63,27 +68,33 @@ def open_bases(for_all: BaseFiles | None, runs: Iterable[FoundRun]) -> ComparedB
 
 def open_base(path: Path) -> BaseFiles:
     """Read the headers of a base; raises BaseError where there is none, or it is pickled."""
-    weights = find_weights(path) if path.is_dir() else path
+    weights = find_main(path) if path.is_dir() else path
     shown = printable(str(path))
-    if weights is None or not weights.is_file():
+    if not (weights.is_file() if weights is not None else is_in_parts(path)):
         raise BaseError(
             f"no base at '{shown}'",
             hint="give --base the directory of the pretrained model (with model.safetensors), or its weight file",
             code="base-missing",
         )
-    if weights.name.removesuffix(".index.json").endswith(PICKLED):
+    if weights is not None and weights.name.removesuffix(".index.json").endswith(PICKLED):
         raise BaseError(
             f"base '{shown}' is pickled, and pickles are never opened", hint="save the base as safetensors first"
         )
     try:
-        checkpoint = open_checkpoint(weights)
+        main = Checkpoint({}, {}, ()) if weights is None else open_checkpoint(weights)
+        parts = find_components(path, main.sources) if path.is_dir() else {}
+        checkpoint, _ = with_components(main, {name: part for name, part in parts.items() if name.endswith(_READ)})
         keys = frozenset(key_of(source.stat()) for source in checkpoint.sources)
     except RunError as error:
         raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
     spans: dict[str, Span] = {}
     for source, header in zip(checkpoint.sources, checkpoint.headers.values(), strict=True):
-        spans |= tensor_spans(source, header)
-    return BaseFiles(path, spans, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}, keys)
+        spans |= {header.prefix + name: span for name, span in tensor_spans(source, header).items()}
+    components = by_component(checkpoint.tensors, checkpoint.headers.values())
+    shapes = {
+        prefix: {name: tensor.shape for name, tensor in tensors.items()} for prefix, tensors in components.items()
+    }
+    return BaseFiles(path, spans, shapes, keys)
 
 
 def tensor_spans(path: Path, header: Header) -> dict[str, Span]:

@@ -13,16 +13,14 @@ from petlpack.layouts.layout import Layout
 from petlpack.layouts.registry import layout
 from petlpack.layouts.run import read_json
 from petlpack.tensors.checkpoint import shards_of
+from petlpack.tensors.components import find_components
 from petlpack.tensors.pickled import is_cut
 from petlpack.tensors.places import checkpoints
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run of the tree, the weight files that `encode` would take, and the directories below that are parts of it.
-
-    `modules` are those of them whose weights loading needs, too: a sentence-transformers model has some.
-    """
+    """A run of the tree, the weight files that `encode` would take, and the directories below that are parts of it."""
 
     path: Path
     layout: str | None = None
@@ -30,7 +28,6 @@ class FoundRun:
     weights: tuple[Path, ...] = ()
     base_name: str | None = None
     inside: tuple[Path, ...] = ()
-    modules: tuple[Path, ...] = ()
     checkpoints: int = 0
     loads_base: bool = False
     """Whether what loads the run takes the base's tensors from the base anyway."""
@@ -47,7 +44,6 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
         layout_id,
         reader.method,
         inside=(*steps, *modules, *(folder for folder in folders if folder != path)),
-        modules=tuple(modules),
         checkpoints=len(steps),
         loads_base=reader.loads_base,
     )
@@ -58,13 +54,21 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
             _check_complete(weights, tree)
             reader.check_complete(place, path)
             method, base_name = reader.method_of(files[0].parent), _base_name(reader, files[0].parent, path)
-            return replace(run, method=method, weights=weights, base_name=base_name)
+            parts = _components(place, weights) if reader.components else []
+            inside = (*run.inside, *(file.parent for file in files if file.parent != place))
+            weights = tuple(dict.fromkeys([*weights, *parts]))
+            return replace(run, method=method, weights=weights, base_name=base_name, inside=inside)
         except RunError as error:
             run = replace(run, problem=run.problem or problem_of(error))
             if place == path:  # `encode` looks no further
                 return replace(run, weights=weights)
     nothing = RunError(f"'{printable(str(path))}' has no weights", hint="the run was not saved in full: save it again")
     return replace(run, problem=run.problem or problem_of(nothing))
+
+
+def _components(place: Path, weights: Iterable[Path]) -> list[Path]:
+    """Return the weight files of a directory that `encode` takes besides the main ones."""
+    return [*find_components(place, tuple(weights)).values()] if place.is_dir() else []
 
 
 def _parts(file: Path) -> list[Path]:

@@ -139,11 +139,19 @@ def _members(files: Sequence[File], headers: Mapping[Key, Header], bases: Compar
 
 
 def _match(shapes: Mapping[str, tuple[int, ...]], base: BaseFiles) -> dict[str, str]:
-    """Return {name: the base's name}; empty where the names have nothing to do with the base's."""
-    try:
-        return match_names(shapes, base.shapes)
-    except BaseError:  # an adapter's own tensors, or another model's: none of them is the base's
-        return {}
+    """Return {name: the base's name} in the base's component that has most of them.
+
+    Empty where the names have nothing to do with the base's.
+    """
+    best: dict[str, str] = {}
+    for prefix, known in base.shapes.items():
+        try:
+            names = match_names(shapes, known)
+        except BaseError:  # an adapter's own tensors, or another model's: none of them is the base's
+            continue
+        if len(names) > len(best):
+            best = {name: prefix + namesake for name, namesake in names.items()}
+    return best
 
 
 def _verdicts(members: Sequence[_Member], equal: Equal, bases: ComparedBases) -> tuple[set[int], set[int]]:

@@ -1,4 +1,4 @@
-"""The kinds by which `survey` counts files; which file is of which, `petlpack.layouts.kinds` tells."""
+"""The kinds by which `survey` counts files; which file is of which, `petlpack.tensors.kinds` tells."""
 
 from __future__ import annotations
 

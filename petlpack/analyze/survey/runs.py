@@ -10,9 +10,9 @@ from petlpack.analyze.survey.chosen import FoundRun, choose
 from petlpack.analyze.survey.tree import File, Key, Tree, key_of
 from petlpack.errors import PetlpackError, Problem, RunError, printable, problem_at, problem_of
 from petlpack.layouts.foreign import sharded_state
-from petlpack.layouts.kinds import is_checkpoint, kind_in_run
 from petlpack.layouts.layout import Names
 from petlpack.layouts.registry import LAYOUTS, layout
+from petlpack.tensors.kinds import is_checkpoint, kind_in_run
 
 
 def find_runs(tree: Tree) -> dict[Path, FoundRun]:
@@ -96,7 +96,7 @@ def _kind(file: File, run: FoundRun | None, stored: set[Key]) -> str:
     """Return the kind of a file in its place: a run's weights, those of a checkpoint that does not count, a log."""
     if run is None or file.kind in ("cache", "training state"):
         return file.kind
-    if file.key in stored or (file.kind == "other weights" and any(map(file.path.is_relative_to, run.modules))):
+    if file.key in stored:
         return "weights"
     parts = file.path.relative_to(run.path).parts
     if file.kind == "other weights" and len(parts) > 1 and is_checkpoint(parts[0]):

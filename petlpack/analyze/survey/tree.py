@@ -11,8 +11,8 @@ from pathlib import Path
 
 from petlpack.errors import Problem, RunError, UsageError, printable, problem_at, problem_of
 from petlpack.errors.arguments import paths_of
-from petlpack.layouts.kinds import CACHES, LOADING, WEIGHTS, kind_by_name
 from petlpack.store import SUFFIX, is_pack, pack_above
+from petlpack.tensors.kinds import CACHES, LOADING, WEIGHTS, kind_by_name
 from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 
 PATH_HINT = "give the output directory of a training run, or a directory with several of them"

@@ -11,7 +11,7 @@ from typing import TypeVar
 from petlpack.encoding.matching.prefixes import Subtree, subtrees
 from petlpack.encoding.matching.samples import Samples
 from petlpack.encoding.matching.spelling import comparable, likeness
-from petlpack.tensors.base import Base
+from petlpack.tensors.base import Tensors
 from petlpack.tensors.casting import can_cast
 from petlpack.tensors.dtypes import DType
 from petlpack.tensors.tensor import Tensor
@@ -31,7 +31,7 @@ class Sides:
 
     tuned: Mapping[str, Tensor]
     digests: Mapping[str, str]
-    base: Base
+    base: Tensors
     jobs: int
     found: Matches = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from petlpack.encoding.matching.by_name import equal_names, main_prefix, other_p
 from petlpack.encoding.matching.by_weights import equal_weights, near_weights
 from petlpack.encoding.matching.prefixes import nothing_fits, subtrees
 from petlpack.encoding.matching.sides import Matches, Sides, Step, shapes_of
-from petlpack.tensors.base import Base
+from petlpack.tensors.base import Tensors
 from petlpack.tensors.tensor import Tensor
 
 BY_NAME: tuple[Step, ...] = (equal_names, without_wrappers, main_prefix)
@@ -20,7 +20,7 @@ ALL: tuple[Step, ...] = (equal_weights, *BY_NAME, other_prefixes, renamed_kinds,
 
 
 def match_tensors(
-    tuned: Mapping[str, Tensor], digests: Mapping[str, str], base: Base, jobs: int, steps: Sequence[Step]
+    tuned: Mapping[str, Tensor], digests: Mapping[str, str], base: Tensors, jobs: int, steps: Sequence[Step]
 ) -> Matches:
     """Return {name in the run: name in the base} for every tensor of a run that a tensor of the base predicts.
 
@@ -32,7 +32,7 @@ def match_tensors(
     return {name: sides.found[name] for name in tuned if name in sides.found}
 
 
-def refuse_unrelated(tuned: Mapping[str, Tensor], base: Base) -> None:
+def refuse_unrelated(tuned: Mapping[str, Tensor], base: Tensors) -> None:
     """Raise BaseError for a base of which no tensor meets one of the run's by name and shape."""
     shapes, base_shapes = shapes_of(tuned), shapes_of(base.tensors)
     if not subtrees(shapes, base_shapes):

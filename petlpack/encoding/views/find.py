@@ -27,14 +27,14 @@ from petlpack.encoding.views.rotary import reordered
 from petlpack.encoding.views.scales import scaled_views
 from petlpack.encoding.views.tiling import Tiling, tile
 from petlpack.records.views import MOST_NAMES
-from petlpack.tensors.base import Base
+from petlpack.tensors.base import Tensors
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
 from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Shape, Sliced, Transposed, View, with_refs
 
 
-def find_views(tensors: Mapping[str, Tensor], base: Base) -> dict[str, View]:
+def find_views(tensors: Mapping[str, Tensor], base: Tensors) -> dict[str, View]:
     """Return what of the base predicts tensors of a run, for those that have something there: {name: view}.
 
     Float tensors only. Few elements of either side are read, and no digest is taken but of what the views need.
@@ -46,7 +46,7 @@ def find_views(tensors: Mapping[str, Tensor], base: Base) -> dict[str, View]:
     return {name: with_refs(view, base.ref) for name, view in found.items() if len(view.refs) <= MOST_NAMES}
 
 
-def corrected(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: Base) -> dict[str, View]:
+def corrected(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: Tensors) -> dict[str, View]:
     """Return better views of tensors that were matched by name: where they are transposed, or the base's have scales.
 
     `matches` has the base tensor of each. A view is better where it is near, and the base tensor itself is not.
@@ -72,7 +72,7 @@ def corrected(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: B
 class _Weights:
     """The float tensors of a base as views, those with scales scaled, and the items that they are part of."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Tensors) -> None:
         plain = {
             name: BaseRef(name, tensor.dtype, tensor.shape, "")  # a look needs no digest
             for name, tensor in base.tensors.items()
@@ -113,9 +113,9 @@ class _Weights:
         return Transposed(view) if item.transposed else view
 
 
-@lru_cache(maxsize=1)
-def _weights_of(base: Base) -> _Weights:
-    """Return the weights of a base, which is most often the same from one run to the next."""
+@lru_cache(maxsize=4)
+def _weights_of(base: Tensors) -> _Weights:
+    """Return the weights of a base or a component, most often the same from one run to the next."""
     return _Weights(base)
 
 
