@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from petlpack.encoding.components import components_of, is_most, match_component
+from petlpack.encoding.matching.samples import Samples
 from petlpack.encoding.matching.sides import Content
-from petlpack.encoding.matching.steps import ALL, BY_NAME, refuse_unrelated
+from petlpack.encoding.matching.steps import ALL, BY_NAME, match_tensors, refuse_unrelated
 from petlpack.encoding.views.find import corrected, find_views
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
@@ -119,8 +120,8 @@ def _left(tensors: Mapping[str, Tensor], names: Mapping[str, str], digests: Dige
 def match_adapter(run: Run, base: Base | None, digests: Digests) -> Matched:
     """Match the whole tensors of the base that an adapter's file has, too: its embeddings, its output layer.
 
-    They have the base's name behind the adapter's wrappers, its dtype and its shape. A whole model that stands beside
-    the adapter is matched as any model is. A model that is stored without its base has none.
+    They have the base's name behind the adapter's wrappers, or its shape, and may have more rows or fewer. A whole
+    model that stands beside the adapter is matched as any model is. A model that is stored without its base has none.
     """
     tensors, refs = dict(run.module.tensors), dict[str, View]()
     if base is None or run.whole:
@@ -133,14 +134,40 @@ def match_adapter(run: Run, base: Base | None, digests: Digests) -> Matched:
 
 
 def _whole_tensors(own: Mapping[str, Tensor], base: Base, digests: Digests) -> dict[str, View]:
-    """Return the base's tensors that an adapter's file has whole, by the names in the file."""
-    known = base.tensors
+    """Return the base's tensors that an adapter's file has whole, by the names in the file: resized, or another tensor.
+
+    An output layer that was untied from the embeddings comes from them.
+    """
+    rows, names = _rows_by_width(base.tensors), {whole_name(name): name for name in own}
+    some = {inner: own[name] for inner, name in names.items() if inner in base.tensors or _is_as_large(own[name], rows)}
+    if not some:
+        return {}
+    hashes, samples = digests.of(some), Samples(some, base.tensors)
+    matches = match_tensors(some, hashes, base, digests.jobs, ALL)
     whole = {
-        name: other
-        for name, other in ((name, whole_name(name)) for name in own)
-        if other in known and (known[other].dtype, known[other].shape) == (own[name].dtype, own[name].shape)
+        names[inner]: other
+        for inner, other in matches.items()
+        if hashes[inner] == base.sha256(other) or samples.is_near(inner, other)
     }
     return dict(zip(whole, ordered_map(base.ref, whole.values(), digests.jobs), strict=True))
+
+
+def _rows_by_width(tensors: Mapping[str, Tensor]) -> dict[tuple[int, ...], set[int]]:
+    """Return how many rows there are in matrices of the same other axes."""
+    rows: dict[tuple[int, ...], set[int]] = {}
+    for tensor in tensors.values():
+        if len(tensor.shape) > 1:
+            rows.setdefault(tensor.shape[1:], set()).add(tensor.shape[0])
+    return rows
+
+
+def _is_as_large(tensor: Tensor, rows: Mapping[tuple[int, ...], set[int]]) -> bool:
+    """Tell whether a matrix has about as many rows as one of the base: what adapters add has far fewer, or columns."""
+    if len(tensor.shape) < 2:
+        return False
+    return any(
+        max(tensor.shape[0], count) < 2 * min(tensor.shape[0], count) for count in rows.get(tensor.shape[1:], ())
+    )
 
 
 def whole_name(name: str) -> str:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import petlpack
 from petlpack import BaseError
 from tests.support.command_line import run, run_json, write_adapter
-from tests.support.small_runs import make_base, make_pair, nudged, write_run
+from tests.support.small_runs import make_base, make_pair, nudged, weights, write_run
 
 
 @pytest.fixture
@@ -234,7 +236,7 @@ def test_an_adapter_is_bound_to_its_base(place: Path) -> None:
 def test_an_adapter_of_another_model_is_not_counted_with_the_base(place: Path) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     config = json.dumps({"peft_type": "LORA"}).encode()
-    tensors = {name: make_base()["encoder.layer.0.attention.self.query.weight"]}
+    tensors = {name: make_base(1)["encoder.layer.0.attention.self.query.weight"]}
     write_run(place / "llama", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
     (task,) = petlpack.encode("llama", "p", "base")
     assert task.base is None
@@ -264,6 +266,43 @@ def test_whole_tensors_in_an_adapters_file_are_predicted_by_the_base(place: Path
     assert weights == Path("adapter/adapter_model.safetensors").read_bytes()
     with pytest.raises(BaseError):
         petlpack.open("p")["adapter"].decode("out2")
+
+
+RESIZED = "base_model.model.embeddings.word_embeddings.weight"
+UNTIED = "base_model.model.lm_head.weight"
+
+
+@pytest.mark.parametrize(("rows", "names"), [(4992, [RESIZED]), (5008, [RESIZED, UNTIED]), (5000, [UNTIED])])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resized_and_untied_embeddings_of_an_adapter_are_predicted(
+    rows: int, names: list[str], dtype: str, place: Path
+) -> None:
+    base = make_base(words=5000)
+    write_run(place / "base", base)
+    lora = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
+    values = torch.from_numpy(base["embeddings.word_embeddings.weight"].bits().view("f4").copy())
+    tuned = torch.cat([values, values[:8] * 0.5])[:rows].to(getattr(torch, dtype))
+    tensors = {lora: torch.full((2, 16), 0.5), **{other: tuned + 0.001 * (other == UNTIED) for other in names}}
+    (place / "adapter").mkdir()
+    save_file({key: tensor.clone() for key, tensor in tensors.items()}, place / "adapter" / "adapter_model.safetensors")
+    (place / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
+    (alone,) = petlpack.encode("adapter", "q")
+    (task,) = petlpack.encode("adapter", "p", "base")
+    assert task.nbytes < alone.nbytes * (0.5 if UNTIED in names else 0.1)
+    petlpack.open("p")["adapter"].decode("out", "base")
+    weights = Path("out/adapter_model.safetensors").read_bytes()
+    assert weights == Path("adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_a_head_of_an_adapter_that_comes_from_nothing_needs_no_base(place: Path) -> None:
+    tensors = {
+        "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight": weights("F32", (2, 16), 3),
+        RESIZED: weights("F32", make_base()["embeddings.word_embeddings.weight"].shape, 4),
+    }
+    config = json.dumps({"peft_type": "LORA"}).encode()
+    write_run(place / "adapter", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+    petlpack.encode("adapter", "p", "base")
+    petlpack.open("p")["adapter"].decode("out")
 
 
 # Where a base may stand
