@@ -35,10 +35,11 @@ class MethodCodec(Codec):
     """Units of a method: masks with what shared parts say of them, tensors, what differs from the base, the head."""
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
-        """Cut into `masks.N`, `tensors.N`, `changed.N` against the base, and `head.N`."""
+        """Cut into `changed.N` against the base, `masks.N`, `tensors.N` and `head.N`."""
         unpredicted = [piece for piece in own_pieces(slots) if not piece.slot.head]
         masks = [piece for piece in unpredicted if is_mask(piece.slot)]
         return [
+            *changed_units(slots),
             *(replace(unit, predictor=_same_entries(unit, shared)) for unit in _mask_units(masks)),
             *group(
                 (piece for piece in unpredicted if not is_mask(piece.slot)),
@@ -47,7 +48,6 @@ class MethodCodec(Codec):
                 role="own",
                 row=lambda slot: slot.row,
             ),
-            *changed_units(slots),
             *group((p for p in own_pieces(slots) if p.slot.head), "head", UNIT, role="head"),
         ]
 

@@ -27,12 +27,12 @@ class PlainCodec(Codec):
     uses_base = False
 
     def units(self, slots: Sequence[Slot], shared: Sequence[Slot] = ()) -> list[Unit]:
-        """Cut into `tensors.N`, `changed.N` against the base, and `head.N`."""
+        """Cut into `changed.N` against the base, `tensors.N` and `head.N`."""
         own = list(own_pieces(slots))
         tensors, head = ([piece for piece in own if piece.slot.head == part] for part in (False, True))
         return [
-            *group(tensors, "tensors", UNIT, role="own", row=lambda slot: slot.row),
             *changed_units(slots),
+            *group(tensors, "tensors", UNIT, role="own", row=lambda slot: slot.row),
             *group(head, "head", UNIT, role="head"),
         ]
 

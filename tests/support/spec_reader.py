@@ -918,8 +918,8 @@ def units_of(codec: str, stored: Sequence[Slot], shared: Sequence[Slot] = ()) ->
     if codec == "plain":
         tensors, head = ([piece for piece in own if piece[0].head == of_head] for of_head in (False, True))
         return [
-            *cut(tensors, "tensors", 1 << 20, rows_of),
             *cut(based, "changed", 1 << 20, rows_of),
+            *cut(tensors, "tensors", 1 << 20, rows_of),
             *cut(head, "head", 1 << 20, no_rows),
         ]
     if codec not in ("mask", "merge", "hyper"):
@@ -934,9 +934,9 @@ def units_of(codec: str, stored: Sequence[Slot], shared: Sequence[Slot] = ()) ->
             prediction = () if unit.size % unit.row else tuple(best)
             units.append(replace(unit, name=f"masks.{len(units)}", prediction=prediction))
     return [
+        *cut(based, "changed", 1 << 20, rows_of),
         *units,
         *cut([piece for piece in body if piece[0].dtype != "BOOL"], "tensors", 1 << 20, rows_of),
-        *cut(based, "changed", 1 << 20, rows_of),
         *cut([piece for piece in own if piece[0].head], "head", 1 << 20, no_rows),
     ]
 
