@@ -152,6 +152,12 @@ def test_the_pages_name_every_page() -> None:
         assert name == "README.md" or f"({name})" in index, name
 
 
+def test_the_formats_begin_with_one_screen() -> None:
+    screen = (FORMATS / "README.md").read_text(encoding="utf-8").partition("\n## ")[0].splitlines()
+    assert len(screen) <= 50
+    assert max(map(len, screen)) <= 100
+
+
 def test_every_link_leads_somewhere() -> None:
     for page in pages():
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
