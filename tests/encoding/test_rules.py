@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import petlpack
-from petlpack import coding
+from petlpack import PetlpackError, coding
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
 from tests.support import faulty
@@ -299,6 +299,21 @@ def test_a_file_that_is_no_text_takes_no_name(tmp_path: Path) -> None:
     task = petlpack.open(tmp_path / "p")["rte"]
     assert {name: name in task.template.named for name in contents} == {"text.json": True, "bytes.json": False}
     assert {name: task.read_file(name) for name in contents} == contents
+
+
+@pytest.mark.rule("decoded-digest", "zstd-frame")
+@pytest.mark.parametrize(("coder_id", "code"), [("raw", "decoded-digest"), ("planes", "zstd-frame")])
+def test_a_kept_file_with_a_fault_is_in_no_task(
+    coder_id: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned, base = make_pair(5, **SMALL)
+    run = write_run(tmp_path / "run", tuned, files={"vocab.txt": b"words" * 1000})
+    data = b"sword" * 1000 if coder_id == "raw" else b"\4\0\0\0oops"
+    faulty.sections(monkeypatch, coder_id, data, coding.Array(DTYPES["U8"], 5000, 5000))
+    with pytest.raises(PetlpackError) as caught:
+        petlpack.encode(run, tmp_path / "p", write_run(tmp_path / "base", base), task="task")
+    assert caught.value.code == code
+    assert not (tmp_path / "p" / "tasks" / "task.petl.safetensors").exists()
 
 
 # Rules and parts
