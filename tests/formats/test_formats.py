@@ -672,6 +672,7 @@ def test_pack_json(vector: Vector, tmp_path: Path) -> None:
     assert str(vector["text"]).encode() == PACK_JSON
     (tmp_path / "pack.json").write_bytes(PACK_JSON)
     assert Store(tmp_path).task_names() == []
+    spec_reader.check_mark(PACK_JSON)
     schema("pack").validate(json.loads(vector["text"]))
 
 
@@ -679,16 +680,19 @@ def test_pack_json(vector: Vector, tmp_path: Path) -> None:
 def test_pack_json_refuses(vector: Vector, tmp_path: Path) -> None:
     (tmp_path / "pack.json").write_text(vector["text"], encoding="utf-8")
     refuse(vector, lambda: Store(tmp_path))
+    refuse_too(vector, lambda: spec_reader.check_mark(vector["text"].encode()))
 
 
 @of_kind("task name", bad=False)
 def test_task_name(vector: Vector) -> None:
     assert check_task_name(vector["name"]) == vector["name"]
+    spec_reader.check_task_name(vector["name"])
 
 
 @of_kind("task name", bad=True)
 def test_task_name_refuses(vector: Vector) -> None:
     refuse(vector, lambda: check_task_name(vector["name"]))
+    refuse_too(vector, lambda: spec_reader.check_task_name(vector["name"]))
 
 
 # Schemas

@@ -979,11 +979,28 @@ def fill(
             at += stop - start
 
 
+def check_mark(text: bytes) -> None:
+    """Check the text of a pack.json."""
+    try:
+        mark = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused("pack.json is no JSON", unknown=True) from error
+    said = (mark.get("format"), mark.get("version")) if isinstance(mark, dict) else None
+    if said != ("petlpack", 1) or type(said[1]) is not int:
+        raise Refused("not version 1 of a pack", unknown=True)
+
+
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE | re.DOTALL)
+
+
+def check_task_name(name: str) -> None:
+    """Check what a task of a pack is called."""
+    check(_is_task_name(name) and name[0] != "." and not _DEVICE.fullmatch(name), "not a name of a task")
+
+
 def open_task(pack: Path, name: str) -> tuple[File, Template]:
     """Open a task and its template."""
-    mark = json.loads((pack / "pack.json").read_bytes())
-    if (mark["format"], mark["version"]) != ("petlpack", 1):
-        raise Refused("not version 1 of a pack", unknown=True)
+    check_mark((pack / "pack.json").read_bytes())
     file = read_file((pack / "tasks" / f"{name}.petl.safetensors").read_bytes())
     manifest = file.manifest
     check(manifest["kind"] == "task" and len(manifest["shared"]) >= 1, "not a task")
