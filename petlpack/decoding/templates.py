@@ -38,10 +38,10 @@ class Templates:
     def table(self, sha256: str) -> BaseTable:
         """Read and parse the table of a base; raises DamageError."""
         if sha256 not in self._tables:
-            text = read_shared(self._store, sha256, MAX_TEMPLATE)
+            text = self._texts.get(sha256) or read_shared(self._store, sha256, MAX_TEMPLATE)
             self._tables[sha256] = parse_base_table(text, f"shared part {sha256}")
         return self._tables[sha256]
 
-    def put(self, sha256: str, name: str | None, template: Template) -> None:
-        """Keep a template that is not in the store yet."""
-        self._templates[sha256, name] = template
+    def put(self, sha256: str, text: bytes) -> None:
+        """Keep the text of a template, or of a base's table, that is not in the store yet."""
+        self._texts[sha256] = text

@@ -105,7 +105,9 @@ class TaskWriter:
         """Decode a written file once, and return it; what the pack lacks of its parts is where this call wrote it."""
         described = prepared.described
         templates = Templates(self._store)
-        templates.put(described.template_sha256, described.sources.name, described.template)
+        for sha256, content in described.contents.items():
+            if sha256 in (described.template_sha256, described.template.base_table):
+                templates.put(sha256, content)  # read as a reader does, which finds a rule that is broken
         task = Task(self._store, name, path, templates, self.parts)
         _compare(task, self._base, self._jobs)
         parts = {part.sha256: self.parts[part.sha256] for part in prepared.parts}
