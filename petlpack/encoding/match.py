@@ -75,13 +75,19 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     """
     refs: dict[str, View] = {}
     if base is not None:
-        components = components_of(run)
-        for prefix, own in components.items():
-            refs |= _with_prefix(prefix, _views_of(prefix, own, base, digests, whole=run.whole))
-        main = components.get("", run.module.tensors)
+        refs = views_of(run, base, digests)
+        main = components_of(run).get("", run.module.tensors)
         if refs.keys().isdisjoint(main):
             refuse_unrelated(main, base.parts.get("", base))
     return matched_with(dict(run.module.tensors), refs, base, digests)
+
+
+def views_of(run: Run, base: Base, digests: Digests) -> dict[str, View]:
+    """Return what of the base predicts the tensors of a run, as `match` finds it."""
+    refs: dict[str, View] = {}
+    for prefix, own in components_of(run).items():
+        refs |= _with_prefix(prefix, _views_of(prefix, own, base, digests, whole=run.whole))
+    return refs
 
 
 def _views_of(prefix: str, own: Mapping[str, Tensor], base: Base, digests: Digests, *, whole: bool) -> dict[str, View]:
@@ -134,13 +140,18 @@ def match_adapter(run: Run, base: Base | None, digests: Digests) -> Matched:
 
 def _whole_tensors(own: Mapping[str, Tensor], base: Base, digests: Digests) -> dict[str, View]:
     """Return the base's tensors that an adapter's file has whole, by the names in the file."""
+    whole = whole_counterparts(own, base)
+    return dict(zip(whole, ordered_map(base.ref, whole.values(), digests.jobs), strict=True))
+
+
+def whole_counterparts(own: Mapping[str, Tensor], base: Base) -> dict[str, str]:
+    """Return {name in an adapter's file: name in the base} of the base's tensors that the file may have whole."""
     known = base.tensors
-    whole = {
+    return {
         name: other
         for name, other in ((name, whole_name(name)) for name in own)
         if other in known and (known[other].dtype, known[other].shape) == (own[name].dtype, own[name].shape)
     }
-    return dict(zip(whole, ordered_map(base.ref, whole.values(), digests.jobs), strict=True))
 
 
 def whole_name(name: str) -> str:
