@@ -47,7 +47,7 @@ def write(
     """Write a whole file: the sections as they come, then the manifest made from their rows, then the header.
 
     `names` are the sections' names in order and `limit` a bound on the bytes behind the header; both only reserve room
-    for the header. Returns the manifest.
+    for the header, of which a small file keeps what it needs. `file` is empty and can be read. Returns the manifest.
     """
     room = len(_header_text([(name, limit) for name in names], limit, "0" * 64, start=limit))
     room += -room % 8
@@ -64,9 +64,26 @@ def write(
     header = _header_text(sizes, len(packed), hashlib.sha256(packed).hexdigest())
     if [row.name for row in rows] != list(names) or len(header) > room:
         raise AssertionError("sections are not those that room was reserved for")
+    room = _tightened(file, room, len(header) + -len(header) % 8)
     file.seek(0)
     file.write(room.to_bytes(8, "little") + header.ljust(room).encode())
     return manifest
+
+
+MOST_MOVED = 1 << 20
+"""Bytes behind a header that are moved to where it ends: of a larger file the spaces are nothing."""
+
+
+def _tightened(file: BinaryIO, room: int, needed: int) -> int:
+    """Move what is behind the room of a small file's header to the end of what the header needs; return its length."""
+    if needed == room or file.tell() - room > MOST_MOVED:
+        return room
+    file.seek(8 + room)
+    body = file.read()
+    file.seek(8 + needed)
+    file.write(body)
+    file.truncate()
+    return needed
 
 
 @dataclass(frozen=True)

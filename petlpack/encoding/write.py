@@ -174,7 +174,7 @@ class TaskWriter:
     ) -> None:
         writer = SectionWriter(codec, self._request.level, self._jobs, self._progress)
         encoded = writer.encode(units, tensors, predictions, may_decline=may_decline)
-        with path.open("wb") as file:
+        with path.open("w+b") as file:
             write_file(file, codec, units, (section for sections in encoded for section in sections), manifest_of)
 
 
