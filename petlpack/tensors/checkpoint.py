@@ -120,7 +120,7 @@ def within(checkpoint: Checkpoint, folder: PurePosixPath) -> Checkpoint:
 
 def _open_one(path: Path) -> Checkpoint:
     try:
-        _refuse_foreign(path)
+        refuse_other_content(path)
         if path.suffix in PICKLED:
             return _open_pickled(path)
         header = read_header(path)
@@ -136,7 +136,7 @@ def _open_one(path: Path) -> Checkpoint:
     return Checkpoint({path.name: header}, tensors, (path,))
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_other_content(path: Path) -> None:
     """Raise RunError for a file that is something else than its name says, or no weights; reads its first bytes."""
     special = special_file(path)
     if special is not None:
@@ -306,7 +306,7 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
     if path.suffix == ".json":  # shards come back as one file
         return _in_one_file(open_checkpoint(path), path)
     try:
-        _refuse_foreign(path)
+        refuse_other_content(path)
         return _gathered(_checkpoint_of(read_state_dict(path, *keys), name or path.name, path), path)
     except OSError as error:
         raise _unread(path, error) from error
