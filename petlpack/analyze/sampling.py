@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from petlpack.codecs.codec import Codec
 from petlpack.codecs.units import Unit
 from petlpack.coding.array import Level
-from petlpack.container.file import MOST_MOVED, EncodedSection
+from petlpack.container.file import MOST_HELD, EncodedSection
 from petlpack.encoding.check import check_modules
 from petlpack.encoding.cut import check_suits, cut
 from petlpack.encoding.match import Digests
@@ -165,8 +165,8 @@ def _header_bytes(
     rate = sum(len(section.data) for section in measured.values()) / max(1, sum(s.count for s in measured.values()))
     names = [(name, unit) for unit in units for name in codec.sections(unit)]
     sizes = [len(measured[name].data) if name in measured else max(8, round(rate * unit.size)) for name, unit in names]
-    if sum(sizes) > MOST_MOVED:
-        sizes = [MOST_MOVED, *[8] * (len(names) - 1)]
+    if sum(sizes) > MOST_HELD:
+        sizes = [MOST_HELD + 1, *[8] * (len(names) - 1)]
     stand_ins = [
         EncodedSection(
             name,

@@ -325,8 +325,6 @@ class Faults:
             self._tick("open")
             if mode == "wb":
                 return io.BufferedWriter(_Raw(file, "wb", self._tick))
-            if mode == "w+b":
-                return io.BufferedRandom(_Raw(file, "w+b", self._tick))
             return real_open(file, mode, *args, **more)
 
         patch_system(patch, io, "open", opened)

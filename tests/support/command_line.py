@@ -78,7 +78,7 @@ def rewrite(pack: Path, task: str, **changes: Any) -> None:
     sections = opened.open_sections()
     rows = opened.manifest.sections
     data = [container.EncodedSection(row.name, row.coder, row.dtype, row.count, sections.read(row)) for row in rows]
-    with path.with_suffix(".new").open("w+b") as file:
+    with path.with_suffix(".new").open("wb") as file:
         container.write(
             file,
             [row.name for row in rows],
