@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def _weight_files(path: Path) -> Iterable[Path]:
     if path.is_file():
         return [path]
     places = [path, *(place for place in checkpoints(path) if place.is_symlink())]
-    return (file for place in places for file in place.rglob("*") if file.suffix in WEIGHTS)
+    found = (Path(folder, name) for place in places for folder, _, names in os.walk(place) for name in names)
+    return (file for file in found if file.suffix in WEIGHTS)
 
 
 def _files(paths: Iterable[Path]) -> set[tuple[int, int]]:
