@@ -195,7 +195,7 @@ def _written(sections: Sequence[EncodedSection], said: Mapping[str, Any]) -> byt
     import io
 
     def manifest_of(rows: tuple[container.SectionRow, ...]) -> Manifest:
-        return Manifest(sections=rows, **{**said, "shared": tuple(said["shared"])})
+        return Manifest(sections=rows, **{**said, "shared": tuple(said.get("shared", ()))})
 
     file = io.BytesIO()
     limit = sum(len(section.data) for section in sections) + 4096

@@ -98,7 +98,7 @@ def run(
     pack = _pack_of(paths)
     if pack is None:
         _refuse(options, options, f"needs a pack, but '{paths[0]}' is not a pack")
-        return survey_runs(out, paths, base, everything, jobs)
+        return survey_runs(out, paths, None if base is None else [base], everything, jobs)
     if jobs is not None:
         raise click.UsageError("--jobs works with `petlpack survey` only", click.get_current_context())
     if options["task"] is not None:

@@ -8,17 +8,19 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import PATH, SOME_FAILED, base_option, command, every_row_option, jobs_option
+from petlpack_cli.command import PATH, SOME_FAILED, bases_option, command, every_row_option, jobs_option
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, error_lines
 
 
 @command("survey", "petlpack survey runs/", "petlpack survey runs/sst2 runs/rte --base models/bert-base --all")
 @click.argument("paths", metavar="RUN_DIR...", nargs=-1, required=True, type=PATH)
-@base_option("The pretrained model to compare tensors with; by default the one that each run's config names.")
+@bases_option("The pretrained model to compare tensors with; by default the one that each run's config names.")
 @every_row_option
 @jobs_option()
-def run(out: Output, paths: tuple[Path, ...], base: Path | None, everything: bool, jobs: int | None) -> int | None:
+def run(
+    out: Output, paths: tuple[Path, ...], base: tuple[Path, ...] | None, everything: bool, jobs: int | None
+) -> int | None:
     """Account for every byte of directories that were never packed.
 
     Shows what weights, training state, duplicates, tensors equal to the base, tokenizers and caches take, and what of
@@ -28,7 +30,7 @@ def run(out: Output, paths: tuple[Path, ...], base: Path | None, everything: boo
 
 
 def survey_runs(
-    out: Output, paths: Sequence[Path], base: Path | None, everything: bool, jobs: int | None
+    out: Output, paths: Sequence[Path], base: Sequence[Path] | None, everything: bool, jobs: int | None
 ) -> int | None:
     """Survey runs and print what is found; returns the exit code."""
     from petlpack_cli.output.rows import MOST

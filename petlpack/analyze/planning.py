@@ -304,7 +304,9 @@ class _Planner:
                 if run.base_name not in self._named:
                     self._named[run.base_name] = Base(run.base_name)
                 bases = [self._named[run.base_name]]
-            self._chosen[run.path, needed] = choose_base(run, bases, request)
+            chosen = choose_base(run, bases, request, self._jobs)
+            self._told += chosen.warnings
+            self._chosen[run.path, needed] = chosen.base
         return self._chosen[run.path, needed]
 
     def _moved(self, path: Path, attempt: _Try) -> Progress | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from petlpack.codecs.codec import Codec
 from petlpack.codecs.units import Unit
 from petlpack.coding.array import Level
-from petlpack.container.file import EncodedSection
+from petlpack.container.file import MOST_HELD, EncodedSection
 from petlpack.encoding.check import check_modules
 from petlpack.encoding.cut import check_suits, cut
 from petlpack.encoding.match import Digests
@@ -128,9 +128,9 @@ class Sampler:
         encoded = list(writer.encode([units.units[i] for i in chosen], prepared.matched.tensors, units.predictions))
         counts = [sum(len(section.data) for section in sections) for sections in encoded]
         estimated = estimate(sizes, dict(zip(chosen, counts, strict=True)))
-        coders = {section.name: section.coder for sections in encoded for section in sections}
+        measured = {section.name: section for sections in encoded for section in sections}
         return {
-            "nbytes": estimated.nbytes + _header_bytes(codec, units.units, prepared, coders),
+            "nbytes": estimated.nbytes + _header_bytes(codec, units.units, prepared, measured),
             "error_bytes": estimated.error_bytes,
             "sampled_share": estimated.share,
             "exact": self._run.exact,
@@ -153,17 +153,30 @@ class Sampler:
         return self._prepared[known]
 
 
-def _header_bytes(codec: Codec, units: Sequence[Unit], prepared: Prepared, coders: Mapping[str, str]) -> int:
+def _header_bytes(
+    codec: Codec, units: Sequence[Unit], prepared: Prepared, measured: Mapping[str, EncodedSection]
+) -> int:
     """Return the bytes of a task's file without its sections: of one with stand-ins, whose digests differ as theirs.
 
-    `coders` are those of the sections that were measured, by name; of the others the first of these is assumed.
+    Sections that were measured, by name, stand for themselves; the others have the first one's coder, and as many bytes
+    an element. The header of a large file does not depend on them, so that one such stand-in is enough.
     """
-    names = [(unit, name) for unit in units for name in codec.sections(unit)]
-    usual = next(iter(coders.values()), "")
-    stand_ins = (
-        EncodedSection(name, coders.get(name, usual), unit.dtype.name, unit.size, i.to_bytes(8, "little"))
-        for i, (unit, name) in enumerate(names)
-    )
+    usual = next((section.coder for section in measured.values()), "")
+    rate = sum(len(section.data) for section in measured.values()) / max(1, sum(s.count for s in measured.values()))
+    names = [(name, unit) for unit in units for name in codec.sections(unit)]
+    sizes = [len(measured[name].data) if name in measured else max(8, round(rate * unit.size)) for name, unit in names]
+    if sum(sizes) > MOST_HELD:
+        sizes = [MOST_HELD + 1, *[8] * (len(names) - 1)]
+    stand_ins = [
+        EncodedSection(
+            name,
+            measured[name].coder if name in measured else usual,
+            unit.dtype.name,
+            unit.size,
+            i.to_bytes(8, "little")[:size].ljust(size, b"\0"),
+        )
+        for i, ((name, unit), size) in enumerate(zip(names, sizes, strict=True))
+    ]
     file = io.BytesIO()
-    write_file(file, codec, units, stand_ins, task_manifest(codec, prepared))
-    return len(file.getvalue()) - 8 * len(names)
+    write_file(file, codec, units, iter(stand_ins), task_manifest(codec, prepared))
+    return len(file.getvalue()) - sum(sizes)

@@ -8,6 +8,7 @@ stream. formats/container.md is the law.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import threading
@@ -47,26 +48,40 @@ def write(
     """Write a whole file: the sections as they come, then the manifest made from their rows, then the header.
 
     `names` are the sections' names in order and `limit` a bound on the bytes behind the header; both only reserve room
-    for the header. Returns the manifest.
+    for the header, of which a small file takes what it needs. Returns the manifest.
     """
     room = len(_header_text([(name, limit) for name in names], limit, "0" * 64, start=limit))
     room += -room % 8
-    file.write(bytes(8 + room))
     rows, sizes = [], []
+    held = io.BytesIO()
+    body: BinaryIO = held
     for section in sections:
-        file.write(section.data)
+        body.write(section.data)
         sizes.append((section.name, len(section.data)))
         digest = hashlib.sha256(section.data).hexdigest()
         rows.append(SectionRow(section.name, section.coder, section.dtype, section.count, digest))
+        if body is held and held.tell() > MOST_HELD:
+            file.write(bytes(8 + room))
+            file.write(held.getbuffer())
+            body = file
     manifest = manifest_of(tuple(rows))
     packed = _pack_manifest(manifest.to_json())
-    file.write(packed)
+    body.write(packed)
     header = _header_text(sizes, len(packed), hashlib.sha256(packed).hexdigest())
     if [row.name for row in rows] != list(names) or len(header) > room:
         raise AssertionError("sections are not those that room was reserved for")
-    file.seek(0)
+    if body is held:
+        room = len(header) + -len(header) % 8
+    else:
+        file.seek(0)
     file.write(room.to_bytes(8, "little") + header.ljust(room).encode())
+    if body is held:
+        file.write(held.getbuffer())
     return manifest
+
+
+MOST_HELD = 1 << 20
+"""Bytes of sections that are held until the header's size is known: to a larger file a few spaces are nothing."""
 
 
 @dataclass(frozen=True)

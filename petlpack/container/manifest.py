@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from petlpack.errors import DamageError, UnknownFormatError, printable
@@ -14,6 +14,14 @@ from petlpack.tensors.dtypes import DTYPES, dtype_named
 
 VERSION = 1
 """Version of the manifest and of the file around it."""
+
+BYTES = "bytes"
+"""What the manifest of a shared part of bytes has in the place of a codec."""
+
+_OF_BYTES = {"version", "kind", "codec", "sections"}
+"""All that such a part says: it is named by what it decodes to, and needs nothing else."""
+
+_FIELDS = {*_OF_BYTES, "shared", "decoded", "params", "facts"}
 
 _NAME = re.compile(r"[a-z][A-Za-z0-9._-]{0,127}")
 
@@ -31,15 +39,18 @@ class SectionRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a file holds. `decoded` is the sha256 of what it decodes to; `shared` names parts that it needs."""
+    """What a file holds. `decoded` is the sha256 of what it decodes to; `shared` names parts that it needs.
+
+    A shared part of bytes has only the first three.
+    """
 
     kind: str  # "task" or "shared"
     codec: str
     sections: tuple[SectionRow, ...]
-    shared: tuple[str, ...]
-    decoded: str
-    params: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    shared: tuple[str, ...] = ()
+    decoded: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     """What people are told about the task (layout, method, sizes); nothing that decoding depends on."""
 
     def to_json(self) -> bytes:
@@ -54,7 +65,12 @@ class Manifest:
             "params": dict(self.params),
             "facts": dict(self.facts),
         }
-        return canonical_json(table)
+        fields = _fields_of(self.kind, self.codec)
+        return canonical_json({name: value for name, value in table.items() if name in fields})
+
+
+def _fields_of(kind: object, codec: object) -> set[str]:
+    return _OF_BYTES if (kind, codec) == ("shared", BYTES) else _FIELDS
 
 
 def parse_manifest(text: bytes) -> Manifest:
@@ -71,7 +87,7 @@ def parse_manifest(text: bytes) -> Manifest:
             hint="the file was written by a newer petlpack: upgrade petlpack to read it",
             code="version-unknown",
         )
-    fields = {"version", "kind", "codec", "sections", "shared", "decoded", "params", "facts"}
+    fields = _fields_of(table.get("kind"), table.get("codec"))
     if set(table) != fields:
         odd = printable(min(set(table) ^ fields))
         raise DamageError(f"manifest has a missing or unexpected field '{odd}'", code="manifest-fields")
@@ -80,11 +96,15 @@ def parse_manifest(text: bytes) -> Manifest:
         kind=_one_of(table["kind"], ("task", "shared")),
         codec=_name(table["codec"]),
         sections=tuple(_section(row) for row in rows),
-        shared=tuple(_sha256(digest) for digest in _list(table["shared"], "shared")),
-        decoded=_sha256(table["decoded"]),
-        params=_object(table["params"], "params"),
-        facts=_object(table["facts"], "facts"),
     )
+    if fields == _FIELDS:
+        manifest = replace(
+            manifest,
+            shared=tuple(_sha256(digest) for digest in _list(table["shared"], "shared")),
+            decoded=_sha256(table["decoded"]),
+            params=_object(table["params"], "params"),
+            facts=_object(table["facts"], "facts"),
+        )
     names = [row.name for row in manifest.sections]
     if len(set(names)) != len(names) or "manifest" in names:
         raise DamageError("manifest has a duplicate or reserved section name", code="section-twice")

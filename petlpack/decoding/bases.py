@@ -44,13 +44,13 @@ def _known(base: Base, template: Template) -> Base:
 
 
 def _matching(task: str, template: Template, bases: Sequence[Base]) -> Base | None:
-    """Return the one of several bases that a task was encoded with."""
+    """Return the one of several bases that a task was encoded with; None where its template binds it to none."""
     refs = template.base_refs
+    if not refs and template.adapts is None:
+        return None
     for base in bases:
         if _holds(base, refs) and (template.adapts is None or _adapted_in(base, template.adapts)):
             return _known(base, template)
-    if not refs and template.adapts is None:
-        return None
     given = ", ".join(f"'{printable(str(base.path))}'" for base in bases[:5])
     raise BaseError(
         f"task '{task}' needs its base, which is none of {given}{', ...' if len(bases) > 5 else ''}{_which(template)}",

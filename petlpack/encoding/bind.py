@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from petlpack.errors import printable
@@ -36,6 +36,8 @@ class _KnownBase:
 
     refs: Mapping[str, BaseRef]
     bound: Bound
+    digests: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """The digest of the table of some of its tensors, by their names: adapters of one kind adapt the same."""
 
 
 _KNOWN: weakref.WeakKeyDictionary[Base, _KnownBase] = weakref.WeakKeyDictionary()
@@ -52,10 +54,10 @@ def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool,
         known = _KNOWN[base] = _look_at(base, jobs)
     if against:
         return known.bound
-    found = base.modules.adapted(_names(run, rule))
+    found = base.modules.adapted(adapting(run, rule))
     if found.strangers and not found.modules:
         return None
-    return replace(known.bound, adapts=_adapts(found, known.refs))
+    return replace(known.bound, adapts=_adapts(found, known))
 
 
 def _look_at(base: Base, jobs: int) -> _KnownBase:
@@ -78,15 +80,18 @@ def unbound(run: Run, base: Base) -> str:
     )
 
 
-def _adapts(modules: Adapted, refs: Mapping[str, BaseRef]) -> Adapts | None:
+def _adapts(modules: Adapted, known: _KnownBase) -> Adapts | None:
     """Return what a run adapts of a base; None where its names have no module that a base could have."""
     if not modules.modules:
         return None
-    return Adapts(table_digest({name: refs[name] for name in modules.tensors}), modules.tensors)
+    names = modules.tensors
+    if names not in known.digests:
+        known.digests[names] = table_digest({name: known.refs[name] for name in names})
+    return Adapts(known.digests[names], names)
 
 
-def _names(run: Run, rule: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
-    """Return what may stand for modules: the outputs and tensors that a rule names, else the tensors but the head's."""
+def adapting(run: Run, rule: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
+    """Return what of a run may stand for modules, with shapes: what a rule names, else the tensors but the head's."""
     tensors = run.module.tensors
     if rule is not None:
         named = [text for text in texts_of(rule.get("rows")) if "." in text]

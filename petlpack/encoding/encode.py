@@ -83,15 +83,15 @@ def encode(
     request = Request(codec, level, density, options_of(settings, Selection.of(drop, keep, max_file)))
     runs = read_run(run_dir, request.options)
     named = dict(zip(_names(name, runs), runs, strict=True))
-    opened = choose_base(runs[0], base, request)
+    chosen = choose_base(runs[0], base, request, threads)
     with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
         for task_name in named:  # before anything is encoded; the commit asks again
             store.refuse_taken(task_name, replace=replace)
-        writer = TaskWriter(store, scratch, opened, request, threads, progress)
+        writer = TaskWriter(store, scratch, chosen.base, request, threads, progress)
         written = [writer.write(task_name, run) for task_name, run in named.items()]
         _commit(store, writer, written, replace=replace)
         seconds = (time.perf_counter() - started) / len(written)
-        told = () if task is not None else _name_told(name, Path(run_dir))
+        told = (*(() if task is not None else _name_told(name, Path(run_dir))), *chosen.warnings)
         return [_encoded(task_file, store, seconds, told) for task_file in written]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from petlpack.encoding.components import components_of, is_most, match_component
 from petlpack.encoding.matching.samples import Samples
 from petlpack.encoding.matching.sides import Content
+from petlpack.encoding.matching.spelling import comparable
 from petlpack.encoding.matching.steps import ALL, BY_NAME, match_tensors, refuse_unrelated
 from petlpack.encoding.views.find import corrected, find_views
 from petlpack.errors import BaseError, printable
@@ -76,13 +77,19 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
     """
     refs: dict[str, View] = {}
     if base is not None:
-        components = components_of(run)
-        for prefix, own in components.items():
-            refs |= _with_prefix(prefix, _views_of(prefix, own, base, digests, whole=run.whole))
-        main = components.get("", run.module.tensors)
+        refs = views_of(run, base, digests)
+        main = components_of(run).get("", run.module.tensors)
         if refs.keys().isdisjoint(main):
             refuse_unrelated(main, base.parts.get("", base))
     return matched_with(dict(run.module.tensors), refs, base, digests)
+
+
+def views_of(run: Run, base: Base, digests: Digests) -> dict[str, View]:
+    """Return what of the base predicts the tensors of a run, as `match` finds it."""
+    refs: dict[str, View] = {}
+    for prefix, own in components_of(run).items():
+        refs |= _with_prefix(prefix, _views_of(prefix, own, base, digests, whole=run.whole))
+    return refs
 
 
 def _views_of(prefix: str, own: Mapping[str, Tensor], base: Base, digests: Digests, *, whole: bool) -> dict[str, View]:
@@ -138,10 +145,11 @@ def _whole_tensors(own: Mapping[str, Tensor], base: Base, digests: Digests) -> d
 
     An output layer that was untied from the embeddings comes from them.
     """
-    rows, names = _rows_by_width(base.tensors), {whole_name(name): name for name in own}
-    some = {inner: own[name] for inner, name in names.items() if inner in base.tensors or _is_as_large(own[name], rows)}
-    if not some:
+    named, rows = whole_counterparts(own, base), _rows_by_width(base.tensors)
+    names = {whole_name(name): name for name in own if name in named or _is_as_large(own[name], rows)}
+    if not names:
         return {}
+    some = {inner: own[name] for inner, name in names.items()}
     hashes, samples = digests.of(some), Samples(some, base.tensors)
     matches = match_tensors(some, hashes, base, digests.jobs, ALL)
     whole = {
@@ -150,6 +158,16 @@ def _whole_tensors(own: Mapping[str, Tensor], base: Base, digests: Digests) -> d
         if hashes[inner] == base.sha256(other) or samples.is_near(inner, other)
     }
     return dict(zip(whole, ordered_map(base.ref, whole.values(), digests.jobs), strict=True))
+
+
+def whole_counterparts(own: Mapping[str, Tensor], base: Base) -> dict[str, str]:
+    """Return {name in an adapter's file: name in the base} of the base's tensors that the file may have whole."""
+    known = base.tensors
+    return {
+        name: other
+        for name, other in ((name, whole_name(name)) for name in own)
+        if other in known and comparable(own[name].shape, known[other].shape)
+    }
 
 
 def _rows_by_width(tensors: Mapping[str, Tensor]) -> dict[tuple[int, ...], set[int]]:

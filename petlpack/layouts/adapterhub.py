@@ -42,9 +42,9 @@ class AdapterhubLayout(AdapterLayout):
         adapters = [open_adapter(path, folder) for folder in adapter_folders(path)]
         return [_read(path, adapter, adapters, options) for adapter in adapters]
 
-    def method_of(self, place: Path) -> str:
+    def method_of(self, weights: Path) -> str:
         """Return the architecture that the adapter's config names."""
-        config = read_json(place / "adapter_config.json").get("config")
+        config = read_json(weights.parent / "adapter_config.json").get("config")
         architecture = config.get("architecture") if isinstance(config, dict) else None
         return architecture.lower() if isinstance(architecture, str) else self.method
 

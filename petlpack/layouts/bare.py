@@ -19,7 +19,6 @@ from petlpack.store import SUFFIX
 from petlpack.tensors.checkpoint import PICKLED, open_checkpoint
 from petlpack.tensors.content import called
 from petlpack.tensors.places import TRAINING
-from petlpack.tensors.tensor import Tensor
 
 _ADAPTERS = {
     "loha": re.compile(r"(.+\.)?hada_(w[12]_[ab]|t[12])(\..+)?"),
@@ -60,7 +59,7 @@ class BareLayout(Layout):
         kept, left_out = (
             sort_files(path, path, [file], selection=options.selection, components=True) if path.is_dir() else ({}, ())
         )
-        adapter = _adapter_method(weights.tensors)
+        adapter = _adapter_method({name: tensor.nbytes for name, tensor in weights.tensors.items()})
         run = Run(
             path=path,
             layout=self.id,
@@ -79,14 +78,21 @@ class BareLayout(Layout):
         """Return the file."""
         return model_in(place) or [file for file in [_file(place)] if file is not None]
 
+    def method_of(self, weights: Path) -> str:
+        """Return the method of an adapter, told by the header of a safetensors file; no pickle is opened."""
+        if weights.suffix != ".safetensors":
+            return self.method
+        entries = open_checkpoint(weights).headers[weights.name].entries
+        return _adapter_method({name: entry.stop - entry.start for name, entry in entries.items()}) or self.method
 
-def _adapter_method(tensors: Mapping[str, Tensor]) -> str | None:
+
+def _adapter_method(sizes: Mapping[str, int]) -> str | None:
     """Return the method of an adapter, whose own tensors are most of the bytes of the file; None for a model."""
-    if any(_FROZEN in name.split(".") for name in tensors):
+    if any(_FROZEN in name.split(".") for name in sizes):
         return None
-    whole = sum(tensor.nbytes for tensor in tensors.values())
+    whole = sum(sizes.values())
     for method, pattern in _ADAPTERS.items():
-        own = sum(tensor.nbytes for name, tensor in tensors.items() if pattern.fullmatch(name))
+        own = sum(nbytes for name, nbytes in sizes.items() if pattern.fullmatch(name))
         if own and 2 * own >= whole:
             return method
     return None

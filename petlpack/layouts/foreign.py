@@ -9,6 +9,7 @@ from petlpack.errors import RunError, printable
 from petlpack.tensors.checkpoint import find_weights
 from petlpack.tensors.content import (
     KINDS,
+    POINTERS,
     READABLE,
     TEXT,
     ZEROS,
@@ -33,6 +34,12 @@ def sharded_state(path: Path) -> tuple[str, Kind] | None:
     """Return what says that a directory, or a checkpoint in it, holds a training state in parts, and of which kind."""
     places = [place for place in (path, *checkpoints(path)) if place.is_dir()]
     return next(filter(None, (called(names_in(place), STATES) for place in places)), None)
+
+
+def pointer_to_weights(path: Path) -> tuple[str, Kind] | None:
+    """Return what in a directory only stands for weights by its name (DVC's `model.safetensors.dvc`), and its kind."""
+    names = (entry.name for entry in path.iterdir() if entry.is_file() and Path(entry.stem).suffix in WEIGHTS)
+    return called(names, POINTERS)
 
 
 def refuse_state(path: Path) -> None:

@@ -82,8 +82,8 @@ class Layout(ABC):
         """Raise RunError where a directory of a run lacks a small file without which `read` does not take it."""
         return
 
-    def method_of(self, place: Path) -> str:
-        """Return how a run was trained, as far as the small files in a directory of it say."""
+    def method_of(self, weights: Path) -> str:
+        """Return how a run was trained, as far as small files beside its weights and a header of these say."""
         return self.method
 
 

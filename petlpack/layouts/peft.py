@@ -69,9 +69,9 @@ class PeftLayout(Layout):
         folders = _adapters(place) or [place]
         return [file for folder in folders for file in model_in(folder, "adapter_model", "adapter_model")]
 
-    def method_of(self, place: Path) -> str:
+    def method_of(self, weights: Path) -> str:
         """Return the adapter's `peft_type`."""
-        peft_type = read_json(place / "adapter_config.json").get("peft_type")
+        peft_type = read_json(weights.parent / CONFIG).get("peft_type")
         return peft_type.lower() if isinstance(peft_type, str) else self.method
 
 

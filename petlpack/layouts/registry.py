@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
 from petlpack.layouts.selection import Selection
 from petlpack.store import SUFFIX, is_pack, pack_above
-from petlpack.tensors.content import LARGEST_POINTER, POINTERS, content_of
+from petlpack.tensors.content import LARGEST_POINTER, pointer_of
 from petlpack.tensors.hub_cache import snapshot_of
 
 LAYOUTS = {
@@ -39,9 +40,15 @@ LAYOUTS = {
 
 def layout(layout_id: str) -> Layout:
     """Return the layout of an id of the table."""
-    module, _, name = LAYOUTS[layout_id].partition(":")
-    loaded: Layout = getattr(importlib.import_module(module), name)()
-    return loaded
+    return _class_at(LAYOUTS[layout_id])()
+
+
+@functools.lru_cache
+def _class_at(place: str) -> type[Layout]:
+    """Return the class at `module:name`; every run asks for all of them."""
+    module, _, name = place.partition(":")
+    found: type[Layout] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def settings() -> dict[str, Setting]:
@@ -129,10 +136,8 @@ def _pointers(run: Run) -> list[str]:
     """Return a warning for each kept file that only stands for another one: what comes back does not load."""
     files = {name: file for name, file in run.kept.items() if isinstance(file, Path)}
     small = {name: file for name, file in files.items() if 0 < file.stat().st_size <= LARGEST_POINTER}
-    kinds = {name: content_of(file) for name, file in small.items()}
-    return [
-        f"'{printable(name)}' is {kind.what}: {kind.hint}" for name, kind in kinds.items() if kind and kind in POINTERS
-    ]
+    kinds = {name: pointer_of(file) for name, file in small.items()}
+    return [f"'{printable(name)}' is {kind.what}: {kind.hint}" for name, kind in kinds.items() if kind]
 
 
 def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:

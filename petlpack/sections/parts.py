@@ -17,7 +17,7 @@ from petlpack.errors import DamageError, UnknownFormatError, printable
 from petlpack.records.slot import Slot
 from petlpack.sections.predict import Predictions
 from petlpack.sections.read import DecodedSection, SectionReader
-from petlpack.sections.shared import BYTES, find_shared, read_shared
+from petlpack.sections.shared import find_shared, read_shared
 from petlpack.store import Store
 from petlpack.tensors.dtypes import DType, dtype_named
 from petlpack.tensors.safetensors_file import is_shape
@@ -113,7 +113,7 @@ def _parse_slots(rows: object, path: Path) -> list[Slot]:
 def check_shared(store: Store, sha256: str) -> None:
     """Check that a shared part, of bytes or of tensors, decodes to what its name says; raises DamageError."""
     path = find_shared(store, sha256)
-    if container.read(path).manifest.codec == BYTES:
+    if container.read(path).manifest.codec == container.BYTES:
         read_shared(store, sha256)
     else:
         Part(path, sha256).check()

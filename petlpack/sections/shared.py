@@ -9,13 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from petlpack import coding, container
-from petlpack.container import EncodedSection, Manifest
+from petlpack.container import BYTES, EncodedSection, Manifest
 from petlpack.errors import DamageError, PetlpackError, printable
 from petlpack.store import MAX_SHARED, Store
 from petlpack.tensors.dtypes import DTYPES
-
-BYTES = "bytes"
-"""What the manifest of a shared part of bytes has in the place of a codec."""
 
 
 def write_shared(content: bytes) -> bytes:
@@ -30,11 +27,10 @@ def write_shared(content: bytes) -> bytes:
             code="decoded-digest",
         )
     section = EncodedSection("content", coder_id, "U8", len(bits), data)
-    digest = hashlib.sha256(content).hexdigest()
     file = io.BytesIO()
 
     def manifest_of(rows: tuple[container.SectionRow, ...]) -> container.Manifest:
-        return container.Manifest("shared", BYTES, rows, (), digest, {}, {})
+        return container.Manifest("shared", BYTES, rows)
 
     container.write(file, ["content"], len(data) + 1024, iter([section]), manifest_of)
     return file.getvalue()
@@ -48,8 +44,7 @@ def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
     opened = container.read(find_shared(store, sha256))
     manifest, path = opened.manifest, printable(str(opened.path))
     rows = manifest.sections
-    made = Manifest("shared", BYTES, rows, (), sha256, {}, {})
-    if manifest != made or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
+    if manifest != Manifest("shared", BYTES, rows) or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
         raise DamageError(f"'{path}' is not a shared part of bytes", code="file-kind")
     if rows[0].count > most:
         raise DamageError(f"'{path}' declares {rows[0].count:,} bytes, expected at most {most:,}", code="size-limit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,10 @@ class Adapted:
         return tuple(sorted({name for names in self.modules.values() for name in names}))
 
 
+_REMEMBERED = 8
+"""Kinds of adapters whose modules are remembered: those of one training have one."""
+
+
 class Modules:
     """The modules of a base, found by the ends of their names; worth keeping, for all adapters ask the same."""
 
@@ -37,6 +42,7 @@ class Modules:
         """Take the shapes of a base's tensors by name."""
         self._base, self._modules = base, _modules(base)
         self._endings = _endings(self._modules)
+        self._find = functools.lru_cache(maxsize=_REMEMBERED)(self._find_each)
 
     def adapted(self, shapes: Shapes) -> Adapted:
         """Find the module of the base that each tensor adapts.
@@ -44,9 +50,12 @@ class Modules:
         It is the longest name of a module, but for leading parts on both sides, that the tensor's name begins with, and
         that has a tensor with a size in common with it. Shapes are by name; without one a tensor fits by name alone.
         """
+        return self._find(tuple(shapes.items()))
+
+    def _find_each(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Adapted:
         fitting: dict[str, tuple[str, ...]] = {}
         strangers = []
-        for name, shape in shapes.items():
+        for name, shape in shapes:
             if "." not in name:
                 continue
             candidates = _candidates(name, self._endings)

@@ -24,13 +24,13 @@ from petlpack.tensors.views import BaseRef, View
 class Base:
     """An opened base: tensors by name, digests computed once. Safe to use from several threads, and worth keeping."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Open a model directory or a weights file; raises BaseError where there is none."""
+    def __init__(self, path: str | Path, *, pickles: bool = True) -> None:
+        """Open a model directory or a weights file; raises BaseError where there is none, or only a pickle unasked."""
         self.path = path_of("base", path)
         from petlpack.tensors.components import open_model  # here, for tables need no files
 
         try:
-            opened = open_model(self.path)
+            opened = open_model(self.path, pickles=pickles)
             if opened is None:
                 raise BaseError(
                     f"no base at '{printable(str(path))}'",
@@ -174,32 +174,32 @@ def is_model(name: str) -> bool:
         return False
 
 
-def open_bases(bases: Bases | None, named: str | None = None) -> list[Base]:
+def open_bases(bases: Bases | None, named: str | None = None, *, pickles: bool = True) -> list[Base]:
     """Open the bases that are given, else the one that a config names by an absolute path, if it is here; else [].
 
-    Raises BaseError where one of those given is none.
+    Without `pickles` none is opened. Raises BaseError where one of those given is none, or a pickle then.
     """
     if bases is None:
-        return [Base(named)] if named is not None and is_model(named) else []
+        return [Base(named, pickles=pickles)] if named is not None and is_model(named) else []
     several = bases if isinstance(bases, Sequence) and not isinstance(bases, str) else [bases]
     return [
         opened
         for base in several
-        for opened in ([base] if isinstance(base, Base) else _models_at(path_of("base", base)))
+        for opened in ([base] if isinstance(base, Base) else _models_at(path_of("base", base), pickles=pickles))
     ]
 
 
-def _models_at(path: Path) -> list[Base]:
+def _models_at(path: Path, *, pickles: bool) -> list[Base]:
     """Open a model, or the models in the directories of a directory that is none itself."""
     from petlpack.tensors.components import holds_model  # as above
 
     try:
         if not path.is_dir() or holds_model(path):
-            return [Base(path)]
+            return [Base(path, pickles=pickles)]
         inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and holds_model(folder)]
     except RunError as error:
         raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
-    return [Base(folder) for folder in inside] or [Base(path)]
+    return [Base(folder, pickles=pickles) for folder in inside or [path]]
 
 
 _HUB = "models--"

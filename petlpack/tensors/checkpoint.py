@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import os
 import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -46,11 +48,26 @@ def find_weights(directory: Path, stem: str = "model", pickled: str = "pytorch_m
     if named is not None:
         return named
     names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json")
-    found = next((directory / name for name in names if (directory / name).is_file()), None)
+    there = (name for name in names if _is_there(f"{directory}/{name}"))
+    files = {name: directory / name for name in there}
+    found = next((file for file in files.values() if file.is_file()), None)
     if found is not None:
         return found
-    folders = (directory / name for name in (f"{stem}.safetensors", f"{pickled}.bin") if (directory / name).is_dir())
-    return next(filter(None, (find_weights(folder, stem, pickled) for folder in folders)), None)
+    folders = (files[name] for name in (f"{stem}.safetensors", f"{pickled}.bin") if name in files)
+    return next(filter(None, (find_weights(folder, stem, pickled) for folder in folders if folder.is_dir())), None)
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether something stands at a path, as `Path.exists`, in a fifth of the time: every layout asks often."""
+    try:
+        os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP):
+            raise
+        return False
+    except ValueError:  # no path of a file system
+        return False
+    return True
 
 
 def _named_weights(directory: Path) -> Path | None:
@@ -120,7 +137,7 @@ def within(checkpoint: Checkpoint, folder: PurePosixPath) -> Checkpoint:
 
 def _open_one(path: Path) -> Checkpoint:
     try:
-        _refuse_foreign(path)
+        refuse_other_content(path)
         if path.suffix in PICKLED:
             return _open_pickled(path)
         header = read_header(path)
@@ -136,7 +153,7 @@ def _open_one(path: Path) -> Checkpoint:
     return Checkpoint({path.name: header}, tensors, (path,))
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_other_content(path: Path) -> None:
     """Raise RunError for a file that is something else than its name says, or no weights; reads its first bytes."""
     special = special_file(path)
     if special is not None:
@@ -306,7 +323,7 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
     if path.suffix == ".json":  # shards come back as one file
         return _in_one_file(open_checkpoint(path), path)
     try:
-        _refuse_foreign(path)
+        refuse_other_content(path)
         return _gathered(_checkpoint_of(read_state_dict(path, *keys), name or path.name, path), path)
     except OSError as error:
         raise _unread(path, error) from error

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from petlpack.errors import RunError
+from petlpack.errors import RunError, printable
 from petlpack.tensors.checkpoint import PICKLED, Checkpoint, open_checkpoint, open_saved
 from petlpack.tensors.hub_cache import snapshot_of
 from petlpack.tensors.kinds import CACHES, LOG_FOLDERS, READ, is_checkpoint, is_for_other_runtime, kind_by_name
@@ -49,10 +49,11 @@ def may_be_component(name: PurePosixPath, beside: Iterable[str]) -> bool:
     return all(stem_of(name.name) != stem_of(other) for other in beside)
 
 
-def open_model(path: Path) -> Checkpoint | None:
+def open_model(path: Path, *, pickles: bool = True) -> Checkpoint | None:
     """Open the model of a path, as `find_model`, with the components beside its weights; None where there is none.
 
-    Raises RunError for main weights that cannot be read; a component that cannot be is left out.
+    Without `pickles` none is opened. Raises RunError for main weights that cannot be read, or are a pickle then; a
+    component that cannot be read is left out.
     """
     place = snapshot_of(path)
     if is_in_parts(place):
@@ -61,10 +62,17 @@ def open_model(path: Path) -> Checkpoint | None:
         main = find_model(path)
         if main is None:
             return None
+        if not pickles and main.name.removesuffix(".index.json").endswith(PICKLED):
+            raise RunError(
+                f"'{printable(str(main))}' is pickled, and no pickle is opened here",
+                hint="save the model as safetensors first",
+            )
         weights = open_checkpoint(main)
     if main is not None and place.is_dir():  # it may be a checkpoint's, or in a folder called like a weight file
         place = main.parent if main.parent == place or main.parent.suffix not in READ else main.parent.parent
-    opened, _ = with_components(weights, find_components(place, weights.sources) if place.is_dir() else {})
+    files = find_components(place, weights.sources) if place.is_dir() else {}
+    files = {name: file for name, file in files.items() if pickles or file.suffix not in PICKLED}
+    opened, _ = with_components(weights, files)
     return opened if main is not None or opened.tensors else None
 
 

@@ -85,6 +85,9 @@ POINTERS = (
 LARGEST_POINTER = 1 << 10
 """Bytes of a file that stands for another one."""
 
+_POINTER_HEAD = 64
+"""Bytes at the start of a file by which a pointer is told."""
+
 _STATES = (
     Kind(
         "an FSDP checkpoint",
@@ -237,6 +240,14 @@ def content_of(path: Path) -> Kind | None:
     if any(head.startswith(start) for _, start in ZIP.starts):
         return _inside_zip(path)
     return TEXT if _is_text(head) and path.stat().st_size <= LARGEST_TEXT else None
+
+
+def pointer_of(path: Path) -> Kind | None:
+    """Return what a file is that only stands for another one, told by its first bytes; raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(_POINTER_HEAD)
+    starts = ((kind, start) for kind in POINTERS for _, start in kind.starts)
+    return next((kind for kind, start in starts if head.startswith(start)), None)
 
 
 def _inside_zip(path: Path) -> Kind | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def checkpoints(path: Path) -> list[Path]:
     """Return the `checkpoint-N` directories of a run, the highest N first."""
     if not path.is_dir():
         return []
-    steps = [(int(match[1]), entry) for entry in path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
+    names = os.listdir(path)  # noqa: PTH208 - every layout asks, and most directories have none
+    steps = [(int(match[1]), path / name) for name in names if (match := _CHECKPOINT.fullmatch(name))]
     return [entry for _, entry in sorted(steps, reverse=True) if entry.is_dir()]
 
 
@@ -42,7 +44,8 @@ def best_checkpoint(path: Path) -> str | None:
 
 def best_first(path: Path) -> list[Path]:
     """Return the checkpoints of a run: the one that it calls its best, then the highest N."""
-    saved, best = checkpoints(path), best_checkpoint(path)
+    saved = checkpoints(path)
+    best = best_checkpoint(path) if len(saved) > 1 else None
     return saved if best is None else sorted(saved, key=lambda checkpoint: checkpoint.name != best)
 
 

@@ -199,9 +199,9 @@ def test_a_base_is_opened_once_and_may_be_the_one_that_a_run_names(
     opened: list[Path] = []
     original = petlpack.Base.__init__
 
-    def open_base(self: petlpack.Base, path: str | Path) -> None:
+    def open_base(self: petlpack.Base, path: str | Path, **options: bool) -> None:
         opened.append(Path(path))
-        original(self, path)
+        original(self, path, **options)
 
     monkeypatch.setattr(petlpack.Base, "__init__", open_base)
     plans = petlpack.plan(["much", "little"])

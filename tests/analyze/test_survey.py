@@ -1121,3 +1121,78 @@ def test_a_closed_file_of_a_run_is_told_once(
     assert (found.problems, list(found.unreadable)) == (1, [str(run / "closed")])
     print_survey(Output(False, False, False), found, 20)
     assert capsys.readouterr().err.count("Permission denied") == 1
+
+
+# What `encode` says of the same files
+
+ADAPTERS = {
+    "peft": ("base_model.model.layers.0.q.lora_A.weight", "base_model.model.layers.0.q.lora_B.weight"),
+    "kohya": ("lora_unet_down_0.lora_down.weight", "lora_unet_down_0.lora_up.weight"),
+    "diffusers": ("unet.down.0.to_q.lora.down.weight", "unet.down.0.to_q.lora.up.weight"),
+    "lycoris": ("lora_unet_down_0.hada_w1_a", "lora_unet_down_0.hada_w1_b"),
+}
+
+
+@pytest.mark.parametrize("writer", ADAPTERS)
+@pytest.mark.parametrize("place", ["file", "directory"])
+def test_an_adapter_without_a_config_is_called_as_encode_calls_it(place: str, writer: str, tmp_path: Path) -> None:
+    down, up = ADAPTERS[writer]
+    tensors = {down: weights("F32", (2, 8), 1), up: weights("F32", (8, 2), 2)}
+    run = write_run(tmp_path / "run", tensors, None, {}, "lora.safetensors")
+    path = run / "lora.safetensors" if place == "file" else run
+    (encoded,) = petlpack.encode(path, tmp_path / "pack")
+    (row,) = survey([path]).runs
+    assert row.method == encoded.method != "full fine-tune"
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 1000\n"
+POINTERS = {
+    "model.safetensors": (LFS, "a Git LFS pointer"),
+    "pytorch_model.bin": (LFS, "a Git LFS pointer"),
+    "model.safetensors.dvc": (b"outs:\n- md5: 0\n  path: model.safetensors\n", "a DVC pointer"),
+}
+
+
+@pytest.mark.parametrize("name", POINTERS)
+def test_a_pointer_in_the_place_of_weights_is_told_as_encode_tells_it(name: str, tmp_path: Path) -> None:
+    content, said = POINTERS[name]
+    put(tmp_path / "run" / name, content)
+    put(tmp_path / "run" / "config.json", b"{}")
+    with pytest.raises(petlpack.RunError, match=said) as refused:
+        petlpack.encode(tmp_path / "run", tmp_path / "pack", tmp_path)
+    problem = survey([tmp_path / "run"]).runs[0].problem
+    assert problem is not None
+    assert said in problem.message
+    assert problem.hint == refused.value.hint
+
+
+def test_a_pointer_to_data_makes_no_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", make_pair(1)[0])
+    put(tmp_path / "data" / "rows.csv.dvc", POINTERS["model.safetensors.dvc"][0])
+    assert [row.path for row in survey([tmp_path]).runs] == [str(tmp_path / "run")]
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "other name", "cache"])
+def test_a_base_is_found_where_encode_finds_it(place: str, tmp_path: Path) -> None:
+    run, base = write_pair(tmp_path, share=0.0)
+    wanted = survey([run], base).tensors.equal_to_base_bytes
+    moved = {"checkpoint": "trained/checkpoint-7", "cache": "models--org--name/snapshots/0a1b", "other name": "trained"}
+    (tmp_path / moved[place]).parent.mkdir(parents=True, exist_ok=True)
+    base = base.rename(tmp_path / moved[place])
+    if place == "other name":
+        (base / "model.safetensors").rename(base / "weights.safetensors")
+    where = tmp_path / moved[place].partition("/")[0]
+    assert survey([run], where).tensors.equal_to_base_bytes == wanted > 0
+
+
+def test_of_several_bases_each_run_is_compared_with_its_own(tmp_path: Path) -> None:
+    for name, seed, width in (("one", 0, 16), ("twin", 7, 16), ("wide", 3, 32)):
+        base = make_base(seed, width=width)
+        write_run(tmp_path / "models" / name, base)
+        write_run(tmp_path / "runs" / f"of-{name}", {**base, "pooler.dense.weight": weights("F32", (width, width), 5)})
+    found = survey([tmp_path / "runs"], tmp_path / "models")
+    assert {Path(row.path).name: Path(str(row.base)).name for row in found.runs} == {
+        f"of-{name}": name for name in ("one", "twin", "wide")
+    }
+    each = [survey([tmp_path / "runs" / f"of-{name}"], tmp_path / "models" / name) for name in ("one", "twin", "wide")]
+    assert found.tensors.equal_to_base_bytes == sum(one.tensors.equal_to_base_bytes for one in each) > 0

@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import petlpack
 from petlpack import BaseError
+from petlpack.tensors.dtypes import DTYPES
+from petlpack.tensors.tensor import Tensor
 from tests.support.command_line import run, run_json, write_adapter
 from tests.support.small_runs import make_base, make_pair, nudged, weights, write_run
 
@@ -193,7 +196,8 @@ def test_a_sibling_with_the_same_head_is_not_taken_for_the_base(place: Path) -> 
     assert task.base.path == "base"
     write_adapter(place / "adapter", "LORA")
     (adapter,) = petlpack.encode("adapter", "p", ["other", "base"])
-    assert adapter.base is None  # nothing in it says which of the two it is
+    assert adapter.base is None
+    assert any("fits 'other' and 'base' alike" in text for text in adapter.warnings)
 
 
 def test_a_task_whose_base_is_none_of_several_says_so(four: Path) -> None:
@@ -203,10 +207,130 @@ def test_a_task_whose_base_is_none_of_several_says_so(four: Path) -> None:
 
 
 def test_a_run_that_fits_none_of_several_is_refused(four: Path) -> None:
-    write_run(four / "stranger", {"a.b.c.weight": make_base()["embeddings.word_embeddings.weight"]})
+    write_run(four / "stranger", {"a.b.c.weight": weights("F32", (50, 16), 99)})
     with pytest.raises(BaseError, match="fits none of the 4 bases"):
         petlpack.encode("stranger", "p", "models")
     assert not Path("p").exists()
+
+
+@pytest.fixture
+def kinds(four: Path) -> Path:
+    """Return four bases and runs of them that have the bases' names, others, or none of a base's."""
+    t5 = {
+        f"{side}.block.0.layer.0.SelfAttention.{part}.weight": weights("F32", (24, 24), 7 * i + j)
+        for i, side in enumerate(("encoder", "decoder"))
+        for j, part in enumerate("qkvo")
+    }
+    write_run(four / "models" / "t5", t5)
+    write_run(four / "kinds" / "t5", {name: nudged(tensor, 3) for name, tensor in t5.items()})
+    small, deep = make_base(0, layers=2, width=16), make_base(5, layers=3, width=16)
+    wrapped = {f"module._orig_mod.{name}": nudged(tensor, 3) for name, tensor in small.items()}
+    write_run(four / "kinds" / "wrapped", wrapped)
+    numbered = {f"p{i}": nudged(tensor, 3) for i, tensor in enumerate(deep.values())}
+    write_run(four / "kinds" / "renamed", numbered)
+    lora = {
+        f"base_model.model.encoder.layer.2.attention.self.query.lora_{side}.weight": weights("F32", shape, 3)
+        for side, shape in (("A", (2, 16)), ("B", (16, 2)))
+    }
+    config = json.dumps({"peft_type": "LORA", "r": 2, "base_model_name_or_path": "deep"}).encode()
+    write_run(four / "kinds" / "lora", lora, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+    return four
+
+
+OF_KINDS = {"t5": "t5", "wrapped": "small", "renamed": "deep", "lora": "deep"}
+
+
+def test_whatever_the_names_each_kind_of_run_takes_its_base(kinds: Path) -> None:
+    runs = sorted((kinds / "kinds").iterdir())
+    code, answer = run_json("encode", *runs, "--pack", "p", "--base", "models")
+    assert code == 0
+    assert {row["name"]: Path(row["base"]["path"]).name for row in answer["tasks"]} == OF_KINDS
+    code, answer = run_json("verify", "p", "--base", "models")
+    assert code == 0
+    assert {row["depth"] for row in answer["checked"] if row["kind"] == "task"} == {"decoded"}
+    for path in runs:
+        file = "adapter_model.safetensors" if path.name == "lora" else "model.safetensors"
+        assert run("decode", "p", path.name, f"out/{path.name}", "--base", "models").exit_code == 0
+        assert (kinds / "out" / path.name / file).read_bytes() == (path / file).read_bytes()
+    code, answer = run_json("plan", *runs, "--base", "models")
+    assert code == 0
+    assert not answer["failed"]
+
+
+def test_fused_weights_find_the_base_that_they_come_from(tmp_path: Path) -> None:
+    names = [f"layers.{i}.attn.{part}.weight" for i in range(2) for part in "qkv"]
+    for seed, name in enumerate(("one", "other")):
+        base = {key: weights("F32", (32, 32), 40 * seed + i) for i, key in enumerate(names)}
+        write_run(tmp_path / "models" / name, base)
+    near = {key: nudged(tensor, i) for i, (key, tensor) in enumerate(base.items())}
+    fused = {
+        f"h.{i}.c_attn": Tensor.of(
+            np.concatenate([near[name].bits() for name in names[3 * i : 3 * i + 3]]).reshape(96, 32), DTYPES["F32"]
+        )
+        for i in range(2)
+    }
+    write_run(tmp_path / "run", fused)
+    (task,) = petlpack.encode(tmp_path / "run", tmp_path / "p", tmp_path / "models")
+    assert task.base is not None
+    assert task.base.name == "other"
+
+
+# Adapters of several bases
+
+
+def _prompt(place: Path) -> None:
+    tensors = {"prompt_embeddings": weights("F32", (4, 16), 3)}
+    config = json.dumps({"peft_type": "PROMPT_TUNING"}).encode()
+    write_run(place / "adapter", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prompt"])
+@pytest.mark.parametrize("command", ["encode", "plan"])
+def test_an_adapter_of_two_bases_alike_is_told(command: str, adapter: str, four: Path) -> None:
+    _prompt(four) if adapter == "prompt" else write_adapter(four / "adapter", "LORA")
+    options = ["--base", "models/small", "--base", "models/twin"]
+    told = run(command, "adapter", *(["--pack", "p"] if command == "encode" else []), *options)
+    assert told.exit_code == 0
+    assert "fits 'models/small' and 'models/twin' alike" in " ".join(told.stderr.split())
+    if command == "encode":
+        assert run("verify", "p", *options).exit_code == 0
+        assert petlpack.open("p")["adapter"].template.origin is None
+
+
+def test_of_bases_that_are_one_to_an_adapter_the_first_is_taken(four: Path) -> None:
+    small = make_base(0, layers=2, width=16)
+    write_run(four / "models" / "z-twin", {**small, "embeddings.LayerNorm.weight": weights("F32", (16,), 9)})
+    write_adapter(four / "adapter", "LORA")
+    (task,) = petlpack.encode("adapter", "p", ["models/z-twin", "models/small"])
+    assert task.base is not None
+    assert task.base.name == "z-twin"
+    assert not [text for text in task.warnings if "alike" in text]
+    assert run("verify", "p", "--base", "models/small", "--base", "models/twin").exit_code == 0
+    _prompt(four)
+    (task,) = petlpack.encode("adapter", "p", ["models/z-twin", "models/small"], replace=True)
+    assert task.base is None  # nothing of the bases is known to be adapted, and they differ
+
+
+def test_whole_tensors_in_an_adapters_file_tell_its_base(four: Path) -> None:
+    twin, name = make_base(7, layers=2, width=16), "embeddings.word_embeddings.weight"
+    write_adapter(four / "adapter", "LORA")
+    lora = petlpack.Base(four / "adapter" / "adapter_model.safetensors").tensors
+    tensors = {**lora, f"base_model.model.{name}": nudged(twin[name], 2)}
+    config = (four / "adapter" / "adapter_config.json").read_bytes()
+    write_run(four / "whole", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+    (task,) = petlpack.encode("whole", "p", "models")
+    assert task.base is not None
+    assert task.base.name == "twin"
+
+
+def test_an_adapter_of_none_of_several_bases_is_told(four: Path) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    config = json.dumps({"peft_type": "LORA"}).encode()
+    tensors = {name: weights("F32", (2, 99), 1)}
+    write_run(four / "llama", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+    (task,) = petlpack.encode("llama", "p", "models")
+    assert task.base is None
+    assert any("adapts no module of" in text for text in task.warnings)
 
 
 # Adapters

@@ -448,13 +448,16 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     if isinstance(table.get("version"), bool) or table.get("version") != 1:
         raise Refused("manifest: another version", unknown=True)
     check(type(table["version"]) is int, "manifest: the version is no integer")
-    fields = {"version", "kind", "codec", "sections", "shared", "decoded", "params", "facts"}
+    fields = {"version", "kind", "codec", "sections"}
+    if (table.get("kind"), table.get("codec")) != ("shared", "bytes"):
+        fields |= {"shared", "decoded", "params", "facts"}
     check(set(table) == fields, "manifest: other fields")
+    said = {"shared": [], "decoded": "0" * 64, "params": {}, "facts": {}, **table}
     if table["kind"] not in ("task", "shared"):
         raise Refused("manifest: another kind", unknown=True)
-    check(isinstance(table["params"], dict) and isinstance(table["facts"], dict), "manifest: not objects")
-    check(isinstance(table["sections"], list) and isinstance(table["shared"], list), "manifest: not lists")
-    check(all(_is_digest(digest) for digest in [table["decoded"], *table["shared"]]), "manifest: not a sha256")
+    check(isinstance(said["params"], dict) and isinstance(said["facts"], dict), "manifest: not objects")
+    check(isinstance(table["sections"], list) and isinstance(said["shared"], list), "manifest: not lists")
+    check(all(_is_digest(digest) for digest in [said["decoded"], *said["shared"]]), "manifest: not a sha256")
     check(_is_name(table["codec"]), "manifest: not a name")
     for row in table["sections"]:
         check(isinstance(row, list) and len(row) == 5, "manifest: not a section")
@@ -700,8 +703,10 @@ def open_shared(pack: Path, sha256: str) -> File:
     check(path.is_file(), "a shared part is missing")
     file = read_file(path.read_bytes())
     manifest = file.manifest
-    check((manifest["kind"], manifest["shared"], manifest["facts"]) == ("shared", [], {}), "not a shared part")
-    check(manifest["decoded"] == sha256, "shared: another name")
+    check(manifest["kind"] == "shared", "not a shared part")
+    if manifest["codec"] != "bytes":
+        check((manifest["shared"], manifest["facts"]) == ([], {}), "not a shared part")
+        check(manifest["decoded"] == sha256, "shared: another name")
     return file
 
 
@@ -709,7 +714,7 @@ def read_shared(pack: Path, sha256: str, most: int = SHARED_MOST) -> bytes:
     """Return the content of a shared part of bytes."""
     file = open_shared(pack, sha256)
     manifest = file.manifest
-    check(manifest["codec"] == "bytes" and manifest["params"] == {}, "not a shared part of bytes")
+    check(manifest["codec"] == "bytes", "not a shared part of bytes")
     check(len(manifest["sections"]) == 1 and manifest["sections"][0][0] == "content", "not a shared part of bytes")
     coder, dtype, count, data = file.section("content")
     check(dtype == "U8" and count <= most, "not a shared part of bytes")

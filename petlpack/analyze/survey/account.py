@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from petlpack.analyze.survey.bases import ComparedBases, open_base, open_bases
+from petlpack.analyze.survey.bases import ComparedBases, compared_bases, given_bases
 from petlpack.analyze.survey.chosen import FoundRun
 from petlpack.analyze.survey.copies import Copies, Equal, Looked, equal_files, look_into, read_headers
 from petlpack.analyze.survey.equality import equal_spans
@@ -24,7 +24,7 @@ from petlpack.errors import Problem, RunError, UsageError, printable, problem_of
 from petlpack.layouts.results import stated_score
 from petlpack.parallel import Progress, count_jobs
 from petlpack.records.facts import Score
-from petlpack.tensors.base import Base
+from petlpack.tensors.base import Bases
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Survey:
 
 def survey(
     paths: str | Path | Sequence[str | Path],
-    base: str | Path | Base | None = None,
+    base: Bases | None = None,
     *,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -204,19 +204,20 @@ def survey(
     A regular file counts its size, once however many hard links or given paths lead to it. Links to directories are not
     followed. A link to a file counts nothing where the file stands below the given paths, too, which then is of the
     kind that the link's name says if its own says nothing (the hub's `snapshots` and `blobs`); else it counts that
-    file's size, once. `base` is what tensors are compared with, by default the directory that each run's config names.
-    Files in packs and caches are not compared. `progress` starts anew for each step of comparing. Raises UsageError
-    where a path is missing or in a pack, or nothing is there, and BaseError where `base` is none or is pickled.
+    file's size, once. `base` is what tensors are compared with, of several the nearest to each run, by default the
+    directory that each run's config names. Files in packs and caches are not compared. `progress` starts anew for each
+    step of comparing. Raises UsageError where a path is missing or in a pack, or nothing is there, and BaseError where
+    `base` is none or is pickled.
     """
     roots, threads = given_roots(paths), count_jobs(jobs)
-    base_files = None if base is None else open_base(base.path if isinstance(base, Base) else Path(base))
+    given = given_bases(base)
     tree = walk(roots)
     if not tree.files and not tree.unreadable:
         raise UsageError(f"'{printable(str(roots[0]))}' is empty", hint=PATH_HINT)
     owners = find_runs(tree)
     files = sort_files(tree, owners)
     runs = list(dict.fromkeys(owners.values()))
-    bases = open_bases(base_files, runs)
+    bases = compared_bases(given, runs, tree)
     equal = partial(equal_spans, unreadable=tree.unreadable, jobs=threads, progress=progress)
     account = _account(tree, files, runs, bases, _compare(tree, files, bases, equal))
     return replace(account, paths=tuple(map(str, roots)))

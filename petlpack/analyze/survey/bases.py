@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from petlpack.analyze.survey.chosen import FoundRun
-from petlpack.analyze.survey.equality import Span
-from petlpack.analyze.survey.kinds import PICKLED
-from petlpack.analyze.survey.tree import File, Key, key_of
-from petlpack.errors import BaseError, Problem, RunError, printable, problem_of
-from petlpack.tensors.base import is_model
-from petlpack.tensors.checkpoint import Checkpoint, open_checkpoint
-from petlpack.tensors.components import by_component, find_components, is_in_parts, with_components
-from petlpack.tensors.places import find_main
-from petlpack.tensors.safetensors_file import Header
+import numpy as np
 
-_READ = ".safetensors"
-"""How the names of files end that are opened: no pickle is."""
+from petlpack.analyze.survey.chosen import FoundRun
+from petlpack.analyze.survey.equality import PAGE, Span
+from petlpack.analyze.survey.tree import File, Key, Tree, key_of
+from petlpack.encoding.matching.names import match_names
+from petlpack.errors import BaseError, Problem, problem_of
+from petlpack.tensors.base import Base, Bases, is_model, open_bases
+from petlpack.tensors.safetensors_file import Header, MalformedError, read_header
 
 
 @dataclass(frozen=True)
@@ -30,10 +26,28 @@ class BaseFiles:
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
     keys: frozenset[Key]
 
+    def namesakes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+        """Return {name: name here} in the component that has most of them.
+
+        Empty where the names have nothing to do with the base's.
+        """
+        best: dict[str, str] = {}
+        for prefix, known in self.shapes.items():
+            try:
+                names = match_names(shapes, known)
+            except BaseError:  # an adapter's own tensors, or another model's: none of them is the base's
+                continue
+            if len(names) > len(best):
+                best = {name: prefix + namesake for name, namesake in names.items()}
+        return best
+
 
 @dataclass(frozen=True)
 class ComparedBases:
-    """The base that is given for all runs, or those that they name; a base's own files have none."""
+    """The base that is given for all runs, or one for each: of several the nearest, else the one that it names.
+
+    A base's own files have none.
+    """
 
     given: BaseFiles | None
     named: Mapping[Path, BaseFiles]
@@ -48,53 +62,95 @@ class ComparedBases:
         return None if base is None or file.key in self.keys else base
 
 
-def open_bases(for_all: BaseFiles | None, runs: Iterable[FoundRun]) -> ComparedBases:
-    """Open the bases that runs name, each once, where they are directories here; none where one is given for all."""
-    names = {run.path: run.base_name for run in runs if run.base_name is not None} if for_all is None else {}
+def compared_bases(given: Sequence[BaseFiles], runs: Sequence[FoundRun], tree: Tree) -> ComparedBases:
+    """Return the base of each run: the one that is given, of several the nearest; without any, the one that it names.
+
+    Those that runs name are opened each once, where they are directories here.
+    """
+    if given:
+        keys = frozenset(key for base in given for key in base.keys)
+        if len(given) == 1:
+            return ComparedBases(given[0], {}, {}, keys)
+        chosen = {run.path: base for run in runs if (base := _nearest(run, given, tree)) is not None}
+        return ComparedBases(None, chosen, {}, keys)
+    names = {run.path: run.base_name for run in runs if run.base_name is not None}
     opened: dict[str, BaseFiles] = {}
     unreadable: dict[str, Problem] = {}
     for name in dict.fromkeys(names.values()):
         try:
             if is_model(name):
-                opened[name] = open_base(Path(name))
+                opened[name] = _files_of(Base(name, pickles=False))
         except BaseError as error:
             unreadable[name] = problem_of(error)
-    bases = opened.values() if for_all is None else [for_all]
-    keys = frozenset(key for base in bases for key in base.keys)
-    return ComparedBases(
-        for_all, {path: opened[name] for path, name in names.items() if name in opened}, unreadable, keys
-    )
+    keys = frozenset(key for base in opened.values() for key in base.keys)
+    return ComparedBases(None, {path: opened[name] for path, name in names.items() if name in opened}, unreadable, keys)
 
 
-def open_base(path: Path) -> BaseFiles:
-    """Read the headers of a base; raises BaseError where there is none, or it is pickled."""
-    weights = find_main(path) if path.is_dir() else path
-    shown = printable(str(path))
-    if not (weights.is_file() if weights is not None else is_in_parts(path)):
-        raise BaseError(
-            f"no base at '{shown}'",
-            hint="give --base the directory of the pretrained model (with model.safetensors), or its weight file",
-            code="base-missing",
-        )
-    if weights is not None and weights.name.removesuffix(".index.json").endswith(PICKLED):
-        raise BaseError(
-            f"base '{shown}' is pickled, and pickles are never opened", hint="save the base as safetensors first"
-        )
-    try:
-        main = Checkpoint({}, {}, ()) if weights is None else open_checkpoint(weights)
-        parts = find_components(path, main.sources) if path.is_dir() else {}
-        checkpoint, _ = with_components(main, {name: part for name, part in parts.items() if name.endswith(_READ)})
-        keys = frozenset(key_of(source.stat()) for source in checkpoint.sources)
-    except RunError as error:
-        raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
+NEARLY = 0.9
+"""Share of what most of a run meets with which another base may still be its own: it lacks the run's head."""
+
+MOST_SAMPLED = 8
+"""Tensors of which a page is compared to tell bases of one architecture apart: the largest ones."""
+
+
+def _nearest(run: FoundRun, bases: Sequence[BaseFiles], tree: Tree) -> BaseFiles | None:
+    """Return the base that most of a run meets by names and shapes, of those that do the one with most equal bytes."""
     spans: dict[str, Span] = {}
-    for source, header in zip(checkpoint.sources, checkpoint.headers.values(), strict=True):
-        spans |= {header.prefix + name: span for name, span in tensor_spans(source, header).items()}
-    components = by_component(checkpoint.tensors, checkpoint.headers.values())
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in run.weights:
+        header = tree.header(file) if file.suffix == ".safetensors" else None
+        if isinstance(header, Header):
+            spans |= tensor_spans(file, header)
+            shapes |= {name: entry.shape for name, entry in header.entries.items()}
+    pairs = [_pairs(spans, base, base.namesakes(shapes)) for base in bases]
+    sizes = [sum(span.nbytes for span, _ in met) for met in pairs]
+    tied = [i for i, size in enumerate(sizes) if size and size >= NEARLY * max(sizes)]
+    return bases[max(tied, key=lambda i: _likeness(pairs[i]))] if tied else None
+
+
+def _pairs(spans: Mapping[str, Span], base: BaseFiles, names: Mapping[str, str]) -> list[tuple[Span, Span]]:
+    met = ((span, base.spans.get(names.get(name, ""))) for name, span in spans.items())
+    return [(span, other) for span, other in met if other is not None and other.nbytes == span.nbytes]
+
+
+def _likeness(pairs: Sequence[tuple[Span, Span]]) -> float:
+    """Return the share of equal bytes in the first pages of the largest pairs; what cannot be read says nothing."""
+    largest = sorted(pairs, key=lambda pair: -pair[0].nbytes)[:MOST_SAMPLED]
+    try:
+        pages = [tuple(np.frombuffer(_first_page(span), np.uint8) for span in pair) for pair in largest]
+    except OSError:
+        return 0.0
+    return float(np.mean([np.mean(own == other) for own, other in pages if own.shape == other.shape] or [0.0]))
+
+
+def _first_page(span: Span) -> bytes:
+    with span.path.open("rb") as file:
+        file.seek(span.start)
+        return file.read(min(PAGE, span.nbytes))
+
+
+def given_bases(bases: Bases | None) -> list[BaseFiles]:
+    """Open the bases that are given, as `encode` does; raises BaseError where one is none, or is pickled."""
+    several = bases if isinstance(bases, Sequence) and not isinstance(bases, str) else [] if bases is None else [bases]
+    paths = [base.path if isinstance(base, Base) else base for base in several]
+    return [_files_of(base) for base in open_bases(paths, pickles=False)]
+
+
+def _files_of(base: Base) -> BaseFiles:
+    """Return where the tensors of a base stand in its files; raises BaseError."""
+    try:
+        keys = frozenset(key_of(source.stat()) for source in base.sources)
+        spans: dict[str, Span] = {}
+        for source, header in zip(base.sources, base.headers.values(), strict=True):
+            inside = tensor_spans(source, read_header(source))
+            spans |= {header.prefix + name: inside[name] for name in header.entries if name in inside}
+    except (MalformedError, OSError) as error:
+        problem = problem_of(error)
+        raise BaseError(f"base: {problem.message}", hint=problem.hint, code=problem.code) from error
     shapes = {
-        prefix: {name: tensor.shape for name, tensor in tensors.items()} for prefix, tensors in components.items()
+        prefix: {name: tensor.shape for name, tensor in part.tensors.items()} for prefix, part in base.parts.items()
     }
-    return BaseFiles(path, spans, shapes, keys)
+    return BaseFiles(base.path, spans, shapes, keys)
 
 
 def tensor_spans(path: Path, header: Header) -> dict[str, Span]:

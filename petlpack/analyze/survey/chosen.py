@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from petlpack.layouts.files import module_types
 from petlpack.layouts.layout import Layout
 from petlpack.layouts.registry import layout
 from petlpack.layouts.run import read_json
-from petlpack.tensors.checkpoint import shards_of
+from petlpack.tensors.checkpoint import refuse_other_content, shards_of
 from petlpack.tensors.components import find_components
 from petlpack.tensors.pickled import is_cut
 from petlpack.tensors.places import checkpoints
@@ -53,7 +54,7 @@ def choose(path: Path, layout_id: str, tree: Tree) -> FoundRun:
             weights = tuple(part for file in files for part in _parts(file))
             _check_complete(weights, tree)
             reader.check_complete(place, path)
-            method, base_name = reader.method_of(files[0].parent), _base_name(reader, files[0].parent, path)
+            method, base_name = reader.method_of(files[0]), _base_name(reader, files[0].parent, path)
             parts = _components(place, weights) if reader.components else []
             inside = (*run.inside, *(file.parent for file in files if file.parent != place))
             weights = tuple(dict.fromkeys([*weights, *parts]))
@@ -77,8 +78,10 @@ def _parts(file: Path) -> list[Path]:
 
 
 def _check_complete(weights: Iterable[Path], tree: Tree) -> None:
-    """Raise RunError for a weight file that was cut short, or has another header than safetensors have."""
+    """Raise RunError for a weight file that is cut short, no weights, or has another header than safetensors have."""
     for file in weights:
+        with contextlib.suppress(OSError):  # who reads it below tells why it cannot be read
+            refuse_other_content(file)
         if file.suffix == ".safetensors":
             header = tree.header(file)
             if isinstance(header, Problem):

@@ -7,12 +7,11 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from petlpack.analyze.survey.bases import BaseFiles, ComparedBases, tensor_spans
+from petlpack.analyze.survey.bases import ComparedBases, tensor_spans
 from petlpack.analyze.survey.equality import Span
 from petlpack.analyze.survey.kinds import KINDS, WEIGHT_KINDS
 from petlpack.analyze.survey.tree import File, Key, Tree
-from petlpack.encoding.matching.names import match_names
-from petlpack.errors import BaseError, Problem
+from petlpack.errors import Problem
 from petlpack.tensors.safetensors_file import Header
 
 Equal = Callable[[Sequence[Span]], list[list[int]]]
@@ -129,29 +128,13 @@ def _members(files: Sequence[File], headers: Mapping[Key, Header], bases: Compar
         shapes = folders[file.path.parent]
         alike = (base.path, tuple(shapes.items()))
         if alike not in known:
-            known[alike] = _match(shapes, base)
+            known[alike] = base.namesakes(shapes)
         for name, span in spans.items():
             namesake = base.spans.get(known[alike].get(name, ""))
             if namesake is not None and (namesake.nbytes, namesake.like) != (span.nbytes, span.like):
                 namesake = None
             members.append(_Member(file.key, name, span, namesake))
     return members
-
-
-def _match(shapes: Mapping[str, tuple[int, ...]], base: BaseFiles) -> dict[str, str]:
-    """Return {name: the base's name} in the base's component that has most of them.
-
-    Empty where the names have nothing to do with the base's.
-    """
-    best: dict[str, str] = {}
-    for prefix, known in base.shapes.items():
-        try:
-            names = match_names(shapes, known)
-        except BaseError:  # an adapter's own tensors, or another model's: none of them is the base's
-            continue
-        if len(names) > len(best):
-            best = {name: prefix + namesake for name, namesake in names.items()}
-    return best
 
 
 def _verdicts(members: Sequence[_Member], equal: Equal, bases: ComparedBases) -> tuple[set[int], set[int]]:

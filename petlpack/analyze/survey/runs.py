@@ -9,9 +9,10 @@ from pathlib import Path
 from petlpack.analyze.survey.chosen import FoundRun, choose
 from petlpack.analyze.survey.tree import File, Key, Tree, key_of
 from petlpack.errors import PetlpackError, Problem, RunError, printable, problem_at, problem_of
-from petlpack.layouts.foreign import sharded_state
+from petlpack.layouts.foreign import pointer_to_weights, sharded_state
 from petlpack.layouts.layout import Names
 from petlpack.layouts.registry import LAYOUTS, layout
+from petlpack.tensors.content import Kind
 from petlpack.tensors.kinds import is_checkpoint, kind_in_run
 
 
@@ -55,13 +56,19 @@ def _look_at(path: Path, tree: Tree) -> FoundRun | None:
         if layout_id is not None:
             return choose(path, layout_id, tree)
         state = sharded_state(path) if path.is_dir() and (names is None or names.show_weights) else None
-        if state is None:
-            return None
-        held = f"'{printable(str(path))}' holds {state[1].what} ('{printable(state[0])}')"
-        return FoundRun(path, problem=problem_of(RunError(held, hint="then encode the merged model")))
+        if state is not None:
+            return _held(path, *state, "then encode the merged model")
+        pointer = pointer_to_weights(path) if path.is_dir() else None
+        return None if pointer is None else _held(path, *pointer, pointer[1].hint)
     except (PetlpackError, OSError) as error:
         steps = tuple(path / name for name in (names.folders if names else ()) if is_checkpoint(name))
         return FoundRun(path, layout_id, inside=steps, checkpoints=len(steps), problem=_told(error))
+
+
+def _held(path: Path, name: str, kind: Kind, hint: str) -> FoundRun:
+    """Return a run of which there is only what something in it says that it is."""
+    text = f"'{printable(str(path))}' holds {kind.what} ('{printable(name)}')"
+    return FoundRun(path, problem=problem_of(RunError(text, hint=hint)))
 
 
 def _told(error: PetlpackError | OSError) -> Problem:
