@@ -130,7 +130,8 @@ def _is_named(run: Run, base: Base) -> bool:
 def _fitting(run: Run, base: Base, counterparts: Mapping[str, str]) -> int:
     """Return how many of a run's weights have a counterpart in a base, or adapt one of its modules."""
     tensors = run.module.tensors
-    strangers = base.modules.adapted(shapes_of(tensors)).strangers if not run.needs_base else ()
+    shapes = shapes_of(tensors) if run.has_widths else dict.fromkeys(tensors, ())
+    strangers = base.modules.adapted(shapes).strangers if not run.needs_base else ()
     names = counterparts if run.needs_base else tensors.keys() - {*strangers}
     return sum(tensors[name].size for name in names)
 
