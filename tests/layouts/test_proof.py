@@ -408,7 +408,7 @@ DIFFUSERS: dict[str, Row] = {
 
 # AdapterHub, in an environment of its own
 
-HUB: dict[str, Row] = {kind: AdapterHub(kind) for kind in ("fusion", "stack")}
+HUB: dict[str, Row] = {kind: AdapterHub(kind) for kind in ("fusion", "fusion alone", "stack")}
 
 
 ROWS: dict[str, Row] = {

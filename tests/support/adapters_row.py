@@ -18,7 +18,7 @@ from typing import Any
 
 REPO = Path(__file__).parents[2]
 SIZES = {"vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
-KINDS = {"fusion": "Fuse", "stack": "Stack"}
+KINDS = {"fusion": "Fuse", "fusion alone": "Fuse", "stack": "Stack"}
 
 
 def adapters_python() -> str | None:
@@ -67,7 +67,7 @@ def write(kind: str, place: Path) -> None:
     for name in ("a", "b"):
         model.add_adapter(name, config="seq_bn")
     setup = getattr(composition, KINDS[kind])("a", "b")
-    if kind == "fusion":
+    if setup.__class__.__name__ == "Fuse":
         model.add_adapter_fusion(setup)
         model.train_adapter_fusion(setup)
     else:
@@ -82,14 +82,23 @@ def write(kind: str, place: Path) -> None:
         (output(model.train()) - 1).square().mean().backward()
         optimizer.step()
     assert said(model) != before
-    model.save_adapter_setup(str(place / "run"), setup, use_safetensors=kind == "stack")
+    if kind == "fusion alone":
+        model.save_all_adapters(str(place / "base"))
+        model.save_adapter_fusion(str(place / "run"), setup)
+    else:
+        model.save_adapter_setup(str(place / "run"), setup, use_safetensors=kind == "stack")
 
 
 def ask(base: Path, directory: Path) -> str:
     """Return the digest of what the base computes with the adapters of a directory."""
     model = _base(base)
     safe = not list(directory.rglob("*.bin"))
-    model.load_adapter_setup(str(directory), set_active=True, use_safetensors=safe)
+    if (directory / "adapter_fusion_config.json").is_file():
+        for name in ("a", "b"):
+            model.load_adapter(str(base / name))
+        model.load_adapter_fusion(str(directory), set_active=True)
+    else:
+        model.load_adapter_setup(str(directory), set_active=True, use_safetensors=safe)
     return said(model)
 
 
