@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,10 @@ def mixed(base: Path) -> Any:
 
 def adapter(begin: Callable[[Path], Any], **inputs: Any) -> Model:
     return Model("peft", write_llama, load_adapter, partial(logits, **inputs), begin)
+
+
+def needing(library: str, row: Model) -> Model:
+    return replace(row, needs=library)
 
 
 ADAPTERS: dict[str, Row] = {
@@ -415,6 +420,7 @@ ROWS: dict[str, Row] = {
     **{f"transformers, {name}": row for name, row in TRANSFORMERS.items()},
     **{f"peft, {name}": row for name, row in ADAPTERS.items()},
     "peft, xlora": adapter(mixed),
+    "peft, adamss": needing("sklearn", adapter(partial(adapt, *PEFT["adamss"]))),
     **{f"sentence-transformers, {name}": row for name, row in SENTENCES.items()},
     "setfit": SETFIT,
     **{f"diffusers, {name}": row for name, row in DIFFUSERS.items()},
