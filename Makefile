@@ -6,6 +6,7 @@ BIN := $(VENV)/$(SCRIPTS)
 TORCH := --group torch# always in the same install command: plain torch may be a newer one, with gigabytes of CUDA
 # A worker for each processor, each with one thread of torch's; what is idle takes over the last tests of another.
 TESTS := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+PROOF := tests/layouts/test_proof.py# runs of libraries that only `make check` installs
 
 .PHONY: demo demo-train test test-oldest test-newest check bench experiment lock clean
 
@@ -27,7 +28,7 @@ test-newest:  ## all tests with the newest versions of all but torch (TORCH=torc
 	-rm -f $(VENV)/newest*/.done && $(MAKE) $(VENV)/newest/.done $(VENV)/newest-adapters/.done && \
 	PETLPACK_ADAPTERS_PYTHON=$(CURDIR)/$(VENV)/newest-adapters/$(SCRIPTS)/python $(VENV)/newest/$(SCRIPTS)/python $(TESTS) --exhaustive
 
-check: $(VENV)/.check $(VENV)/adapters/.done  ## lint, types, layers, package, all tests with every case
+check: $(VENV)/.check $(VENV)/adapters/.done $(VENV)/libraries/.done  ## lint, types, layers, package, all tests with every case
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,6 +36,7 @@ check: $(VENV)/.check $(VENV)/adapters/.done  ## lint, types, layers, package, a
 	rm -rf build/dist && $(BIN)/python -m build --no-isolation --outdir build/dist . >/dev/null
 	$(BIN)/check-wheel-contents --toplevel petlpack,petlpack_cli build/dist/*.whl
 	$(BIN)/python $(TESTS) --exhaustive
+	PETLPACK_LIBRARIES=required $(VENV)/libraries/$(SCRIPTS)/python $(TESTS) $(PROOF)
 
 bench: $(VENV)/.model $(VENV)/zipnn/.done  ## train (once, cached), measure, print the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py
@@ -43,9 +45,11 @@ experiment: $(VENV)/.model  ## train every row of docs/experiment.md (hours; goe
 	$(BIN)/python benchmarks/methods
 
 lock: $(VENV)/lock/.done  ## write locks/ anew, with the newest versions that pyproject.toml allows
-	$(call compile,dev,pyproject.toml --all-extras $(addprefix --group ,torch test check build model install))
+	$(call compile,dev,pyproject.toml --all-extras $(addprefix --group ,torch test check build model install) \
+		--excludes locks/left-out-of-dev.txt)
 	$(call compile,oldest,pyproject.toml --all-extras --group test --group build --resolution lowest-direct)
 	$(call compile,adapters,--group torch --group adapters)
+	$(call compile,libraries,pyproject.toml --extra torch $(addprefix --group ,torch test build libraries))
 	$(call compile,zipnn,--group torch --group zipnn)
 
 clean:
@@ -62,6 +66,7 @@ oldest   := $(call pins,oldest) -e .[report,torch] --group test
 newest   := --upgrade --upgrade-strategy eager -e .[report,torch] --group test $(TORCH)
 adapters := $(call pins,adapters) --group adapters $(TORCH)
 newest-adapters := --upgrade --upgrade-strategy eager --group adapters $(TORCH)
+libraries := $(call pins,libraries) -e .[torch] --group test --group libraries $(TORCH)
 zipnn    := $(call pins,zipnn) --group zipnn $(TORCH)
 
 # $(call install,ENVIRONMENT,WHAT): WHAT in one command, by the pip of the lock.

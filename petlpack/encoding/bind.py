@@ -97,4 +97,4 @@ def adapting(run: Run, rule: Mapping[str, Any] | None) -> dict[str, tuple[int, .
         named = [text for text in texts_of(rule.get("rows")) if "." in text]
         return {text: tensors[text].shape if text in tensors else () for text in named}
     head: frozenset[str] = frozenset() if isinstance(run.module, Dense) else run.module.head
-    return {name: tensor.shape for name, tensor in tensors.items() if name not in head}
+    return {name: tensor.shape if run.has_widths else () for name, tensor in tensors.items() if name not in head}

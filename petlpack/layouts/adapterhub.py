@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.adapter_files import (
+    CONFIG,
     AdapterFiles,
     AdapterLayout,
     adapter_folders,
@@ -16,37 +18,82 @@ from petlpack.layouts.adapter_files import (
     sort_adapter_files,
 )
 from petlpack.layouts.checkpoints import skipped
-from petlpack.layouts.files import warnings_about
+from petlpack.layouts.files import sort_files, warnings_about
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Copy, Plain, Use
+from petlpack.tensors.checkpoint import open_saved
 
 _MODULE = re.compile(
     r"(?P<place>.+)\.(?:adapters\.[^.]+\.adapter_(?:down\.0|up)\.(?:weight|bias)|loras\.[^.]+\.(?P<lora>lora_[AB]))"
 )
 
 
+FUSION_CONFIG = "adapter_fusion_config.json"
+_FUSIONS = ("pytorch_model_adapter_fusion.bin", "model_adapter_fusion.safetensors")
+
+
 @dataclass(frozen=True)
 class AdapterhubLayout(AdapterLayout):
-    """adapter_config.json of AdapterHub's schema, pytorch_adapter.bin or adapter.safetensors."""
+    """adapter_config.json of AdapterHub's schema, pytorch_adapter.bin or adapter.safetensors; or a fusion alone."""
 
     id = "adapterhub"
     method = "adapter"
 
     def detect(self, path: Path) -> bool:
-        """Tell whether the directory, folders in it, or those of a checkpoint, hold an AdapterHub adapter."""
-        return bool(adapter_folders(path))
+        """Tell whether the directory, folders in it, or those of a checkpoint, hold an adapter; or a fusion of some."""
+        return bool(adapter_folders(path)) or _fusion(path) is not None
 
     def read(self, path: Path, options: Options) -> list[Run]:
         """Read every adapter of the run."""
         adapters = [open_adapter(path, folder) for folder in adapter_folders(path)]
+        fusion = None if adapters else _fusion(path)
+        if fusion is not None:
+            return [_read_fusion(path, fusion, options)]
         return [_read(path, adapter, adapters, options) for adapter in adapters]
+
+    def choices(self, path: Path) -> Iterator[tuple[Path, list[Path]]]:
+        """Yield the weight files of all adapters, or of a fusion alone."""
+        adapters = list(super().choices(path))
+        fusion = None if adapters else _fusion(path)
+        yield from adapters if fusion is None else [(path, [fusion])]
 
     def method_of(self, weights: Path) -> str:
         """Return the architecture that the adapter's config names."""
+        if _fusion(weights.parent) is not None:
+            return FUSION
         config = read_json(weights.parent / "adapter_config.json").get("config")
         architecture = config.get("architecture") if isinstance(config, dict) else None
         return architecture.lower() if isinstance(architecture, str) else self.method
+
+
+FUSION = "adapter fusion"
+"""The method of what mixes adapters that are stored elsewhere."""
+
+
+def _fusion(path: Path) -> Path | None:
+    """Return the weights of a fusion that stands alone: beside adapters, it comes along with them."""
+    if not (path / FUSION_CONFIG).is_file() or (path / CONFIG).is_file():
+        return None
+    return next((path / name for name in _FUSIONS if (path / name).is_file()), None)
+
+
+def _read_fusion(path: Path, file: Path, options: Options) -> Run:
+    weights = open_saved(file)
+    base = read_json(path / FUSION_CONFIG).get("model_name")
+    kept, left_out = sort_files(path, path, [file], [FUSION_CONFIG], selection=options.selection)
+    return Run(
+        path=path,
+        layout="adapterhub",
+        method=FUSION,
+        module=Plain(weights.tensors, frozenset()),
+        headers=weights.headers,
+        weight_bytes=weights.nbytes,
+        kept=kept,
+        left_out=left_out,
+        base_name=base if isinstance(base, str) else None,
+        warnings=(*weights.warnings, *warnings_about(left_out)),
+    )
 
 
 def _read(path: Path, adapter: AdapterFiles, adapters: list[AdapterFiles], options: Options) -> Run:

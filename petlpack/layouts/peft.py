@@ -20,6 +20,12 @@ from petlpack.tensors.places import checkpoints
 
 CONFIG = "adapter_config.json"
 
+_WITHOUT_WIDTHS = {
+    *("C3A", "FOURIERFT", "GRALORA", "LOKR", "OFT", "POLY", "PSOFT", "ROAD", "SHIRA", "SUPERTUNING", "UNILORA"),
+    *("VBLORA", "WAVEFT"),
+}
+"""Kinds whose tensors have no size of a module: frequencies, places, blocks, factors of its widths."""
+
 
 @dataclass(frozen=True)
 class PeftLayout(Layout):
@@ -60,6 +66,7 @@ class PeftLayout(Layout):
             kept=kept,
             left_out=left_out,
             base_name=base_name if isinstance(base_name, str) else None,
+            has_widths=str(config["peft_type"]).upper() not in _WITHOUT_WIDTHS,
             warnings=(*warnings, *warnings_of(weights, left_out)),
         )
         return [run]

@@ -144,7 +144,7 @@ def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
     """Read a run; where that fails because its states were never merged, say so."""
     try:
         runs = reader.read(path, options)
-        empty = any(run.headers and not run.module.tensors for run in runs)
+        empty = any(run.whole and run.headers and not run.module.tensors for run in runs)
         if reader.components:
             runs = [as_weights(run, options.selection) for run in runs]
         if empty or not all(run.module.tensors for run in runs):

@@ -52,6 +52,8 @@ class Run:
     """Whether the weight files hold the base's tensors, too."""
     omits_base: bool = False
     """Whether tensors that equal the base's are left out of what comes back."""
+    has_widths: bool = True
+    """Whether its tensors have sizes in common with the modules that they adapt, which then tell other bases."""
     note: str = ""
     """What who decodes the task has to know."""
     exact: bool = True

@@ -11,6 +11,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 MOST_DROPPED = 4
 """Leading parts of a name that may differ between adapter and base (`base_model.model.`, `bert.`)."""
 
+WRAPPER = "base_model."
+"""What PEFT puts in front of every name, also of what belongs to no module."""
+
 LEAST_PARTS = 3
 """Parts by which a module is told where a name has more in front: `encoder`, or `layer.0`, is in every model."""
 
@@ -56,7 +59,7 @@ class Modules:
         fitting: dict[str, tuple[str, ...]] = {}
         strangers = []
         for name, shape in shapes:
-            if "." not in name:
+            if "." not in name.removeprefix(WRAPPER):
                 continue
             candidates = _candidates(name, self._endings)
             module = next((m for m in candidates if _fits(shape, self._modules[m], self._base)), None)

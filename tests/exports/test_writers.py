@@ -27,6 +27,7 @@ from petlpack.exports.places import alpha_of
 from petlpack.layouts.heads import in_model
 from petlpack.rules.modules import Rebuilt
 from petlpack.tensors.tensor import Tensor
+from tests.support.adapters_row import adapters_python
 from tests.support.small_runs import weights, write_safetensors
 
 REPO = Path(__file__).parents[2]
@@ -361,12 +362,6 @@ HUB = {
     "lora-gpt2-kv": Case("GPT2LMHeadModel", merged_lora([False, True, True])),
     "too-few-layers": Case("BertForSequenceClassification", adapter(BERT_FF[:1], "pfeiffer")),
 }
-
-
-def adapters_python() -> str | None:
-    """Return the python of the environment that has `adapters`, if there is one."""
-    here = REPO / ".venv" / "adapters" / "bin" / "python"
-    return os.environ.get("PETLPACK_ADAPTERS_PYTHON") or (str(here) if here.exists() else None)
 
 
 @pytest.fixture(scope="module")

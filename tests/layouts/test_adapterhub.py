@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import petlpack
 from petlpack import PetlpackError, RunError
@@ -215,3 +216,26 @@ def test_half_precision_adapters_come_back(tmp_path: Path) -> None:
         wanted = read_weights(run.path / "pytorch_adapter.bin")
         found = read_weights(tmp_path / name / "pytorch_adapter.bin")
         assert all(found[key].dtype == dtype and octets(found[key]) == octets(wanted[key]) for key in wanted)
+
+
+FUSION = "bert.encoder.layer.0.output.adapter_fusion_layer.a,b.query."
+
+
+@pytest.mark.parametrize("file", ["pytorch_model_adapter_fusion.bin", "model_adapter_fusion.safetensors"])
+def test_a_fusion_alone_comes_back_in_the_file_that_loads_it(tmp_path: Path, file: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    config = {"config": {"key": True}, "adapter_names": ["a", "b"], "name": "a,b", "model_name": "bert-base"}
+    (run / "adapter_fusion_config.json").write_text(json.dumps(config), encoding="utf-8")
+    fusion = {f"{FUSION}weight": torch.eye(4), f"{FUSION}bias": torch.arange(4.0)}
+    torch.save(fusion, run / file) if file.endswith(".bin") else save_file(fusion, run / file)
+    (task,) = petlpack.encode(run, tmp_path / "pack", jobs=1)
+    assert (task.layout, task.method, task.warnings, task.left_out) == ("adapterhub", "adapter fusion", (), ())
+    out = petlpack.open(tmp_path / "pack")["run"].decode(tmp_path / "out").path
+    assert set(files_of(out)) == set(files_of(run))
+    back = read_weights(out / file)
+    assert {name: octets(tensor) for name, tensor in back.items()} == {
+        name: octets(tensor.numpy()) for name, tensor in fusion.items()
+    }
+    (checked,) = petlpack.verify(tmp_path / "pack", task="run", against=run)
+    assert (checked.error, checked.depth) == (None, "compared")

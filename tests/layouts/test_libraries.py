@@ -27,7 +27,7 @@ from petlpack.layouts.files import sort_files
 from petlpack.tensors.checkpoint import name_text
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.places import TRAINING
-from tests.support.faults import PREFIX_TUNING, skip_where
+from tests.support.proof import files_of, quiet
 from tests.support.small_runs import make_pair, weights, write_pair, write_run
 
 OTHER = "other weights"
@@ -44,14 +44,6 @@ CONFIG = {
 LINKS = ("old.safetensors", "link")
 """Names that the tests give to links without a file."""
 IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Let the libraries warn of what they like: pytest makes errors of warnings, which is meant for ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def move(model: Any, seed: int, *, only_trained: bool = False) -> Any:
@@ -78,12 +70,6 @@ def load(directory: Path, kind: str = "AutoModelForSequenceClassification") -> A
         model, info = getattr(transformers, kind).from_pretrained(directory, output_loading_info=True, dtype="auto")
     assert not info["missing_keys"], info
     return model
-
-
-def files_of(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
 
 
 @dataclass(frozen=True)
@@ -696,32 +682,6 @@ Q_V = ["query", "value"]
 ADAPTERS: dict[str, Callable[[], Any]] = {
     "lora": lambda: peft.LoraConfig(r=2, target_modules=Q_V, task_type="SEQ_CLS"),
     "dora": lambda: peft.LoraConfig(r=2, target_modules=Q_V, use_dora=True, task_type="SEQ_CLS"),
-    "rslora": lambda: peft.LoraConfig(
-        r=2, target_modules=Q_V, use_rslora=True, bias="lora_only", rank_pattern={"query": 3}, task_type="SEQ_CLS"
-    ),
-    "embedding lora": lambda: peft.LoraConfig(r=2, target_modules=["word_embeddings", "query"], task_type="SEQ_CLS"),
-    "ia3": lambda: peft.IA3Config(
-        target_modules=["query", "output.dense"], feedforward_modules=["output.dense"], task_type="SEQ_CLS"
-    ),
-    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="SEQ_CLS"),
-    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="SEQ_CLS"),
-    "p-tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8, task_type="SEQ_CLS"),
-    "loha": lambda: peft.LoHaConfig(r=2, target_modules=Q_V, task_type="SEQ_CLS"),
-    "lokr": lambda: peft.LoKrConfig(r=2, target_modules=Q_V, task_type="SEQ_CLS"),
-    "vera": lambda: peft.VeraConfig(r=2, target_modules=Q_V, task_type="SEQ_CLS"),
-    "oft": lambda: peft.OFTConfig(r=0, oft_block_size=4, target_modules=Q_V, task_type="SEQ_CLS"),
-    "fourierft": lambda: peft.FourierFTConfig(n_frequency=6, target_modules=Q_V, task_type="SEQ_CLS"),
-    "ln tuning": lambda: peft.LNTuningConfig(target_modules=["LayerNorm"], task_type="SEQ_CLS"),
-    "adalora": lambda: peft.AdaLoraConfig(init_r=3, target_r=2, target_modules=Q_V, total_step=10, task_type="SEQ_CLS"),
-    "vblora": lambda: peft.VBLoRAConfig(
-        r=2, num_vectors=4, vector_length=2, topk=2, target_modules=Q_V, task_type="SEQ_CLS"
-    ),
-    "hra": lambda: peft.HRAConfig(r=2, target_modules=Q_V, task_type="SEQ_CLS"),
-    "trainable tokens": lambda: peft.TrainableTokensConfig(
-        token_indices=[1, 2], target_modules=["word_embeddings"], task_type="SEQ_CLS"
-    ),
-    "randlora": lambda: peft.RandLoraConfig(r=2, target_modules=Q_V, task_type="SEQ_CLS"),
-    "miss": lambda: peft.MissConfig(r=2, target_modules=Q_V, task_type="SEQ_CLS"),
 }
 
 
@@ -744,22 +704,6 @@ def _load_adapter(classifier: Path, directory: Path) -> Any:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         return peft.PeftModel.from_pretrained(load(classifier), directory)
-
-
-@pytest.mark.parametrize("kind", ADAPTERS)
-def test_adapters_of_every_kind_come_back_and_load(classifier: Path, tmp_path: Path, kind: str) -> None:
-    model = _adapt(classifier, kind)
-    run = _save(model, tmp_path / "run")
-    trip = round_trip(run, None, tmp_path)
-    assert set(files_of(trip.out)) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-    assert trip.left_out == {}
-    config = json.loads((run / "adapter_config.json").read_text(encoding="utf-8"))
-    assert (trip.encoded.layout, trip.encoded.method) == ("peft", config["peft_type"].lower())
-    if kind == "prefix":
-        skip_where(PREFIX_TUNING, lambda: outputs(model))
-    assert outputs(_load_adapter(classifier, trip.out)) == outputs(_load_adapter(classifier, run))
-    if kind != "vblora":  # PEFT saves VB-LoRA's logits as top-k weights, rounded
-        assert outputs(_load_adapter(classifier, trip.out)) == outputs(model)
 
 
 @pytest.mark.parametrize("peft_type", ["SUPERNOVA", "", "\x1b[31m", None, ["LORA"], 7])
@@ -899,167 +843,7 @@ def test_a_dtype_we_do_not_know_does_not_disturb_its_neighbours(tmp_path: Path, 
     assert files_of(trip.out) == {"model.safetensors": content}
 
 
-# Models in parts
-
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(35))]
-TEXTS = ["w1 w2 w3", "w4 w30"]
-
-
-def _bits_of(*tensors: Any) -> bytes:
-    return b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors)
-
-
-@dataclass(frozen=True)
-class Library:
-    """A kind of model that a library saves in parts: how it is made on a base, loaded again, and what it then says."""
-
-    needs: str
-    make: Callable[[Path], Any]
-    load: Callable[[Path], Any]
-    says: Callable[[Any], bytes]
-
-
-def _sentence(*parts: Callable[[Any, Path], Any]) -> Library:
-    def make(base: Path) -> Any:
-        import sentence_transformers as library
-        from sentence_transformers.sentence_transformer import modules
-
-        return library.SentenceTransformer(modules=[part(modules, base) for part in parts], device="cpu")
-
-    def load_it(path: Path) -> Any:
-        import sentence_transformers as library
-
-        return library.SentenceTransformer(str(path), device="cpu")
-
-    def says(model: Any) -> bytes:
-        return _bits_of(model.encode_query(TEXTS), model.encode_document(TEXTS))
-
-    return Library("sentence_transformers", make, load_it, says)
-
-
-def _static(modules: Any, base: Path) -> Any:
-    return modules.StaticEmbedding(transformers.AutoTokenizer.from_pretrained(base), embedding_dim=8)
-
-
-def _router(modules: Any, base: Path) -> Any:
-    documents = [modules.Transformer(str(base)), modules.Pooling(8)]
-    return modules.Router.for_query_document(query_modules=[_static(modules, base)], document_modules=documents)
-
-
-def _cross_encoder() -> Library:
-    def load_it(path: Path) -> Any:
-        import sentence_transformers as library
-
-        return library.CrossEncoder(str(path), num_labels=1, device="cpu")
-
-    return Library(
-        "sentence_transformers", load_it, load_it, lambda model: _bits_of(model.predict([TEXTS, TEXTS[::-1]]))
-    )
-
-
-def _setfit() -> Library:
-    def make(base: Path) -> Any:
-        import setfit
-        from sklearn.linear_model import LogisticRegression
-
-        body = LIBRARIES["dense"].make(base)
-        return setfit.SetFitModel(model_body=body, model_head=LogisticRegression().fit(body.encode(TEXTS), [0, 1]))
-
-    def load_it(path: Path) -> Any:
-        import setfit
-
-        return setfit.SetFitModel.from_pretrained(str(path), device="cpu")
-
-    def says(model: Any) -> bytes:
-        return _bits_of(model.predict_proba(TEXTS))
-
-    return Library("setfit", make, load_it, says)
-
-
-def _unet(base: Path) -> Any:
-    import diffusers
-
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
-    return diffusers.UNet2DModel(
-        sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4, **blocks
-    )
-
-
-def _load_unet(path: Path) -> Any:
-    import diffusers
-
-    return diffusers.UNet2DModel.from_pretrained(path)
-
-
-def _unet_says(model: Any) -> bytes:
-    with torch.no_grad():
-        return _bits_of(model.eval()(torch.linspace(0, 1, 16).reshape(1, 1, 4, 4), 3).sample.numpy())
-
-
-def _pipeline(base: Path) -> Any:
-    import diffusers
-
-    return diffusers.DDPMPipeline(_unet(base), diffusers.DDPMScheduler(num_train_timesteps=4))
-
-
-def _load_pipeline(path: Path) -> Any:
-    import diffusers
-
-    return diffusers.DDPMPipeline.from_pretrained(path)
-
-
-def _pipeline_says(model: Any) -> bytes:
-    return _bits_of(model(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images)
-
-
-LIBRARIES = {
-    "dense": _sentence(
-        lambda modules, base: modules.Transformer(str(base)),
-        lambda modules, base: modules.Pooling(8),
-        lambda modules, base: modules.Dense(8, 4),
-    ),
-    "static": _sentence(_static),
-    "router": _sentence(_router),
-    "cross encoder": _cross_encoder(),
-    "setfit": _setfit(),
-    "unet": Library("diffusers", _unet, _load_unet, _unet_says),
-    "pipeline": Library("diffusers", _pipeline, _load_pipeline, _pipeline_says),
-}
-
-
-def _all_modules(model: Any) -> list[torch.nn.Module]:
-    parts = [model, *(getattr(model, "components", None) or {}).values(), getattr(model, "model_body", None)]
-    return [part for part in parts if isinstance(part, torch.nn.Module)]
-
-
-@pytest.fixture(scope="module")
-def with_words(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base, with a tokenizer beside it."""
-    directory = tmp_path_factory.mktemp("words")
-    shutil.copytree(base, directory, dirs_exist_ok=True)
-    (directory / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    transformers.BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
-    return directory
-
-
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_models_in_parts_come_back_and_compute_the_same(with_words: Path, tmp_path: Path, name: str) -> None:
-    """Every part is predicted by the base's, and the library that wrote the model computes the same bits with it."""
-    library = LIBRARIES[name]
-    pytest.importorskip(library.needs)
-    with quiet():
-        model = library.make(with_words)
-        model.save_pretrained(str(tmp_path / "base"))
-        for part in _all_modules(model):
-            move(part, 7)
-        model.save_pretrained(str(tmp_path / "run"))
-        trip = round_trip(tmp_path / "run", tmp_path / "base", tmp_path)
-        assert library.says(library.load(trip.out)) == library.says(library.load(tmp_path / "run"))
-    task = petlpack.open(tmp_path / "pack")["run"]
-    assert task.template.base.keys() == {slot.name for slot in task.template.slots if slot.size}
-    assert trip.left_out == {}
-    assert trip.encoded.warnings == ()
+# More than one model
 
 
 def test_a_merged_model_beside_its_adapter_and_a_second_one_are_all_had(classifier: Path, tmp_path: Path) -> None:

@@ -21,13 +21,6 @@ class Fault:
     why: str
 
 
-PREFIX_TUNING = Fault(
-    {"peft": ">=0.21", "transformers": ">=5.24"},
-    ValueError,
-    "does not support past key values",
-    "Transformers renamed the argument of BERT that PEFT gives a prefix to, from past_key_values to cache",
-)
-
 SAVED_NORMS = Fault(
     {"transformers": "<5.6"},
     KeyError,

@@ -29,9 +29,10 @@ def pins(lock: str, environment: Mapping[str, str] | None = None) -> dict[Normal
     return found
 
 
-def left_out() -> set[str]:
-    """Return the names of the packages that no lock pins."""
-    lines = (LOCKS / "left-out.txt").read_text(encoding="utf-8").splitlines()
+def left_out(lock: str) -> set[str]:
+    """Return the names of the packages that a lock does not pin: those that no lock does, and its own."""
+    files = [path for name in ("left-out", f"left-out-of-{lock}") if (path := LOCKS / f"{name}.txt").is_file()]
+    lines = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
     return {line for line in lines if line and not line.startswith("#")}
 
 
