@@ -78,6 +78,10 @@ SAME_FOR_EVER = {"raw", "bitmap"}
 
 FIELDS = {
     "coder": {"coder", "dtype", "count", "row", "prediction", "level", "bits", "build", "data"},
+    "stream": {
+        *("type", "smooth", "numbers", "times", "count", "data"),
+        *("table_log", "bins", "states", "first", "latents"),
+    },
     "codec": {
         *("codec", "tensors", "unchanged", "aliases", "sections", "of", "section", "set"),
         *("params", "decoded", "base", "rule", "parts", "named_parts", "name", "files", "named", "kept"),
