@@ -57,15 +57,15 @@ def of_files(most: int) -> tuple[Callable[[Numbers], bytes], Callable[[bytes, Nu
     return lambda numbers: standalone.simple_compress(numbers, config), standalone.simple_decompress_into
 
 
-def of_streams(page: int) -> tuple[Callable[[Numbers], bytes], Callable[[bytes, Numbers], object]]:
-    """Return encoder and decoder of streams with pages of so many numbers."""
+def of_streams(page: int, chunk: int) -> tuple[Callable[[Numbers], bytes], Callable[[bytes, Numbers], object]]:
+    """Return encoder and decoder of streams with pages of so many numbers, and chunks of so many pages."""
 
     def encode(numbers: Numbers) -> bytes:
-        pco.PAGE = page
+        pco.PAGE, pco.CHUNK = page, chunk
         return pco.compress(numbers)
 
     def decode(data: bytes, out: Numbers) -> object:
-        pco.PAGE = page
+        pco.PAGE, pco.CHUNK = page, chunk
         return pco.decompress_into(data, out)
 
     return encode, decode
@@ -74,9 +74,10 @@ def of_streams(page: int) -> tuple[Callable[[Numbers], bytes], Callable[[bytes, 
 WAYS = {
     "files, 2^18": of_files(1 << 18),
     "files, 2^16": of_files(1 << 16),
-    "streams, 2^18": of_streams(1 << 18),
-    "streams, 2^16": of_streams(1 << 16),
-    "streams, 2^15": of_streams(1 << 15),
+    "pages of 2^18": of_streams(1 << 18, 1),
+    "pages of 2^16": of_streams(1 << 16, 4),
+    "pages of 2^15": of_streams(1 << 15, 8),
+    "one chunk": of_streams(1 << 16, 1 << 8),
 }
 
 

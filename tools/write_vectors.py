@@ -472,8 +472,7 @@ def numbers_of(vector: Vector) -> np.ndarray[Any, Any]:
 def steps_of(vector: Vector, data: bytes) -> dict[str, Any]:
     """Return what stands in a stream on the way to its numbers, as the second reader finds it."""
     kind, width = vector["type"][0], int(vector["type"][1:])
-    chunk, pages = pcodec_reader.split(data, numbers_of(vector).size, kind, width)
-    page, count = pages[0]
+    chunk, page, count = pcodec_reader.split(data, numbers_of(vector).size, kind, width)[0]
     _, first = pcodec_reader.page_head(pcodec_reader.Bits(page), chunk)
     steps = {"table_log": chunk.table_log, "bins": [list(row) for row in chunk.bins]}
     if "times" in vector.fields:

@@ -1,4 +1,4 @@
-"""Streams of integers, as pages of one chunk of pcodec: the entropy coder below `numbers`, `gaps`, `ulps` and `rows`.
+"""Streams of integers, as chunks and pages of pcodec: the entropy coder below `numbers`, `gaps`, `ulps` and `rows`.
 
 formats/coders/pcodec.md is the page. Whatever a stream states is checked before a page is decoded.
 """
@@ -17,6 +17,9 @@ from petlpack.errors import RefusedError, UnknownFormatError
 
 PAGE = 1 << 16
 """Numbers of every page but the last, which may have fewer."""
+
+CHUNK = 4
+"""Pages of every chunk but the last: tables for 2^18 numbers take 0.1 % less than one for a unit's 2^20."""
 
 _TYPES = {"u4": 1, "u8": 2, "i4": 3, "i8": 4, "u2": 7, "i2": 8, "u1": 10, "i1": 11}
 """The bytes by which pcodec tells types of integers, by their names in numpy."""
@@ -40,17 +43,22 @@ _SMOOTH = DeltaSpec.try_consecutive(1)
 
 def compress(numbers: NDArray[Any], *, smooth: bool = False) -> bytes:
     """Compress flat integers to one stream; none to no bytes. `smooth` where neighbours are alike."""
-    count = numbers.size
-    if not count:
+    if not numbers.size:
         return b""
-    sizes = [min(PAGE, count - start) for start in range(0, count, PAGE)]
-    config = ChunkConfig(
-        delta_spec=_SMOOTH if smooth else _UNORDERED, paging_spec=PagingSpec.exact_page_sizes(sizes), **_SETTINGS
-    )
-    chunk = wrapped.FileCompressor().chunk_compressor(np.ascontiguousarray(numbers), config)
-    pages: list[bytes] = [chunk.write_page(i) for i in range(len(sizes))]
+    flat = np.ascontiguousarray(numbers)
+    pages = [page for at in range(0, flat.size, CHUNK * PAGE) for page in _chunk(flat[at : at + CHUNK * PAGE], smooth)]
     lengths = struct.pack(f"<{len(pages) - 1}I", *map(len, pages[:-1]))
-    return b"".join([_HEAD.pack(_TYPES[numbers.dtype.str[1:]], count), lengths, chunk.write_meta(), *pages])
+    return b"".join([_HEAD.pack(_TYPES[flat.dtype.str[1:]], flat.size), lengths, *pages])
+
+
+def _chunk(numbers: NDArray[Any], smooth: bool) -> list[bytes]:
+    """Return the pages of one chunk, the first behind the metadata."""
+    sizes = [min(PAGE, numbers.size - at) for at in range(0, numbers.size, PAGE)]
+    delta = _SMOOTH if smooth else _UNORDERED
+    config = ChunkConfig(delta_spec=delta, paging_spec=PagingSpec.exact_page_sizes(sizes), **_SETTINGS)
+    chunk = wrapped.FileCompressor().chunk_compressor(numbers, config)
+    first, *others = (chunk.write_page(i) for i in range(len(sizes)))
+    return [chunk.write_meta() + first, *others]
 
 
 def decompress_into(data: bytes | memoryview, out: NDArray[Any]) -> NDArray[Any]:
@@ -63,22 +71,20 @@ def decompress_into(data: bytes | memoryview, out: NDArray[Any]) -> NDArray[Any]
         if data:
             raise RefusedError(f"expected an empty stream, got {len(data)} bytes", code="pcodec-count")
         return out
-    stream = memoryview(data)
-    lengths = _read_head(stream, out.size, out.dtype)
-    begin = _HEAD.size + 4 * len(lengths)
-    end = begin + _metadata_size(stream[begin:], 8 * out.itemsize)
-    stops = [end, *(end + np.cumsum(lengths, dtype=np.int64)).tolist(), len(stream)]
-    if any(stop < start for start, stop in pairwise(stops)):
-        raise RefusedError(f"pages end at byte {stops[-2]}, the stream has {len(stream)}", code="pcodec-stream")
-    starts = range(0, out.size, PAGE)
+    pages = _split(memoryview(data), out.size, out.dtype)
+    width = 8 * out.itemsize
+    metadata = [_metadata_size(page, width) for page in pages[::CHUNK]]  # all, before a page is decoded
     try:
         reader, _ = wrapped.FileDecompressor.new(_VERSION)
-        chunk, _ = reader.chunk_decompressor(bytes(stream[begin:end]), f"{out.dtype.kind}{8 * out.itemsize}")
-        for start, (at, stop) in zip(starts, pairwise(stops), strict=True):
-            page = out[start : start + PAGE]
-            _, read = chunk.read_page_into(bytes(stream[at:stop]), page.size, page)
-            if read != stop - at:
-                raise RefusedError(f"a page of {stop - at} bytes ends after {read}", code="pcodec-stream")
+        for number, page in enumerate(pages):
+            at = 0
+            if number % CHUNK == 0:
+                at = metadata[number // CHUNK]
+                chunk, _ = reader.chunk_decompressor(bytes(page[:at]), f"{out.dtype.kind}{width}")
+            part = out[number * PAGE : (number + 1) * PAGE]
+            _, read = chunk.read_page_into(bytes(page[at:]), part.size, part)
+            if read != len(page) - at:
+                raise RefusedError(f"a page of {len(page) - at} bytes ends after {read}", code="pcodec-stream")
     except (RuntimeError, TypeError) as error:
         raise RefusedError(str(error), code="pcodec-stream") from error
     return out
@@ -87,12 +93,12 @@ def decompress_into(data: bytes | memoryview, out: NDArray[Any]) -> NDArray[Any]
 def decompress(data: bytes | memoryview, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Decompress exactly `count` numbers; raises as `decompress_into` does, before it allocates what is not there."""
     if count:
-        _read_head(memoryview(data), count, dtype)
+        _check_head(memoryview(data), count, dtype)
     return decompress_into(data, np.empty(count, dtype))
 
 
-def _read_head(stream: memoryview, count: int, dtype: np.dtype[Any]) -> tuple[int, ...]:
-    """Return the lengths of all pages but the last, of a stream that says it has `count` numbers of this dtype."""
+def _check_head(stream: memoryview, count: int, dtype: np.dtype[Any]) -> None:
+    """Check that a stream says it has `count` numbers of this dtype."""
     if len(stream) < _HEAD.size:
         raise RefusedError(f"a stream of {len(stream)} bytes ends in its head", code="pcodec-stream")
     number_type, stated = _HEAD.unpack_from(stream)
@@ -101,10 +107,19 @@ def _read_head(stream: memoryview, count: int, dtype: np.dtype[Any]) -> tuple[in
         raise RefusedError(f"a stream of numbers of type {number_type}, expected {expected}", code="pcodec-stream")
     if stated != count:
         raise RefusedError(f"a stream of {stated} numbers, expected {count}", code="pcodec-count")
+
+
+def _split(stream: memoryview, count: int, dtype: np.dtype[Any]) -> list[memoryview]:
+    """Return the pages of a stream of `count` numbers of this dtype, those that begin a chunk with its metadata."""
+    _check_head(stream, count, dtype)
     table = struct.Struct(f"<{(count - 1) // PAGE}I")
-    if len(stream) < _HEAD.size + table.size:
+    begin = _HEAD.size + table.size
+    if len(stream) < begin:
         raise RefusedError(f"a stream of {len(stream)} bytes ends in its table of pages", code="pcodec-stream")
-    return table.unpack_from(stream, _HEAD.size)
+    ends = np.cumsum((begin, *table.unpack_from(stream, _HEAD.size)), dtype=np.int64).tolist()
+    if ends[-1] > len(stream):
+        raise RefusedError(f"pages end at byte {ends[-1]}, the stream has {len(stream)}", code="pcodec-stream")
+    return [stream[start:stop] for start, stop in pairwise([*ends, len(stream)])]
 
 
 def _metadata_size(metadata: memoryview, width: int) -> int:

@@ -20,7 +20,7 @@ from petlpack import coding
 from petlpack.coding import pco
 from petlpack.coding.array import Array, Level
 from petlpack.coding.registry import CODERS, coder
-from petlpack.errors import DamageError, UnknownFormatError, UnknownFormatError
+from petlpack.errors import DamageError, UnknownFormatError
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
 from petlpack.tensors.tensor import Tensor
 from tests.support.sampling import Sample

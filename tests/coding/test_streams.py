@@ -45,18 +45,28 @@ def test_a_decoder_from_the_page_alone_reads_what_the_library_writes(numbers: np
     assert decoded(data, numbers) == numbers.tolist()
 
 
-@pytest.mark.parametrize("count", [pco.PAGE - 1, pco.PAGE, pco.PAGE + 1, 2 * pco.PAGE, 2 * pco.PAGE + 300])
+@pytest.mark.parametrize("count", [pco.PAGE - 1, pco.PAGE, pco.PAGE + 1, 4 * pco.PAGE, 4 * pco.PAGE + 300])
 @pytest.mark.parametrize("smooth", [False, True])
 def test_pages(count: int, smooth: bool) -> None:
     numbers = np.cumsum(np.random.default_rng(count).integers(-9, 10, count)).astype("<i2")
     data = pco.compress(numbers, smooth=smooth)
     assert np.array_equal(pco.decompress(data, count, numbers.dtype), numbers)
-    chunk, pages = pcodec_reader.split(data, count, "i", 16)
+    pages = pcodec_reader.split(data, count, "i", 16)
+    assert [size for _, _, size in pages] == [min(pco.PAGE, count - at) for at in range(0, count, pco.PAGE)]
+    chunk, page, size = pages[-1]  # by itself: nothing in it needs a page before
     assert chunk.smooth == smooth
-    assert [size for _, size in pages] == [min(pco.PAGE, count - at) for at in range(0, count, pco.PAGE)]
-    page, size = pages[-1]  # by itself: nothing in it needs a page before
     latents = pcodec_reader.read_page(page, size, chunk)
     assert [latent - 2**15 for latent in latents] == numbers[-size:].tolist()
+
+
+def test_what_a_later_chunk_states_is_known_before_the_first_is_decoded() -> None:
+    numbers = np.zeros(4 * pco.PAGE + 1, "<u2")
+    data = bytearray(pco.compress(numbers))
+    last = len(pco.compress(numbers[:1])) - 5  # the second chunk, behind the head of a stream of its own
+    assert bytes(data[-last:]) == pco.compress(numbers[:1])[5:]
+    data[-last] = 1
+    with pytest.raises(UnknownFormatError):
+        pco.decompress(bytes(data), numbers.size, numbers.dtype)
 
 
 def test_what_pcodec_puts_in_front_of_chunks_is_the_version_that_streams_leave_out() -> None:

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 
 PAGE = 65_536
+CHUNK = 4
 BATCH = 256
 TYPES = {1: ("u", 32), 2: ("u", 64), 3: ("i", 32), 4: ("i", 64), 7: ("u", 16), 8: ("i", 16), 10: ("u", 8), 11: ("i", 8)}
 
@@ -136,8 +137,8 @@ def read_page(data: bytes, count: int, chunk: Chunk) -> list[int]:
     return summed
 
 
-def split(data: bytes, count: int, kind: str, width: int) -> tuple[Chunk, list[tuple[bytes, int]]]:
-    """Return the metadata of a stream, and the bytes of every page with how many numbers it has."""
+def split(data: bytes, count: int, kind: str, width: int) -> list[tuple[Chunk, bytes, int]]:
+    """Return the pages of a stream: the chunk of each, its bytes without the metadata, how many numbers it has."""
     check(len(data) >= 5, "the head has five bytes")
     number_type, stated = struct.unpack_from("<BI", data)
     check(TYPES.get(number_type) == (kind, width), "numbers of another type")
@@ -146,15 +147,17 @@ def split(data: bytes, count: int, kind: str, width: int) -> tuple[Chunk, list[t
     at = 5 + 4 * (len(sizes) - 1)
     check(len(data) >= at, "the table of pages is cut")
     lengths = struct.unpack_from(f"<{len(sizes) - 1}I", data, 5)
-    bits = Bits(data[at:])
-    chunk = read_chunk(bits, width)
-    at += bits.at // 8
+    check(at + sum(lengths) <= len(data), "a page beyond the stream")
     pages = []
-    for size, length in zip(sizes, [*lengths, len(data) - at - sum(lengths)], strict=True):
-        check(0 <= length <= len(data) - at, "a page beyond the stream")
-        pages.append((data[at : at + length], size))
+    for number, (size, length) in enumerate(zip(sizes, [*lengths, len(data) - at - sum(lengths)], strict=True)):
+        page = data[at : at + length]
         at += length
-    return chunk, pages
+        if number % CHUNK == 0:
+            bits = Bits(page)
+            chunk = read_chunk(bits, width)
+            page = page[bits.at // 8 :]
+        pages.append((chunk, page, size))
+    return pages
 
 
 def decode(data: bytes, count: int, kind: str, width: int) -> list[int]:
@@ -165,7 +168,7 @@ def decode(data: bytes, count: int, kind: str, width: int) -> list[int]:
     if not count:
         check(not data, "no numbers are no bytes")
         return []
-    chunk, pages = split(data, count, kind, width)
-    latents = [latent for page, size in pages for latent in read_page(page, size, chunk)]
+    pages = split(data, count, kind, width)
+    latents = [latent for chunk, page, size in pages for latent in read_page(page, size, chunk)]
     center = 1 << (width - 1)
     return latents if kind == "u" else [latent - center for latent in latents]
