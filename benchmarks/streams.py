@@ -25,7 +25,7 @@ from train import base_dir
 import petlpack
 from petlpack.coding import pco
 
-REPEAT = 7
+REPEAT = 5
 Numbers = np.ndarray[Any, Any]
 
 

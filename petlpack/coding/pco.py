@@ -19,7 +19,7 @@ PAGE = 1 << 16
 """Numbers of every page but the last, which may have fewer."""
 
 CHUNK = 4
-"""Pages of every chunk but the last: tables for 2^18 numbers take 0.1 % less than one for a unit's 2^20."""
+"""Pages of every chunk but the last, which has what is left, up to seven: tables for 2^18 numbers pay, for few not."""
 
 _TYPES = {"u4": 1, "u8": 2, "i4": 3, "i8": 4, "u2": 7, "i2": 8, "u1": 10, "i1": 11}
 """The bytes by which pcodec tells types of integers, by their names in numpy."""
@@ -46,9 +46,15 @@ def compress(numbers: NDArray[Any], *, smooth: bool = False) -> bytes:
     if not numbers.size:
         return b""
     flat = np.ascontiguousarray(numbers)
-    pages = [page for at in range(0, flat.size, CHUNK * PAGE) for page in _chunk(flat[at : at + CHUNK * PAGE], smooth)]
+    starts = [CHUNK * PAGE * number for number in range(_chunks(flat.size))]
+    pages = [page for at, stop in pairwise([*starts, flat.size]) for page in _chunk(flat[at:stop], smooth)]
     lengths = struct.pack(f"<{len(pages) - 1}I", *map(len, pages[:-1]))
     return b"".join([_HEAD.pack(_TYPES[flat.dtype.str[1:]], flat.size), lengths, *pages])
+
+
+def _chunks(count: int) -> int:
+    """Return how many chunks so many numbers make."""
+    return max(1, -(-count // PAGE) // CHUNK)
 
 
 def _chunk(numbers: NDArray[Any], smooth: bool) -> list[bytes]:
@@ -73,13 +79,13 @@ def decompress_into(data: bytes | memoryview, out: NDArray[Any]) -> NDArray[Any]
         return out
     pages = _split(memoryview(data), out.size, out.dtype)
     width = 8 * out.itemsize
-    metadata = [_metadata_size(page, width) for page in pages[::CHUNK]]  # all, before a page is decoded
+    # All of them, before a page is decoded.
+    metadata = {at: _metadata_size(pages[at], width) for at in range(0, _chunks(out.size) * CHUNK, CHUNK)}
     try:
         reader, _ = wrapped.FileDecompressor.new(_VERSION)
         for number, page in enumerate(pages):
-            at = 0
-            if number % CHUNK == 0:
-                at = metadata[number // CHUNK]
+            at = metadata.get(number, 0)
+            if at:
                 chunk, _ = reader.chunk_decompressor(bytes(page[:at]), f"{out.dtype.kind}{width}")
             part = out[number * PAGE : (number + 1) * PAGE]
             _, read = chunk.read_page_into(bytes(page[at:]), part.size, part)

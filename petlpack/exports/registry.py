@@ -13,6 +13,7 @@ RUN = "run"
 
 EXPORTS = {
     RUN: "petlpack.exports.run:RunExport",
+    "portable": "petlpack.exports.portable:PortableExport",
     "safetensors": "petlpack.exports.safetensors:SafetensorsExport",
     "peft": "petlpack.exports.peft:PeftExport",
     "adapterhub": "petlpack.exports.adapterhub:AdapterhubExport",

@@ -18,6 +18,7 @@ from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
 from petlpack.layouts.selection import Selection
+from petlpack.layouts.ties import with_ties
 from petlpack.store import SUFFIX, is_pack, pack_above
 from petlpack.tensors.content import LARGEST_POINTER, POINTERS, content_of
 from petlpack.tensors.hub_cache import snapshot_of
@@ -142,6 +143,7 @@ def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
         empty = any(run.headers and not run.module.tensors for run in runs)
         if reader.components:
             runs = [as_weights(run, options.selection) for run in runs]
+        runs = [with_ties(run) for run in runs]
         if empty or not all(run.module.tensors for run in runs):
             raise RunError(
                 f"'{printable(str(path))}' has a weight file without tensors",

@@ -97,17 +97,15 @@ class Template:
                     kind_of(name),
                 )
 
-    def run_bytes(self, aliases: Mapping[int, int]) -> int:
-        """Return the bytes of the run's tensors; in a pickled file, those that are one by `aliases` stand once."""
-        slots = self.slots
-        known = {slots[i].name: slots[other].name for i, other in aliases.items() if max(i, other) < len(slots)}
-        total = 0
-        for file, header in self.headers.items():
-            sizes = {name: entry.stop - entry.start for name, entry in header.tensors.items()}
-            if file.endswith(PICKLED):
-                sizes = {known.get(name, name): size for name, size in sizes.items()}
-            total += sum(sizes.values())
-        return total
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of the run's tensors; in a pickled file, those that are tied stand once."""
+        return sum(
+            entry.stop - entry.start
+            for file, header in self.headers.items()
+            for name, entry in header.entries.items()
+            if not (file.endswith(PICKLED) and name in header.ties)
+        )
 
     @property
     def needs(self) -> list[str]:

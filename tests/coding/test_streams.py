@@ -45,7 +45,9 @@ def test_a_decoder_from_the_page_alone_reads_what_the_library_writes(numbers: np
     assert decoded(data, numbers) == numbers.tolist()
 
 
-@pytest.mark.parametrize("count", [pco.PAGE - 1, pco.PAGE, pco.PAGE + 1, 4 * pco.PAGE, 4 * pco.PAGE + 300])
+@pytest.mark.parametrize(
+    "count", [pco.PAGE - 1, pco.PAGE, pco.PAGE + 1, 4 * pco.PAGE, 7 * pco.PAGE, 7 * pco.PAGE + 300]
+)
 @pytest.mark.parametrize("smooth", [False, True])
 def test_pages(count: int, smooth: bool) -> None:
     numbers = np.cumsum(np.random.default_rng(count).integers(-9, 10, count)).astype("<i2")
@@ -60,7 +62,7 @@ def test_pages(count: int, smooth: bool) -> None:
 
 
 def test_what_a_later_chunk_states_is_known_before_the_first_is_decoded() -> None:
-    numbers = np.zeros(4 * pco.PAGE + 1, "<u2")
+    numbers = np.zeros(7 * pco.PAGE + 1, "<u2")
     data = bytearray(pco.compress(numbers))
     last = len(pco.compress(numbers[:1])) - 5  # the second chunk, behind the head of a stream of its own
     assert bytes(data[-last:]) == pco.compress(numbers[:1])[5:]

@@ -152,7 +152,7 @@ def split(data: bytes, count: int, kind: str, width: int) -> list[tuple[Chunk, b
     for number, (size, length) in enumerate(zip(sizes, [*lengths, len(data) - at - sum(lengths)], strict=True)):
         page = data[at : at + length]
         at += length
-        if number % CHUNK == 0:
+        if number % CHUNK == 0 and (number == 0 or number + CHUNK <= len(sizes)):
             bits = Bits(page)
             chunk = read_chunk(bits, width)
             page = page[bits.at // 8 :]
