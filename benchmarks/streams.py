@@ -58,7 +58,7 @@ def of_files(most: int) -> tuple[Callable[[Numbers], bytes], Callable[[bytes, Nu
 
 
 def of_streams(page: int, chunk: int) -> tuple[Callable[[Numbers], bytes], Callable[[bytes, Numbers], object]]:
-    """Return encoder and decoder of streams with pages of so many numbers, and chunks of so many pages."""
+    """Return encoder and decoder of streams with pages and chunks of at most so many numbers."""
 
     def encode(numbers: Numbers) -> bytes:
         pco.PAGE, pco.CHUNK = page, chunk
@@ -74,10 +74,10 @@ def of_streams(page: int, chunk: int) -> tuple[Callable[[Numbers], bytes], Calla
 WAYS = {
     "files, 2^18": of_files(1 << 18),
     "files, 2^16": of_files(1 << 16),
-    "pages of 2^18": of_streams(1 << 18, 1),
-    "pages of 2^16": of_streams(1 << 16, 4),
-    "pages of 2^15": of_streams(1 << 15, 8),
-    "one chunk": of_streams(1 << 16, 1 << 8),
+    "pages of 2^18": of_streams(1 << 18, 1 << 18),
+    "pages of 2^16": of_streams(1 << 16, 1 << 18),
+    "pages of 2^15": of_streams(1 << 15, 1 << 18),
+    "one chunk": of_streams(1 << 16, 1 << 24),
 }
 
 

@@ -6,7 +6,7 @@ formats/coders/pcodec.md is the page. Whatever a stream states is checked before
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
 from petlpack.errors import RefusedError, UnknownFormatError
 
 PAGE = 1 << 16
-"""Numbers of every page but the last, which may have fewer."""
+"""Most numbers of a page, which is decoded by itself."""
 
-CHUNK = 4
-"""Pages of every chunk but the last, which has what is left, up to seven: tables for 2^18 numbers pay, for few not."""
+CHUNK = 1 << 18
+"""Most numbers of a chunk, whose pages have one table: for a unit's 2^20, a table of their own takes 0.1 % less."""
 
 _TYPES = {"u4": 1, "u8": 2, "i4": 3, "i8": 4, "u2": 7, "i2": 8, "u1": 10, "i1": 11}
 """The bytes by which pcodec tells types of integers, by their names in numpy."""
@@ -46,20 +46,21 @@ def compress(numbers: NDArray[Any], *, smooth: bool = False) -> bytes:
     if not numbers.size:
         return b""
     flat = np.ascontiguousarray(numbers)
-    starts = [CHUNK * PAGE * number for number in range(_chunks(flat.size))]
-    pages = [page for at, stop in pairwise([*starts, flat.size]) for page in _chunk(flat[at:stop], smooth)]
+    ends = np.cumsum(_even(flat.size, CHUNK)).tolist()
+    pages = [page for start, stop in pairwise([0, *ends]) for page in _chunk(flat[start:stop], smooth)]
     lengths = struct.pack(f"<{len(pages) - 1}I", *map(len, pages[:-1]))
     return b"".join([_HEAD.pack(_TYPES[flat.dtype.str[1:]], flat.size), lengths, *pages])
 
 
-def _chunks(count: int) -> int:
-    """Return how many chunks so many numbers make."""
-    return max(1, -(-count // PAGE) // CHUNK)
+def _even(count: int, most: int) -> list[int]:
+    """Return the sizes of as few parts as possible, of at most so many, none more than one larger than another."""
+    parts = -(-count // most)
+    return [count // parts + (number < count % parts) for number in range(parts)]
 
 
 def _chunk(numbers: NDArray[Any], smooth: bool) -> list[bytes]:
     """Return the pages of one chunk, the first behind the metadata."""
-    sizes = [min(PAGE, numbers.size - at) for at in range(0, numbers.size, PAGE)]
+    sizes = _even(numbers.size, PAGE)
     delta = _SMOOTH if smooth else _UNORDERED
     config = ChunkConfig(delta_spec=delta, paging_spec=PagingSpec.exact_page_sizes(sizes), **_SETTINGS)
     chunk = wrapped.FileCompressor().chunk_compressor(numbers, config)
@@ -77,23 +78,29 @@ def decompress_into(data: bytes | memoryview, out: NDArray[Any]) -> NDArray[Any]
         if data:
             raise RefusedError(f"expected an empty stream, got {len(data)} bytes", code="pcodec-count")
         return out
-    pages = _split(memoryview(data), out.size, out.dtype)
-    width = 8 * out.itemsize
-    # All of them, before a page is decoded.
-    metadata = {at: _metadata_size(pages[at], width) for at in range(0, _chunks(out.size) * CHUNK, CHUNK)}
+    sizes = [_even(chunk, PAGE) for chunk in _even(out.size, CHUNK)]
+    pages = iter(_split(memoryview(data), out.size, out.dtype, sum(map(len, sizes))))
+    chunks = [list(islice(pages, len(of_pages))) for of_pages in sizes]
+    metadata = [_metadata_size(first, 8 * out.itemsize) for first, *_ in chunks]  # all, before a page is decoded
     try:
-        reader, _ = wrapped.FileDecompressor.new(_VERSION)
-        for number, page in enumerate(pages):
-            at = metadata.get(number, 0)
-            if at:
-                chunk, _ = reader.chunk_decompressor(bytes(page[:at]), f"{out.dtype.kind}{width}")
-            part = out[number * PAGE : (number + 1) * PAGE]
-            _, read = chunk.read_page_into(bytes(page[at:]), part.size, part)
-            if read != len(page) - at:
-                raise RefusedError(f"a page of {len(page) - at} bytes ends after {read}", code="pcodec-stream")
+        start = 0
+        for of_pages, chunk, size in zip(sizes, chunks, metadata, strict=True):
+            _decode_chunk(chunk, size, np.split(out[start : start + sum(of_pages)], np.cumsum(of_pages[:-1])))
+            start += sum(of_pages)
     except (RuntimeError, TypeError) as error:
         raise RefusedError(str(error), code="pcodec-stream") from error
     return out
+
+
+def _decode_chunk(pages: list[memoryview], metadata: int, outs: list[NDArray[Any]]) -> None:
+    """Fill the numbers of each page; the first page begins with so many bytes of metadata."""
+    reader, _ = wrapped.FileDecompressor.new(_VERSION)
+    dtype = outs[0].dtype
+    chunk, _ = reader.chunk_decompressor(bytes(pages[0][:metadata]), f"{dtype.kind}{8 * dtype.itemsize}")
+    for page, out in zip([pages[0][metadata:], *pages[1:]], outs, strict=True):
+        _, read = chunk.read_page_into(bytes(page), out.size, out)
+        if read != len(page):
+            raise RefusedError(f"a page of {len(page)} bytes ends after {read}", code="pcodec-stream")
 
 
 def decompress(data: bytes | memoryview, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -115,10 +122,10 @@ def _check_head(stream: memoryview, count: int, dtype: np.dtype[Any]) -> None:
         raise RefusedError(f"a stream of {stated} numbers, expected {count}", code="pcodec-count")
 
 
-def _split(stream: memoryview, count: int, dtype: np.dtype[Any]) -> list[memoryview]:
+def _split(stream: memoryview, count: int, dtype: np.dtype[Any], pages: int) -> list[memoryview]:
     """Return the pages of a stream of `count` numbers of this dtype, those that begin a chunk with its metadata."""
     _check_head(stream, count, dtype)
-    table = struct.Struct(f"<{(count - 1) // PAGE}I")
+    table = struct.Struct(f"<{pages - 1}I")
     begin = _HEAD.size + table.size
     if len(stream) < begin:
         raise RefusedError(f"a stream of {len(stream)} bytes ends in its table of pages", code="pcodec-stream")

@@ -77,6 +77,15 @@ class Template:
         return {name: entry for header in self.headers.values() for name, entry in header.tensors.items()}
 
     @property
+    def needs_base(self) -> bool:
+        """Whether tasks of this template need their base: exactly if it says of a tensor that the base predicts it.
+
+        Whether a task stores that tensor, has it unchanged, or as one that equals another, makes no difference, and no
+        base that an adapter only adapts is needed.
+        """
+        return bool(self.base)
+
+    @property
     def base_refs(self) -> tuple[BaseRef, ...]:
         """The tensors of the base that decoding needs, each once, by name."""
         return tuple(sorted({ref for view in self.base.values() for ref in view.refs}, key=lambda ref: ref.name))

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 PAGE = 65_536
-CHUNK = 4
+CHUNK = 262_144
 BATCH = 256
 TYPES = {1: ("u", 32), 2: ("u", 64), 3: ("i", 32), 4: ("i", 64), 7: ("u", 16), 8: ("i", 16), 10: ("u", 8), 11: ("i", 8)}
 
@@ -137,13 +137,23 @@ def read_page(data: bytes, count: int, chunk: Chunk) -> list[int]:
     return summed
 
 
+def even(count: int, most: int) -> list[int]:
+    """Return the sizes of as few parts of at most so many as there can be, the first ones larger by one."""
+    parts = (count + most - 1) // most
+    return [count // parts + 1] * (count % parts) + [count // parts] * (parts - count % parts)
+
+
 def split(data: bytes, count: int, kind: str, width: int) -> list[tuple[Chunk, bytes, int]]:
     """Return the pages of a stream: the chunk of each, its bytes without the metadata, how many numbers it has."""
     check(len(data) >= 5, "the head has five bytes")
     number_type, stated = struct.unpack_from("<BI", data)
     check(TYPES.get(number_type) == (kind, width), "numbers of another type")
     check(stated == count, "another number of numbers")
-    sizes = [min(PAGE, count - start) for start in range(0, count, PAGE)]
+    sizes: list[int] = []
+    first_pages = set()
+    for chunk_size in even(count, CHUNK):
+        first_pages.add(len(sizes))
+        sizes += even(chunk_size, PAGE)
     at = 5 + 4 * (len(sizes) - 1)
     check(len(data) >= at, "the table of pages is cut")
     lengths = struct.unpack_from(f"<{len(sizes) - 1}I", data, 5)
@@ -152,7 +162,7 @@ def split(data: bytes, count: int, kind: str, width: int) -> list[tuple[Chunk, b
     for number, (size, length) in enumerate(zip(sizes, [*lengths, len(data) - at - sum(lengths)], strict=True)):
         page = data[at : at + length]
         at += length
-        if number % CHUNK == 0 and (number == 0 or number + CHUNK <= len(sizes)):
+        if number in first_pages:
             bits = Bits(page)
             chunk = read_chunk(bits, width)
             page = page[bits.at // 8 :]
