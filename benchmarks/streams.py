@@ -2,7 +2,7 @@
 
     python benchmarks/streams.py [--task section] [--jobs 1]
 
-Prints bytes and seconds as ratios to what version 1 had first, a file of pcodec whose chunks have at most 2^18
+Prints bytes and seconds of the processor as ratios to what version 1 had first, a file of pcodec whose chunks have at most 2^18
 numbers. All are measured in turn in one process, the best of several times. The figures in docs/decisions/ are these.
 """
 
@@ -25,7 +25,7 @@ from train import base_dir
 import petlpack
 from petlpack.coding import pco
 
-REPEAT = 5
+REPEAT = 4
 Numbers = np.ndarray[Any, Any]
 
 
@@ -91,12 +91,12 @@ def measure(arrays: list[Numbers], jobs: int) -> dict[str, tuple[int, float, flo
         for turn in range(REPEAT):
             for name, (encode, decode) in WAYS.items():
                 if turn < 2:
-                    start = time.perf_counter()
+                    start = time.process_time()
                     coded[name] = list(pool.map(encode, arrays))
-                    encoding[name] = min(encoding[name], time.perf_counter() - start)
-                start = time.perf_counter()
+                    encoding[name] = min(encoding[name], time.process_time() - start)
+                start = time.process_time()
                 list(pool.map(decode, coded[name], outs))
-                decoding[name] = min(decoding[name], time.perf_counter() - start)
+                decoding[name] = min(decoding[name], time.process_time() - start)
                 assert all(map(np.array_equal, outs, arrays)), name
     return {name: (sum(map(len, coded[name])), encoding[name], decoding[name]) for name in WAYS}
 

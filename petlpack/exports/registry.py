@@ -13,8 +13,8 @@ RUN = "run"
 
 EXPORTS = {
     RUN: "petlpack.exports.run:RunExport",
-    "portable": "petlpack.exports.portable:PortableExport",
     "safetensors": "petlpack.exports.safetensors:SafetensorsExport",
+    "portable": "petlpack.exports.portable:PortableExport",
     "peft": "petlpack.exports.peft:PeftExport",
     "adapterhub": "petlpack.exports.adapterhub:AdapterhubExport",
 }
