@@ -2,8 +2,9 @@
 
     python benchmarks/streams.py [--task section] [--jobs 1]
 
-Prints bytes and seconds of the processor as ratios to what version 1 had first, a file of pcodec whose chunks have at most 2^18
-numbers. All are measured in turn in one process, the best of several times. The figures in docs/decisions/ are these.
+Prints bytes and seconds of the processor as ratios to files of pcodec whose chunks have at most 2^18 numbers, which
+version 1 had first. All are measured in turn in one process, the best of several times. The figures in docs/decisions/
+are these.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class TaskKind:
         self.sources: Sources = parse_sources(params, template.slots)
         self._codec = codec(codec_id)
         self.picks = self._codec.picks
-        self.run_bytes = template.run_bytes
+        self.run_bytes = template.run_bytes(self.sources.aliases)
         self.stored: tuple[Slot, ...] = tuple(self.sources.stored)
         self.shared: tuple[Slot, ...] = tuple(slot for slot in template.slots if slot.part is not None)
         self._roles: dict[tuple[str, ...], Mapping[str, str]] = {}

@@ -132,7 +132,7 @@ class Task:
     @property
     def run_bytes(self) -> int:
         """Bytes of the run's tensors, each as often as its file holds it."""
-        return self.template.run_bytes
+        return self.template.run_bytes(self.sources.aliases)
 
     def load(self, base: Bases | None = None, *, check_base: bool = True) -> TaskTensors:
         """Return the tensors, lazily: a mapping whose tensors are decoded when their bits are asked for.

@@ -65,7 +65,7 @@ def describe(
         sources=sources,
         decoded=whole_digest([matched.digests[slot.name] for slot in template.slots]),
         contents=contents,
-        facts=_facts(run, template.run_bytes, loss, _figures(run, matched, template, bound)),
+        facts=_facts(run, template.run_bytes(sources.aliases), loss, _figures(run, matched, template, bound)),
     )
 
 

@@ -34,7 +34,8 @@ class PortableExport(Export):
         notes = write_files(task, directory, task.template.files.keys() - indexes.keys(), code=reading.code)
         for name, target in indexes.items():
             _write_index(task, name, directory / target, names)
-        write_weights(directory, headers, task.load(reading.base).stream(jobs=reading.jobs, progress=reading.progress))
+        stream = task.load(reading.base).stream(jobs=reading.jobs, progress=reading.progress)
+        write_weights(directory, headers, stream, {})
         renamed = [f"{printable(name)} is {printable(target)}" for name, target in names.items() if name != target]
         return [*([task.facts.note] if task.facts.note else []), *notes, *renamed]
 

@@ -24,5 +24,5 @@ class RunExport(Export):
         notes = write_files(task, directory, task.template.files, code=reading.code)
         tensors = task.load(reading.base)
         stream = tensors.stream(jobs=reading.jobs, progress=reading.progress)
-        write_weights(directory, task.template.headers, stream)
+        write_weights(directory, task.template.headers, stream, task.template.ties(tensors.sources.aliases))
         return [*([task.facts.note] if task.facts.note else []), *notes]

@@ -55,7 +55,7 @@ def _write_tensors(task: Exportable, directory: Path, reading: Reading) -> list[
         slot.name: (entries[slot.name].dtype, entries[slot.name].shape, slot.nbytes) for slot in tensors.sources.slots
     }
     stream = tensors.stream(jobs=reading.jobs, progress=reading.progress)
-    write_weights(directory, {FILE: build_header(rows, {"format": "pt"})}, stream)
+    write_weights(directory, {FILE: build_header(rows, {"format": "pt"})}, stream, {})
     return notes
 
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -17,11 +17,14 @@ from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Stored, as_bytes, octets_of
 
+if TYPE_CHECKING:
+    import torch
 
-def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream) -> None:
+
+def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream, ties: Mapping[str, str]) -> None:
     """Write the weight files of a run from its tensors as they are decoded.
 
-    A safetensors file gets its header verbatim; in a pickled one, tensors that are tied share memory.
+    A safetensors file gets its header verbatim; in a pickled one, tensors of equal bits that `ties` name share memory.
     """
     pickled: dict[str, Bits] = {}
     with contextlib.ExitStack() as stack:
@@ -44,7 +47,7 @@ def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream
                 pickled.setdefault(slot.name, np.empty(slot.size, slot.dtype.bits))[start : start + len(bits)] = bits
     for name, header in headers.items():
         if (directory / name).suffix in PICKLED:
-            _save_pickled(directory / name, header, pickled)
+            _save_pickled(directory / name, header, pickled, ties)
 
 
 def check_torch(headers: Iterable[str]) -> None:
@@ -62,15 +65,18 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Bits]) -> None:
+def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Bits], ties: Mapping[str, str]) -> None:
     import torch
 
-    bits = {own: tensors[header.prefix + own] for own in header.entries}
-    made = {
-        own: Stored(entry.dtype, entry.shape).of_bytes(octets_of(bits[own])) for own, entry in header.entries.items()
-    }
-    # What the file says of ties is not covered by the tensors' digests: bits that differ are two tensors.
-    ties = {own: other for own, other in header.ties.items() if np.array_equal(bits[own], bits[other])}
-    state = {own: made[ties.get(own, own)] for own in made}
+    made: dict[tuple[str, Stored], torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
+    for own, entry in header.entries.items():
+        name, stored = header.prefix + own, Stored(entry.dtype, entry.shape)
+        one = ties.get(name, name)  # no digest covers what a header says of ties: of other bits it is another tensor
+        alike = one in tensors and np.array_equal(tensors[one], tensors[name])  # it may be in a file of another kind
+        key = one if alike else name, stored
+        if key not in made:
+            made[key] = stored.of_bytes(octets_of(tensors[name]))
+        state[own] = made[key]
     with path.open("wb") as file:  # a path would put the directory's name into the archive
         torch.save(state, file)

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,7 @@ class _Masks:
                 )
             name = f"{place}.adapter_controller.mask_scores.{LAYER}_{side}_mask.param"
             masks[place, side] = name
-            self.tensors[name] = replace(self.tensors[last])  # not tied: the tasks of a run have one template
+            self.tensors[name] = self.tensors[last]
 
     def mask(self, owner: str, place: str, side: str) -> str | None:
         """Return the name of a mask; one of a task that is tied over layers stands at the first of them."""

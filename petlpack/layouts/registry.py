@@ -143,7 +143,7 @@ def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
         empty = any(run.headers and not run.module.tensors for run in runs)
         if reader.components:
             runs = [as_weights(run, options.selection) for run in runs]
-        runs = [with_ties(run) for run in runs]
+        runs = [run if run.task else with_ties(run) for run in runs]  # several tasks of a run have one template
         if empty or not all(run.module.tensors for run in runs):
             raise RunError(
                 f"'{printable(str(path))}' has a weight file without tensors",

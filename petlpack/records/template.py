@@ -106,15 +106,26 @@ class Template:
                     kind_of(name),
                 )
 
-    @property
-    def run_bytes(self) -> int:
-        """Bytes of the run's tensors; in a pickled file, those that are tied stand once."""
-        return sum(
-            entry.stop - entry.start
-            for file, header in self.headers.items()
-            for name, entry in header.entries.items()
-            if not (file.endswith(PICKLED) and name in header.ties)
-        )
+    def ties(self, aliases: Mapping[int, int]) -> dict[str, str]:
+        """Return the tensors of pickled files that are one with another, which has the same bytes.
+
+        Where a rule made the tensors, it is all that are equal by `aliases`; else the files' headers say it.
+        """
+        if self.rule is not None:
+            slots = self.slots
+            return {slots[i].name: slots[one].name for i, one in aliases.items() if max(i, one) < len(slots)}
+        pickled = [header for file, header in self.headers.items() if file.endswith(PICKLED)]
+        return {h.prefix + name: h.prefix + one for h in pickled for name, one in h.ties.items()}
+
+    def run_bytes(self, aliases: Mapping[int, int]) -> int:
+        """Return the bytes of the run's tensors; in a pickled file, those that are one stand once."""
+        ties, total = self.ties(aliases), 0
+        for file, header in self.headers.items():
+            sizes = {name: entry.stop - entry.start for name, entry in header.tensors.items()}
+            if file.endswith(PICKLED):
+                sizes = {ties.get(name, name): size for name, size in sizes.items()}
+            total += sum(sizes.values())
+        return total
 
     @property
     def needs(self) -> list[str]:

@@ -12,7 +12,8 @@ from petlpack.decoding.task import Task
 from petlpack.errors import BaseError
 from tests.support.golden import ALL
 from tests.support.small_runs import write_pair
-from tools.write_vectors import Vector, write_pack
+from tools.vectors import Vector
+from tools.write_vectors import write_pack
 
 pytest.importorskip("torch")
 

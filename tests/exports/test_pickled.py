@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.support.small_runs import write_pair
 torch = pytest.importorskip("torch")
 
 
-def with_head(place: Path, state: dict[str, torch.Tensor], name: str = "value_head.bin") -> tuple[Path, Path]:
+def with_head(place: Path, state: dict[str, Any], name: str = "value_head.bin") -> tuple[Path, Path]:
     """Write a run with a pickled component beside its weights, and its base."""
     run, base = write_pair(place)
     torch.save(state, run / name)

@@ -9,7 +9,8 @@ from petlpack.coding import pco
 from petlpack.errors import RefusedError, UnknownFormatError, reason
 from tests.support import pcodec_reader
 from tests.support.golden import ALL
-from tools.write_vectors import Vector, numbers_of, steps_of, unhex
+from tools.vectors import Vector, unhex
+from tools.write_vectors import numbers_of, steps_of
 
 STREAMS = [vector for vector in ALL if vector.kind == "stream"]
 
