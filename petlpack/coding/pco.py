@@ -6,7 +6,7 @@ formats/coders/pcodec.md is the page. Whatever a stream states is checked before
 from __future__ import annotations
 
 import struct
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,8 @@ def compress(numbers: NDArray[Any], *, smooth: bool = False) -> bytes:
     if not numbers.size:
         return b""
     flat = np.ascontiguousarray(numbers)
-    ends = np.cumsum(_even(flat.size, CHUNK)).tolist()
-    pages = [page for start, stop in pairwise([0, *ends]) for page in _chunk(flat[start:stop], smooth)]
+    ends = accumulate(_even(flat.size, CHUNK), initial=0)
+    pages = [page for start, stop in pairwise(ends) for page in _chunk(flat[start:stop], smooth)]
     lengths = struct.pack(f"<{len(pages) - 1}I", *map(len, pages[:-1]))
     return b"".join([_HEAD.pack(_TYPES[flat.dtype.str[1:]], flat.size), lengths, *pages])
 
@@ -85,8 +85,9 @@ def decompress_into(data: bytes | memoryview, out: NDArray[Any]) -> NDArray[Any]
     try:
         start = 0
         for of_pages, chunk, size in zip(sizes, chunks, metadata, strict=True):
-            _decode_chunk(chunk, size, np.split(out[start : start + sum(of_pages)], np.cumsum(of_pages[:-1])))
-            start += sum(of_pages)
+            ends = list(accumulate(of_pages, initial=start))
+            _decode_chunk(chunk, size, [out[at:stop] for at, stop in pairwise(ends)])
+            start = ends[-1]
     except (RuntimeError, TypeError) as error:
         raise RefusedError(str(error), code="pcodec-stream") from error
     return out
@@ -129,7 +130,7 @@ def _split(stream: memoryview, count: int, dtype: np.dtype[Any], pages: int) -> 
     begin = _HEAD.size + table.size
     if len(stream) < begin:
         raise RefusedError(f"a stream of {len(stream)} bytes ends in its table of pages", code="pcodec-stream")
-    ends = np.cumsum((begin, *table.unpack_from(stream, _HEAD.size)), dtype=np.int64).tolist()
+    ends = list(accumulate((begin, *table.unpack_from(stream, _HEAD.size))))
     if ends[-1] > len(stream):
         raise RefusedError(f"pages end at byte {ends[-1]}, the stream has {len(stream)}", code="pcodec-stream")
     return [stream[start:stop] for start, stop in pairwise([*ends, len(stream)])]
