@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from pcodec import ChunkConfig, standalone
 
 import petlpack
 from petlpack import coding, container
 from petlpack.codecs.registry import codec
 from petlpack.codecs.units import FromParts, Unit
+from petlpack.coding import pco
 from petlpack.coding.registry import coder
 from petlpack.container import EncodedSection, Manifest
 from petlpack.decoding.tensors import whole_digest
@@ -49,6 +49,7 @@ from petlpack.tensors.safetensors_file import build_header
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
 from petlpack.tensors.views import BaseRef
+from tests.support import pcodec_reader
 from tools.vectors import (
     FENCE,
     FORMATS,
@@ -89,8 +90,7 @@ def _sized(frame: bytes) -> bytes:
 
 
 def _pcodec(dtype: str, numbers: Sequence[int], times: int = 1) -> bytes:
-    data: bytes = standalone.simple_compress(np.array([*numbers] * times, dtype), ChunkConfig(enable_8_bit=True))
-    return data
+    return pco.compress(np.array([*numbers] * times, dtype))
 
 
 def _rows(groups: int, classes: int, floor: int, drifts: int, changed: int, streams: Sequence[Sequence[Any]]) -> bytes:
@@ -481,6 +481,31 @@ def _coder_parts(vector: Vector) -> dict[str, Any]:
     return {"data": data.hex()}
 
 
+def numbers_of(vector: Vector) -> np.ndarray[Any, Any]:
+    """Return the numbers of a vector of a stream."""
+    kind, width = vector["type"][0], int(vector["type"][1:])
+    return np.array(vector["numbers"] * (vector.get("times") or 1), f"<{kind}{width // 8}")
+
+
+def steps_of(vector: Vector, data: bytes) -> dict[str, Any]:
+    """Return what stands in a stream on the way to its numbers, as the second reader finds it."""
+    kind, width = vector["type"][0], int(vector["type"][1:])
+    chunk, page, count = pcodec_reader.split(data, numbers_of(vector).size, kind, width)[0]
+    _, first = pcodec_reader.page_head(pcodec_reader.Bits(page), chunk)
+    steps = {"table_log": chunk.table_log, "bins": [list(row) for row in chunk.bins]}
+    if "times" in vector.fields:
+        return steps
+    states = [[state.bin, state.bits, state.next] for state in chunk.states]
+    return {**steps, "states": states, "first": first, "latents": pcodec_reader.read_page(page, count, chunk)}
+
+
+def _stream_parts(vector: Vector) -> dict[str, Any]:
+    if vector.bad:
+        return {}
+    data = pco.compress(numbers_of(vector), smooth=vector["smooth"])
+    return {"data": data.hex(), **steps_of(vector, data)}
+
+
 def _codec_parts(vector: Vector) -> dict[str, Any]:
     if vector.bad:
         return {}
@@ -568,6 +593,7 @@ def _ordered_parts(vector: Vector) -> dict[str, Any]:
 
 _FILL: dict[str, Callable[[Vector], dict[str, Any]]] = {
     "coder": _coder_parts,
+    "stream": _stream_parts,
     "codec": _codec_parts,
     "part": _part_parts,
     "rebuild": _rebuild_parts,
@@ -591,6 +617,12 @@ def _value(name: str, value: Any) -> str:
     if name in _HEX and isinstance(value, str) and len(value) > WIDE:
         value = [value[at : at + WIDE] for at in range(0, len(value), WIDE)]
     text = json.dumps(value, ensure_ascii=True)
+    if isinstance(value, list) and len(text) > WIDE and all(isinstance(entry, int) for entry in value):
+        return (
+            "[\n"
+            + ",\n".join(f"    {json.dumps(value[at : at + 16])[1:-1]}" for at in range(0, len(value), 16))
+            + "\n  ]"
+        )
     if isinstance(value, list) and value and len(text) > WIDE:
         return "[\n" + ",\n".join(f"    {json.dumps(entry)}" for entry in value) + "\n  ]"
     return text

@@ -21,7 +21,8 @@ from petlpack_cli.output.sizes import count, size
 @click.option(
     "--to",
     type=KnownChoice(petlpack.known_exports),
-    help="What to write: the run as it was (the default), its rebuilt tensors, or what another library loads.",
+    help="What to write: the run as it was (the default), its rebuilt tensors, the run "
+    "without pickled weights, or what another library loads.",
 )
 @click.option("--no-code", is_flag=True, help="Leave out code and pickles of the run (*.py, *.pkl, ...).")
 @jobs_option()

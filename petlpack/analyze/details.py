@@ -141,9 +141,9 @@ def _base_of(template: Template) -> NeededBase | None:
     """Return the base that a task needs, or is bound to; None where nothing is known of one."""
     origin, adapts, used = template.origin, template.adapts, len(template.base_refs)
     if origin is None:
-        return NeededBase(template.base_name, used) if used else None
+        return NeededBase(template.base_name, used) if template.needs_base else None
     tensors = used or (0 if adapts is None else len(adapts.tensors))
-    return NeededBase(origin.name, tensors, origin.path, origin.sha256, bool(used))
+    return NeededBase(origin.name, tensors, origin.path, origin.sha256, template.needs_base)
 
 
 def _holds(task: Task, sha256: str) -> list[str]:

@@ -168,7 +168,7 @@ def _read_whole(
     An adapter is decoded without a base, too, and one that is given is compared with the one that it adapts.
     """
     foreign = None
-    needs_base = bool(task.template.base)
+    needs_base = task.template.needs_base
     if base is not None or not needs_base:
         try:
             tensors = task.load(base if needs_base else None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from petlpack.coding.array import Array, Level
 from petlpack.coding.registry import coder
-from petlpack.errors import DamageError, printable, reason
+from petlpack.errors import DamageError, UnknownFormatError, printable, reason
 from petlpack.tensors.dtypes import Bits
 
 __all__ = ["Array", "Level", "decode", "encode"]
@@ -36,9 +36,16 @@ def _speed(coder_id: str) -> float | None:
 
 
 def decode(coder_id: str, data: bytes, array: Array, where: str) -> Bits:
-    """Decode the bytes of section `where`; raises DamageError where they are not such an array."""
+    """Decode the bytes of section `where`.
+
+    Raises DamageError where they are not such an array, and UnknownFormatError where they may be one that another
+    version writes.
+    """
     try:
         bits = coder(coder_id).decode(data, array)
+    except UnknownFormatError as error:
+        message = f"section '{printable(where)}' of '{coder_id}' has {error.message}"
+        raise UnknownFormatError(message, hint=error.hint, code=error.code) from error
     except (ValueError, IndexError, OverflowError, RuntimeError) as error:
         code = reason(error, "section-decode")
         raise DamageError(f"section '{printable(where)}' is not valid '{coder_id}' data: {error}", code=code) from error

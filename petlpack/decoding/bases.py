@@ -21,10 +21,10 @@ def base_of_task(task: str, template: Template, bases: Bases | None) -> Base | N
     run's config named by an absolute path, if it is there. Raises BaseError where there is none, or none of several is
     the one.
     """
-    if bases is None and not template.base:
+    if bases is None and not template.needs_base:
         return None
     opened = open_bases(bases, template.base_name)
-    if not opened and template.base:
+    if not opened and template.needs_base:
         raise BaseError(f"task '{task}' needs its base to decode{_which(template)}", hint=_HINT, code="base-missing")
     if len(opened) > 1:
         return _matching(task, template, opened)
@@ -46,7 +46,7 @@ def _known(base: Base, template: Template) -> Base:
 def _matching(task: str, template: Template, bases: Sequence[Base]) -> Base | None:
     """Return the one of several bases that a task was encoded with; None where its template binds it to none."""
     refs = template.base_refs
-    if not refs and template.adapts is None:
+    if not template.needs_base and template.adapts is None:
         return None
     for base in bases:
         if _holds(base, refs) and (template.adapts is None or _adapted_in(base, template.adapts)):

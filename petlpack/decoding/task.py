@@ -200,8 +200,9 @@ class Task:
     ) -> Decoded:
         """Write the task to a new directory `out`, which appears only when it is complete.
 
-        `to` "run" gives back the run: weight files bit for bit, kept files byte for byte. "safetensors" writes one
-        model.safetensors, of the rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
+        `to` "run" gives back the run: weight files bit for bit, kept files byte for byte. "portable" is
+        the run with safetensors files in the place of pickled ones. "safetensors" writes one model.safetensors, of the
+        rebuilt modules where the task has a rule. "peft" and "adapterhub" write what these
         libraries load; `known_exports()` are all. Files that can run code (scripts, pickles) are named in the notes,
         and without `code` left out. Raises UsageError where `out` is not empty, or the task cannot be written so.
         """

@@ -14,6 +14,7 @@ RUN = "run"
 EXPORTS = {
     RUN: "petlpack.exports.run:RunExport",
     "safetensors": "petlpack.exports.safetensors:SafetensorsExport",
+    "portable": "petlpack.exports.portable:PortableExport",
     "peft": "petlpack.exports.peft:PeftExport",
     "adapterhub": "petlpack.exports.adapterhub:AdapterhubExport",
 }

@@ -23,8 +23,6 @@ class RunExport(Export):
         check_torch(task.template.headers)
         notes = write_files(task, directory, task.template.files, code=reading.code)
         tensors = task.load(reading.base)
-        slots = tensors.sources.slots
-        same = {slots[alias].name: slots[other].name for alias, other in tensors.sources.aliases.items()}
         stream = tensors.stream(jobs=reading.jobs, progress=reading.progress)
-        write_weights(directory, task.template.headers, stream, same)
+        write_weights(directory, task.template.headers, stream, task.template.ties(tensors.sources.aliases))
         return [*([task.facts.note] if task.facts.note else []), *notes]

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 
-def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream, same: Mapping[str, str]) -> None:
+def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream, ties: Mapping[str, str]) -> None:
     """Write the weight files of a run from its tensors as they are decoded.
 
-    A safetensors file gets its header verbatim; in a pickled one, tensors that are the `same` share memory.
+    A safetensors file gets its header verbatim; in a pickled one, tensors of equal bits that `ties` name share memory.
     """
     pickled: dict[str, Bits] = {}
     with contextlib.ExitStack() as stack:
@@ -47,7 +47,7 @@ def write_weights(directory: Path, headers: Mapping[str, Header], stream: Stream
                 pickled.setdefault(slot.name, np.empty(slot.size, slot.dtype.bits))[start : start + len(bits)] = bits
     for name, header in headers.items():
         if (directory / name).suffix in PICKLED:
-            _save_pickled(directory / name, header, pickled, same)
+            _save_pickled(directory / name, header, pickled, ties)
 
 
 def check_torch(headers: Iterable[str]) -> None:
@@ -65,16 +65,18 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Bits], same: Mapping[str, str]) -> None:
+def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Bits], ties: Mapping[str, str]) -> None:
     import torch
 
     made: dict[tuple[str, Stored], torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     for own, entry in header.entries.items():
         name, stored = header.prefix + own, Stored(entry.dtype, entry.shape)
-        one = same.get(name, name), stored  # equal bytes of another dtype are another tensor; it may be in another file
-        if one not in made:
-            made[one] = stored.of_bytes(octets_of(tensors[name]))
-        state[own] = made[one]
+        one = ties.get(name, name)  # no digest covers what a header says of ties: of other bits it is another tensor
+        alike = one in tensors and np.array_equal(tensors[one], tensors[name])  # it may be in a file of another kind
+        key = one if alike else name, stored
+        if key not in made:
+            made[key] = stored.of_bytes(octets_of(tensors[name]))
+        state[own] = made[key]
     with path.open("wb") as file:  # a path would put the directory's name into the archive
         torch.save(state, file)

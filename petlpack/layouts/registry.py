@@ -19,6 +19,7 @@ from petlpack.layouts.options import Options, Setting
 from petlpack.layouts.results import stated_score
 from petlpack.layouts.run import Run
 from petlpack.layouts.selection import Selection
+from petlpack.layouts.ties import with_ties
 from petlpack.store import SUFFIX, is_pack, pack_above
 from petlpack.tensors.content import LARGEST_POINTER, pointer_of
 from petlpack.tensors.hub_cache import snapshot_of
@@ -147,6 +148,7 @@ def _read(reader: Layout, path: Path, options: Options) -> Sequence[Run]:
         empty = any(run.whole and run.headers and not run.module.tensors for run in runs)
         if reader.components:
             runs = [as_weights(run, options.selection) for run in runs]
+        runs = [run if run.task else with_ties(run) for run in runs]  # several tasks of a run have one template
         if empty or not all(run.module.tensors for run in runs):
             raise RunError(
                 f"'{printable(str(path))}' has a weight file without tensors",

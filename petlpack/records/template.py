@@ -77,6 +77,15 @@ class Template:
         return {name: entry for header in self.headers.values() for name, entry in header.tensors.items()}
 
     @property
+    def needs_base(self) -> bool:
+        """Whether tasks of this template need their base: exactly if it says of a tensor that the base predicts it.
+
+        Whether a task stores that tensor, has it unchanged, or as one that equals another, makes no difference, and no
+        base that an adapter only adapts is needed.
+        """
+        return bool(self.base)
+
+    @property
     def base_refs(self) -> tuple[BaseRef, ...]:
         """The tensors of the base that decoding needs, each once, by name."""
         return tuple(sorted({ref for view in self.base.values() for ref in view.refs}, key=lambda ref: ref.name))
@@ -97,15 +106,24 @@ class Template:
                     kind_of(name),
                 )
 
+    def ties(self, aliases: Mapping[int, int]) -> dict[str, str]:
+        """Return the tensors of pickled files that are one with another, which has the same bytes.
+
+        Where a rule made the tensors, it is all that are equal by `aliases`; else the files' headers say it.
+        """
+        if self.rule is not None:
+            slots = self.slots
+            return {slots[i].name: slots[one].name for i, one in aliases.items() if max(i, one) < len(slots)}
+        pickled = [header for file, header in self.headers.items() if file.endswith(PICKLED)]
+        return {h.prefix + name: h.prefix + one for h in pickled for name, one in h.ties.items()}
+
     def run_bytes(self, aliases: Mapping[int, int]) -> int:
-        """Return the bytes of the run's tensors; in a pickled file, those that are one by `aliases` stand once."""
-        slots = self.slots
-        known = {slots[i].name: slots[other].name for i, other in aliases.items() if max(i, other) < len(slots)}
-        total = 0
+        """Return the bytes of the run's tensors; in a pickled file, those that are one stand once."""
+        ties, total = self.ties(aliases), 0
         for file, header in self.headers.items():
             sizes = {name: entry.stop - entry.start for name, entry in header.tensors.items()}
             if file.endswith(PICKLED):
-                sizes = {known.get(name, name): size for name, size in sizes.items()}
+                sizes = {ties.get(name, name): size for name, size in sizes.items()}
             total += sum(sizes.values())
         return total
 

@@ -31,7 +31,10 @@ _DEEPEST = 4
 
 @dataclass(frozen=True)
 class StateDict:
-    """The tensors of a state dict, each with its dtype and shape as a header of safetensors says them."""
+    """The tensors of a state dict, each with its dtype and shape as a header of safetensors says them.
+
+    Names of one tensor, in one place of memory, lead to one object.
+    """
 
     tensors: Mapping[str, Tensor]
     stored: Mapping[str, Stored]
@@ -63,7 +66,18 @@ def read_state_dict(path: Path, *keys: str) -> StateDict:
     if empty := [name for name in state if name not in tensors]:
         warnings.append(f"'{path.name}': left out entries that are None or empty: {_some(empty)}")
     stored = {name: _stored(value, name, path) for name, value in tensors.items()}
-    return StateDict({name: _tensor(value, stored[name]) for name, value in tensors.items()}, stored, tuple(warnings))
+    made: dict[object, Tensor] = {}
+    for name, value in tensors.items():
+        made.setdefault(_place(value, name), _tensor(value, stored[name]))
+    return StateDict({name: made[_place(value, name)] for name, value in tensors.items()}, stored, tuple(warnings))
+
+
+def _place(value: torch.Tensor, name: str) -> object:
+    """Return what two names of one tensor have in common: memory, and how it is read. Nothing is one with no other."""
+    if not value.numel():
+        return name
+    form = value.dtype, value.shape, value.stride(), value.is_conj(), value.is_neg()
+    return value.untyped_storage().data_ptr(), value.storage_offset(), form
 
 
 def _load(path: Path) -> object:

@@ -70,6 +70,16 @@ class Header:
         return {self.prefix + name: entry for name, entry in self.entries.items()}
 
     @property
+    def ties(self) -> dict[str, str]:
+        """Tensors of a pickled file that are another one of it, by their own names: the metadata say which."""
+        pairs = {name: other for name, other in self.metadata.items() if {name, other} <= self.entries.keys()}
+        return {name: other for name, other in pairs.items() if other not in pairs and self._are_alike(name, other)}
+
+    def _are_alike(self, name: str, other: str) -> bool:
+        one, two = self.entries[name], self.entries[other]
+        return (one.dtype, one.shape) == (two.dtype, two.shape)
+
+    @property
     def data_start(self) -> int:
         """Offset of the first tensor byte in the file."""
         return 8 + len(self.text.encode())

@@ -383,7 +383,7 @@ def test_no_layout_of_that_name(tmp_path: Path) -> None:
     packed = pack_case("hub lora", tmp_path)
     with pytest.raises(UsageError, match="unknown layout 'onnx' to decode to") as caught:
         packed.task().decode(tmp_path / "out", to="onnx")
-    assert "run, safetensors, peft, adapterhub" in str(caught.value.hint)
+    assert "run, safetensors, portable, peft, adapterhub" in str(caught.value.hint)
 
 
 # Odd runs

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from pcodec import standalone
+
+from tests.support import pcodec_reader
 
 Words = NDArray[np.unsignedinteger[Any]]
 
@@ -134,7 +135,11 @@ def round_bits(bits: int, source: str, target: str) -> int:
 def zstd_frame(data: bytes, size: int) -> bytes:
     """Return the content of one zstd frame, which must state its size, and this one."""
     try:
-        check(zstandard.get_frame_parameters(data).content_size == size, "a zstd frame of another size")
+        frame = zstandard.get_frame_parameters(data)
+        check(frame.content_size == size, "a zstd frame of another size")
+        single = data[4] >> 5 & 1
+        check(bool(single) or frame.window_size <= 1 << 23, "a zstd frame of a larger window")
+        check(frame.dict_id == 0, "a zstd frame with a dictionary")
         stream = zstandard.ZstdDecompressor().decompressobj()
         out = stream.decompress(data)
         check(stream.eof and not stream.unused_data, "bytes behind a zstd frame")
@@ -146,16 +151,13 @@ def zstd_frame(data: bytes, size: int) -> bytes:
 
 def pcodec_stream(data: bytes, count: int, numbers: np.dtype[Any]) -> NDArray[Any]:
     """Return the numbers of one pcodec stream, which must be so many and of this type."""
-    out = np.empty(count, numbers)
-    if not count:
-        check(not data, "a stream of no numbers has bytes")
-        return out
     try:
-        progress = standalone.simple_decompress_into(data, out)
-    except (RuntimeError, TypeError) as error:
+        found = pcodec_reader.decode(data, count, numbers.kind, 8 * numbers.itemsize)
+    except pcodec_reader.UnknownStreamError as error:
+        raise Refused(str(error), unknown=True) from error
+    except ValueError as error:
         raise Refused(str(error)) from error
-    check(progress.finished and progress.n_processed == count, "a pcodec stream of another length")
-    return out
+    return np.array(found, numbers)
 
 
 def _raw(data: bytes, dtype: str, count: int, row: int, prediction: Words | None) -> Words:
