@@ -24,6 +24,7 @@ from pathlib import Path
 
 from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageError, printable
 from petlpack.errors.arguments import Place, check_flags, path_of, refuse_file_above
+from petlpack.tensors.strict_json import decode_once
 
 SUFFIX = ".petl.safetensors"
 PACK_JSON = b'{"format": "petlpack", "version": 1}\n'
@@ -38,6 +39,7 @@ _LONGEST = 128
 """Characters of a task's name."""
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
@@ -80,6 +82,17 @@ def shared_file(sha256: str) -> str:
     return f"shared/{sha256}{SUFFIX}"
 
 
+def is_own(name: str) -> bool:
+    """Tell whether a file, as `Store.files` names it, is a pack's by its name: a part of it, or one being written."""
+    folder, _, file = name.rpartition("/")
+    if file.startswith(".tmp-"):
+        return folder in ("", "tasks", "shared")
+    stem = file.removesuffix(SUFFIX) if file.endswith(SUFFIX) else None
+    if stem is None:
+        return name in ("pack.json", ".lock")
+    return (folder == "tasks" and _can_be_task(stem)) or (folder == "shared" and _DIGEST.fullmatch(stem) is not None)
+
+
 def _can_be_task(name: object) -> bool:
     return isinstance(name, str) and _TASK_NAME.fullmatch(name) is not None and _RESERVED.fullmatch(name) is None
 
@@ -100,8 +113,10 @@ class Store:
                 f"no pack at '{printable(str(self.path))}'", hint="`petlpack encode RUN_DIR --pack DIR` creates one"
             ) from error
         try:
-            table = json.loads(text)
+            table = decode_once(text)
             version = table["version"] if table["format"] == "petlpack" else None
+            if version == 1 and set(table) != {"format", "version"}:
+                raise ValueError("other fields than format and version")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnknownFormatError(
                 f"'{printable(str(marker))}' is not the pack.json of a pack",
@@ -144,7 +159,16 @@ class Store:
 
     def shared_names(self) -> list[str]:
         """Return the sha256 names of all shared parts, sorted."""
-        return sorted(_stems(self.path / "shared"))
+        return sorted(stem for stem in _stems(self.path / "shared") if _DIGEST.fullmatch(stem))
+
+    def misnamed_tasks(self) -> list[Path]:
+        """Return the files that are tasks by their place, but are called what no task is: somebody renamed them."""
+        stems = sorted(stem for stem in _stems(self._tasks) if not _can_be_task(stem))
+        return [self._tasks / f"{stem}{SUFFIX}" for stem in stems]
+
+    def foreign(self) -> list[str]:
+        """Return the files below the pack that are neither its own nor being written, as `files` names them."""
+        return [name for name, _ in self.files() if not is_own(name)]
 
     def task_path(self, name: str) -> Path:
         """Return the file of a task, whether it exists or not."""
@@ -358,11 +382,12 @@ def _is_stale(path: Path) -> bool:
 
 
 def _stems(directory: Path) -> list[str]:
+    """Return the files of a directory that end as ours do, without that; `._x` is what macOS keeps beside `x`."""
     try:
         names = os.listdir(directory)  # noqa: PTH208 - a third of the time of iterdir at 10,000 tasks
     except FileNotFoundError:
         return []
-    return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
+    return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX) and not name.startswith("._")]
 
 
 @contextlib.contextmanager
