@@ -1172,6 +1172,8 @@ def parse_rule(codec: str, rule: dict[str, Any] | None) -> None:
     if rule["kind"] not in ("adapter", "lora", "prefix"):
         raise Refused("rule: another kind", unknown=True)
     check(isinstance(rule["settings"], dict), "rule: settings")
+    scaling = rule["settings"].get("scaling", 0)
+    check(type(scaling) is int or abs(decimal(scaling)) < 1e30, "rule: scaling")
     for field, is_row in _ROWS[codec].items():
         check(isinstance(rule[field], list), f"rule: {field}")
         check(all(isinstance(row, list) and is_row(row) for row in rule[field]), f"rule: a row of {field}")
