@@ -3,9 +3,10 @@
     python -m tools.write_vectors            fill in what is null or missing
     python -m tools.write_vectors --all      write everything anew, which changes what the formats are
 
-A vector is a fence ` ```json vector ` in a page. What stands in it by hand says what is tested; what is generated are
-the bytes, and once they are committed they are golden: an id names bytes for ever, so nothing is rewritten by default.
-Refuses to run on a worktree with changes below `formats/` unless `--force` is given.
+What stands in a vector by hand says what is tested; what is generated are the bytes, and once they are committed they
+are golden: an id names bytes for ever, so nothing is rewritten by default. A bad vector that stands in a page is moved
+to the file of its kind in `formats/vectors/`. Refuses to run on a worktree with changes below `formats/` unless
+`--force` is given.
 """
 
 from __future__ import annotations
@@ -47,62 +48,21 @@ from petlpack.tensors.safetensors_file import build_header
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
 from petlpack.tensors.views import BaseRef
+from tools.vectors import (
+    FENCE,
+    FORMATS,
+    ROOT,
+    Vector,
+    line_file_of,
+    line_files,
+    line_of,
+    pages,
+    unhex,
+    vectors,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-FORMATS = ROOT / "formats"
-FENCE = re.compile(r"^```json vector\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WIDE = 96
-"""Hex digits on a line: longer hex is a list of such lines."""
-
-
-@dataclass(frozen=True)
-class Vector:
-    """One vector: the page it stands in, and its fields."""
-
-    page: str
-    fields: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        """The name of the vector, unique over all pages."""
-        return str(self.fields["id"])
-
-    @property
-    def kind(self) -> str:
-        """What the vector is about: the test that runs it."""
-        return str(self.fields["kind"])
-
-    @property
-    def bad(self) -> bool:
-        """Whether the vector has to be refused."""
-        return "code" in self.fields
-
-    def __getitem__(self, field: str) -> Any:
-        """Return a field."""
-        return self.fields[field]
-
-    def get(self, field: str) -> Any:
-        """Return a field, or None."""
-        return self.fields.get(field)
-
-
-def pages() -> list[Path]:
-    """Return every page."""
-    return sorted(FORMATS.rglob("*.md"))
-
-
-def vectors() -> list[Vector]:
-    """Return every vector of every page, in order."""
-    return [
-        Vector(page.relative_to(FORMATS).as_posix(), json.loads(fence[1]))
-        for page in pages()
-        for fence in FENCE.finditer(page.read_text(encoding="utf-8"))
-    ]
-
-
-def unhex(value: str | Sequence[str]) -> bytes:
-    """Return bytes from hex: a string, or a list of them that follow each other."""
-    return bytes.fromhex(value if isinstance(value, str) else "".join(value))
+"""Hex digits on a line of a page: longer hex is a list of such lines."""
 
 
 def bits_of(value: str | Sequence[str], dtype: str) -> Bits:
@@ -625,17 +585,35 @@ def _is_missing(value: Any) -> bool:
     )
 
 
-def _rewrite(page: Path, anew: bool) -> int:
+def _filled(vector: Vector, anew: bool) -> dict[str, Any]:
+    """Return the fields of a vector with what is generated of them."""
+    made = _FILL[vector.kind](vector) if vector.kind in _FILL else {}
+    missing = {field: value for field, value in made.items() if anew or _is_missing(vector.get(field))}
+    return {**vector.fields, **missing}
+
+
+def _move_bad(page: Path) -> int:
+    """Move the bad vectors of a page to the files of their kinds; return how many."""
+    before = page.read_text(encoding="utf-8")
+    found = [Vector(page.name, json.loads(fence[1])) for fence in FENCE.finditer(before)]
+    for vector in (vector for vector in found if vector.bad):
+        joined = {f: "".join(v) if f in _HEX and isinstance(v, list) else v for f, v in vector.fields.items()}
+        with line_file_of(vector.kind).open("a", encoding="utf-8") as file:
+            file.write(line_of(joined))
+    after = FENCE.sub(lambda fence: "" if "code" in json.loads(fence[1]) else fence[0], before)
+    if after != before:
+        page.write_text(re.sub(r"\n{3,}", "\n\n", after).rstrip("\n") + "\n", encoding="utf-8")
+    return sum(vector.bad for vector in found)
+
+
+def _rewrite_page(page: Path, anew: bool) -> int:
     """Fill in the vectors of one page; return how many changed."""
     name = page.relative_to(FORMATS).as_posix()
     changed = 0
 
     def fill(fence: re.Match[str]) -> str:
         nonlocal changed
-        vector = Vector(name, json.loads(fence[1]))
-        made = _FILL[vector.kind](vector) if vector.kind in _FILL else {}
-        missing = {field: value for field, value in made.items() if anew or _is_missing(vector.get(field))}
-        text = f"```json vector\n{_shown({**vector.fields, **missing})}```"
+        text = f"```json vector\n{_shown(_filled(Vector(name, json.loads(fence[1])), anew))}```"
         changed += text != fence[0]
         return text
 
@@ -646,8 +624,17 @@ def _rewrite(page: Path, anew: bool) -> int:
     return changed
 
 
+def _rewrite_lines(file: Path, anew: bool) -> int:
+    """Fill in the vectors of one file of bad ones; return how many changed."""
+    before = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    after = [line_of(_filled(Vector(file.name, json.loads(line)), anew)) for line in before]
+    if after != before:
+        file.write_text("".join(after), encoding="utf-8")
+    return sum(old != new for old, new in zip(before, after, strict=True))
+
+
 def main() -> int:
-    """Write the vectors of all pages; return the exit code."""
+    """Write the vectors of all pages and files; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--all", action="store_true", help="write golden bytes anew, too")
     parser.add_argument("--force", action="store_true", help="write although formats/ has changes")
@@ -656,7 +643,10 @@ def main() -> int:
     if not options.force and subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout:
         print("formats/ has changes that are not committed; --force writes all the same", file=sys.stderr)
         return 1
-    print(sum(_rewrite(page, options.all) for page in pages()), "vectors changed")
+    moved = sum(map(_move_bad, pages()))
+    changed = sum(_rewrite_page(page, options.all) for page in pages())
+    changed += sum(_rewrite_lines(file, options.all) for file in line_files())
+    print(f"{moved} bad vectors moved out of pages, {changed} vectors changed")
     return 0
 
 

@@ -17,7 +17,8 @@ from petlpack.tensors.base import Base
 from petlpack.tensors.dtypes import DTYPES
 from tests.support.golden import ALL, BY_ID, ERRORS
 from tests.support.small_runs import write_pair
-from tools.write_vectors import FORMATS, write_pack
+from tools.vectors import FORMATS
+from tools.write_vectors import write_pack
 
 LIBRARY = Path(petlpack.__file__).parent
 PAGE = (FORMATS / "reasons.md").read_text(encoding="utf-8")

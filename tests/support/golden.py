@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from petlpack.errors import BaseError, DamageError, PetlpackError, UnknownFormatError, UsageError
-from tools.write_vectors import vectors
+from tools.vectors import vectors
 
 ALL = vectors()
 BY_ID = {vector.id: vector for vector in ALL}
