@@ -690,6 +690,7 @@ def test_schema_is_a_schema(file: Path) -> None:
 
 
 BEYOND_A_SCHEMA = {
+    "pack-key-twice": "the JSON parser has dropped the first version",
     "manifest-section-twice": "uniqueness of one column of a table",
     "manifest-two-kinds": "the JSON parser has dropped the second key",
     "manifest-not-canonical": "spaces",
@@ -785,7 +786,7 @@ def test_schema_refuses_bad_pack_json() -> None:
                 table = json.loads(vector["text"])
             except (ValueError, RecursionError):
                 continue
-            assert not schema("pack").is_valid(table), vector.id
+            assert schema("pack").is_valid(table) == (vector.id in BEYOND_A_SCHEMA), vector.id
 
 
 # The second reader on what the library writes today
