@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeGuard
 
 import numpy as np
 
-from petlpack.errors import PetlpackError, RefusedError, printable, reason
+from petlpack.errors import PetlpackError, printable, reason
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
 from petlpack.tensors.strict_json import decode_once
 from petlpack.tensors.tensor import Tensor, as_bytes
@@ -115,16 +115,14 @@ def read_header_of(file: BinaryIO, path: Path) -> Header:
 
 def parse_header(text: bytes) -> Header:
     """Parse and check the JSON text of a header; raises MalformedError."""
+    if not text.startswith(b"{"):
+        raise MalformedError("has a header that is not a JSON object: it does not start with '{'", code="header-json")
     try:
-        if not text.startswith(b"{"):
-            raise RefusedError("it does not start with '{'", code="header-json")
         table, decoded = decode_once(text), text.decode("utf-8")
         if "\\u" in decoded:
             json.dumps(table, ensure_ascii=False).encode()  # a lone surrogate has no bytes: UnicodeEncodeError
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"has a header that is not JSON: {error}", code=reason(error, "header-json")) from None
-    if not isinstance(table, dict):
-        raise MalformedError("has a header that is not a JSON object", code="header-json")
     metadata = table.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata  # null says nothing, as in the safetensors library
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

@@ -154,8 +154,8 @@ def test_put_moves_the_file_and_writes_shared_parts_once(tmp_path: Path) -> None
     put(store, "two", b"second", {AA: b"part", BB: b"other"})
     assert files_of(store.path) == {
         "pack.json": PACK_JSON,
-        f"shared/aa{SUFFIX}": b"part",
-        f"shared/bb{SUFFIX}": b"other",
+        f"shared/{AA}{SUFFIX}": b"part",
+        f"shared/{BB}{SUFFIX}": b"other",
         f"tasks/one{SUFFIX}": b"first",
         f"tasks/two{SUFFIX}": b"second",
     }
