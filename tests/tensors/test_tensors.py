@@ -443,6 +443,7 @@ def one(dtype: str = '"U8"', shape: str = "[1]", offsets: str = "[0,1]", name: s
     return rows((name, dtype, shape, offsets))
 
 
+NO_BRACE = "not a JSON object: it does not start with"
 NOT_JSON, SIZES, RANGE, FIELDS = (
     "header that is not JSON",
     "list of non-negative integers",
