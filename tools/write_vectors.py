@@ -27,6 +27,7 @@ import numpy as np
 import zstandard
 from pcodec import ChunkConfig, standalone
 
+import petlpack
 from petlpack import coding, container
 from petlpack.codecs.registry import codec
 from petlpack.codecs.units import FromParts, Unit
@@ -244,9 +245,16 @@ def template_of(vector: Vector) -> Template:
             tuple(part.get("called") or [name for name, *_ in part["tensors"]]) for part in vector.get("parts") or ()
         ),
         rule=vector.get("rule"),
-        files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in (vector.get("files") or {}).items()},
+        files={
+            name: hashlib.sha256(content_of(said)).hexdigest() for name, said in (vector.get("files") or {}).items()
+        },
         named=frozenset(vector.get("named") or ()),
     )
+
+
+def content_of(said: str | Sequence[str]) -> bytes:
+    """Return the content of a kept file in the pack: a text, or a list of hex."""
+    return said.encode() if isinstance(said, str) else unhex(said)
 
 
 def base_of(vector: Vector) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -322,7 +330,7 @@ def write_pack(vector: Vector, pack: Path) -> Path:
     """Write a pack with the task `task` from a good codec vector, or one that a bad one changed; return the base."""
     template = template_of(vector)
     content = template.to_json(vector.get("name"))
-    contents = [content, *(text.encode() for text in (vector.get("files") or {}).values())]
+    contents = [content, *map(content_of, (vector.get("files") or {}).values())]
     if template.base:
         contents.append(base_table_json(base_table_of(vector)))
     parts = [
@@ -365,6 +373,8 @@ def changed_codec(good: Vector, bad: Vector) -> Vector:
     for field in ("sections", "params", "decoded", "unchanged", "rule", "parts", "named_parts"):
         if field in bad.fields:
             fields[field] = bad[field]
+    if "files" in bad.fields:
+        fields["files"] = {**good["files"], **bad["files"]}
     if "base" in bad.fields:
         tensors = []
         for tensor in good["tensors"]:
@@ -373,6 +383,14 @@ def changed_codec(good: Vector, bad: Vector) -> Vector:
             tensors.append(tensor)
         fields["tensors"] = tensors
     return Vector(bad.page, fields)
+
+
+def remove_from(pack: Path, what: str) -> None:
+    """Remove a shared part from the pack of a codec vector: its template, the table of its base, a part or a file."""
+    task = petlpack.open(pack)["task"]
+    shared, template = task.manifest.shared, task.template
+    files = dict(zip(("template", "part"), shared, strict=False), **template.files, table=template.base_table)
+    (pack / "shared" / f"{files[what]}{SUFFIX}").unlink()
 
 
 def encoded_units(vector: Vector) -> Iterator[tuple[Unit, Bits, Bits | None]]:

@@ -37,9 +37,11 @@ class Masks:
     id = "masks"
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
-        """Return the smallest of what CLASSES give, or None where an element is neither 0 nor 1."""
-        prediction = array.prediction is not None and bool((array.prediction > 1).any())
-        if array.dtype.name != "BOOL" or not array.count or prediction or bool((bits > 1).any()):
+        """Return the smallest of what CLASSES give; None where an element is not 0 or 1, or no whole rows predict."""
+        if array.dtype.name != "BOOL" or not array.count or bool((bits > 1).any()):
+            return None
+        prediction = array.prediction
+        if prediction is not None and (prediction.size % _row_of(array) or bool((prediction > 1).any())):
             return None
         return min((_encode(bits, array, classes) for classes in CLASSES), key=len)
 
@@ -73,11 +75,16 @@ class Masks:
         return out
 
 
+def _row_of(array: Array) -> int:
+    """Return the length of a row: all elements are one where they are no rows."""
+    return array.row if array.row and array.count % array.row == 0 else array.count
+
+
 class _History:
     """How many of the rows so far keep each entry; the predicted rows come first."""
 
     def __init__(self, array: Array) -> None:
-        self.row = array.row if array.row and array.count % array.row == 0 else array.count
+        self.row = _row_of(array)
         prediction = np.empty(0, np.uint8) if array.prediction is None else array.prediction
         if self.row and prediction.size % self.row:
             message = f"the prediction has {prediction.size} entries, expected a multiple of {self.row}"

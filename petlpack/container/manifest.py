@@ -65,7 +65,7 @@ def parse_manifest(text: bytes) -> Manifest:
         raise DamageError(f"manifest is not JSON: {error}", code="manifest-json") from None
     if not isinstance(table, dict):
         raise DamageError("manifest is not a JSON object", code="manifest-fields")
-    if table.get("version") != VERSION:
+    if isinstance(table.get("version"), bool) or table.get("version") != VERSION:
         raise UnknownFormatError(
             f"manifest version is {printable(repr(table.get('version')))}, this petlpack reads {VERSION}",
             hint="the file was written by a newer petlpack: upgrade petlpack to read it",

@@ -275,7 +275,7 @@ def _check(template: Template) -> None:
             raise RefusedError(f"tensor '{slot.name}' is both in a shared part and in the base", code="part-elsewhere")
 
 
-_AS_IT_IS = ("base_name", "origin", "adapts", "files")
+_AS_IT_IS = ("base_name", "origin", "base", "adapts", "files")
 """Fields in whose values the task's name is no parameter."""
 
 
@@ -292,8 +292,16 @@ def _bound(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
         **bound,
         **{key: table[key] for key in _AS_IT_IS},
+        "base": _bound_base(table["base"], text),
         "files": {text(file): digest for file, digest in table["files"].items()},
     }
+
+
+def _bound_base(base: Mapping[str, Any] | None, text: Callable[[str], str]) -> dict[str, Any] | None:
+    """Return what comes from the base with the task's name in the tensors' names; views are the base's own."""
+    if base is None:
+        return None
+    return {**base, "tensors": [[*_each_text(row[:1], text), *row[1:]] for row in base["tensors"]]}
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

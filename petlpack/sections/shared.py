@@ -10,7 +10,7 @@ import numpy as np
 
 from petlpack import coding, container
 from petlpack.container import EncodedSection, Manifest
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, PetlpackError, printable
 from petlpack.store import MAX_SHARED, Store
 from petlpack.tensors.dtypes import DTYPES
 
@@ -19,10 +19,16 @@ BYTES = "bytes"
 
 
 def write_shared(content: bytes) -> bytes:
-    """Return the bytes of the shared part that holds `content`."""
+    """Return the bytes of the shared part that holds `content`; raises PetlpackError where that does not come back."""
     bits = np.frombuffer(content, np.uint8)
     array = coding.Array(DTYPES["U8"], len(bits), max(1, len(bits)))
     coder_id, data = coding.encode(bits, array, ("planes",), "small")
+    if coding.decode(coder_id, data, array, "content").tobytes() != content:
+        raise PetlpackError(
+            f"a shared part of {len(content):,} bytes as written does not decode to what it holds",
+            hint="this is a bug; the task was not put into the pack",
+            code="decoded-digest",
+        )
     section = EncodedSection("content", coder_id, "U8", len(bits), data)
     digest = hashlib.sha256(content).hexdigest()
     file = io.BytesIO()

@@ -61,6 +61,7 @@ from tools.write_vectors import (
     encoded_units,
     part_file,
     rebuilt_of,
+    remove_from,
     replaced,
     rows_of_part,
     slots_of,
@@ -149,6 +150,12 @@ def test_the_pages_name_every_page() -> None:
     for page in (*pages(), *(FORMATS / "schemas").glob("*.json")):
         name = page.relative_to(FORMATS).as_posix()
         assert name == "README.md" or f"({name})" in index, name
+
+
+def test_the_formats_begin_with_one_screen() -> None:
+    screen = (FORMATS / "README.md").read_text(encoding="utf-8").partition("\n## ")[0].splitlines()
+    assert len(screen) <= 50
+    assert max(map(len, screen)) <= 100
 
 
 def test_every_link_leads_somewhere() -> None:
@@ -267,7 +274,7 @@ def test_the_second_reader_decodes_masks_of_the_encoder(common: float, predicted
 # Codecs
 
 
-def load(pack: Path, base: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def load(pack: Path, base: Path | None) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Decode the task `task` of a pack."""
     return {
         name: (slot.dtype.name, slot.shape, bits.tobytes())
@@ -307,11 +314,19 @@ def test_codec_refuses(vector: Vector, tmp_path: Path) -> None:
     good = BY_ID[vector["of"]]
     changed = changed_codec(good, vector)
     base = write_pack(changed, tmp_path / "p")
-    if "base" in vector.fields:  # the pack is the good one, and the base is another
+    if "base" in vector.fields or vector.get("without") == "base":  # the pack is the good one, and the base is another
         write_pack(good, tmp_path / "good")
-        refuse(vector, lambda: load(tmp_path / "good", base))
+        others = base_of(changed) if "base" in vector.fields else {}
+        refuse(vector, lambda: load(tmp_path / "good", base if others else None))
         with pytest.raises(Refused, match="base"):
-            spec_reader.read_task(tmp_path / "good", "task", base_of(changed))
+            spec_reader.read_task(tmp_path / "good", "task", others)
+        return
+    if "without" in vector.fields:
+        remove_from(tmp_path / "p", vector["without"])
+    if "reads" in vector.fields:
+        name = vector["reads"]
+        refuse(vector, lambda: petlpack.open(tmp_path / "p")["task"].read_file(name))
+        refuse_too(vector, lambda: spec_reader.read_kept(tmp_path / "p", "task", name))
         return
     refuse(vector, lambda: load(tmp_path / "p", base))
     refuse_too(vector, lambda: spec_reader.read_task(tmp_path / "p", "task", base_of(changed)))
@@ -657,6 +672,7 @@ def test_pack_json(vector: Vector, tmp_path: Path) -> None:
     assert str(vector["text"]).encode() == PACK_JSON
     (tmp_path / "pack.json").write_bytes(PACK_JSON)
     assert Store(tmp_path).task_names() == []
+    spec_reader.check_mark(PACK_JSON)
     schema("pack").validate(json.loads(vector["text"]))
 
 
@@ -664,16 +680,19 @@ def test_pack_json(vector: Vector, tmp_path: Path) -> None:
 def test_pack_json_refuses(vector: Vector, tmp_path: Path) -> None:
     (tmp_path / "pack.json").write_text(vector["text"], encoding="utf-8")
     refuse(vector, lambda: Store(tmp_path))
+    refuse_too(vector, lambda: spec_reader.check_mark(vector["text"].encode()))
 
 
 @of_kind("task name", bad=False)
 def test_task_name(vector: Vector) -> None:
     assert check_task_name(vector["name"]) == vector["name"]
+    spec_reader.check_task_name(vector["name"])
 
 
 @of_kind("task name", bad=True)
 def test_task_name_refuses(vector: Vector) -> None:
     refuse(vector, lambda: check_task_name(vector["name"]))
+    refuse_too(vector, lambda: spec_reader.check_task_name(vector["name"]))
 
 
 # Schemas
@@ -758,6 +777,8 @@ BEYOND_A_SCHEMA = {
     "template-name-makes-a-file-twice": "the manifest's field",
     "template-name-makes-a-weight-file-kept": "the manifest's field",
     "template-name-in-named": "two fields compared",
+    "template-name-in-view": "another file",
+    "pack-version-float": "1.0 is 1 to a schema",
     "base-table-not-canonical": "spaces",
     "base-table-not-sorted": "order",
     "base-table-twice": "uniqueness of one column of a table",

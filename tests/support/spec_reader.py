@@ -475,7 +475,7 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     """Parse and check a manifest."""
     table = parse_canonical(text)
     check(isinstance(table, dict), "manifest: not an object")
-    if table.get("version") != 1:
+    if isinstance(table.get("version"), bool) or table.get("version") != 1:
         raise Refused("manifest: another version", unknown=True)
     check(type(table["version"]) is int, "manifest: the version is no integer")
     fields = {"version", "kind", "codec", "sections", "shared", "decoded", "params", "facts"}
@@ -640,11 +640,14 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
         check(_is_task_name(name), "template: not a name")
         table = {
             **{
-                field: value if field in ("base_name", "origin", "adapts", "files") else _bound(value, name)
+                field: value if field in ("base_name", "origin", "base", "adapts", "files") else _bound(value, name)
                 for field, value in table.items()
             },
             "files": {_bound(file, name): digest for file, digest in table["files"].items()},
         }
+        if table["base"] is not None:
+            pairs = [[_bound(tensor, name), view] for tensor, view in table["base"]["tensors"]]
+            table["base"] = {**table["base"], "tensors": pairs}
         for entry in table["weights"]:
             entry[1] += " " * (-len(entry[1].encode()) % 8)
         check(len(table["files"]) == len(json.loads(text)["files"]), "template: a file twice")
@@ -1020,11 +1023,32 @@ def fill(
             at += stop - start
 
 
+def check_mark(text: bytes) -> None:
+    """Check the text of a pack.json."""
+    try:
+        pairs = json.loads(text.decode("utf-8"), object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:
+        raise Refused("pack.json is no JSON", unknown=True) from error
+    said = (
+        sorted(pairs, key=lambda pair: pair[0])
+        if isinstance(pairs, list) and all(type(pair) is tuple for pair in pairs)
+        else []
+    )
+    if said != [("format", "petlpack"), ("version", 1)] or type(said[1][1]) is not int:
+        raise Refused("not version 1 of a pack", unknown=True)
+
+
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE | re.DOTALL)
+
+
+def check_task_name(name: str) -> None:
+    """Check what a task of a pack is called."""
+    check(_is_task_name(name) and name[0] != "." and not _DEVICE.fullmatch(name), "not a name of a task")
+
+
 def open_task(pack: Path, name: str) -> tuple[File, Template]:
     """Open a task and its template."""
-    mark = json.loads((pack / "pack.json").read_bytes())
-    if (mark["format"], mark["version"]) != ("petlpack", 1):
-        raise Refused("not version 1 of a pack", unknown=True)
+    check_mark((pack / "pack.json").read_bytes())
     file = read_file((pack / "tasks" / f"{name}.petl.safetensors").read_bytes())
     manifest = file.manifest
     check(manifest["kind"] == "task" and len(manifest["shared"]) >= 1, "not a task")
@@ -1078,7 +1102,10 @@ def read_kept(pack: Path, task: str, file: str) -> bytes:
     content, called = read_shared(pack, template.files[file]), opened.manifest["params"]["name"]
     if file not in template.named or called is None:
         return content
-    return content.decode("utf-8").replace("{name}", called).encode()
+    try:
+        return content.decode("utf-8").replace("{name}", called).encode()
+    except UnicodeDecodeError as error:
+        raise Refused("a file with the name in it is no UTF-8") from error
 
 
 def parse_params(params: dict[str, Any], slots: Sequence[Slot]) -> tuple[set[int], dict[int, int]]:
@@ -1114,6 +1141,7 @@ def predict(base: Base, slot: Slot, start: int, stop: int) -> Words:
     assert wanted is not None
     arrays: dict[str, tuple[str, Words]] = {}
     for tensor in wanted.tensors:
+        check(tensor.name in base, f"the base has no {tensor.name}")
         dtype, shape, data = base[tensor.name]
         if (dtype, shape, hashlib.sha256(data).hexdigest()) != (tensor.dtype, tensor.shape, tensor.sha256):
             raise Refused(f"another base: {tensor.name}")

@@ -580,6 +580,7 @@ MALFORMED: dict[str, tuple[str | bytes, bytes, str]] = {
 }
 
 SAFETENSORS_READS = {
+    "a space",
     "a tensor twice, one range",
     "a metadata key twice",
     "a field too many",
