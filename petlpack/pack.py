@@ -50,6 +50,10 @@ class Pack(Mapping[str, Task]):
         """Return the number of tasks."""
         return len(self.store.task_names())
 
+    def foreign(self) -> list[str]:
+        """Return the files below the pack that are no part of it: tasks that were renamed, copies, notes."""
+        return self.store.foreign()
+
     def shared_names(self) -> list[str]:
         """Return the sha256 of every shared part, sorted."""
         return self.store.shared_names()
@@ -61,11 +65,13 @@ class Pack(Mapping[str, Task]):
     def gc(self, *, dry_run: bool = False) -> list[tuple[Path, int]]:
         """Delete shared parts that no task needs, and what interrupted writers left behind; return files and bytes.
 
-        Raises DamageError where a task cannot be read: what it needs is then unknown, and nothing is deleted.
+        A task is every file in its place, whatever it is called. Raises DamageError where one cannot be read: what it
+        needs is then unknown, and nothing is deleted.
         """
         check_flags(dry_run=dry_run)
         with self.store.locked():
-            needed = {sha256 for name in self for sha256 in self[name].parts}
+            misnamed = [Task(self.store, path.name, path, self._templates) for path in self.store.misnamed_tasks()]
+            needed = {sha256 for task in (*self.values(), *misnamed) for sha256 in task.parts}
             return self.store.sweep(needed, dry_run=dry_run)
 
 

@@ -38,6 +38,7 @@ def run(out: Output, pack: Path, long: bool, sort: str) -> int | None:
     if out.as_json:
         out.json(listing.to_json())
         return worst(problems.values())
+    out.foreign(listing.foreign)
     if out.quiet:
         out.names([row.name for row in listing.tasks])
     elif long:

@@ -52,10 +52,12 @@ def run(
         total = 1 if task is not None else len(opened) + len(opened.shared_names())
         moved = progress.bytes(task or str(pack))
         checks = petlpack.verify(opened, base, task=task, against=against, jobs=jobs, progress=moved)
-        findings = petlpack.Findings(str(pack), tuple(progress.each(checks, total)))
+        checked = tuple(progress.each(checks, total))
+    findings = petlpack.Findings(str(pack), checked, tuple(opened.foreign()) if task is None else ())
     if out.as_json:
         out.json(findings.to_json())
     else:
+        out.foreign(findings.foreign)
         _print_damage(out, findings)
         if not out.quiet:
             _print_depths(out, findings, base is None and against is None)

@@ -9,6 +9,7 @@ from typing import Any
 from petlpack.decoding.task import Task
 from petlpack.errors.arguments import Check, check
 from petlpack.records.template import Template
+from petlpack.rules.rows import settings_of
 from petlpack.sections.shared import find_shared
 
 
@@ -128,7 +129,7 @@ def details(task: Task) -> Details:
             SectionDetails(row.name, row.coder, row.dtype, row.count, payload[row.name])
             for row in task.manifest.sections
         ),
-        None if rule is None else RuleDetails(rule["kind"], rule["settings"], task.formula()),
+        None if rule is None else RuleDetails(rule["kind"], settings_of(rule), task.formula()),
         shared=tuple(
             PartDetails(sha256, find_shared(task.store, sha256).stat().st_size, _holds(task, sha256))
             for sha256 in task.parts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from petlpack.errors import PetlpackError, problem_of
 from petlpack.errors.arguments import Place, check_flags
 from petlpack.parallel import Progress
-from petlpack.store import Store, task_file
+from petlpack.store import Store, is_own, task_file
 
 if TYPE_CHECKING:
     from petlpack.decoding.task import Task
@@ -47,6 +47,8 @@ class Listing:
     pack: str
     tasks: tuple[ListedTask, ...]
     long: bool
+    foreign: tuple[str, ...] = ()
+    """Files below the pack that are no part of it, a task under a name that none can have among them."""
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +57,8 @@ class Listing:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack list --json` prints."""
-        return {"pack": self.pack, "tasks": [row.to_json(long=self.long) for row in self.tasks]}
+        tasks = [row.to_json(long=self.long) for row in self.tasks]
+        return {"pack": self.pack, "tasks": tasks, "foreign": list(self.foreign)}
 
 
 def listing(
@@ -71,7 +74,8 @@ def listing(
     rows = [ListedTask(name, sizes[task_file(name)]) for name in store.task_names() if task_file(name) in sizes]
     if biggest_first:
         rows.sort(key=lambda row: (-row.nbytes, row.name))
-    return Listing(str(store.path), tuple(_opened(store.path, rows, progress) if long else rows), long)
+    opened = tuple(_opened(store.path, rows, progress) if long else rows)
+    return Listing(str(store.path), opened, long, tuple(name for name in sizes if not is_own(name)))
 
 
 def _opened(pack: Path, rows: list[ListedTask], progress: Progress | None) -> list[ListedTask]:

@@ -66,6 +66,8 @@ class Findings:
 
     pack: str
     checked: tuple[Checked, ...]
+    foreign: tuple[str, ...] = ()
+    """Files below the pack that are no part of it, and were not checked."""
 
     @property
     def damaged(self) -> int:
@@ -75,7 +77,7 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack verify --json` prints."""
         checked = [finding.to_json() for finding in self.checked]
-        return {"pack": self.pack, "checked": checked, "damaged": self.damaged}
+        return {"pack": self.pack, "checked": checked, "damaged": self.damaged, "foreign": list(self.foreign)}
 
 
 def verify(

@@ -36,6 +36,7 @@ from petlpack.rules.rows import (
     truth,
     whole,
 )
+from petlpack.tensors.decimals import parse_decimal
 from petlpack.tensors.tensor import Tensor
 
 
@@ -151,9 +152,10 @@ def _parse(rule: Rule | None) -> tuple[list[Generated], list[Trunk]]:
 
 
 def _trunk(row: Any) -> Trunk:
-    first, second, norm, eps = row
-    if type(eps) is not float or not 0 <= eps < 1:
-        raise RefusedError(f"epsilon must be a float in [0, 1), got {eps!r}", code="rule-value")
+    first, second, norm, said = row
+    eps = parse_decimal(said)
+    if eps is None or not 0 <= eps < 1:
+        raise RefusedError(f"epsilon must be a decimal in [0, 1), got {said!r}", code="rule-value")
     return Trunk(pair(first), pair(second), None if norm is None else pair(norm), eps)
 
 

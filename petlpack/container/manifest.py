@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 from petlpack.errors import DamageError, UnknownFormatError, printable
 from petlpack.records.canonical import canonical_json, parse_sha256
 from petlpack.tensors.dtypes import DTYPES, dtype_named
+from petlpack.tensors.strict_json import decode_integers
 
 VERSION = 1
 """Version of the manifest and of the file around it."""
@@ -76,7 +76,7 @@ def _fields_of(kind: object, codec: object) -> set[str]:
 def parse_manifest(text: bytes) -> Manifest:
     """Parse and check the JSON of a manifest; raises DamageError or UnknownFormatError."""
     try:
-        table = json.loads(text)
+        table = decode_integers(text)
     except (ValueError, RecursionError) as error:
         raise DamageError(f"manifest is not JSON: {error}", code="manifest-json") from None
     if not isinstance(table, dict):

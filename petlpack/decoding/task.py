@@ -56,7 +56,7 @@ class Task:
         """
         self.name = name
         self.store = store
-        self._templates = Templates(store) if templates is None else templates
+        self._templates = Templates(store, parts) if templates is None else templates
         self._path = path or store.find_task(name)
         self._parts = parts or {}
         self._container = container.read(self._path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from petlpack.records.base_table import BaseTable, parse_base_table
 from petlpack.records.template import Template, parse_template
-from petlpack.sections.shared import read_shared
+from petlpack.sections.shared import find_shared, read_shared_file
 from petlpack.store import Store
 
 MAX_TEMPLATE = 1 << 25
@@ -17,8 +20,9 @@ TEMPLATES = 64
 class Templates:
     """The templates of a pack that were read lately, and the tables of bases that they name."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, parts: Mapping[str, Path] | None = None) -> None:
+        """Read them from a store; `parts` are files of shared parts that are not in their place yet."""
+        self._store, self._parts = store, parts or {}
         self._texts: dict[str, bytes] = {}
         self._tables: dict[str, BaseTable] = {}
         self._templates: dict[tuple[str, str | None], Template] = {}
@@ -30,7 +34,7 @@ class Templates:
                 self._templates.clear()
                 self._texts = dict.fromkeys([sha256], self._texts[sha256]) if sha256 in self._texts else {}
             if sha256 not in self._texts:
-                self._texts[sha256] = read_shared(self._store, sha256, MAX_TEMPLATE)
+                self._texts[sha256] = self._read(sha256)
             text = self._texts[sha256]
             self._templates[sha256, name] = parse_template(text, f"shared part {sha256}", name, self.table)
         return self._templates[sha256, name]
@@ -38,10 +42,8 @@ class Templates:
     def table(self, sha256: str) -> BaseTable:
         """Read and parse the table of a base; raises DamageError."""
         if sha256 not in self._tables:
-            text = self._texts.get(sha256) or read_shared(self._store, sha256, MAX_TEMPLATE)
-            self._tables[sha256] = parse_base_table(text, f"shared part {sha256}")
+            self._tables[sha256] = parse_base_table(self._read(sha256), f"shared part {sha256}")
         return self._tables[sha256]
 
-    def put(self, sha256: str, text: bytes) -> None:
-        """Keep the text of a template, or of a base's table, that is not in the store yet."""
-        self._texts[sha256] = text
+    def _read(self, sha256: str) -> bytes:
+        return read_shared_file(self._parts.get(sha256) or find_shared(self._store, sha256), sha256, MAX_TEMPLATE)

@@ -16,6 +16,7 @@ from petlpack.records.template_parts import Adapts, Origin
 from petlpack.rules.modules import Dense
 from petlpack.tensors.adapted import Adapted
 from petlpack.tensors.base import Base
+from petlpack.tensors.file_names import is_text
 from petlpack.tensors.views import BaseRef
 
 
@@ -69,7 +70,7 @@ def _look_at(base: Base, jobs: int) -> _KnownBase:
 
 def plain_text(name: str | None) -> str | None:
     """Return a base's name as a template keeps it: none where it is no text, for it is only a hint to people."""
-    return name if name is not None and name.isprintable() else None
+    return name if name is not None and is_text(name) else None
 
 
 def unbound(run: Run, base: Base) -> str:

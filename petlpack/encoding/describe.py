@@ -17,13 +17,14 @@ from petlpack.encoding.match import Matched
 from petlpack.encoding.matching.sides import Content
 from petlpack.encoding.prune import Loss
 from petlpack.encoding.share import SharedTensors
-from petlpack.errors import RunError, printable
+from petlpack.errors import RefusedError, RunError, printable
 from petlpack.layouts.run import Run
 from petlpack.records.facts import Facts, Score
 from petlpack.records.sources import Sources
 from petlpack.records.template import NAME, Template, bind, unbind
 from petlpack.rules.modules import Dense, Masked
 from petlpack.store import MAX_SHARED
+from petlpack.tensors.file_names import check_apart, check_file_name
 from petlpack.tensors.safetensors_file import Header, build_header
 from petlpack.tensors.tensor import Tensor
 
@@ -47,6 +48,12 @@ class Described:
     def template_sha256(self) -> str:
         """The name of the template's shared part."""
         return next(iter(self.contents))
+
+    @property
+    def read_first(self) -> tuple[str, ...]:
+        """The shared parts of bytes that a reader parses: the template, and the table of the base that it names."""
+        table = self.template.base_table
+        return self.template_sha256, *(() if table is None else (table,))
 
 
 def describe(
@@ -80,6 +87,7 @@ def _template(
     tensors, refs = matched.tensors, matched.refs
     head = tensors.keys() - refs.keys() if isinstance(run.module, Dense) else run.module.head & tensors.keys()
     table = bound.table if bound is not None and refs else None
+    _check_files(run)
     contents = {name: _read_kept(path) for name, path in run.kept.items()}
     template = Template(
         headers={file: _header_of(header, tensors) for file, header in run.headers.items()},
@@ -131,6 +139,24 @@ def _without_name(content: bytes, name: str) -> bytes | None:
         return None
     parametric = unbind(text, name)
     return parametric.encode() if parametric != text and bind(parametric, name) == text else None
+
+
+def _check_files(run: Run) -> None:
+    """Raise RunError for files that a directory cannot have everywhere under their names."""
+    try:
+        for file, header in run.headers.items():
+            check_file_name(file)
+            if header.prefix:
+                check_file_name(header.prefix.removesuffix("/"))
+        for file in run.kept:
+            check_file_name(file)
+        check_apart([*run.headers, *run.kept])
+    except RefusedError as error:
+        raise RunError(
+            f"'{printable(str(run.path))}' cannot come back everywhere: {error}",
+            hint="rename the file; one beside the weights can also be left out with --drop GLOB (drop= in Python)",
+            code=error.code,
+        ) from error
 
 
 def _read_kept(path: Path | bytes) -> bytes:

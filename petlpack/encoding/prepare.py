@@ -12,8 +12,10 @@ from petlpack.encoding.describe import Described, describe
 from petlpack.encoding.match import Digests, Matched, match, match_adapter, refuse_stranger, without_base
 from petlpack.encoding.prune import prune
 from petlpack.encoding.share import SharedTensors, share
+from petlpack.layouts.files import some
 from petlpack.layouts.run import Run
 from petlpack.tensors.base import Base
+from petlpack.tensors.file_names import not_everywhere
 
 
 @dataclass(frozen=True)
@@ -62,4 +64,10 @@ def prepare(
     bound = None if base is None else bind(run, base, rule, against=against, jobs=digests.jobs)
     misfit = (unbound(run, base),) if base is not None and bound is None else ()
     described = describe(run, matched, parts, rule, loss, bound)
-    return Prepared(run, matched, parts, described, (*run.warnings, *told, *misfit))
+    return Prepared(run, matched, parts, described, (*run.warnings, *told, *misfit, *_named_elsewhere(run)))
+
+
+def _named_elsewhere(run: Run) -> tuple[str, ...]:
+    """Return the warning for files of a run that Windows or macOS cannot hold under their names."""
+    names = not_everywhere([*run.headers, *run.kept])
+    return (f"not every system can hold files called {some(names)}: decode it where they can be",) if names else ()

@@ -13,14 +13,14 @@ from petlpack.codecs.codec import Codec
 from petlpack.codecs.units import Unit
 from petlpack.container import Manifest, SectionRow
 from petlpack.decoding.task import Task
-from petlpack.decoding.templates import Templates
 from petlpack.encoding.check import check_modules
 from petlpack.encoding.cut import cut, shared_slots, unsuited
+from petlpack.encoding.describe import Described
 from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import Prepared, prepare
 from petlpack.encoding.request import Request
 from petlpack.encoding.share import SharedTensors
-from petlpack.errors import DamageError, PetlpackError, RunError, printable
+from petlpack.errors import DamageError, PetlpackError, RunError, UnknownFormatError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import Progress
 from petlpack.records.slot import Slot
@@ -65,7 +65,7 @@ class TaskWriter:
         self._jobs, self._progress = jobs, progress
         self._digests = Digests(jobs)
         self.parts: dict[str, Path] = {}
-        """Where the shared parts of tensors are, by sha256."""
+        """Where the shared parts that a reader parses are, by sha256: tensors, templates, tables of bases."""
         self.damaged: set[str] = set()
         """Those of them that the pack has, and that cannot be read there."""
 
@@ -102,15 +102,15 @@ class TaskWriter:
         )
 
     def _compared(self, name: str, path: Path, codec: Codec, prepared: Prepared) -> Written:
-        """Decode a written file once, and return it; what the pack lacks of its parts is where this call wrote it."""
+        """Decode a written file once as a reader does, and return it; its parts are where this call wrote them."""
         described = prepared.described
-        templates = Templates(self._store)
-        for sha256, content in described.contents.items():
-            if sha256 in (described.template_sha256, described.template.base_table):
-                templates.put(sha256, content)  # read as a reader does, which finds a rule that is broken
-        task = Task(self._store, name, path, templates, self.parts)
-        _compare(task, self._base, self._jobs)
-        parts = {part.sha256: self.parts[part.sha256] for part in prepared.parts}
+        self._write_contents(described)
+        with _as_written(name):
+            task = Task(self._store, name, path, parts=self.parts)
+            for _ in task.load(self._base).stream(jobs=self._jobs):
+                pass
+        named = (*described.read_first, *(part.sha256 for part in prepared.parts))
+        parts = {sha256: self.parts[sha256] for sha256 in named}
         return Written(
             name,
             path,
@@ -141,18 +141,32 @@ class TaskWriter:
         self.damaged |= unreadable(self._store, new)
         kinds = codec.kinds(prepared.described.template.rule)
         for slots, part in zip(shared_slots(prepared, kinds), prepared.parts, strict=True):
-            if part.sha256 in self.parts:
-                continue
-            path = self._scratch.enter_context(self._store.scratch())
-            missing = part.sha256 in self.damaged
-            try:  # a copy, for nobody may need the part before this task does, and a gc may take it
-                if not missing:
-                    shutil.copyfile(self._store.shared_path(part.sha256), path)
-            except FileNotFoundError:
-                missing = True
-            if missing:
+            path = None if part.sha256 in self.parts else self._copied(part.sha256)
+            if path is not None:
                 self._write_part(path, part, part_slots(slots), codec)
-            self.parts[part.sha256] = path
+
+    def _write_contents(self, described: Described) -> None:
+        """Write the template and the base's table where the pack has none: a task is compared by reading both."""
+        new = [sha256 for sha256 in described.read_first if sha256 not in self.parts]
+        self.damaged |= unreadable(self._store, new)
+        for sha256 in new:
+            path = self._copied(sha256)
+            if path is not None:
+                path.write_bytes(write_shared(described.contents[sha256]))
+
+    def _copied(self, sha256: str) -> Path | None:
+        """Give a shared part a scratch file, a copy of the pack's; return that where it is still to be written.
+
+        A copy, for nobody may need the part before this task does, and a gc may take it.
+        """
+        self.parts[sha256] = path = self._scratch.enter_context(self._store.scratch())
+        if sha256 in self.damaged:
+            return path
+        try:
+            shutil.copyfile(self._store.shared_path(sha256), path)
+        except FileNotFoundError:
+            return path
+        return None
 
     def _write_part(self, path: Path, part: SharedTensors, slots: list[Slot], codec: Codec) -> None:
         tensors = {slot.name: tensor for slot, tensor in zip(slots, part.tensors, strict=True)}
@@ -202,14 +216,14 @@ def task_manifest(codec: Codec, prepared: Prepared) -> ManifestOf:
     return manifest_of
 
 
-def _compare(task: Task, base: Base | None, jobs: int) -> None:
-    """Decode a written task once; its digest must be the run's, so no file stands in a pack that does not decode."""
+@contextlib.contextmanager
+def _as_written(name: str) -> Iterator[None]:
+    """Tell what a reader refuses of a written task as the writer's error: no file is in a pack that is not read."""
     try:
-        for _ in task.load(base, check_base=False).stream(jobs=jobs):  # what it adapts was digested for its template
-            pass
-    except DamageError as error:
+        yield
+    except (DamageError, UnknownFormatError) as error:
         raise PetlpackError(
-            f"task '{task.name}' as written does not decode to the run: {error.message}",
+            f"task '{name}' as written does not decode to the run: {error.message}",
             hint="the run's files changed while they were read, or this is a bug; nothing was put into the pack",
             code=error.code,
         ) from error
@@ -227,7 +241,7 @@ class _SharedFiles(Mapping[str, bytes]):
         return write_shared(self._contents[sha256])
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._contents, *self._parts])
+        return iter(dict.fromkeys([*self._contents, *self._parts]))
 
     def __len__(self) -> int:
-        return len(self._contents) + len(self._parts)
+        return len({*self._contents, *self._parts})

@@ -20,6 +20,7 @@ from petlpack.layouts.selection import Selection
 from petlpack.layouts.walking import ANOTHER_CHECKPOINT, BROKEN, UNREADABLE, Entry, Walk
 from petlpack.tensors.checkpoint import Checkpoint
 from petlpack.tensors.components import is_written, may_be_component, stem_of
+from petlpack.tensors.file_names import is_file_name
 from petlpack.tensors.kinds import (
     LEAVES,
     LOADING,
@@ -119,7 +120,7 @@ class _Sorting:
         if entry.why is not None:
             return entry.why
         why = self._why_by_name(entry, name)
-        if not _portable(name.as_posix()):
+        if not is_file_name(name.as_posix()):
             return why or _UNPORTABLE
         if self.selection.keeps(name, shown) and not self._is_taken(entry.path, name):
             return None
@@ -258,10 +259,6 @@ def _broken_link(path: Path) -> RunError:
         f"'{printable(str(path))}' is a link to '{printable(str(path.readlink()))}', which is not a file",
         hint="loading the model needs it: replace the link by the file itself",
     )
-
-
-def _portable(name: str) -> bool:
-    return name.isprintable() and "\\" not in name and ":" not in name
 
 
 METHODS = {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from petlpack.errors import DamageError, RefusedError, printable, reason
-from petlpack.records.canonical import canonical_json, parse_sha256
+from petlpack.records.canonical import canonical_json, parse_sha256, read_canonical
 from petlpack.tensors.dtypes import dtype_named
 from petlpack.tensors.safetensors_file import is_shape
 from petlpack.tensors.views import BaseRef
@@ -50,9 +49,8 @@ def parameters(refs: BaseTable) -> int:
 def _parse_json(text: bytes) -> tuple[Any, bytes]:
     """Return a value with its canonical JSON, which half a character does not have."""
     try:
-        value = json.loads(text)
-        return value, canonical_json(value)
-    except (ValueError, RecursionError) as error:
+        return read_canonical(text)
+    except ValueError as error:
         raise RefusedError(str(error), code="base-table-json") from error
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from petlpack.tensors.decimals import decimal_text, parse_decimal
 
 _MOST = 1 << 62
 """No count is larger; what says more says nothing."""
@@ -52,7 +53,7 @@ class Facts:
     @property
     def asked_density(self) -> float | None:
         """The share of changes that the encoder was asked to keep; None where it was to keep all."""
-        density = _number(self.options.get("density"))
+        density = parse_decimal(self.options.get("density"))
         return density if density is not None and 0 < density < 1 else None
 
     @classmethod
@@ -69,8 +70,8 @@ class Facts:
             task=_text(facts, "task", ""),
             score=_score(facts.get("score")),
             note=_text(facts, "note", ""),
-            density=_number(facts.get("density")),
-            errors={n: v for n, v in errors.items() if _number(v) is not None} if isinstance(errors, dict) else None,
+            density=parse_decimal(facts.get("density")),
+            errors=_numbers(errors) if isinstance(errors, dict) else None,
             options=options,
             figures={name: count for name, value in figures.items() if (count := _count(value)) is not None},
         )
@@ -78,13 +79,25 @@ class Facts:
     def to_json(self) -> dict[str, Any]:
         """Return the facts as a manifest holds them: those that say anything."""
         score = None if self.score is None else [self.score.metric, self.score.value]
+        figures = {name: count for name, count in self.figures.items() if _count(count) is not None}
         rows: dict[str, Any] = {
             **{"layout": self.layout, "method": self.method, "whole": self.whole or None},
             **{"exact": None if self.exact else False, "run_bytes": self.run_bytes, "task": self.task or None},
             **{"score": score, "note": self.note or None, "density": self.density, "error": self.errors},
-            **{"options": dict(self.options) or None, "figures": dict(self.figures) or None},
+            **{"options": dict(self.options) or None, "figures": figures or None},
         }
-        return {name: row for name, row in rows.items() if row is not None}
+        return {name: _plain(row) for name, row in rows.items() if row is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as canonical JSON can have it: floats as decimals, half a character as its escape."""
+    if isinstance(value, float):
+        return decimal_text(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_plain(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _text(facts: Mapping[str, Any], name: str, default: str) -> str:
@@ -100,12 +113,13 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < _MOST else None
 
 
-def _number(value: object) -> float | None:
-    return value if type(value) is float and math.isfinite(value) else None
+def _numbers(table: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {name: parse_decimal(value) for name, value in table.items()}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _score(pair: object) -> Score | None:
     if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
         return None
-    value = _number(pair[1])
+    value = parse_decimal(pair[1])
     return None if value is None else Score(pair[0], value)

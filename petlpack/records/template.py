@@ -6,7 +6,6 @@ own name inside keys and files is a parameter. Its JSON is laid down in formats/
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from petlpack.errors import DamageError, RefusedError, printable, reason
 from petlpack.records.base_table import BaseTable, parameters
-from petlpack.records.canonical import canonical_json, parse_sha256
+from petlpack.records.canonical import canonical_json, parse_sha256, read_canonical
 from petlpack.records.slot import Slot, kind_of
 from petlpack.records.template_parts import (
     Adapts,
@@ -29,6 +28,7 @@ from petlpack.records.template_parts import (
 )
 from petlpack.records.views import parse_view, view_json
 from petlpack.tensors.casting import can_cast
+from petlpack.tensors.file_names import check_apart
 from petlpack.tensors.safetensors_file import Entry, Header, MalformedError
 from petlpack.tensors.views import BaseRef, View
 
@@ -211,11 +211,10 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
 
 
 def _parse_json(text: bytes) -> tuple[Any, bytes]:
-    """Return a value with its canonical JSON, which NaN and half a character do not have."""
+    """Return a value with its canonical JSON, which floats and half a character do not have."""
     try:
-        value = json.loads(text)
-        return value, canonical_json(value)
-    except (ValueError, RecursionError) as error:
+        return read_canonical(text)
+    except ValueError as error:
         raise RefusedError(str(error), code="template-json") from error
 
 
@@ -263,6 +262,7 @@ def _check(template: Template) -> None:
     if template.headers.keys() & template.files.keys():
         twice = min(template.headers.keys() & template.files.keys())
         raise RefusedError(f"'{twice}' is both a weight file and a kept file", code="template-twice")
+    check_apart([*template.headers, *template.files])
     if template.named - template.files.keys():
         odd = min(template.named - template.files.keys())
         raise RefusedError(f"'{odd}' is in named, but is not a kept file", code="template-reference")

@@ -7,6 +7,7 @@ from typing import Any
 
 from petlpack.errors import RefusedError, printable
 from petlpack.records.canonical import parse_sha256
+from petlpack.tensors.file_names import check_file_name, is_text
 from petlpack.tensors.safetensors_file import Header, parse_header
 
 
@@ -37,14 +38,6 @@ class Adapts:
     tensors: tuple[str, ...]
 
 
-def check_file_name(name: str) -> str:
-    """Return a relative path that stays below a directory; raises ValueError for one that leads elsewhere."""
-    parts = name.split("/")
-    if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
-        raise RefusedError(f"'{printable(name)}' is not a relative path inside the directory", code="file-name")
-    return name
-
-
 def parse_weights_header(text: str, prefix: object) -> Header:
     """Parse a header, whose tensors have a prefix: a place in the run's directory, or none; raises RefusedError."""
     place = parse_text(prefix)
@@ -59,8 +52,8 @@ def parse_origin(row: Any) -> Origin | None:
         return None
     origin = Origin(**_fields("origin", row, {"name", "path", "sha256"}))
     for text in (origin.name, origin.path):
-        if not parse_text(text).isprintable():
-            raise RefusedError(f"origin has the text {text!r}, which is not printable", code="template-fields")
+        if not is_text(parse_text(text)):
+            raise RefusedError(f"origin has the text {text!r}, with a control character", code="template-fields")
     parse_sha256(origin.sha256)
     return origin
 

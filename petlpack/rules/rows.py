@@ -9,6 +9,7 @@ from typing import Any
 
 from petlpack.errors import DamageError, RefusedError, UnknownFormatError, printable, reason
 from petlpack.rules.modules import Rebuilt, Use
+from petlpack.tensors.decimals import decimal_text, parse_decimal
 from petlpack.tensors.tensor import Tensor
 
 Rule = Mapping[str, Any]
@@ -16,12 +17,25 @@ Rule = Mapping[str, Any]
 
 def to_rule(use: Use, rows: Sequence[Any], **more: Sequence[Any]) -> dict[str, Any]:
     """Return the JSON of a rule: how the outputs are used, a row for each, and rows of `more`."""
-    tables = {name: [_as_lists(astuple(row)) for row in table] for name, table in {"rows": rows, **more}.items()}
-    return {"kind": use.kind, "settings": dict(use.settings), **tables}
+    tables = {name: [_to_json(astuple(row)) for row in table] for name, table in {"rows": rows, **more}.items()}
+    return {"kind": use.kind, "settings": {name: _to_json(value) for name, value in use.settings.items()}, **tables}
 
 
-def _as_lists(value: Any) -> Any:
-    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+def _to_json(value: Any) -> Any:
+    """Return a value as canonical JSON has it: tuples as lists, floats as decimals."""
+    if isinstance(value, (tuple, list)):
+        return [_to_json(item) for item in value]
+    return decimal_text(value) if isinstance(value, float) else value
+
+
+def settings_of(rule: Rule) -> dict[str, Any]:
+    """Return the settings of a rule, as its module had them."""
+    return {name: _number(value) if name in _NUMBERS else value for name, value in rule["settings"].items()}
+
+
+def _number(value: object) -> object:
+    number = parse_decimal(value)
+    return value if number is None else number
 
 
 def check_rule(rule: Rule | None, *more: str) -> Rule:
@@ -53,13 +67,16 @@ def _is_flags(value: object) -> bool:
 
 
 _SETTINGS: Mapping[str, Callable[[object], bool]] = {
-    "scaling": lambda value: type(value) in (int, float) and abs(value) < 1e30,  # type: ignore[arg-type]
+    "scaling": lambda value: type(number := _number(value)) in (int, float) and abs(number) < 1e30,  # type: ignore[arg-type]
     "activation": lambda value: isinstance(value, str),
     "form": lambda value: isinstance(value, str),
     "norm_input": lambda value: type(value) is bool,
     "enable": _is_flags,
 }
 """What is checked of the settings of a rule; a reader may not know others, and nothing is computed from them."""
+
+_NUMBERS = {"scaling"}
+"""Settings that are numbers: an integer, or the text of a decimal."""
 
 
 def parse_rows(rows: object, parse: Callable[[Any], Any]) -> list[Any]:
@@ -129,7 +146,7 @@ def in_all_layers(names: Sequence[str]) -> str:
 
 def rebuilt(rule: Rule, outputs: Mapping[str, Tensor]) -> Rebuilt:
     """Return the outputs of a rule with how they are used."""
-    return Rebuilt(rule["kind"], rule["settings"], outputs)
+    return Rebuilt(rule["kind"], settings_of(rule), outputs)
 
 
 def find(tensors: Mapping[str, Tensor], name: str) -> Tensor:

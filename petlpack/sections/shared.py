@@ -41,7 +41,12 @@ def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
 
     Raises DamageError.
     """
-    opened = container.read(find_shared(store, sha256))
+    return read_shared_file(find_shared(store, sha256), sha256, most)
+
+
+def read_shared_file(file: Path, sha256: str, most: int = MAX_SHARED) -> bytes:
+    """Read the file of a shared part wherever it is, as `read_shared`."""
+    opened = container.read(file)
     manifest, path = opened.manifest, printable(str(opened.path))
     rows = manifest.sections
     if manifest != Manifest("shared", BYTES, rows) or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:

@@ -11,21 +11,44 @@ The file system is the index. Writers prepare files beside their place and hold 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import re
 import stat
 import time
-import unicodedata
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageError, printable
 from petlpack.errors.arguments import Place, check_flags, path_of, refuse_file_above
+from petlpack.store.names import (
+    DIGEST,
+    SUFFIX,
+    can_be_task,
+    check_task_name,
+    is_own,
+    legal_task_name,
+    shared_file,
+    task_file,
+)
+from petlpack.tensors.strict_json import decode_once
 
-SUFFIX = ".petl.safetensors"
+__all__ = [
+    "LOCK_TIMEOUT",
+    "MAX_SHARED",
+    "PACK_JSON",
+    "STALE",
+    "SUFFIX",
+    "Store",
+    "check_task_name",
+    "is_own",
+    "is_pack",
+    "legal_task_name",
+    "pack_above",
+    "shared_file",
+    "task_file",
+]
+
 PACK_JSON = b'{"format": "petlpack", "version": 1}\n'
 MAX_SHARED = 1 << 28
 """Bytes that a shared part of bytes may decode to: 256 MB, many times the largest tokenizer."""
@@ -33,55 +56,6 @@ LOCK_TIMEOUT = 60.0
 """Seconds to wait for the lock: it is held for the moment of a rename, or for one sweep of `gc`."""
 STALE = 24 * 3600.0
 """Seconds without a write after which a temporary file belongs to nobody."""
-
-_LONGEST = 128
-"""Characters of a task's name."""
-
-_TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-
-
-def check_task_name(name: str) -> str:
-    """Return a name that is safe as a file name on every system; raises UsageError for any other."""
-    if not _can_be_task(name):
-        raise UsageError(
-            f"invalid task name '{printable(str(name))}': use 1-128 of A-Z a-z 0-9 . _ -",
-            hint="choose a name with --task (task= in Python) that does not start with a dot and is no Windows device "
-            "name",
-            code="task-name",
-        )
-    return name
-
-
-def legal_task_name(text: str) -> str:
-    """Return a name for a task that is called by any text, a directory's name for one; a legal name stays as it is.
-
-    Letters lose their accents, what no task name has becomes one hyphen, and none of these, nor a dot, stands at the
-    start. What is too long is cut; that, a Windows device name, and what has nothing left end in a digest of the text.
-    """
-    if _can_be_task(text) and not text.startswith("-"):
-        return text
-    letters = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    name = re.sub(r"-*(?:[^A-Za-z0-9._-]+-*)+", "-", letters).lstrip(".-").rstrip("-")
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    if len(name) > _LONGEST:
-        return f"{name[: _LONGEST - 9]}-{digest}"
-    stem, dot, rest = name.partition(".")
-    return name if _can_be_task(name) else f"{stem or 'unnamed'}-{digest}{dot}{rest}"[:_LONGEST]
-
-
-def task_file(name: str) -> str:
-    """Return the file of a task, as `Store.files` names it."""
-    return f"tasks/{name}{SUFFIX}"
-
-
-def shared_file(sha256: str) -> str:
-    """Return the file of a shared part, as `Store.files` names it."""
-    return f"shared/{sha256}{SUFFIX}"
-
-
-def _can_be_task(name: object) -> bool:
-    return isinstance(name, str) and _TASK_NAME.fullmatch(name) is not None and _RESERVED.fullmatch(name) is None
 
 
 class Store:
@@ -100,8 +74,10 @@ class Store:
                 f"no pack at '{printable(str(self.path))}'", hint="`petlpack encode RUN_DIR --pack DIR` creates one"
             ) from error
         try:
-            table = json.loads(text)
+            table = decode_once(text)
             version = table["version"] if table["format"] == "petlpack" else None
+            if version == 1 and set(table) != {"format", "version"}:
+                raise ValueError("other fields than format and version")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnknownFormatError(
                 f"'{printable(str(marker))}' is not the pack.json of a pack",
@@ -140,11 +116,20 @@ class Store:
 
     def task_names(self) -> list[str]:
         """Return the names of all tasks, sorted."""
-        return sorted(stem for stem in _stems(self.path / "tasks") if _can_be_task(stem))
+        return sorted(stem for stem in _stems(self.path / "tasks") if can_be_task(stem))
 
     def shared_names(self) -> list[str]:
         """Return the sha256 names of all shared parts, sorted."""
-        return sorted(_stems(self.path / "shared"))
+        return sorted(stem for stem in _stems(self.path / "shared") if DIGEST.fullmatch(stem))
+
+    def misnamed_tasks(self) -> list[Path]:
+        """Return the files that are tasks by their place, but are called what no task is: somebody renamed them."""
+        stems = sorted(stem for stem in _stems(self._tasks) if not can_be_task(stem))
+        return [self._tasks / f"{stem}{SUFFIX}" for stem in stems]
+
+    def foreign(self) -> list[str]:
+        """Return the files below the pack that are neither its own nor being written, as `files` names them."""
+        return [name for name, _ in self.files() if not is_own(name)]
 
     def task_path(self, name: str) -> Path:
         """Return the file of a task, whether it exists or not."""
@@ -156,7 +141,7 @@ class Store:
 
     def has_task(self, name: str) -> bool:
         """Tell whether there is a task of this name; a name that no task can have is none."""
-        return _can_be_task(name) and self.task_path(name).is_file()
+        return can_be_task(name) and self.task_path(name).is_file()
 
     def find_task(self, name: str) -> Path:
         """Return the file of a task; raises TaskError where there is none, also for what no task can be called."""
@@ -372,8 +357,9 @@ def _twin(directory: Path, name: str) -> str | None:
 
 
 def _stems(directory: Path) -> list[str]:
+    """Return the files of a directory that end as ours do, without that; `._x` is what macOS keeps beside `x`."""
     names = _names(directory)
-    return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
+    return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX) and not name.startswith("._")]
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from petlpack.errors.arguments import path_of
 from petlpack.tensors.adapted import Modules
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
+from petlpack.tensors.file_names import is_text
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
 from petlpack.tensors.views import BaseRef, View
@@ -55,7 +56,7 @@ class Base:
     def name(self) -> str:
         """What people call it: the name in its own config, if that is no path on some disk, else its directory's."""
         named = _name_in_config(self.path if self.path.is_dir() else self.path.parent)
-        if named is not None and not Path(named).is_absolute() and named.isprintable() and "\\" not in named:
+        if named is not None and not Path(named).is_absolute() and is_text(named) and "\\" not in named:
             return named
         place = self.path.resolve()
         hub = next((part for part in reversed(place.parts) if part.startswith(_HUB)), None)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
 from petlpack.tensors.content import PICKLE, READABLE, SAFETENSORS, Kind, content_of, special_file
+from petlpack.tensors.file_names import is_file_name
 from petlpack.tensors.pickled import StateDict, read_state_dict
 from petlpack.tensors.safetensors_file import Header, MalformedError, build_header, file_tensor, read_header
 from petlpack.tensors.tensor import Stored, Tensor
@@ -204,7 +205,7 @@ def shards_of(index: Path) -> list[Path]:
     """Return the shards that an index names; raises RunError for one that is missing, or not a plain file beside it."""
     names = sorted(set(_weight_map(index).values()))
     for name in names:
-        if name != PurePosixPath(name).name or "\\" in name or not name.isprintable() or name.startswith("."):
+        if name != PurePosixPath(name).name or not is_file_name(name) or name.startswith("."):
             raise RunError(
                 f"'{printable(str(index))}' lists shard '{printable(name)}', which is not a plain file name",
                 hint="shards must be files in the directory of the index",

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
 from petlpack.tensors.checkpoint import PICKLED, Checkpoint, open_checkpoint, open_saved
+from petlpack.tensors.file_names import is_file_name
 from petlpack.tensors.hub_cache import snapshot_of
 from petlpack.tensors.kinds import CACHES, LOG_FOLDERS, READ, is_checkpoint, is_for_other_runtime, kind_by_name
 from petlpack.tensors.places import DIFFUSERS, find_main, find_model
@@ -168,7 +169,7 @@ def find_components(model: Path, weights: Collection[Path]) -> dict[str, Path]:
         for file in files:
             name = PurePosixPath((place / file).relative_to(model).as_posix())
             weighs = kind_by_name(name.parts) == "other weights" and is_written(file) and not is_checkpoint(name.stem)
-            if weighs and _is_text(str(name)) and place / file not in weights and may_be_component(name, beside):
+            if weighs and is_file_name(str(name)) and place / file not in weights and may_be_component(name, beside):
                 found[str(name)] = place / file
     return found
 
@@ -176,7 +177,3 @@ def find_components(model: Path, weights: Collection[Path]) -> dict[str, Path]:
 def _is_part(folder: Path) -> bool:
     """Tell whether a directory may hold parts of a model: no cache, no other checkpoint, no pack."""
     return folder.name not in CACHES and not is_checkpoint(folder.name) and not (folder / "pack.json").is_file()
-
-
-def _is_text(name: str) -> bool:
-    return name.isprintable() and "\\" not in name and ":" not in name

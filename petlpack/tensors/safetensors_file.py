@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import BinaryIO, TypeGuard
 
 import numpy as np
 
-from petlpack.errors import PetlpackError, RefusedError, printable, reason
+from petlpack.errors import PetlpackError, printable, reason
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
+from petlpack.tensors.strict_json import decode_once
 from petlpack.tensors.tensor import Tensor, as_bytes
 
 MAX_HEADER = 100_000_000
@@ -125,15 +125,14 @@ def read_header_of(file: BinaryIO, path: Path) -> Header:
 
 def parse_header(text: bytes) -> Header:
     """Parse and check the JSON text of a header; raises MalformedError."""
+    if not text.startswith(b"{"):
+        raise MalformedError("has a header that is not a JSON object: it does not start with '{'", code="header-json")
     try:
-        decoded = text.decode("utf-8")
-        table = _STRICT(decoded)
+        table, decoded = decode_once(text), text.decode("utf-8")
         if "\\u" in decoded:
             json.dumps(table, ensure_ascii=False).encode()  # a lone surrogate has no bytes: UnicodeEncodeError
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"has a header that is not JSON: {error}", code=reason(error, "header-json")) from None
-    if not isinstance(table, dict):
-        raise MalformedError("has a header that is not a JSON object", code="header-json")
     metadata = table.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata  # null says nothing, as in the safetensors library
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -196,21 +195,6 @@ class _Reader:
 
 def _malformed(path: Path, what: str, *, code: str) -> MalformedError:
     return MalformedError(f"'{printable(str(path))}' {what}", code=code)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise RefusedError(f"duplicate key '{printable(twice)}'", code="header-twice")
-    return table
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"'{name}' is not JSON")
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant).decode
 
 
 def _parse_entry(name: str, row: object) -> Entry:

@@ -72,8 +72,8 @@ def test_a_full_fine_tune_is_offered_cheapest_first(place: Path) -> None:
 def test_what_is_lost_is_what_the_task_states(place: Path, name: str) -> None:
     offer = offers_of(petlpack.plan([name], "base").runs[0])["sparse --density 0.005"]
     petlpack.encode(name, "p", "base", density=0.005)
-    facts = petlpack.open("p")[name].manifest.facts
-    assert (offer.exact, offer.density, offer.error) == (False, facts["density"], max(facts["error"].values()))
+    facts = petlpack.open("p")[name].facts
+    assert (offer.exact, offer.density, offer.error) == (False, facts.density, facts.error)
     assert offer.loss == f"up to {offer.error:g} a weight"
 
 

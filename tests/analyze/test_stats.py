@@ -244,7 +244,7 @@ def test_a_run_that_states_its_score_keeps_it(base: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "said", [None, 3, [], ["f1"], ["f1", "x"], ["f1", True], [1, 2.0], {"f1": 1.0}, ["f1", 1.0, 2]]
+    "said", [None, 3, [], ["f1"], ["f1", "x"], ["f1", True], ["f1", 1], [1, "2.0"], {"f1": "1.0"}, ["f1", "1.0", 2]]
 )
 def test_a_score_that_is_none_is_none(said: object, pack: Path) -> None:
     rewrite(pack, "a", facts={**petlpack.open(pack)["a"].manifest.facts, "score": said})
@@ -256,7 +256,7 @@ def test_the_error_of_an_inexact_task_is_told(base: Path, tmp_path: Path) -> Non
     petlpack.encode(write_run(tmp_path / "run", make_pair(1)[0]), tmp_path / "pack", base, density=0.01)
     found = petlpack.stats(tmp_path / "pack")
     (row,) = found.tasks
-    errors = petlpack.open(tmp_path / "pack")["run"].manifest.facts["error"]
+    errors = petlpack.open(tmp_path / "pack")["run"].facts.errors or {}
     assert not row.exact
     assert row.error == max(errors.values()) > 0
     assert f"+-{row.error:.1e}" in run("stats", tmp_path / "pack").stdout

@@ -257,7 +257,7 @@ def test_a_sparse_fine_tune_of_a_density_is_not_exact_and_says_so(place: Path, t
     assert (task["codec"], task["exact"]) == ("sparse", False)
     facts = run_json("show", tmp_path / "q", "sst2")[1]
     assert facts["exact"] is False
-    assert facts["facts"]["density"] == pytest.approx(0.05, rel=0.02)
+    assert float(facts["facts"]["density"]) == pytest.approx(0.05, rel=0.02)
     assert facts["facts"]["error"]
     result = run("decode", tmp_path / "q", "sst2", tmp_path / "out", "--base", place / "base")
     assert "bit for bit" not in result.stdout

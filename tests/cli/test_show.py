@@ -77,7 +77,7 @@ def test_show_counts_what_is_unchanged(place: Path, tmp_path: Path) -> None:
 
 def test_names_in_json_are_as_they_are_and_on_a_terminal_escaped(pack: Path) -> None:
     facts = petlpack.open(pack)["sst2"].manifest.facts
-    rewrite(pack, "sst2", facts={**facts, "method": f"lo{ESC}ra", "layout": "a\nb", "score": [f"acc{ESC}", 0.5]})
+    rewrite(pack, "sst2", facts={**facts, "method": f"lo{ESC}ra", "layout": "a\nb", "score": [f"acc{ESC}", "0.5"]})
     _, answer = run_json("show", pack, "sst2")
     assert (answer["method"], answer["layout"]) == (answer["facts"]["method"], answer["facts"]["layout"])
     assert answer["method"] == f"lo{ESC}ra"

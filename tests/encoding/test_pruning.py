@@ -51,8 +51,8 @@ def test_the_largest_changes_stay_and_the_error_is_true(tmp_path: Path, density:
     (encoded,) = petlpack.encode(run, tmp_path / "pack", base, task="run", density=density, jobs=1)
     assert (encoded.codec, encoded.exact) == ("sparse", False)
     task = petlpack.open(tmp_path / "pack")["run"]
-    facts = task.manifest.facts
-    assert facts["exact"] is False
+    facts = task.facts
+    assert facts.exact is False
     assert not task.exact
     tensors = task.load(base)
     sizes = {name: np.abs(wide(tuned[f"bert.{name}"]) - wide(array)) for name, array in given.items()}
@@ -70,11 +70,11 @@ def test_the_largest_changes_stay_and_the_error_is_true(tmp_path: Path, density:
         assert sizes[name][changed].min(initial=np.inf) >= limit * (1 - 1e-6)
         assert sizes[name][~stays].max(initial=0) <= limit
         true = float(np.abs(wide(found) - wide(mine)).max())
-        told = facts["error"].get(f"bert.{name}", 0.0)
+        told = (facts.errors or {}).get(f"bert.{name}", 0.0)
         assert true <= told <= true * 1.01, name
     assert octets(tensors["classifier.weight"].numpy()) == octets(tuned["classifier.weight"])
     assert kept / every.size == pytest.approx(density, abs=2 / every.size if dtype != "float16" else 0.05)
-    assert facts["density"] == pytest.approx(kept / every.size, abs=1e-9)
+    assert facts.density == pytest.approx(kept / every.size, abs=1e-9)
     (checked, *_) = petlpack.verify(tmp_path / "pack", base)
     assert (checked.depth, checked.error) == ("decoded", None)
 
@@ -91,8 +91,8 @@ def test_an_error_that_float32_hides_is_told(tmp_path: Path) -> None:
     true = float(wide(values[1, 1]) - wide(given[NAME][1, 1]))
     assert true > 0.5
     petlpack.encode(run, tmp_path / "pack", base, task="run", density=1e-4, jobs=1)
-    facts = petlpack.open(tmp_path / "pack")["run"].manifest.facts
-    assert facts["error"][f"bert.{NAME}"] >= true
+    facts = petlpack.open(tmp_path / "pack")["run"].facts
+    assert (facts.errors or {})[f"bert.{NAME}"] >= true
 
 
 def test_a_change_of_float64_that_float32_cannot_see_is_told(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_change_of_float64_that_float32_cannot_see_is_told(tmp_path: Path) -> 
     task = petlpack.open(tmp_path / "pack")["run"]
     found = task.load(base)[f"bert.{name}"].numpy()
     true = float(np.abs(found - tuned[f"bert.{name}"]).max())
-    told = task.manifest.facts["error"].get(f"bert.{name}", 0.0)
+    told = (task.facts.errors or {}).get(f"bert.{name}", 0.0)
     assert true <= told <= true * 1.01
 
 
@@ -128,8 +128,8 @@ def test_signs_of_zero_and_ties(tmp_path: Path) -> None:
     task = petlpack.open(tmp_path / "pack")["run"]
     tensors = task.load(base)
     total = sum(array.size for array in given.values())
-    assert task.manifest.facts["density"] == given[name][2:5].size / total
-    assert set(task.manifest.facts["error"]) == {f"bert.{NAME}"}
+    assert task.facts.density == given[name][2:5].size / total
+    assert set(task.facts.errors or {}) == {f"bert.{NAME}"}
     assert octets(tensors[f"bert.{name}"].numpy()) == octets(tuned[f"bert.{name}"])
     assert np.signbit(tensors[f"bert.{NAME}"].numpy().reshape(-1)[0])
 
@@ -166,8 +166,8 @@ def test_diff_pruned_runs_can_be_pruned_further(tmp_path: Path) -> None:
 def test_every_density_between_0_and_1_is_taken(tmp_path: Path, density: float) -> None:
     run, base, _, _ = write_tuned(tmp_path)
     petlpack.encode(run, tmp_path / "pack", base, task="run", density=density, jobs=1)
-    facts = petlpack.open(tmp_path / "pack")["run"].manifest.facts
-    assert facts["density"] == pytest.approx(density, abs=1e-3)
+    facts = petlpack.open(tmp_path / "pack")["run"].facts
+    assert facts.density == pytest.approx(density, abs=1e-3)
 
 
 def test_changes_in_a_few_tensors_only_are_as_sparse_as_their_number(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ TEMPLATES: dict[str, Fault] = {
     "template-reference": template(lambda table: table.update(named=["no such file"])),
     "template-base-shape": view(lambda said: "embeddings.word_embeddings.weight"),
     "file-name": template(lambda table: table["files"].update({"../x": "ab" * 32})),
+    "file-clash": template(lambda table: table["files"].update({"MODEL.safetensors": "ab" * 32})),
     "view-fields": view(lambda said: {"a": said}),
     "view-shape": view(lambda said: ["reshape", [1], said]),
     "view-limit": view(deep),

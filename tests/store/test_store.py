@@ -98,6 +98,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return made
 
 
+AA, BB = "aa" * 32, "bb" * 32
+"""What shared parts are named."""
+
+
 def files_of(pack: Path) -> dict[str, bytes]:
     """Every file of a pack but the lock, which has no content."""
     return {
@@ -145,21 +149,21 @@ def test_a_creation_that_was_killed_does_not_block_the_next(tmp_path: Path) -> N
 
 def test_put_moves_the_file_and_writes_shared_parts_once(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "pack")
-    put(store, "one", b"first", {"aa": b"part"})
-    part = store.shared_path("aa").stat()
-    put(store, "two", b"second", {"aa": b"part", "bb": b"other"})
+    put(store, "one", b"first", {AA: b"part"})
+    part = store.shared_path(AA).stat()
+    put(store, "two", b"second", {AA: b"part", BB: b"other"})
     assert files_of(store.path) == {
         "pack.json": PACK_JSON,
-        f"shared/aa{SUFFIX}": b"part",
-        f"shared/bb{SUFFIX}": b"other",
+        f"shared/{AA}{SUFFIX}": b"part",
+        f"shared/{BB}{SUFFIX}": b"other",
         f"tasks/one{SUFFIX}": b"first",
         f"tasks/two{SUFFIX}": b"second",
     }
-    assert (store.shared_path("aa").stat().st_ino, store.shared_path("aa").stat().st_mtime_ns) == (
+    assert (store.shared_path(AA).stat().st_ino, store.shared_path(AA).stat().st_mtime_ns) == (
         part.st_ino,
         part.st_mtime_ns,
     )
-    assert (store.task_names(), store.shared_names()) == (["one", "two"], ["aa", "bb"])
+    assert (store.task_names(), store.shared_names()) == (["one", "two"], [AA, BB])
 
 
 @pytest.mark.parametrize("other", ["One", "ONE", "one"])
@@ -168,7 +172,7 @@ def test_a_name_is_taken_once_whatever_its_case(tmp_path: Path, other: str) -> N
     put(store, "one", b"first")
     before = files_of(store.path)
     with pytest.raises(TaskError, match="already has task 'one'"):
-        put(store, other, b"second", {"aa": b"part"})
+        put(store, other, b"second", {AA: b"part"})
     assert files_of(store.path) == before
     if other != "one":
         with pytest.raises(TaskError, match="already has task 'one'"):
@@ -186,17 +190,17 @@ def test_replace_takes_the_place_of_a_task_or_adds_one(tmp_path: Path) -> None:
 
 def test_remove_deletes_one_task_and_tells_its_bytes(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "pack")
-    put(store, "one", b"12345", {"aa": b"part"})
+    put(store, "one", b"12345", {AA: b"part"})
     put(store, "two", b"2")
     assert store.remove("one") == 5
-    assert (store.task_names(), store.shared_names()) == (["two"], ["aa"])
+    assert (store.task_names(), store.shared_names()) == (["two"], [AA])
     with pytest.raises(TaskError, match="no task 'one'"):
         store.remove("one")
 
 
 def test_sweep_deletes_what_nobody_needs_and_only_stale_temporary_files(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "pack")
-    put(store, "one", b"1", {"aa": b"part", "bb": b"others"})
+    put(store, "one", b"1", {AA: b"part", BB: b"others"})
     temporary = []
     for directory in (store.path, store.path / "tasks", store.path / "shared"):
         for age in (STALE - 600, STALE + 600):
@@ -205,13 +209,13 @@ def test_sweep_deletes_what_nobody_needs_and_only_stale_temporary_files(tmp_path
             os.utime(path, (time.time() - age, time.time() - age))
             temporary.append(path)
     before = files_of(store.path)
-    garbage = {(store.shared_path("bb"), 6), *((path, 4) for path in temporary[1::2])}
+    garbage = {(store.shared_path(BB), 6), *((path, 4) for path in temporary[1::2])}
     with store.locked():
-        assert set(store.sweep({"aa"}, dry_run=True)) == garbage
+        assert set(store.sweep({AA}, dry_run=True)) == garbage
         assert files_of(store.path) == before
-        assert set(store.sweep({"aa"})) == garbage
-        assert store.sweep({"aa"}) == []
-    assert store.shared_names() == ["aa"]
+        assert set(store.sweep({AA})) == garbage
+        assert store.sweep({AA}) == []
+    assert store.shared_names() == [AA]
     assert [path.exists() for path in temporary] == [True, False] * 3
 
 

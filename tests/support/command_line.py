@@ -197,7 +197,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "bytes": NUMBER,
         "seconds": SECONDS,
     },
-    "list": {"pack": TEXT, "tasks": rows(name=TEXT, bytes=NUMBER)},
+    "list": {"pack": TEXT, "tasks": rows(name=TEXT, bytes=NUMBER), "foreign": {"type": "array", "items": TEXT}},
     "show": {
         "name": TEXT,
         "method": TEXT,
@@ -273,6 +273,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             error=maybe(ERROR),
         ),
         "damaged": NUMBER,
+        "foreign": {"type": "array", "items": TEXT},
     },
     "remove": {"pack": TEXT, "removed": rows(name=TEXT, bytes=NUMBER), "bytes": NUMBER},
     "gc": {"pack": TEXT, "dry_run": YES, "files": FILES, "bytes": NUMBER},

@@ -365,13 +365,38 @@ def canonical(value: object) -> bytes:
 
 def parse_canonical(text: bytes) -> Any:
     """Parse JSON that must be canonical."""
+
+    def refuse(number: str) -> None:
+        raise Refused(f"a number that is no integer: {number}")
+
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = json.loads(text.decode("utf-8"), parse_float=refuse, parse_constant=refuse)
         same = canonical(value) == text
+    except Refused:
+        raise
     except (ValueError, RecursionError) as error:
         raise Refused(f"not JSON: {error}") from error
     check(same, "not canonical JSON")
+    check_values(value, 64)
     return value
+
+
+def check_values(value: object, deep: int) -> None:
+    """Refuse integers of more than 63 bits, and lists and objects too deep in one another."""
+    if type(value) is int:
+        check(abs(value) < 2**63, "an integer out of range")
+    if isinstance(value, (list, dict)):
+        check(deep > 0, "too deep")
+        for item in value.values() if isinstance(value, dict) else value:
+            check_values(item, deep - 1)
+
+
+def decimal(text: object) -> float:
+    """Return the number that a text of `manifest.md` says."""
+    grammar = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]+)?"
+    check(isinstance(text, str) and len(text) <= 32 and re.fullmatch(grammar, text) is not None, "not a decimal")
+    check(math.isfinite(float(text)), "a number that is not finite")  # type: ignore[arg-type]
+    return float(text)  # type: ignore[arg-type]
 
 
 def parse_header(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
@@ -384,8 +409,13 @@ def parse_header(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     def refuse(name: str) -> None:
         raise Refused(name)
 
+    def integer(digits: str) -> int:
+        check(digits != "-0", "-0")
+        return int(digits)
+
+    check(text.startswith(b"{"), "a header that starts otherwise")
     try:
-        table = json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
+        table = json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse, parse_int=integer)
     except Refused:
         raise
     except (ValueError, RecursionError) as error:
@@ -569,7 +599,7 @@ def check_origin(origin: Any) -> None:
         return
     check(isinstance(origin, dict) and set(origin) == {"name", "path", "sha256"}, "template: origin")
     texts = origin["name"], origin["path"]
-    check(all(isinstance(item, str) and item.isprintable() for item in texts), "template: origin")
+    check(all(isinstance(item, str) and is_text(item) for item in texts), "template: origin")
     check(_is_digest(origin["sha256"]), "template: not a sha256")
 
 
@@ -655,6 +685,7 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
     files = [entry[0] for entry in table["weights"]]
     check(all(_is_file_name(file) for file in [*files, *table["files"]]), "template: a file name")
     check(len({*files, *table["files"]}) == len(files) + len(table["files"]), "template: a file twice")
+    check_apart([*files, *table["files"]])
     check(set(table["named"]) <= set(table["files"]), "template: a file that is not kept")
     for slot in slots:
         if slot.base is None:
@@ -688,12 +719,25 @@ def _is_task_name(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch("[A-Za-z0-9._-]{1,128}", name) is not None
 
 
+def is_text(name: str) -> bool:
+    """Tell whether a text has no control character, and no half of a character."""
+    return not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name)
+
+
 def _is_file_name(name: str) -> bool:
     return (
-        name.isprintable()
+        is_text(name)
         and not set(name) & set("\\:")
-        and not any(part in ("", ".", "..") for part in name.split("/"))
+        and not any(part in ("", ".", "..") or len(part.encode()) > 255 for part in name.split("/"))
     )
+
+
+def check_apart(names: Sequence[str]) -> None:
+    """Refuse names that are one file, or a file and a directory, where A to Z are as a to z."""
+    folded = ["".join(c.lower() if c.isascii() else c for c in name) for name in names]
+    check(len(set(folded)) == len(folded), "template: files that differ in case")
+    places = {name[:i] for name in folded for i, c in enumerate(name) if c == "/"}
+    check(not places & set(folded), "template: a file and a directory")
 
 
 # shared.md
@@ -989,11 +1033,15 @@ def fill(
 def check_mark(text: bytes) -> None:
     """Check the text of a pack.json."""
     try:
-        mark = json.loads(text)
+        pairs = json.loads(text.decode("utf-8"), object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
         raise Refused("pack.json is no JSON", unknown=True) from error
-    said = (mark.get("format"), mark.get("version")) if isinstance(mark, dict) else None
-    if said != ("petlpack", 1) or type(said[1]) is not int:
+    said = (
+        sorted(pairs, key=lambda pair: pair[0])
+        if isinstance(pairs, list) and all(type(pair) is tuple for pair in pairs)
+        else []
+    )
+    if said != [("format", "petlpack"), ("version", 1)] or type(said[1][1]) is not int:
         raise Refused("not version 1 of a pack", unknown=True)
 
 
@@ -1159,6 +1207,8 @@ def parse_rule(codec: str, rule: dict[str, Any] | None) -> None:
     if rule["kind"] not in ("adapter", "lora", "prefix"):
         raise Refused("rule: another kind", unknown=True)
     check(isinstance(rule["settings"], dict), "rule: settings")
+    scaling = rule["settings"].get("scaling", 0)
+    check(type(scaling) is int or abs(decimal(scaling)) < 1e30, "rule: scaling")
     for field, is_row in _ROWS[codec].items():
         check(isinstance(rule[field], list), f"rule: {field}")
         check(all(isinstance(row, list) and is_row(row) for row in rule[field]), f"rule: a row of {field}")
@@ -1195,7 +1245,7 @@ def _is_average(row: list[Any]) -> bool:
 def _is_trunk(row: list[Any]) -> bool:
     if len(row) != 4 or not _texts(row[0], 2) or not _texts(row[1], 2) or not (row[2] is None or _texts(row[2], 2)):
         return False
-    return type(row[3]) is float and 0 <= row[3] < 1
+    return 0 <= decimal(row[3]) < 1
 
 
 def _is_generated(row: list[Any]) -> bool:
@@ -1357,7 +1407,7 @@ def _generate(row: list[Any], trunks: list[Any], find: Find) -> tuple[str, tuple
         check(scale.shape == shift.shape == (len(hidden),), "a norm of another size")
         mean = math.fsum(hidden) / len(hidden)
         centred = [number - mean for number in hidden]
-        width = math.sqrt(math.fsum(number * number for number in centred) / len(hidden) + eps)
+        width = math.sqrt(math.fsum(number * number for number in centred) / len(hidden) + decimal(eps))
         hidden = [a / width * b + c for a, b, c in zip(centred, scale.flat, shift.flat, strict=True)]
     last = Numbers(find(weight))
     check(len(last.shape) == 2 and last.shape[0] == math.prod(shape), "a weight of another number of rows")

@@ -443,6 +443,7 @@ def one(dtype: str = '"U8"', shape: str = "[1]", offsets: str = "[0,1]", name: s
     return rows((name, dtype, shape, offsets))
 
 
+NO_BRACE = "not a JSON object: it does not start with"
 NOT_JSON, SIZES, RANGE, FIELDS = (
     "header that is not JSON",
     "list of non-negative integers",
@@ -452,8 +453,8 @@ NOT_JSON, SIZES, RANGE, FIELDS = (
 
 MALFORMED: dict[str, tuple[str | bytes, bytes, str]] = {
     # not JSON
-    "empty header": ("", b"", NOT_JSON),
-    "spaces only": ("        ", b"", NOT_JSON),
+    "empty header": ("", b"", NO_BRACE),
+    "spaces only": ("        ", b"", NO_BRACE),
     "cut brace": ('{"a":', b"", NOT_JSON),
     "two objects": ("{}{}", b"", NOT_JSON),
     "trailing comma": (one()[:-1] + ",}", b"x", NOT_JSON),
@@ -462,15 +463,15 @@ MALFORMED: dict[str, tuple[str | bytes, bytes, str]] = {
     "not UTF-8": (b'{"\xff\xfe":1}', b"", NOT_JSON),
     "overlong UTF-8": (b'{"\xc0\xaf":1}', b"", NOT_JSON),
     "UTF-8 surrogate": (b'{"\xed\xa0\x80":1}', b"", NOT_JSON),
-    "UTF-16": ("{}".encode("utf-16"), b"", NOT_JSON),
-    "BOM": (b"\xef\xbb\xbf{}", b"", NOT_JSON),
+    "UTF-16": ("{}".encode("utf-16"), b"", NO_BRACE),
+    "BOM": (b"\xef\xbb\xbf{}", b"", NO_BRACE),
     "raw newline in a name": ('{"a\nb":1}', b"", NOT_JSON),
     "NaN": (one(shape="[NaN]"), b"x", NOT_JSON),
     "Infinity": (one(shape="[Infinity]"), b"x", NOT_JSON),
     "-Infinity": (one(offsets="[-Infinity,1]"), b"x", NOT_JSON),
     "NaN in the metadata": ('{"__metadata__":NaN}', b"", NOT_JSON),
     "integer of 5,000 digits": (one(shape=f"[{'9' * 5000}]"), b"x", NOT_JSON),
-    "lists 100,000 deep": ("[" * 100_000, b"", NOT_JSON),
+    "lists 100,000 deep": ("[" * 100_000, b"", NO_BRACE),
     "objects 100,000 deep": ('{"a":' * 100_000 + "1" + "}" * 100_000, b"", NOT_JSON),
     "a shape 100,000 deep": (one(shape="[" * 100_000 + "]" * 100_000), b"x", NOT_JSON),
     "lone surrogate in a name": (one(name="\\ud800"), b"x", ""),
@@ -497,7 +498,9 @@ MALFORMED: dict[str, tuple[str | bytes, bytes, str]] = {
     "the metadata twice": ('{"__metadata__":{},"__metadata__":{}}', b"", "duplicate key '__metadata__'"),
     "a metadata key twice": ('{"__metadata__":{"k":"1","k":"2"}}', b"", "duplicate key 'k'"),
     # not the right structure
-    "a list": ("[]", b"", "not a JSON object"),
+    "a list": ("[]", b"", NO_BRACE),
+    "a space": (" {}", b"", NO_BRACE),
+    "a minus before 0": ('{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}', b"", NOT_JSON),
     "a number": ("7", b"", "not a JSON object"),
     "null": ("null", b"", "not a JSON object"),
     "metadata a list": ('{"__metadata__":[]}', b"", "'__metadata__' that is not"),
@@ -577,6 +580,7 @@ MALFORMED: dict[str, tuple[str | bytes, bytes, str]] = {
 }
 
 SAFETENSORS_READS = {
+    "a space",
     "a tensor twice, one range",
     "a metadata key twice",
     "a field too many",

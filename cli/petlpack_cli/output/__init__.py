@@ -21,6 +21,10 @@ from petlpack_cli.output.text import GAP, WIDEST_TEXT, ColumnKind, table_lines, 
 __all__ = ["WIDEST_TEXT", "ColumnKind", "Output"]
 
 
+_ENDING = ".petl.safetensors"
+"""How the files of tasks end."""
+
+
 @dataclass(frozen=True)
 class Output:
     """Where a command prints: `--json`, `--quiet` and `--debug` as given."""
@@ -58,6 +62,15 @@ class Output:
         """Warn on stderr, unless quiet."""
         if not self.quiet:
             click.echo(f"Warning: {printable(text)}", err=True)
+
+    def foreign(self, names: Sequence[str]) -> None:
+        """Warn of files in a pack that are no part of it; what stands where tasks do was one, and is kept by `gc`."""
+        tasks = [name for name in names if name.startswith("tasks/") and name.endswith(_ENDING)]
+        for name in tasks:
+            self.warn(f"'{name}' is no task under this name: rename it, with A-Z a-z 0-9 . _ - before {_ENDING}")
+        others = [f"'{name}'" for name in names if name not in tasks]
+        if others:
+            self.warn(f"not part of the pack: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}")
 
     def table(
         self, columns: Mapping[str, ColumnKind], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None
