@@ -75,29 +75,14 @@ def _fields_of(kind: object, codec: object) -> set[str]:
 
 def parse_manifest(text: bytes) -> Manifest:
     """Parse and check the JSON of a manifest; raises DamageError or UnknownFormatError."""
-    try:
-        table = decode_integers(text)
-    except (ValueError, RecursionError) as error:
-        raise DamageError(f"manifest is not JSON: {error}", code="manifest-json") from None
-    if not isinstance(table, dict):
-        raise DamageError("manifest is not a JSON object", code="manifest-fields")
-    if isinstance(table.get("version"), bool) or table.get("version") != VERSION:
-        raise UnknownFormatError(
-            f"manifest version is {printable(repr(table.get('version')))}, this petlpack reads {VERSION}",
-            hint="the file was written by a newer petlpack: upgrade petlpack to read it",
-            code="version-unknown",
-        )
-    fields = _fields_of(table.get("kind"), table.get("codec"))
-    if set(table) != fields:
-        odd = printable(min(set(table) ^ fields))
-        raise DamageError(f"manifest has a missing or unexpected field '{odd}'", code="manifest-fields")
+    table = _parse_table(text)
     rows = _list(table["sections"], "sections")
     manifest = Manifest(
         kind=_one_of(table["kind"], ("task", "shared")),
         codec=_name(table["codec"]),
         sections=tuple(_section(row) for row in rows),
     )
-    if fields == _FIELDS:
+    if table.keys() == _FIELDS:
         manifest = replace(
             manifest,
             shared=tuple(_sha256(digest) for digest in _list(table["shared"], "shared")),
@@ -115,6 +100,27 @@ def parse_manifest(text: bytes) -> Manifest:
     if not canonical:
         raise DamageError("manifest is not canonical JSON", code="manifest-canonical")
     return manifest
+
+
+def _parse_table(text: bytes) -> dict[str, Any]:
+    """Parse a manifest of our version with the fields of its kind."""
+    try:
+        table = decode_integers(text)
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"manifest is not JSON: {error}", code="manifest-json") from None
+    if not isinstance(table, dict):
+        raise DamageError("manifest is not a JSON object", code="manifest-fields")
+    if isinstance(table.get("version"), bool) or table.get("version") != VERSION:
+        raise UnknownFormatError(
+            f"manifest version is {printable(repr(table.get('version')))}, this petlpack reads {VERSION}",
+            hint="the file was written by a newer petlpack: upgrade petlpack to read it",
+            code="version-unknown",
+        )
+    fields = _fields_of(table.get("kind"), table.get("codec"))
+    if set(table) != fields:
+        odd = printable(min(set(table) ^ fields))
+        raise DamageError(f"manifest has a missing or unexpected field '{odd}'", code="manifest-fields")
+    return table
 
 
 def _section(row: object) -> SectionRow:
