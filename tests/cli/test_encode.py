@@ -70,9 +70,9 @@ def test_the_base_is_opened_once(place: Path, tmp_path: Path, monkeypatch: pytes
     opened: list[Path] = []
     original = petlpack.Base.__init__
 
-    def open_base(self: petlpack.Base, path: Path) -> None:
+    def open_base(self: petlpack.Base, path: Path, **options: bool) -> None:
         opened.append(path)
-        original(self, path)
+        original(self, path, **options)
 
     monkeypatch.setattr(petlpack.Base, "__init__", open_base)
     assert run("encode", place / "sst2", place / "rte", "--base", place / "base", "--pack", tmp_path).exit_code == 0

@@ -39,6 +39,7 @@ def some_integers(draw: st.DrawFn) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None)
 @given(some_integers(), st.booleans())
+@pytest.mark.rule("pcodec-unknown")
 def test_a_decoder_from_the_page_alone_reads_what_the_library_writes(numbers: np.ndarray, smooth: bool) -> None:
     data = pco.compress(numbers, smooth=smooth)
     assert np.array_equal(pco.decompress(data, numbers.size, numbers.dtype), numbers)
