@@ -1,6 +1,6 @@
 """Streams of integers, as chunks and pages of pcodec: the entropy coder below `numbers`, `gaps`, `ulps` and `rows`.
 
-formats/coders/pcodec.md is the page. Whatever a stream states is checked before a page is decoded.
+formats/pcodec.md is the page. Whatever a stream states is checked before a page is decoded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A decoder of the streams in `formats/coders/pcodec.md`, written from that page alone: no library decodes anything.
+"""A decoder of the streams in `formats/pcodec.md`, written from that page alone: no library decodes anything.
 
 It is slow, and here to show that the page suffices. Bits are taken from one large integer, the lowest first.
 """
