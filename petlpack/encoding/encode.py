@@ -97,7 +97,7 @@ def encode(
 
 def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, replace: bool) -> None:
     """Put all tasks of a run into the pack or none: what may refuse one is asked before the first goes in."""
-    for task_file in written:
+    for task_file in written if len(written) > 1 else ():  # of one, `put` asks: each time lists all tasks of the pack
         store.refuse_taken(task_file.name, replace=replace)
     contents = {sha256 for task_file in written for sha256 in task_file.shared if sha256 not in writer.parts}
     damaged = writer.damaged | unreadable(store, contents)

@@ -23,9 +23,10 @@ TRAINING = ("optimizer", "scheduler", "scaler.pt", "rng_state", "training_args.b
 
 def checkpoints(path: Path) -> list[Path]:
     """Return the `checkpoint-N` directories of a run, the highest N first."""
-    if not path.is_dir():
+    try:
+        names = os.listdir(path)  # noqa: PTH208 - every layout asks, and most directories have none
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    names = os.listdir(path)  # noqa: PTH208 - every layout asks, and most directories have none
     steps = [(int(match[1]), path / name) for name in names if (match := _CHECKPOINT.fullmatch(name))]
     return [entry for _, entry in sorted(steps, reverse=True) if entry.is_dir()]
 
