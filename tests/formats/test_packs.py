@@ -156,6 +156,18 @@ def test_the_library_refuses_it(vector: Vector, tmp_path: Path) -> None:
 
 
 @broken
+def test_verify_finds_it_for_the_same_reason(vector: Vector, tmp_path: Path) -> None:
+    if vector.get("without") == "base" or vector.get("rebuilds"):
+        pytest.skip("it is no damage of the pack's bytes")
+    copy = Copy(vector, tmp_path)
+    try:
+        found = [checked.error.code for checked in petlpack.verify(copy.pack, base=copy.base) if checked.error]
+    except PetlpackError as error:
+        found = [error.code]
+    assert vector["code"] in found
+
+
+@broken
 def test_the_second_reader_refuses_it(vector: Vector, tmp_path: Path) -> None:
     copy = Copy(vector, tmp_path)
     read = spec_reader.rebuild_task if vector.get("rebuilds") else spec_reader.read_run
