@@ -1,6 +1,7 @@
 """The vectors of `formats/`: what must be read stands in the pages, what must be refused in `formats/vectors/`.
 
-A good vector is a fence ` ```json vector ` of a page. A bad one is a line of JSON in the file of its kind.
+A good vector is a fence ` ```json vector ` of a page, or a whole pack: a file in `formats/packs/`. A bad one is a line
+of JSON in the file of its kind.
 """
 
 from __future__ import annotations
@@ -60,13 +61,23 @@ def line_files() -> list[Path]:
     return sorted((FORMATS / "vectors").glob("*.jsonl"))
 
 
+def pack_files() -> list[Path]:
+    """Return every file of a whole pack."""
+    return sorted((FORMATS / "packs").glob("*.json"))
+
+
+def pack_file_of(name: str) -> Path:
+    """Return the file in which a whole pack stands."""
+    return FORMATS / "packs" / f"{name}.json"
+
+
 def line_file_of(kind: str) -> Path:
     """Return the file in which the bad vectors of a kind stand."""
     return FORMATS / "vectors" / f"{kind.replace(' ', '-')}.jsonl"
 
 
 def vectors() -> list[Vector]:
-    """Return every vector, those of the pages first, in order."""
+    """Return every vector, those of the pages first, then whole packs, in order."""
     return list(_vectors())
 
 
@@ -74,6 +85,8 @@ def _vectors() -> Iterator[Vector]:
     for page in pages():
         for fence in FENCE.finditer(page.read_text(encoding="utf-8")):
             yield Vector(page.relative_to(FORMATS).as_posix(), json.loads(fence[1]))
+    for file in pack_files():
+        yield Vector(file.relative_to(FORMATS).as_posix(), json.loads(file.read_text(encoding="utf-8")))
     for file in line_files():
         for line in file.read_text(encoding="utf-8").splitlines():
             yield Vector(file.relative_to(FORMATS).as_posix(), json.loads(line))

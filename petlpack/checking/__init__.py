@@ -146,6 +146,8 @@ def _check_task(
         task = pack[name]
         for sha256 in task.parts:
             check_shared(pack.store, sha256)
+        for file in task.template.named:  # whose bytes are right, but may be no text that takes a name
+            task.read_file(file)
         codec(task.codec)  # one that this petlpack does not know is told even where nothing is decoded
         depth, foreign = _read_whole(task, base, jobs, progress)
         if foreign is not None:

@@ -50,7 +50,7 @@ from tests.support import spec_reader
 from tests.support.golden import ALL, BY_ID, ERRORS
 from tests.support.small_runs import make_pair, random_bits, weights, write_run
 from tests.support.spec_reader import Refused
-from tools.vectors import FORMATS, Vector, line_file_of, pages, unhex
+from tools.vectors import FORMATS, Vector, line_file_of, pack_file_of, pages, unhex
 from tools.write_vectors import (
     base_of,
     bits_of,
@@ -123,7 +123,9 @@ def test_vectors_have_the_form_of_their_kind() -> None:
 def test_good_vectors_stand_in_pages_and_bad_ones_in_the_file_of_their_kind() -> None:
     for vector in ALL:
         place = FORMATS / vector.page
-        assert place == line_file_of(vector.kind) if vector.bad else place.suffix == ".md", vector.id
+        whole = vector.kind == "whole pack"
+        expected = pack_file_of(vector.id.removeprefix("whole-")) if whole else place.with_suffix(".md")
+        assert place == (line_file_of(vector.kind) if vector.bad else expected), vector.id
 
 
 @pytest.mark.parametrize(("folder", "registry"), [("coders", CODERS), ("codecs", CODECS)])

@@ -567,8 +567,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template, the task's name put in."""
+    """A parsed template, the task's name put in; `weights` are the files with their headers and numbers of tensors."""
 
+    weights: tuple[tuple[str, str, int], ...]
     slots: tuple[Slot, ...]
     parts: tuple[tuple[str | None, ...], ...]
     rule: dict[str, Any] | None
@@ -665,13 +666,15 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
     names = [item for part in table["parts"] for item in part if item is not None]
     check(len(set(names)) == len(names), "template: a tensor in two parts")
     places = {item: (k, i) for k, part in enumerate(table["parts"]) for i, item in enumerate(part)}
-    slots = []
-    for _, header, prefix in table["weights"]:
+    slots: list[Slot] = []
+    weights: list[tuple[str, str, int]] = []
+    for file, header, prefix in table["weights"]:
         check(prefix == "" or (prefix.endswith("/") and _is_file_name(prefix[:-1])), "template: a prefix")
         try:
             tensors, _ = parse_header(header.encode())
         except UnicodeEncodeError as error:
             raise Refused("template: a lone surrogate") from error
+        weights.append((file, header, len(tensors)))
         for own, row in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
             known_dtype = row["dtype"] in DTYPES
             start, stop = row["data_offsets"]
@@ -697,7 +700,7 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
         if slot.base.dtype != slot.dtype:
             check(DTYPES[slot.dtype][0] == DTYPES[slot.base.dtype][0] == "float", "template: a base that cannot round")
     parts = tuple(tuple(part) for part in table["parts"])
-    return Template(tuple(slots), parts, table["rule"], table["files"], tuple(table["named"]))
+    return Template(tuple(weights), tuple(slots), parts, table["rule"], table["files"], tuple(table["named"]))
 
 
 def _bound(value: Any, name: str) -> Any:
@@ -1101,6 +1104,35 @@ def read_task(pack: Path, name: str, base: Base) -> Tensors:
     digests = b"".join(hashlib.sha256(data).digest() for _, _, data in tensors.values())
     check(hashlib.sha256(digests).hexdigest() == manifest["decoded"], "decodes to another sha256")
     return tensors
+
+
+def read_run(pack: Path, task: str, base: Base) -> dict[str, bytes]:
+    """Return every file of a task's run; a weight file as safetensors, whatever its name says."""
+    _, template = open_task(pack, task)
+    tensors = iter(read_task(pack, task, base).values())
+    files = {}
+    for file, header, count in template.weights:
+        text = header.encode()
+        data = [next(tensors)[2] for _ in range(count)]
+        files[file] = b"".join([struct.pack("<Q", len(text)), text, *data])
+    return files | {file: read_kept(pack, task, file) for file in template.files}
+
+
+def rebuild_task(pack: Path, task: str, base: Base) -> Tensors:
+    """Return what the rule of a task rebuilds."""
+    opened, template = open_task(pack, task)
+    tensors = read_task(pack, task, base)
+    if template.rule is None:
+        raise Refused("no rule")
+    return rebuild(opened.manifest["codec"], template.rule, tensors)
+
+
+def read_weights(data: bytes) -> Tensors:
+    """Return the tensors of a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    table, _ = parse_header(data[8 : 8 + length])
+    body = data[8 + length :]
+    return {name: (row["dtype"], tuple(row["shape"]), body[slice(*row["data_offsets"])]) for name, row in table.items()}
 
 
 def read_kept(pack: Path, task: str, file: str) -> bytes:
