@@ -44,7 +44,7 @@ def decode(coder_id: str, data: bytes, array: Array, where: str) -> Bits:
     try:
         bits = coder(coder_id).decode(data, array)
     except UnknownFormatError as error:
-        message = f"section '{printable(where)}' of '{coder_id}' has {error.message}"
+        message = f"section '{printable(where)}': {error.message}"
         raise UnknownFormatError(message, hint=error.hint, code=error.code) from error
     except (ValueError, IndexError, OverflowError, RuntimeError) as error:
         code = reason(error, "section-decode")

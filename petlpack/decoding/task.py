@@ -20,7 +20,7 @@ from petlpack.decoding.bases import base_of_task, check_adapted
 from petlpack.decoding.directory import Decoded, write_task
 from petlpack.decoding.templates import Templates
 from petlpack.decoding.tensors import TaskTensors
-from petlpack.errors import BaseError, DamageError, printable
+from petlpack.errors import BaseError, DamageError, naming, printable
 from petlpack.errors.arguments import check_jobs, path_of
 from petlpack.exports.export import Reading
 from petlpack.exports.registry import RUN
@@ -115,7 +115,8 @@ class Task:
     @property
     def sources(self) -> Sources:
         """Where the tensors are found; raises DamageError."""
-        return parse_sources(self.manifest.params, self.template.slots)
+        with naming(self._path):
+            return parse_sources(self.manifest.params, self.template.slots)
 
     @property
     def own_name(self) -> str | None:
@@ -154,14 +155,16 @@ class Task:
         The base is needed only where the rule's own tensors are stored against it. Raises as `load`.
         """
         tensors = self._tensors(self._base_at_hand(base))
-        rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
+        with naming(self._path):
+            rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
         if rebuilt is None:
             return None
         return replace(rebuilt, head={name: tensors[name] for name in tensors if name in self.template.head})
 
     def formula(self) -> list[str]:
         """Return the rule by which the task is rebuilt, as formulas for people."""
-        return list(codec(self.codec).formula(self.template.rule))
+        with naming(self._path):
+            return list(codec(self.codec).formula(self.template.rule))
 
     def read_file(self, name: str) -> bytes:
         """Return a kept file as the run had it; raises DamageError."""
@@ -171,8 +174,10 @@ class Task:
         try:
             return bind(content.decode(), self.own_name).encode()
         except UnicodeDecodeError as error:
-            message = f"kept file '{name}' takes the task's name, but is not UTF-8 text: {error}"
-            raise DamageError(message, code="file-text") from error
+            raise DamageError(
+                f"kept file '{printable(name)}' of task '{self.name}' takes its name, but is not UTF-8 text: {error}",
+                code="file-text",
+            ) from error
 
     def check_bytes(self) -> None:
         """Read every section and check its digest, decoding nothing; raises DamageError."""

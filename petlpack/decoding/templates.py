@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from petlpack.errors import naming, printable
 from petlpack.records.base_table import BaseTable, parse_base_table
 from petlpack.records.template import Template, parse_template
 from petlpack.sections.shared import find_shared, read_shared_file
@@ -36,14 +37,19 @@ class Templates:
             if sha256 not in self._texts:
                 self._texts[sha256] = self._read(sha256)
             text = self._texts[sha256]
-            self._templates[sha256, name] = parse_template(text, f"shared part {sha256}", name, self.table)
+            file = self._file(sha256)
+            with naming(file):
+                self._templates[sha256, name] = parse_template(text, f"'{printable(str(file))}'", name, self.table)
         return self._templates[sha256, name]
 
     def table(self, sha256: str) -> BaseTable:
         """Read and parse the table of a base; raises DamageError."""
         if sha256 not in self._tables:
-            self._tables[sha256] = parse_base_table(self._read(sha256), f"shared part {sha256}")
+            self._tables[sha256] = parse_base_table(self._read(sha256), f"'{printable(str(self._file(sha256)))}'")
         return self._tables[sha256]
 
     def _read(self, sha256: str) -> bytes:
-        return read_shared_file(self._parts.get(sha256) or find_shared(self._store, sha256), sha256, MAX_TEMPLATE)
+        return read_shared_file(self._file(sha256), sha256, MAX_TEMPLATE)
+
+    def _file(self, sha256: str) -> Path:
+        return self._parts.get(sha256) or find_shared(self._store, sha256)

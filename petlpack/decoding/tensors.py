@@ -11,7 +11,7 @@ import numpy as np
 
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Sections
-from petlpack.errors import DamageError, printable
+from petlpack.errors import DamageError, naming, printable
 from petlpack.parallel import Progress, count_jobs
 from petlpack.records.slot import Slot, with_kinds
 from petlpack.records.sources import Sources, parse_sources
@@ -38,9 +38,10 @@ class TaskTensors(Mapping[str, Tensor]):
     ) -> None:
         """Check the manifest against the template and the parts; `base` may be None where no tensor needs it."""
         self._path, self._manifest, self._base, self._shared = opened.path, opened.manifest, base, parts
-        self.sources = parse_sources(opened.manifest.params, template.slots)
-        known = codec(opened.manifest.codec)
-        kinds = known.kinds(template.rule)
+        with naming(opened.path):
+            self.sources = parse_sources(opened.manifest.params, template.slots)
+            known = codec(opened.manifest.codec)
+            kinds = known.kinds(template.rule)
         shared = _shared_tensors(name, template, with_kinds(template.slots, kinds), parts)
         stored = with_kinds(self.sources.stored, kinds)
         predictions = Predictions(base, shared)

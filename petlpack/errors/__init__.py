@@ -15,8 +15,12 @@ Each has a `code`, one short word for its reason that programs can compare. What
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -26,11 +30,12 @@ class PetlpackError(Exception):
     exit_code = 1
     default_code: ClassVar[str] = "error"
     """The code of an error that says no other."""
+    default_hint: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = self.default_hint if hint is None else hint
         self.code = self.default_code if code is None else code
 
     @property
@@ -73,6 +78,7 @@ class DamageError(PetlpackError):
 
     exit_code = 4
     default_code = "damage"
+    default_hint = "restore the pack from a backup, or encode the run again with --replace"
 
 
 class BaseError(PetlpackError):
@@ -94,6 +100,22 @@ class UnknownFormatError(PetlpackError):
 
     exit_code = 7
     default_code = "unknown-format"
+    default_hint = "the file was written by a newer petlpack: upgrade petlpack to read it"
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Name a file of a pack in what is refused of its content: a section, a rule. What names one already stays."""
+    try:
+        yield
+    except (DamageError, UnknownFormatError) as error:
+        if type(error) not in (DamageError, UnknownFormatError) or _NAMED.search(error.message):
+            raise
+        message = f"'{printable(str(file))}': {error.message}"
+        raise type(error)(message, hint=error.hint, code=error.code) from error
+
+
+_NAMED = re.compile(r"\.petl\.safetensors'|'[^']*/\.tmp-|shared part [0-9a-f]{64}")
 
 
 class RefusedError(ValueError):

@@ -181,6 +181,8 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
     """
     try:
         table, canonical = _parse_json(text)
+        if not isinstance(table, dict):
+            raise RefusedError(f"expected an object, got {type(table).__name__}", code="template-fields")
         if set(table) != _FIELDS:
             odd = min(map(str, set(table) ^ _FIELDS))
             raise RefusedError(f"missing or unexpected field '{odd}'", code="template-fields")

@@ -12,7 +12,7 @@ from petlpack import coding
 from petlpack.codecs.codec import Codec
 from petlpack.codecs.units import MOST_ELEMENTS, Piece, Role, Unit
 from petlpack.container import Container, Sections
-from petlpack.errors import DamageError
+from petlpack.errors import DamageError, naming
 from petlpack.parallel import ordered_map
 from petlpack.records.slot import Slot
 from petlpack.sections.predict import Predictions
@@ -48,7 +48,7 @@ class SectionReader:
         predictions: Predictions,
     ) -> None:
         """Cut `slots` into units; raises DamageError that names `what` where the file's sections are not theirs."""
-        self._codec, self._sections, self._predictions = codec, sections, predictions
+        self._codec, self._sections, self._predictions, self._path = codec, sections, predictions, opened.path
         if sum(slot.size for slot in slots) > len(opened.manifest.sections) * MOST_ELEMENTS:
             raise DamageError(f"{what} declares more weights than its sections can hold", code="section-capacity")
         self._units = codec.units(slots, predictions.shared)
@@ -128,11 +128,12 @@ class SectionReader:
 
     def _read_section(self, name: str, dtype: DType, counts: range, row: int, prediction: Bits | None) -> Bits:
         section = self._rows[name]
-        if section.dtype != dtype.name or section.count not in counts:
-            raise DamageError(
-                f"section '{name}': expected {'at most ' * (len(counts) > 1)}{counts[-1]} {dtype.name} elements, "
-                f"manifest says {section.count} {section.dtype}",
-                code="section-elements",
-            )
-        array = coding.Array(dtype, section.count, row or max(1, section.count), prediction)
-        return coding.decode(section.coder, self._sections.read(section), array, name)
+        with naming(self._path):
+            if section.dtype != dtype.name or section.count not in counts:
+                raise DamageError(
+                    f"section '{name}': expected {'at most ' * (len(counts) > 1)}{counts[-1]} {dtype.name} elements, "
+                    f"manifest says {section.count} {section.dtype}",
+                    code="section-elements",
+                )
+            array = coding.Array(dtype, section.count, row or max(1, section.count), prediction)
+            return coding.decode(section.coder, self._sections.read(section), array, name)

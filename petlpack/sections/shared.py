@@ -10,7 +10,7 @@ import numpy as np
 
 from petlpack import coding, container
 from petlpack.container import BYTES, EncodedSection, Manifest
-from petlpack.errors import DamageError, PetlpackError, printable
+from petlpack.errors import DamageError, PetlpackError, naming, printable
 from petlpack.store import MAX_SHARED, Store
 from petlpack.tensors.dtypes import DTYPES
 
@@ -55,7 +55,8 @@ def read_shared_file(file: Path, sha256: str, most: int = MAX_SHARED) -> bytes:
         raise DamageError(f"'{path}' declares {rows[0].count:,} bytes, expected at most {most:,}", code="size-limit")
     array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
     data = opened.open_sections().read(rows[0])
-    content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
+    with naming(opened.path):
+        content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
     decoded = hashlib.sha256(content).hexdigest()
     if decoded != sha256:
         raise DamageError(f"'{path}' decodes to {decoded}, its name says {sha256}", code="decoded-digest")

@@ -151,6 +151,8 @@ def test_the_library_refuses_it(vector: Vector, tmp_path: Path) -> None:
         decode(copy, out)
     assert (type(caught.value), caught.value.exit_code) == (error, exit_code), caught.value
     assert caught.value.code == vector["code"], caught.value
+    assert str(tmp_path) in caught.value.message or f"'{vector['task']}'" in caught.value.message, "it names no file"
+    assert caught.value.hint
     assert not out.exists()
     assert snapshot(copy.pack) == before
 
