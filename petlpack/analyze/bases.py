@@ -85,7 +85,7 @@ class Bases:
             shapes = {slot.name: slot.shape for slot in kind.template.slots if not slot.head}
             named = {text: () for text in texts_of(kind.template.rule) if "." in text and text not in shapes}
             found = modules.adapted(named or shapes)
-            self._fits[id(kind)] = bool(found.modules) or not found.strangers
+            self._fits[id(kind)] = found.fits
         return self._fits[id(kind)]
 
     def _size(self, key: str, rows: Shapes) -> BaseSize:

@@ -48,17 +48,15 @@ def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool,
     """Bind a run to its base: every tensor of it is digested, so that it is one table whatever tasks use of it.
 
     A run that is coded `against` the base says by that which tensors it needs. Of another, those are bound that it
-    adapts; None where it has modules and none of them is in the base, which then is another model's.
+    adapts; None where it has modules and few or none of them fit the base, which then is another model's.
     """
     known = _KNOWN.get(base)
     if known is None:
         known = _KNOWN[base] = _look_at(base, jobs)
     if against:
         return known.bound
-    found = base.modules.adapted(adapting(run, rule))
-    if found.strangers and not found.modules:
-        return None
-    return replace(known.bound, adapts=_adapts(found, known))
+    found = base.modules.adapted(adapting(run, rule), run.width)
+    return replace(known.bound, adapts=_adapts(found, known)) if found.fits else None
 
 
 def _look_at(base: Base, jobs: int) -> _KnownBase:
@@ -73,12 +71,23 @@ def plain_text(name: str | None) -> str | None:
     return name if name is not None and is_text(name) else None
 
 
-def unbound(run: Run, base: Base) -> str:
-    """Return the warning for a run that a base does not fit."""
-    return (
-        f"{run.method} adapts no module of base '{printable(str(base.path))}': it is stored without a base, whose size "
-        "and digest the pack then does not know"
-    )
+def misfits(run: Run, base: Base, rule: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the warning for an adapter that a base does not fit, or not all of it."""
+    found, place = base.modules.adapted(adapting(run, rule), run.width), printable(str(base.path))
+    if not found.strangers or (found.fits and not found.misfits):
+        return ()
+    told = f"{run.method} adapts no module of base '{place}'"
+    if found.misfits and (found.modules or run.width is not None):
+        shape = (
+            list(run.module.tensors[found.misfits[0]].shape) if found.misfits[0] in run.module.tensors else "of a rule"
+        )
+        told = (
+            f"{len(found.misfits)} of {found.count} modules of {run.method} do not fit base '{place}', "
+            f"such as '{printable(found.misfits[0])}', {shape}"
+        )
+    if found.fits:
+        return (told,)
+    return (f"{told}: it is stored without a base, whose size and digest the pack then does not know",)
 
 
 def _adapts(modules: Adapted, known: _KnownBase) -> Adapts | None:

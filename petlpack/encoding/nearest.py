@@ -93,7 +93,7 @@ def _base_of_adapter(run: Run, bases: Sequence[Base], request: Request, jobs: in
     as good as any; else it is none of them.
     """
     shapes = adapting(run, request.candidates(run)[0].rule_of(run.module))
-    found = [base.modules.adapted(shapes) for base in bases]
+    found = [base.modules.adapted(shapes, run.width) for base in bases]
     fitting = [_adapting_size(shapes, adapted) for adapted in found]
     if shapes and not max(fitting):
         return Choice(None, (f"{run.method} adapts no module of {_shown(bases)}: it is stored without a base",))
@@ -109,8 +109,8 @@ def _base_of_adapter(run: Run, bases: Sequence[Base], request: Request, jobs: in
 
 
 def _adapting_size(shapes: Mapping[str, tuple[int, ...]], adapted: Adapted) -> int:
-    """Return the weights of an adapter that have a place in a base; 0 where it has modules, and none of them does."""
-    if adapted.strangers and not adapted.modules:
+    """Return the weights of an adapter that have a place in a base; 0 where it is another model's."""
+    if not adapted.fits:
         return 0
     return sum(math.prod(shapes[name]) for name in shapes.keys() - {*adapted.strangers})
 

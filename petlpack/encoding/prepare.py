@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from petlpack.encoding.bind import bind, unbound
+from petlpack.encoding.bind import bind, misfits
 from petlpack.encoding.counterparts import counterpart_warnings
 from petlpack.encoding.describe import Described, describe
 from petlpack.encoding.match import Digests, Matched, match, match_adapter, refuse_stranger, without_base
@@ -50,6 +50,9 @@ def prepare(
     `against` tells that the run is coded against the base, and not only bound to it, as an adapter is. Raises BaseError
     where the base is another than a method's run was trained on, and as `bind`, RunError as `prune` and `describe`.
     """
+    misfit = misfits(run, base, rule) if base is not None and not against else ()
+    if base is not None and not against and bind(run, base, rule, against=False, jobs=digests.jobs) is None:
+        base = None  # another model's, in which nothing of the adapter is looked for
     matched, loss = match(run, base, digests) if against else match_adapter(run, base, digests), None
     told = counterpart_warnings(run, matched) if against else ()
     if density is not None:
@@ -62,7 +65,6 @@ def prepare(
     if rule is not None:
         matched, parts = share(run, matched, digests)
     bound = None if base is None else bind(run, base, rule, against=against, jobs=digests.jobs)
-    misfit = (unbound(run, base),) if base is not None and bound is None else ()
     described = describe(run, matched, parts, rule, loss, bound)
     return Prepared(run, matched, parts, described, (*run.warnings, *told, *misfit, *_named_elsewhere(run)))
 

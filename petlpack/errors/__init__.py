@@ -115,7 +115,7 @@ def naming(file: Path) -> Iterator[None]:
         raise type(error)(message, hint=error.hint, code=error.code) from error
 
 
-_NAMED = re.compile(r"\.petl\.safetensors'|'[^']*/\.tmp-|shared part [0-9a-f]{64}")
+_NAMED = re.compile(r"\.petl\.\w+'|'[^']*/\.tmp-|shared part [0-9a-f]{64}")
 
 
 class RefusedError(ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -66,6 +66,7 @@ class PeftLayout(Layout):
             kept=kept,
             left_out=left_out,
             base_name=base_name if isinstance(base_name, str) else None,
+            width=_width(config),
             has_widths=str(config["peft_type"]).upper() not in _WITHOUT_WIDTHS,
             warnings=(*warnings, *warnings_of(weights, left_out)),
         )
@@ -80,6 +81,12 @@ class PeftLayout(Layout):
         """Return the adapter's `peft_type`."""
         peft_type = read_json(weights.parent / CONFIG).get("peft_type")
         return peft_type.lower() if isinstance(peft_type, str) else self.method
+
+
+def _width(config: Mapping[str, Any]) -> int | None:
+    """Return the width of the model's hidden states that a prompt's config says."""
+    width = config.get("token_dim")
+    return width if type(width) is int and width > 0 else None
 
 
 def _open_best(path: Path) -> tuple[Path, Checkpoint, tuple[str, ...]]:

@@ -52,6 +52,8 @@ class Run:
     """Whether the weight files hold the base's tensors, too."""
     omits_base: bool = False
     """Whether tensors that equal the base's are left out of what comes back."""
+    width: int | None = None
+    """Width of the hidden states that tensors without a module (prompts) are for, where the run says it."""
     has_widths: bool = True
     """Whether its tensors have sizes in common with the modules that they adapt, which then tell other bases."""
     note: str = ""
