@@ -12,7 +12,7 @@ from petlpack.encoding.request import Request
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.tensors.base import Base, Bases, open_bases
-from petlpack.tensors.kinds import WEIGHTS
+from petlpack.tensors.kinds import WEIGHTS, is_checkpoint
 from petlpack.tensors.places import checkpoints
 
 
@@ -23,25 +23,23 @@ def choose_base(run: Run, bases: Bases | None, request: Request, jobs: int) -> C
     run fits best. Raises BaseError where the run needs one and there is none, and for a base that is the run.
     """
     opened = open_bases(bases, run.base_name if request.needs_base(run) else None)
-    for base in opened:
-        refuse_itself(run, base)
+    apart = [base for base in opened if _itself(run, base, named=bases is None) is None]
+    if len(opened) == 1 or not apart:  # of several, a directory of models among them, the run is just none
+        for base in opened:
+            refuse_itself(run, base, named=bases is None)
+    opened = apart
     if not opened and request.needs_base(run):
         raise _missing(run)
     return nearest(run, opened, request, jobs) if len(opened) > 1 else Choice(opened[0] if opened else None)
 
 
-def refuse_itself(run: Run, base: Base) -> None:
-    """Raise BaseError where a base is the run, lies in it, holds it, or has a weight file in common with it."""
-    own, other = run.path.resolve(), base.path.resolve()
-    if own == other:
-        how = "is the run itself"
-    elif other.is_relative_to(own):
-        how = "lies in the run"
-    elif own.is_relative_to(other):
-        how = "holds the run"
-    elif _share_weights(run, base):
-        how = "has a weight file in common with the run"
-    else:
+def refuse_itself(run: Run, base: Base, *, named: bool = False) -> None:
+    """Raise BaseError where a base is the run, lies in it, holds it, or has a weight file in common with it.
+
+    One that the run's own config has `named` is no other checkpoint of the same training, which goes with the run.
+    """
+    how = _itself(run, base, named=named)
+    if how is None:
         return
     whose = "" if run.base_name is None else f" (its config names '{printable(run.base_name)}')"
     raise BaseError(
@@ -50,6 +48,23 @@ def refuse_itself(run: Run, base: Base) -> None:
         hint=HINT,
         code="base-is-run",
     )
+
+
+def _itself(run: Run, base: Base, *, named: bool) -> str | None:
+    """Say how a base is the run, or part of it; None where it is neither."""
+    own, other = run.path.resolve(), base.path.resolve()
+    if own == other:
+        return "is the run itself"
+    beside = other.relative_to(own.parent).parts if own.is_file() and other.is_relative_to(own.parent) else ("",)
+    if other.is_relative_to(own) or is_checkpoint(beside[0]):
+        return "lies in the run"
+    if own.is_relative_to(other):
+        return "holds the run"
+    if _share_weights(run, base):
+        return "has a weight file in common with the run"
+    if named and own.parent == other.parent and is_checkpoint(own.name) and is_checkpoint(other.name):
+        return "is another checkpoint of the same training as the run"
+    return None
 
 
 def _share_weights(run: Run, base: Base) -> bool:

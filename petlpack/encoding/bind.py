@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -54,7 +56,7 @@ def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool,
     if known is None:
         known = _KNOWN[base] = _look_at(base, jobs)
     if against:
-        return known.bound
+        return replace(known.bound, origin=_called_by(run, base, known.bound.origin))
     found = base.modules.adapted(adapting(run, rule), run.width)
     return replace(known.bound, adapts=_adapts(found, known)) if found.fits else None
 
@@ -64,6 +66,33 @@ def _look_at(base: Base, jobs: int) -> _KnownBase:
     origin = Origin(printable(base.name), printable(str(base.path)), table_digest(refs))
     nbytes = sum(tensor.nbytes for tensor in base.tensors.values())
     return _KnownBase(refs, Bound(base_table_json(refs), origin, None, parameters(refs), nbytes))
+
+
+def _called_by(run: Run, base: Base, origin: Origin) -> Origin:
+    """Return the base as its directory is called, where the run's config names that: it was trained from there.
+
+    The config of such a model, which is often a fine-tune itself, names what that was trained from.
+    """
+    place = base.path.resolve()
+    if run.base_name is None or os.path.realpath(run.base_name) != str(place) or base.own_name is None:
+        return origin
+    return replace(origin, name=printable(place.name))
+
+
+def other_name(run: Run, base: Base) -> tuple[str, ...]:
+    """Return the warning for a base that calls itself by another name of the Hub than the run's config calls it by."""
+    names = run.base_name, base.own_name
+    if not all(name is not None and _ON_HUB.fullmatch(name) for name in names):
+        return ()
+    wanted, given = (str(name).rpartition("/")[2].casefold() for name in names)
+    if wanted == given:
+        return ()
+    return (
+        f"the run's config names the base '{names[0]}', but '{printable(str(base.path))}' calls itself '{names[1]}'",
+    )
+
+
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def plain_text(name: str | None) -> str | None:

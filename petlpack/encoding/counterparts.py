@@ -47,6 +47,8 @@ def counterpart_warnings(run: Run, matched: Matched) -> tuple[str, ...]:
         names = ", ".join(map(printable, shown)) + (", ..." if len(without) > len(shown) else "")
         told.append(f"{lost:,} of {total:,} weights have no counterpart in the base '{base}': {names}")
     same = sum(size for name, size in sizes.items() if name in matched.unchanged)
+    if total and same == total:
+        told.append(f"all {total:,} weights are those of the base '{base}', bit for bit: it may be a copy of the run")
     far = 0 if same >= LEAST_HELPED * total else _count_far([name for name in sizes if name in matched.refs], matched)
     if total and total - lost - far < LEAST_HELPED * total:
         told.append(

@@ -89,7 +89,21 @@ def views_of(run: Run, base: Base, digests: Digests) -> dict[str, View]:
     refs: dict[str, View] = {}
     for prefix, own in components_of(run).items():
         refs |= _with_prefix(prefix, _views_of(prefix, own, base, digests, whole=run.whole))
-    return refs
+    return refs | (_equal_elsewhere(run.module.tensors, refs, base, digests) if run.whole else {})
+
+
+def _equal_elsewhere(
+    tensors: Mapping[str, Tensor], refs: Mapping[str, View], base: Base, digests: Digests
+) -> dict[str, View]:
+    """Return the base's tensors that what has no counterpart yet equals, in whatever part of the base they stand."""
+    left = {name: tensor for name, tensor in tensors.items() if name not in refs and tensor.size}
+    if len(base.parts) < 2 or not left:
+        return {}
+    shapes = {(tensor.dtype, tensor.shape) for tensor in left.values()}
+    some = [name for name, tensor in base.tensors.items() if (tensor.dtype, tensor.shape) in shapes]
+    known = {(ref.dtype, ref.shape, ref.sha256): ref for ref in ordered_map(base.ref, some, digests.jobs)}
+    same = ((name, known.get((left[name].dtype, left[name].shape, sha))) for name, sha in digests.of(left).items())
+    return {name: ref for name, ref in same if ref is not None}
 
 
 def _views_of(prefix: str, own: Mapping[str, Tensor], base: Base, digests: Digests, *, whole: bool) -> dict[str, View]:

@@ -103,15 +103,18 @@ def encode_runs(
 ) -> Iterator[EncodedRun]:
     """Encode a run or several into a pack one after another, and yield what became of each.
 
-    `options` are those of `encode`. `base` is as there, and opened once for all of them. `task` names the task of a
-    single run. A run that would be the task that an earlier one became is refused, also with `replace`. `progress` is
-    called with the name of what is encoded next, and returns what is told the bytes done. Raises UsageError for a
-    `task` of several runs, BaseError where `base` is none.
+    `options` are those of `encode`. `base` is as there, and opened once for all of them; of several bases, the runs are
+    none. `task` names the task of a single run. A run that would be the task that an earlier one became is refused,
+    also with `replace`. `progress` is called with the name of what is encoded next, and returns what is told the bytes
+    done. Raises UsageError for a `task` of several runs, BaseError where `base` is none.
     """
     paths = paths_of("runs", runs)
     if task is not None and len(paths) > 1:
         raise UsageError(f"one task name, '{task}', for {len(paths)} runs", hint="encode each run by itself")
     opened = None if base is None else open_bases(base)
+    if opened is not None and len(opened) > 1:  # of a directory of models, what is encoded is no base of the others
+        own = {path.resolve() for path in paths}
+        opened = [one for one in opened if one.path.resolve() not in own] or opened
     return _each(paths, path_of("pack", pack), opened, task, progress, options)
 
 

@@ -54,13 +54,21 @@ class Base:
 
     @property
     def name(self) -> str:
-        """What people call it: the name in its own config, if that is no path on some disk, else its directory's."""
+        """What people call it: its name on the Hub, as far as that is known, else its directory's."""
+        return self.own_name or self.path.resolve().name
+
+    @property
+    def own_name(self) -> str | None:
+        """Its name on the Hub, which the folder of a cache or its own config says; None where neither does.
+
+        A config may still say what the base itself was trained from.
+        """
+        hub = next((part for part in reversed(self.path.resolve().parts) if part.startswith(_HUB)), None)
+        if hub is not None:
+            return hub.removeprefix(_HUB).replace("--", "/")
         named = _name_in_config(self.path if self.path.is_dir() else self.path.parent)
-        if named is not None and not Path(named).is_absolute() and is_text(named) and "\\" not in named:
-            return named
-        place = self.path.resolve()
-        hub = next((part for part in reversed(place.parts) if part.startswith(_HUB)), None)
-        return place.name if hub is None else hub.removeprefix(_HUB).replace("--", "/")
+        known = named is not None and not Path(named).is_absolute() and is_text(named) and "\\" not in named
+        return named if known else None
 
     @cached_property
     def modules(self) -> Modules:

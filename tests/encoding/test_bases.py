@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -427,6 +427,108 @@ def test_a_head_of_an_adapter_that_comes_from_nothing_needs_no_base(place: Path)
     write_run(place / "adapter", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
     petlpack.encode("adapter", "p", "base")
     petlpack.open("p")["adapter"].decode("out")
+
+
+def write_lora(
+    place: Path, *, hidden: int = 16, layers: int = 2, keys: int = 16, config: Mapping[str, str] | None = None
+) -> Path:
+    """Write LoRA of rank 4 on the queries and keys of a model with so many layers, of so many keys a head."""
+    tensors = {}
+    for layer in range(layers):
+        for name, out in (("query", hidden), ("key", keys)):
+            module = f"base_model.model.encoder.layer.{layer}.attention.self.{name}"
+            tensors[f"{module}.lora_A.weight"] = weights("F32", (4, hidden), layer)
+            tensors[f"{module}.lora_B.weight"] = weights("F32", (out, 4), layer)
+    text = json.dumps({"peft_type": "LORA", **(config or {})}).encode()
+    return write_run(place, tensors, None, {"adapter_config.json": text}, "adapter_model.safetensors")
+
+
+STRANGERS = {
+    "wider": (24, 2, 24),
+    "wider, with keys of the base's width": (24, 2, 16),
+    "more layers": (16, 5, 16),
+    "fewer keys": (16, 2, 12),
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_an_adapter_of_another_shape_is_not_bound(case: str, place: Path) -> None:
+    hidden, layers, keys = STRANGERS[case]
+    write_lora(place / "adapter", hidden=hidden, layers=layers, keys=keys)
+    (task,) = petlpack.encode("adapter", "p", "base")
+    assert task.base is None
+    assert any("do not fit base 'base'" in text or "adapts no module" in text for text in task.warnings)
+    assert petlpack.stats("p", "base").tasks[0].dense_bytes is None
+    petlpack.open("p")["adapter"].decode("out", "base")
+
+
+def test_an_adapter_of_its_shape_is_bound(place: Path) -> None:
+    write_lora(place / "adapter")
+    (task,) = petlpack.encode("adapter", "p", "base")
+    assert task.base is not None
+    assert not task.warnings
+
+
+@pytest.mark.parametrize(("width", "bound"), [(16, True), (24, False)])
+def test_a_prompt_says_the_width_of_its_model(width: int, bound: bool, place: Path) -> None:
+    config = json.dumps({"peft_type": "PROMPT_TUNING", "token_dim": width}).encode()
+    prompt = {"prompt_embeddings": weights("F32", (4, width), 1)}
+    write_run(place / "adapter", prompt, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+    (task,) = petlpack.encode("adapter", "p", "base")
+    assert (task.base is not None) == bound
+    assert bool(task.warnings) != bound
+
+
+def test_another_name_on_the_hub_than_the_configs_is_told(place: Path) -> None:
+    names_base(place / "base", "org/a")
+    write_lora(place / "adapter", config={"base_model_name_or_path": "org/b"})
+    (task,) = petlpack.encode("adapter", "p", "base")
+    assert [text for text in task.warnings if "'org/b'" in text and "'org/a'" in text]
+    write_lora(place / "fork", config={"base_model_name_or_path": "fork/A"})
+    assert not petlpack.encode("fork", "p", "base")[0].warnings
+
+
+def test_a_fine_tune_as_base_is_called_by_its_directory_where_the_run_names_that(place: Path) -> None:
+    names_base(place / "base", "org/a")
+    names_base(place / "tuned", str(place / "base"))
+    (task,) = petlpack.encode("tuned", "p")
+    assert task.base is not None
+    assert task.base.name == "base"
+
+
+def test_a_run_in_a_directory_of_models_takes_another_of_them(place: Path) -> None:
+    models = place / "models"
+    models.mkdir()
+    shutil.move(place / "base", models / "base")
+    for name, seed in (("tuned", 1), ("other", 2)):
+        write_run(models / name, make_pair(seed)[0])
+    write_run(models / "base", make_pair(1)[1])
+    encoded = [*petlpack.encode_runs([models / "tuned", models / "other"], "p", models)]
+    assert [str(task.base.path) for run in encoded for task in run.tasks if task.base] == [str(models / "base")] * 2
+
+
+def test_a_checkpoint_beside_the_weight_file_that_is_the_run_is_no_base(place: Path) -> None:
+    inside(place)
+    with pytest.raises(BaseError) as caught:
+        petlpack.encode("tuned/model.safetensors", "p", "tuned/checkpoint-20")
+    assert caught.value.code == "base-is-run"
+
+
+def test_another_checkpoint_of_one_training_is_no_base_by_its_name_alone(place: Path) -> None:
+    for step in (10, 20):
+        shutil.copytree(place / "tuned", place / "run" / f"checkpoint-{step}")
+    write_run(place / "run" / "checkpoint-20", make_base())
+    names_base(place / "run" / "checkpoint-10", str(place / "run" / "checkpoint-20"))
+    with pytest.raises(BaseError) as caught:
+        petlpack.encode("run/checkpoint-10", "p")
+    assert caught.value.code == "base-is-run"
+    assert petlpack.encode("run/checkpoint-10", "p", "run/checkpoint-20")[0].base is not None
+
+
+def test_a_copy_of_the_run_is_told(place: Path) -> None:
+    shutil.copytree(place / "tuned", place / "copy")
+    (task,) = petlpack.encode("tuned", "p", "copy")
+    assert any("bit for bit: it may be a copy of the run" in text for text in task.warnings)
 
 
 # Where a base may stand

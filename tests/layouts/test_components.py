@@ -83,6 +83,17 @@ def test_a_component_without_a_namesake_is_stored_by_itself(pair: tuple[Path, Pa
     same_after_decode(run, None)
 
 
+def test_what_another_part_of_the_base_has_is_predicted_by_it(tmp_path: Path) -> None:
+    tuned, near = make_pair(1, layers=1, prefix="", labels=0)
+    base = write_run(tmp_path / "base", near)
+    write_safetensors(base / "decoder.safetensors", HEAD, {"format": "pt"})
+    run = write_run(tmp_path / "run", {**tuned, **{f"vae.{name}": tensor for name, tensor in HEAD.items()}})
+    encode(run, base)
+    same_after_decode(run, base)
+    task = task_of(run)
+    assert {name: predicted(task)[f"vae.{name}"] for name in HEAD} == {name: f"decoder/{name}" for name in HEAD}
+
+
 def test_towers_in_folders_come_from_one_base(tmp_path: Path) -> None:
     tuned, near = make_pair(1, layers=1, prefix="", labels=0)
     base, run = write_run(tmp_path / "base", near), write_run(tmp_path / "run", tuned)
