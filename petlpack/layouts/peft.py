@@ -143,5 +143,6 @@ def _head(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]:
     saved = config.get("modules_to_save")
     named = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
     named = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
+    named = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
     modules = {"classifier", "score", *named}
     return frozenset(name for name in names if modules & set(name.split(".")) and ".lora_" not in name)
