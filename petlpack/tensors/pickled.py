@@ -69,7 +69,7 @@ def read_state_dict(path: Path, *keys: str) -> StateDict:
         warnings.append(f"'{path.name}' has its state dict under '{printable('.'.join(under))}'{others}")
     if saved.empty:
         warnings.append(f"'{path.name}': left out entries that are None or empty: {_some(saved.empty)}")
-    stored = {name: _stored(value, name, path) for name, value in tensors.items()}
+    stored = {name: _stored(value, name, saved) for name, value in tensors.items()}
     _check_expanded(tensors, path)
     made: dict[object, Tensor] = {}
     for name, value in tensors.items():
@@ -235,6 +235,8 @@ def _checked(loaded: object, path: Path) -> Mapping[str, object]:
             raise RunError(
                 f"'{shown}' is not a state dict of named tensors: it has an entry {printable(repr(name))}", hint=hint
             )
+        if not _is_utf8(name):
+            raise RunError(f"'{shown}' has an entry '{printable(name)}', which is no text in UTF-8", hint=hint)
         if not _is_tensor(value) and not _is_nothing(value):
             raise RunError(
                 f"'{shown}' is not a state dict of named tensors: entry '{printable(name)}' is a "
@@ -252,6 +254,15 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
+def _is_utf8(name: str) -> bool:
+    """Tell whether a name can stand in a header: half of a character has no bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_nothing(value: object) -> bool:
     """Tell whether an entry holds nothing: None, or an empty text, list, set or dictionary."""
     return value is None or (isinstance(value, (str, bytes, bytearray, list, tuple, set, dict)) and not value)
@@ -262,15 +273,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(f"'{printable(name)}'" for name in names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _stored(value: torch.Tensor, name: str, path: Path) -> Stored:
+def _stored(value: torch.Tensor, name: str, saved: _Saved) -> Stored:
     """Return how a header says what a tensor is; raises RunError for one that has no bytes of its own."""
     import torch
 
-    dense = value.layout == torch.strided and value.device.type in ("cpu", "meta") and not value.is_quantized
+    device = "cpu" if saved.archive is None else "meta"
+    dense = value.layout == torch.strided and value.device.type == device and not value.is_quantized
     stored = stored_as(value.dtype, tuple(value.shape)) if dense else None
     if stored is None:
         raise RunError(
-            f"'{printable(str(path))}' has an unsupported tensor '{printable(name)}': "
+            f"'{printable(str(saved.pin.path))}' has an unsupported tensor '{printable(name)}': "
             f"{value.device.type} {value.layout} {value.dtype}",
             hint="only dense CPU tensors can be stored: make it dense (`to_dense`, `dequantize`), and save again",
         )

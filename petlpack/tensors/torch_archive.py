@@ -50,9 +50,10 @@ class Archive:
 
         None where torch does not say so, or the tensor is more than strides over a storage.
         """
+        if str(tensor.layout) != "torch.strided" or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+            return None
         start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-        plain = not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.is_sparse)
-        if start is None or not plain or tensor.device.type != "meta":
+        if start is None or tensor.device.type != "meta":
             return None
         row = self.rows[bisect.bisect_right(self._starts, start) - 1]
         steps = zip(tensor.shape, tensor.stride(), strict=True)
