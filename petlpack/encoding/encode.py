@@ -18,6 +18,7 @@ from petlpack.encoding.request import Request
 from petlpack.encoding.write import TaskWriter, Written
 from petlpack.errors import RunError, printable
 from petlpack.errors.arguments import Place, path_of
+from petlpack.errors.foreign import errors_of_run
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import LeftOut, Run
 from petlpack.layouts.selection import MAX_FILE, Selection
@@ -82,7 +83,7 @@ def encode(
     threads, run_dir = count_jobs(jobs), path_of("run_dir", run_dir)
     name = check_task_name(task) if task is not None else default_name(run_dir)
     request = Request(codec, level, density, options_of(settings, Selection.of(drop, keep, max_file)))
-    with watching() as files:
+    with errors_of_run(run_dir), watching() as files:
         runs = read_run(run_dir, request.options)
         named = dict(zip(_names(name, runs), runs, strict=True))
         chosen = choose_base(runs[0], base, request, threads)

@@ -162,8 +162,8 @@ def _experts(weights: Checkpoint) -> Experts:
         number = match["number"] or match["index"]
         if len(number) > _DIGITS:
             raise RunError(
-                f"'{printable(str(weights.sources[0]))}' has tensor '{printable(name[:80])}...', whose expert has a number "
-                f"of {len(number):,} digits",
+                f"'{printable(str(weights.sources[0]))}' has tensor '{printable(name[:80])}...', an expert whose "
+                f"number has {len(number):,} digits",
                 hint="experts are numbered from 0: save the run again",
             )
         experts.setdefault(key, {})[int(number)] = name

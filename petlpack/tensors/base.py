@@ -13,6 +13,7 @@ from typing import Protocol
 
 from petlpack.errors import BaseError, RunError, printable
 from petlpack.errors.arguments import path_of
+from petlpack.errors.foreign import errors_of_run
 from petlpack.tensors.adapted import Modules
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
@@ -32,7 +33,7 @@ class Base:
         self.path = path_of("base", path)
         from petlpack.tensors.components import open_model  # here, for tables need no files
 
-        with _errors_of_base(), watching() as files:
+        with _errors_of_base(), errors_of_run(self.path), watching() as files:
             opened = open_model(self.path, pickles=pickles)
             if opened is None:
                 raise BaseError(

@@ -122,6 +122,7 @@ def _gathered(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
     A tensor without elements is legal in its own shape, `[0, 7]`: that of a matrix that was not gathered is `[0]`.
     """
+    _check_names(checkpoint, path)
     empty = [name for name, tensor in checkpoint.tensors.items() if tensor.shape == _UNGATHERED]
     weights = [name for name in empty if name.rpartition(".")[2].endswith("weight")]
     if not weights:
@@ -136,6 +137,30 @@ def _gathered(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         )
     warning = f"{len(empty):,} weights have shape [0], like '{printable(weights[0])}': a ZeRO-3 save loses them so"
     return replace(checkpoint, warnings=(*checkpoint.warnings, warning))
+
+
+_LONGEST_NAME = 1 << 12
+"""Characters of a tensor's name: what is told by its parts takes time that grows with their square."""
+
+_MOST_EMPTY = 10_000
+"""Tensors without an element, which take no bytes of a file, but time."""
+
+
+def _check_names(checkpoint: Checkpoint, path: Path) -> None:
+    """Raise RunError for names that are longer than any model's, and for a file of tensors without elements."""
+    longest = max(checkpoint.tensors, key=len, default="")
+    if len(longest) > _LONGEST_NAME:
+        raise RunError(
+            f"'{printable(str(path))}' has a tensor '{printable(longest[:40])}...', whose name has {len(longest):,} "
+            f"characters, at most {_LONGEST_NAME:,} are read",
+            hint="no model has such names: save it again",
+        )
+    empty = sum(not tensor.size for tensor in checkpoint.tensors.values())
+    if empty > _MOST_EMPTY:
+        raise RunError(
+            f"'{printable(str(path))}' has {empty:,} tensors without an element, at most {_MOST_EMPTY:,} are read",
+            hint="no model has as many: save it again",
+        )
 
 
 def within(checkpoint: Checkpoint, folder: PurePosixPath) -> Checkpoint:

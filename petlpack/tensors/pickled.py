@@ -70,7 +70,7 @@ def read_state_dict(path: Path, *keys: str) -> StateDict:
     if saved.empty:
         warnings.append(f"'{path.name}': left out entries that are None or empty: {_some(saved.empty)}")
     stored = {name: _stored(value, name, saved) for name, value in tensors.items()}
-    _check_expanded(tensors, path)
+    _check_expanded(tensors, path, saved.pin.state.nbytes)
     made: dict[object, Tensor] = {}
     for name, value in tensors.items():
         made.setdefault(_place(value, name), _tensor(value, stored[name], saved))
@@ -292,11 +292,22 @@ def _stored(value: torch.Tensor, name: str, saved: _Saved) -> Stored:
 _MOST_EXPANDED = 1 << 26
 """Bytes of a tensor that may be more than those of the storage that its strides go over."""
 
+_MOST_VIEWED = 16
+"""Bytes of all tensors for each of the file: a few that overlap are as they were meant."""
 
-def _check_expanded(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+
+def _check_expanded(tensors: Mapping[str, torch.Tensor], path: Path, nbytes: int) -> None:
     """Raise RunError for tensors that repeat their elements so often that they are no weights, but a bomb."""
     repeated = {name: value for name, value in tensors.items() if _nbytes(value) > value.untyped_storage().nbytes()}
     whole = sum(map(_nbytes, repeated.values()))
+    read = sum({_place(value, name): _nbytes(value) for name, value in tensors.items()}.values())
+    if whole <= _MOST_EXPANDED < read - _MOST_VIEWED * nbytes:
+        raise RunError(
+            f"'{printable(str(path))}' has tensors of {read:,} bytes, many times the {nbytes:,} of the file: they are "
+            "views of one another",
+            hint="save them with their elements written out (`clone`), preferably as safetensors",
+            code="archive-limit",
+        )
     if whole > _MOST_EXPANDED:
         name = max(repeated, key=lambda name: _nbytes(repeated[name]))
         raise RunError(

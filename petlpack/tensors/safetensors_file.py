@@ -248,7 +248,7 @@ def _entry(row: object) -> Entry:
             f"shape {shape} of {dtype} does not take {stop - start:,} bytes, as its data_offsets say",
             code="header-fields",
         )
-    if math.prod(filter(None, shape)) >= 2**63:
+    if math.prod(filter(None, shape)) * DTYPES.get(dtype, DTYPES["U8"]).itemsize >= 2**63:
         raise MalformedError(f"shape {shape} is too large for an array", code="header-fields")
     return Entry(dtype, tuple(shape), start, stop)
 
