@@ -1,7 +1,8 @@
-"""Runs that are well-formed files of odd content: each is encoded, or refused by one error of the tree, at small cost."""
+"""Runs that are well-formed files of odd content: each comes back, or is refused by one error of the tree, cheaply."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import torch
 from safetensors.numpy import save_file
 
 import petlpack
-from petlpack.errors import PetlpackError, RunError
+from petlpack.errors import BaseError, PetlpackError, RunError
 from tests.support.small_runs import write_pair
 
 Build = Callable[[Path], object]
@@ -103,8 +104,13 @@ def zip_name(run: Path) -> None:
 
 def links(run: Path) -> None:
     save_file(ONE, run / "model.safetensors")
-    for name, target in (("config.json", "config.json"), ("a", "b"), ("b", "a"), ("up", ".."), ("here", ".")):
+    for name, target in (("itself", "itself"), ("a", "b"), ("b", "a"), ("up", ".."), ("here", ".")):
         (run / name).symlink_to(target)
+
+
+def link_of_config(run: Path) -> None:
+    save_file(ONE, run / "model.safetensors")
+    (run / "config.json").symlink_to("config.json")
 
 
 def no_utf8(run: Path) -> None:
@@ -135,10 +141,8 @@ REFUSED: dict[str, tuple[Build, str]] = {
     "a large config": (beside("config.json", "{", 1 << 31), "json-limit"),
     "20,000 empty tensors": (header(**{f"t{i}": ("F32", [0, 7], 0) for i in range(20_000)}), "run"),
     "20,000 empty tensors of torch": (saved(lambda: {f"t{i}": torch.zeros(0) for i in range(12_000)}), "run"),
-    "a name of 200,000 dots": (
-        lambda run: save_file({"." * 200_000: ONE["encoder.weight"]}, run / "model.safetensors"),
-        "run",
-    ),
+    "a name of 200,000 dots": (header(**{"." * 200_000: ("F32", [2], 8)}), "run"),
+    "a config that is a link to itself": (link_of_config, "run"),
     "half of a character": (saved(lambda: {"a\ud800": torch.zeros(2)}), "run"),
     "a hundred million experts": (experts("0", "99999999"), "run"),
     "an expert of 5,000 digits": (experts("0", "9" * 5000), "run"),
@@ -181,10 +185,8 @@ def test_an_odd_run_is_refused_by_one_error(run: Path, case: str) -> None:
     assert caught.value.code == code
     assert caught.value.hint
     for work in (lambda: petlpack.Base(run), lambda: petlpack.survey([run]), lambda: petlpack.plan(run)):
-        try:
+        with contextlib.suppress(PetlpackError):
             work()
-        except PetlpackError:
-            continue
 
 
 SCRIPT = """
@@ -238,7 +240,7 @@ def test_no_memory_is_an_error_of_the_run(run: Path, monkeypatch: pytest.MonkeyP
             petlpack.Base(run)
 
 
-VALUES = [
+VALUES: list[Any] = [
     *(None, True, -1, 2**63, 10**400, 1.5, float("nan"), "", "x", "\ud800", "a\0b", "../x", "9" * 5000),
     *([], [[]], [["x"]], [None], {}, {"": []}, [2**61, 0], {"x": [{}]}),
 ]
@@ -248,10 +250,8 @@ VALUES = [
 def test_whatever_stands_under_a_key_of_an_adapter(run: Path, key: str) -> None:
     for i, value in enumerate(VALUES):
         lora(json.dumps({"peft_type": "LORA", "r": 2, key: value}))(run)
-        try:
+        with contextlib.suppress(RunError, BaseError):
             petlpack.encode(run, run.parent / "p", codec="plain", task=f"t{i}")
-        except PetlpackError as error:
-            assert error.exit_code in (1, 5)
 
 
 @pytest.mark.parametrize("key", ["_name_or_path", "transformers_weights", "diff_pruning", "num_experts", "hidden_act"])
@@ -259,7 +259,5 @@ def test_whatever_stands_under_a_key_of_a_model(tmp_path: Path, key: str) -> Non
     model, base = write_pair(tmp_path)
     for i, value in enumerate(VALUES):
         (model / "config.json").write_text(json.dumps({key: value}), encoding="utf-8")
-        try:
+        with contextlib.suppress(RunError, BaseError):
             petlpack.encode(model, tmp_path / "p", base, task=f"t{i}")
-        except PetlpackError as error:
-            assert error.exit_code in (1, 5)

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import petlpack
-from petlpack.encoding import encode as encoding
+from petlpack.encoding.write import TaskWriter
 from petlpack.errors import BaseError, PetlpackError, RunError
 from petlpack.tensors.base import Base
 from petlpack.tensors.checkpoint import open_checkpoint
@@ -113,14 +114,14 @@ def test_a_base_that_changes_while_a_run_is_encoded_leaves_the_pack_as_it_was(
     pair: tuple[Path, Path, Path], change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, base, file = pair
-    real = encoding.TaskWriter._prepare
+    real = TaskWriter._prepare
 
-    def prepare(*args: object) -> object:
+    def prepare(*args: Any) -> object:
         prepared = real(*args)
         change(file)
         return prepared
 
-    monkeypatch.setattr(encoding.TaskWriter, "_prepare", prepare)
+    monkeypatch.setattr(TaskWriter, "_prepare", prepare)
     with pytest.raises(BaseError) as caught:
         petlpack.encode(run, tmp_path / "p", base, task="task")
     assert caught.value.code == "file-changed"
@@ -134,14 +135,14 @@ def test_what_changes_before_the_commit_leaves_the_pack_as_it_was(
 ) -> None:
     run, base = write_pair(tmp_path)
     file = base / "model.safetensors" if name == "base" else run / name
-    real = encoding.TaskWriter.write
+    real = TaskWriter.write
 
-    def write(*args: object) -> object:
+    def write(*args: Any) -> object:
         written = real(*args)
         change(file)
         return written
 
-    monkeypatch.setattr(encoding.TaskWriter, "write", write)
+    monkeypatch.setattr(TaskWriter, "write", write)
     with pytest.raises((BaseError, RunError)) as caught:
         petlpack.encode(run, tmp_path / "p", base, task="task")
     assert caught.value.code == "file-changed"
