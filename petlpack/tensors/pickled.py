@@ -326,7 +326,7 @@ def _tensor(value: torch.Tensor, stored: Stored, saved: _Saved) -> Tensor:
     """Wrap a torch tensor: of one without elements they are read from the file, piece by piece."""
     known = DTYPES.get(stored.dtype)
     if saved.archive is None:
-        return _in_memory(value, known)
+        return _in_memory(value, known, saved.pin)
     start = saved.archive.place_of(value)
     assert start is not None, "tensors that are not placed are read with their elements"
     read = Strided(saved.pin, start, tuple(value.shape), value.stride(), value.element_size(), value.is_contiguous())
@@ -337,8 +337,8 @@ def _tensor(value: torch.Tensor, stored: Stored, saved: _Saved) -> Tensor:
     return Tensor(known, tuple(value.shape), lambda start, stop: read.octets(start, stop).view(known.bits))
 
 
-def _in_memory(value: torch.Tensor, known: DType | None) -> Tensor:
-    """Wrap a torch tensor whose elements are in memory."""
+def _in_memory(value: torch.Tensor, known: DType | None, pin: Pin) -> Tensor:
+    """Wrap a torch tensor whose elements are in memory; they are refused, too, where the file is another by then."""
     import torch
 
     flat = value.detach().resolve_conj().resolve_neg()
@@ -346,6 +346,7 @@ def _in_memory(value: torch.Tensor, known: DType | None) -> Tensor:
         return _in_bytes(flat.contiguous().reshape(-1).view(torch.uint8).numpy())
 
     def read_flat(start: int, stop: int) -> Bits:
+        pin.check()
         piece = flat.reshape(-1)[start:stop].contiguous()
         bits: Bits = piece.view(torch.uint8).numpy().view(known.bits)
         return bits
