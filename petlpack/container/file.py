@@ -21,6 +21,7 @@ from typing import BinaryIO
 from petlpack.coding.zstd import compress, decompress
 from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
 from petlpack.errors import DamageError, RefusedError, UnknownFormatError, printable, reason
+from petlpack.tensors.pinned import SpecialFileError, open_descriptor
 from petlpack.tensors.safetensors_file import Entry, Header, MalformedError, read_header_of
 
 MAX_MANIFEST = 1 << 26
@@ -116,7 +117,10 @@ class Sections:
 
     def __init__(self, opened: Container) -> None:
         self._container = opened
-        self._descriptor = os.open(opened.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            self._descriptor = open_descriptor(opened.path)
+        except SpecialFileError as error:
+            raise _special(opened.path, error) from error
         weakref.finalize(self, os.close, self._descriptor)
         self._lock = threading.Lock()
         head = opened.header.head_bytes()
@@ -152,7 +156,7 @@ class Sections:
 def read(path: Path) -> Container:
     """Open a file and check all of it but the sections' bytes; raises DamageError, UnknownFormatError."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a tenth of the time of reading 10,000 small files
+        with open(path, "rb", opener=open_descriptor) as file:
             canonical = _read_canonical(file)
             header = canonical or read_header_of(file, path)
             _check_format(header)
@@ -160,6 +164,8 @@ def read(path: Path) -> Container:
         manifest = parse_manifest(decompress_manifest(packed))
         if canonical is None or [*header.entries] != [*(row.name for row in manifest.sections), "manifest"]:
             _check_header(header, manifest, packed)
+    except SpecialFileError as error:
+        raise _special(path, error) from error
     except MalformedError as error:
         raise DamageError(error.message, hint=_DAMAGE_HINT, code=error.code) from error
     except ValueError as error:
@@ -169,6 +175,12 @@ def read(path: Path) -> Container:
         hint = error.hint or _DAMAGE_HINT
         raise type(error)(f"{_quoted(path)}: {error.message}", hint=hint, code=error.code) from error
     return Container(path, manifest, header)
+
+
+def _special(path: Path, error: SpecialFileError) -> DamageError:
+    return DamageError(
+        f"{_quoted(path)} is no part of a pack: {error.strerror}", hint=_DAMAGE_HINT, code="file-special"
+    )
 
 
 def _read_canonical(file: BinaryIO) -> Header | None:

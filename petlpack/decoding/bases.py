@@ -24,6 +24,8 @@ def base_of_task(task: str, template: Template, bases: Bases | None) -> Base | N
     if bases is None and not template.needs_base:
         return None
     opened = open_bases(bases, template.base_name)
+    for base in opened:  # a kept one may have been replaced since, and what is known of it is of its old files
+        base.check_unchanged()
     if not opened and template.needs_base:
         raise BaseError(f"task '{task}' needs its base to decode{_which(template)}", hint=_HINT, code="base-missing")
     if len(opened) > 1:

@@ -25,6 +25,7 @@ from petlpack.records.template import NAME, Template, bind, unbind
 from petlpack.rules.modules import Dense, Masked
 from petlpack.store import MAX_SHARED
 from petlpack.tensors.file_names import check_apart, check_file_name
+from petlpack.tensors.pinned import open_regular, pin_of
 from petlpack.tensors.safetensors_file import Header, build_header
 from petlpack.tensors.tensor import Tensor
 
@@ -162,13 +163,15 @@ def _check_files(run: Run) -> None:
 def _read_kept(path: Path | bytes) -> bytes:
     if isinstance(path, bytes):
         return path
-    size = path.stat().st_size
-    if size > MAX_SHARED:
-        raise RunError(
-            f"'{printable(str(path))}' is {size:,} bytes, a kept file can have at most {MAX_SHARED:,}",
-            hint=f"leave it out with --drop {printable(shlex.quote(path.name))}",
-        )
-    return path.read_bytes()
+    with open_regular(path) as file:
+        pin = pin_of(path, file)
+        size = pin.state.nbytes
+        if size > MAX_SHARED:
+            raise RunError(
+                f"'{printable(str(path))}' is {size:,} bytes, a kept file can have at most {MAX_SHARED:,}",
+                hint=f"leave it out with --drop {printable(shlex.quote(path.name))}",
+            )
+        return pin.read_of(file, 0, size).tobytes()
 
 
 def _header_of(header: Header, tensors: Mapping[str, Tensor]) -> Header:

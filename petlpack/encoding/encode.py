@@ -18,6 +18,7 @@ from petlpack.encoding.request import Request
 from petlpack.encoding.write import TaskWriter, Written
 from petlpack.errors import RunError, printable
 from petlpack.errors.arguments import Place, path_of
+from petlpack.errors.foreign import errors_of_run
 from petlpack.layouts.registry import options_of, read_run
 from petlpack.layouts.run import LeftOut, Run
 from petlpack.layouts.selection import MAX_FILE, Selection
@@ -25,8 +26,9 @@ from petlpack.parallel import Progress, count_jobs
 from petlpack.records.template_parts import Origin
 from petlpack.sections.parts import unreadable
 from petlpack.store import Store, check_task_name, legal_task_name
-from petlpack.tensors.base import Bases
+from petlpack.tensors.base import Base, Bases
 from petlpack.tensors.hub_cache import cached_name
+from petlpack.tensors.pinned import Watched, watching
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,27 @@ def encode(
     threads, run_dir = count_jobs(jobs), path_of("run_dir", run_dir)
     name = check_task_name(task) if task is not None else default_name(run_dir)
     request = Request(codec, level, density, options_of(settings, Selection.of(drop, keep, max_file)))
-    runs = read_run(run_dir, request.options)
-    named = dict(zip(_names(name, runs), runs, strict=True))
-    chosen = choose_base(runs[0], base, request, threads)
-    with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
-        for task_name in named:  # before anything is encoded; the commit asks again
-            store.refuse_taken(task_name, replace=replace)
-        writer = TaskWriter(store, scratch, chosen.base, request, threads, progress)
-        written = [writer.write(task_name, run) for task_name, run in named.items()]
-        _commit(store, writer, written, replace=replace)
-        seconds = (time.perf_counter() - started) / len(written)
-        told = (*(() if task is not None else _name_told(name, Path(run_dir))), *chosen.warnings)
-        return [_encoded(task_file, store, seconds, told) for task_file in written]
+    with errors_of_run(run_dir), watching() as files:
+        runs = read_run(run_dir, request.options)
+        named = dict(zip(_names(name, runs), runs, strict=True))
+        chosen = choose_base(runs[0], base, request, threads)
+        with Store.creating(pack) as store, contextlib.ExitStack() as scratch:
+            for task_name in named:  # before anything is encoded; the commit asks again
+                store.refuse_taken(task_name, replace=replace)
+            writer = TaskWriter(store, scratch, chosen.base, request, threads, progress)
+            written = [writer.write(task_name, run) for task_name, run in named.items()]
+            _check_unchanged(chosen.base, files)
+            _commit(store, writer, written, replace=replace)
+            seconds = (time.perf_counter() - started) / len(written)
+            told = (*(() if task is not None else _name_told(name, Path(run_dir))), *chosen.warnings)
+            return [_encoded(task_file, store, seconds, told) for task_file in written]
+
+
+def _check_unchanged(base: Base | None, files: Watched) -> None:
+    """Raise BaseError or RunError where a file of them is no longer the one that was digested and coded."""
+    if base is not None:
+        base.check_unchanged()
+    files.check()
 
 
 def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, replace: bool) -> None:

@@ -5,6 +5,7 @@ AdaMix (Wang et al. 2022); microsoft/AdaMix: run_glue.py's directories, and the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -43,6 +44,9 @@ _EXPERT = re.compile(
     r"|(?P<module>.+)\.experts_lora_(?P<lora>[AB])\.(?P<index>\d+)"
 )
 _SIDES = {"A": "down", "B": "up"}
+
+_DIGITS = 9
+"""Digits of an expert's number: no model has as many experts, and Python converts no more than 4,300."""
 
 _AVERAGED = 3
 """The inference level that averages the experts; 0 and 1 route at random (expert_soup.py:59-79)."""
@@ -155,7 +159,14 @@ def _experts(weights: Checkpoint) -> Experts:
             key = (match["module"], f"lora_{match['lora']}", "")
         else:
             key = (match["place"], _SIDES[match["letter"]], match["part"])
-        experts.setdefault(key, {})[int(match["number"] or match["index"])] = name
+        number = match["number"] or match["index"]
+        if len(number) > _DIGITS:
+            raise RunError(
+                f"'{printable(str(weights.sources[0]))}' has tensor '{printable(name[:80])}...', an expert whose "
+                f"number has {len(number):,} digits",
+                hint="experts are numbered from 0: save the run again",
+            )
+        experts.setdefault(key, {})[int(number)] = name
     return experts
 
 
@@ -164,7 +175,7 @@ def _check_counts(experts: Experts, config: Mapping[str, Any], file: Path) -> No
     counts: dict[tuple[str, str], set[int]] = {}
     for (place, side, part), numbers in experts.items():
         if sorted(numbers) != list(range(len(numbers))):
-            missing = min(set(range(max(numbers) + 1)) - numbers.keys())
+            missing = next(number for number in itertools.count() if number not in numbers)
             raise RunError(
                 f"'{printable(str(file))}' has experts {', '.join(map(str, sorted(numbers)))} of "
                 f"'{printable(place)}' {side}, but expert {missing} is missing",

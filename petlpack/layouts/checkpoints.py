@@ -5,7 +5,6 @@ Transformers saves checkpoints in place, so half-written ones are real: they are
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,19 +54,12 @@ def adapter_config(folder: Path) -> Mapping[str, Any]:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return {}
-    status = config.stat()
     try:
-        return _read_config(config, status.st_ino, status.st_mtime_ns, status.st_size)
+        return read_json(config)
     except RunError:
         if find_weights(folder) is None or any((folder / name).exists() for name in _ADAPTER_WEIGHTS):
             raise
         return {}
-
-
-@functools.lru_cache(maxsize=4)
-def _read_config(path: Path, _inode: int, _mtime_ns: int, _size: int) -> Mapping[str, Any]:
-    """Read a config in one state of it, for which every layout asks; what is raised is not remembered."""
-    return read_json(path)
 
 
 def first_complete(path: Path, read: Callable[[Path], Read]) -> tuple[Path, Read, tuple[str, ...]]:

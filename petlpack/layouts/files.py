@@ -6,7 +6,6 @@ same weights once more. So a file that no list here has heard of is never lost.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -21,6 +20,7 @@ from petlpack.layouts.walking import ANOTHER_CHECKPOINT, BROKEN, UNREADABLE, Ent
 from petlpack.tensors.checkpoint import Checkpoint
 from petlpack.tensors.components import is_written, may_be_component, stem_of
 from petlpack.tensors.file_names import is_file_name
+from petlpack.tensors.foreign_json import read_value
 from petlpack.tensors.kinds import (
     LEAVES,
     LOADING,
@@ -192,7 +192,7 @@ def settled(run: Run) -> Run:
 def _leads_back(index: Path, name: str, run: Run) -> bool:
     """Tell whether an index names only files that come back, with these tensors in them; one that is none is kept."""
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = read_value(index)["weight_map"]
         rows = {(tensor, (PurePosixPath(name).parent / file).as_posix()) for tensor, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return PurePosixPath(name).name.partition(".")[0] not in {stem_of(file) for file in run.headers}
@@ -233,8 +233,8 @@ def module_types(directory: Path) -> dict[PurePosixPath, str]:
     if not index.is_file():
         return {}
     try:
-        rows = [(module["path"], module.get("type")) for module in json.loads(index.read_text(encoding="utf-8"))]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        rows = [(module["path"], module.get("type")) for module in read_value(index)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
             f"'{printable(str(index))}' is not a valid list of modules: {error!r}", hint="save the model again"
         ) from error

@@ -15,6 +15,7 @@ from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, read_json
 from petlpack.rules.modules import Plain
 from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_checkpoint, within
+from petlpack.tensors.foreign_json import read_small
 from petlpack.tensors.kinds import is_checkpoint
 from petlpack.tensors.places import checkpoints
 
@@ -111,7 +112,7 @@ def _adapters(place: Path) -> list[Path]:
 def _has_card(place: Path) -> bool:
     """Tell whether a README.md is a model card of PEFT, which stands beside the folders of named adapters."""
     try:
-        return "library_name: peft" in (place / "README.md").read_text(encoding="utf-8").splitlines()
+        return "library_name: peft" in read_small(place / "README.md").decode("utf-8").splitlines()
     except (OSError, ValueError):
         return False
 
@@ -147,5 +148,8 @@ def _has_weights(folder: Path) -> bool:
 def _head(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]:
     """Return the tensors of `modules_to_save`, and of a classifier that PEFT saves without being told."""
     saved = config.get("modules_to_save")
-    modules = {"classifier", "score", *(saved if isinstance(saved, list) else ())}
+    named = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
+    named = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
+    named = [name for name in saved if isinstance(name, str)] if isinstance(saved, list) else []
+    modules = {"classifier", "score", *named}
     return frozenset(name for name in names if modules & set(name.split(".")) and ".lora_" not in name)

@@ -264,7 +264,7 @@ def _check_prefix(names: list[str], tensors: Mapping[str, Tensor], mask: str, la
 
 
 def _number(place: str) -> int:
-    match = re.search(r"\.layer\.(\d+)\.", place)
+    match = re.search(r"\.layer\.(\d{1,9})\.", place)
     return int(match[1]) if match else 0
 
 

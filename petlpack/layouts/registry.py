@@ -11,6 +11,7 @@ from pathlib import Path
 
 from petlpack.errors import RunError, UsageError, printable
 from petlpack.errors.arguments import check_mapping, path_of
+from petlpack.errors.foreign import errors_of_run
 from petlpack.layouts.components import as_weights
 from petlpack.layouts.files import check_links, settled, some
 from petlpack.layouts.foreign import is_shard, refuse_file, refuse_foreign, refuse_state
@@ -99,7 +100,8 @@ def read_run(path: str | Path, options: Options | None = None) -> Sequence[Run]:
     for layout_id in LAYOUTS:
         reader = layout(layout_id)
         if reader.detect(path):
-            runs = _read(reader, path, options)
+            with errors_of_run(path):
+                runs = _read(reader, path, options)
             stated = stated_score(path) if len(runs) == 1 else None  # of several tasks, nobody says whose it is
             score = None if stated is None else (stated.metric, stated.value)
             unused = options.unused()

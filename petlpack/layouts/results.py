@@ -6,13 +6,13 @@ trainer_state.json. What these files say may be anything, so nothing in them is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from petlpack.errors import RunError
 from petlpack.layouts.checkpoints import places
 from petlpack.records.facts import Score
+from petlpack.tensors.foreign_json import read_value
 
 RESULTS = (
     *("eval_results.json", "all_results.json", "test_results.json", "predict_results.json"),
@@ -68,9 +68,6 @@ SPLITS = ("eval_", "test_", "predict_", "validation_", "val_", "dev_", "")
 LARGEST = 1e6
 """No metric of the table is larger; what is, is no score."""
 
-MOST_BYTES = 1 << 26
-"""Bytes of a file that is read: a trainer_state.json with a hundred thousand log entries has 20 MB."""
-
 
 def stated_score(run: Path) -> Score | None:
     """Return the score that a run states of itself, or else of its best checkpoint; None where it states none."""
@@ -96,9 +93,7 @@ def _score_in(place: Path) -> Score | None:
 def _table(path: Path) -> Mapping[str, object]:
     """Return the JSON object of a file; empty where it is none."""
     try:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            return {}
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_value(path) if path.is_file() else {}
     except (ValueError, RecursionError, OSError):
         return {}
     return table if isinstance(table, dict) else {}

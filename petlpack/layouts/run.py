@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from petlpack.errors import RunError, printable
+from petlpack.errors import RefusedError, RunError, printable
 from petlpack.rules.modules import Dense, Module
+from petlpack.tensors.foreign_json import read_value
 from petlpack.tensors.safetensors_file import Header, build_header
 from petlpack.tensors.tensor import Tensor
 
@@ -99,7 +99,7 @@ _JSON_HINT = "the file is corrupt or incomplete: copy it again, or save the run 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object; raises RunError that names the file."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_value(path)
     except FileNotFoundError as error:
         raise RunError(f"'{printable(str(path))}' is missing", hint="copy the run again, or save it again") from error
     except OSError as error:
@@ -108,7 +108,11 @@ def read_json(path: Path) -> dict[str, Any]:
             hint="check its permissions, and the disk",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise RunError(f"'{printable(str(path))}' is not JSON: {printable(str(error))}", hint=_JSON_HINT) from error
+        raise RunError(
+            f"'{printable(str(path))}' is not JSON: {printable(str(error))}",
+            hint=_JSON_HINT,
+            code=error.code if isinstance(error, RefusedError) else None,
+        ) from error
     if not isinstance(table, dict):
         raise RunError(f"'{printable(str(path))}' is not a JSON object", hint=_JSON_HINT)
     return table

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
 import threading
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from petlpack.errors import BaseError, RunError, printable
 from petlpack.errors.arguments import path_of
+from petlpack.errors.foreign import errors_of_run
 from petlpack.tensors.adapted import Modules
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.file_names import is_text
+from petlpack.tensors.foreign_json import read_value
+from petlpack.tensors.pinned import watching
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
 from petlpack.tensors.views import BaseRef, View
@@ -30,7 +33,7 @@ class Base:
         self.path = path_of("base", path)
         from petlpack.tensors.components import open_model  # here, for tables need no files
 
-        try:
+        with _errors_of_base(), errors_of_run(self.path), watching() as files:
             opened = open_model(self.path, pickles=pickles)
             if opened is None:
                 raise BaseError(
@@ -38,15 +41,14 @@ class Base:
                     hint="--base takes a pretrained model's directory (with model.safetensors), or its weights file",
                     code="base-missing",
                 )
-        except RunError as error:
-            raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
-        self.tensors = opened.tensors
+        self.tensors = _tensors_of_base(opened.tensors)
         """By name; those of a component have its prefix in front, as in a run (formats/template.md)."""
         self.headers = opened.headers
         self.sources = opened.sources
         """Its weight files."""
         self.components = opened.components
         """Those of them, the last, that are none of the main weights."""
+        self._files = files.only(opened.sources)
         self._needed = "the exact checkpoint that the task was encoded against"
         self._digests: dict[str, str] = {}
         self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
@@ -90,6 +92,11 @@ class Base:
         known._views = ViewReader(known.check)
         return known
 
+    def check_unchanged(self) -> None:
+        """Raise BaseError where a weight file is no longer the one that was opened; elements are read from no other."""
+        with _errors_of_base():
+            self._files.check()
+
     def ref(self, name: str) -> BaseRef:
         """Return what this base's tensor is, digest included."""
         tensor = self.tensors[name]
@@ -132,6 +139,30 @@ class Base:
         Raises BaseError as `check`, for each tensor that the elements need.
         """
         return cast_bits(self._views.read(view, start, stop), view.dtype, dtype)
+
+
+@contextlib.contextmanager
+def _errors_of_base() -> Iterator[None]:
+    """Tell what is wrong with weight files as an error of the base."""
+    try:
+        yield
+    except RunError as error:
+        raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
+
+
+def _tensors_of_base(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors whose errors are those of a base; what is one tensor stays one."""
+    made = {id(tensor): replace(tensor, read_flat=_Reader(tensor.read_flat)) for tensor in tensors.values()}
+    return {name: made[id(tensor)] for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    read_flat: Callable[[int, int], Bits]
+
+    def __call__(self, start: int, stop: int) -> Bits:
+        with _errors_of_base():
+            return self.read_flat(start, stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,12 +233,10 @@ def _models_at(path: Path, *, pickles: bool) -> list[Base]:
     """Open a model, or the models in the directories of a directory that is none itself."""
     from petlpack.tensors.components import holds_model  # as above
 
-    try:
+    with _errors_of_base():
         if not path.is_dir() or holds_model(path):
             return [Base(path, pickles=pickles)]
         inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and holds_model(folder)]
-    except RunError as error:
-        raise BaseError(f"base: {error.message}", hint=error.hint, code=error.own_code) from error
     return [Base(folder, pickles=pickles) for folder in inside or [path]]
 
 
@@ -217,7 +246,7 @@ _HUB = "models--"
 
 def _name_in_config(directory: Path) -> str | None:
     try:
-        name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["_name_or_path"]
+        name = read_value(directory / "config.json")["_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) and name else None

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from petlpack.errors import RunError, printable
-from petlpack.tensors.content import PICKLE, READABLE, SAFETENSORS, Kind, content_of, special_file
+from petlpack.tensors.content import BAD_ZIP, PICKLE, READABLE, SAFETENSORS, Kind, content_of, special_file
 from petlpack.tensors.file_names import is_file_name
+from petlpack.tensors.foreign_json import read_small, read_value
 from petlpack.tensors.pickled import StateDict, read_state_dict
-from petlpack.tensors.safetensors_file import Header, MalformedError, build_header, file_tensor, read_header
+from petlpack.tensors.pinned import State, open_regular
+from petlpack.tensors.safetensors_file import (
+    Header,
+    MalformedError,
+    build_header,
+    file_tensor,
+    read_header,
+    read_pinned,
+)
 from petlpack.tensors.tensor import Stored, Tensor
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -75,13 +84,13 @@ def _named_weights(directory: Path) -> Path | None:
     """Return the safetensors file, or index of shards, that `transformers_weights` of a config names, if any."""
     config = directory / "config.json"
     try:
-        name = json.loads(config.read_bytes()).get("transformers_weights") if config.is_file() else None
+        name = read_value(config).get("transformers_weights") if config.is_file() else None
     except (
         OSError,
         ValueError,
         AttributeError,
         RecursionError,
-    ):  # whoever reads the config tells what is wrong with it
+    ):  # who reads it tells what is wrong
         return None
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
         return None
@@ -113,6 +122,7 @@ def _gathered(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
     A tensor without elements is legal in its own shape, `[0, 7]`: that of a matrix that was not gathered is `[0]`.
     """
+    _check_names(checkpoint, path)
     empty = [name for name, tensor in checkpoint.tensors.items() if tensor.shape == _UNGATHERED]
     weights = [name for name in empty if name.rpartition(".")[2].endswith("weight")]
     if not weights:
@@ -129,6 +139,30 @@ def _gathered(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     return replace(checkpoint, warnings=(*checkpoint.warnings, warning))
 
 
+_LONGEST_NAME = 1 << 12
+"""Characters of a tensor's name: what is told by its parts takes time that grows with their square."""
+
+_MOST_EMPTY = 10_000
+"""Tensors without an element, which take no bytes of a file, but time."""
+
+
+def _check_names(checkpoint: Checkpoint, path: Path) -> None:
+    """Raise RunError for names that are longer than any model's, and for a file of tensors without elements."""
+    longest = max(checkpoint.tensors, key=len, default="")
+    if len(longest) > _LONGEST_NAME:
+        raise RunError(
+            f"'{printable(str(path))}' has a tensor '{printable(longest[:40])}...', whose name has {len(longest):,} "
+            f"characters, at most {_LONGEST_NAME:,} are read",
+            hint="no model has such names: save it again",
+        )
+    empty = sum(not tensor.size for tensor in checkpoint.tensors.values())
+    if empty > _MOST_EMPTY:
+        raise RunError(
+            f"'{printable(str(path))}' has {empty:,} tensors without an element, at most {_MOST_EMPTY:,} are read",
+            hint="no model has as many: save it again",
+        )
+
+
 def within(checkpoint: Checkpoint, folder: PurePosixPath) -> Checkpoint:
     """Return a checkpoint whose files, where they come back under their own names, stand in a folder of the run."""
     own = {source.name for source in checkpoint.sources}
@@ -141,7 +175,7 @@ def _open_one(path: Path) -> Checkpoint:
         refuse_other_content(path)
         if path.suffix in PICKLED:
             return _open_pickled(path)
-        header = read_header(path)
+        header, pin = read_pinned(path)
     except OSError as error:
         raise _unread(path, error) from error
     except MalformedError as error:
@@ -150,7 +184,7 @@ def _open_one(path: Path) -> Checkpoint:
             hint="the file is corrupt or incomplete: copy it again, or use another checkpoint",
             code=error.code,
         ) from error
-    tensors = {name: file_tensor(path, header, name) for name in header.entries}
+    tensors = {name: file_tensor(pin, header, name) for name in header.entries}
     return Checkpoint({path.name: header}, tensors, (path,))
 
 
@@ -193,7 +227,7 @@ _INDEX_HINT = "an index maps each tensor to a shard next to it: copy it again, o
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_value(index)["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"'{printable(str(index))}' is not a valid shard index: {error!r}", hint=_INDEX_HINT) from error
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
@@ -289,23 +323,28 @@ def name_text(path: Path) -> bytes:
     file that is neither. Every layout asks for the same file, which is read once.
     """
     try:
-        status = path.stat()
-        return _name_text(path, status.st_ino, status.st_mtime_ns, status.st_size)
-    except (MalformedError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return _name_text(path, State.of(path.stat()))
+    except (MalformedError, OSError, *BAD_ZIP):
         return b""
 
 
 @functools.lru_cache(maxsize=4)  # few, for the text of a pickle may be of MOST_NAMES
-def _name_text(path: Path, _inode: int, _mtime_ns: int, _size: int) -> bytes:
+def _name_text(path: Path, _state: State) -> bytes:
     """Read the text of a file in one state of it; what is raised is not remembered."""
     if path.suffix == ".safetensors":
         return read_header(path).text.encode()
     if path.suffix == ".json":  # an index of shards
-        return path.read_bytes()
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            return file.read(MOST_NAMES)
-    with zipfile.ZipFile(path) as archive:
+        return read_small(path)
+    with open_regular(path) as file:
+        return _pickle_text(file)
+
+
+def _pickle_text(file: BinaryIO) -> bytes:
+    """Return the pickle of what torch saved, of one that is no archive its beginning."""
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        return file.read(MOST_NAMES)
+    with zipfile.ZipFile(file) as archive:
         inside = next((name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"), None)
         if inside is None:
             return b""

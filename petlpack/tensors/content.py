@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import re
-import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from petlpack.tensors.pinned import open_regular, special_kind
 from petlpack.tensors.safetensors_file import MAX_HEADER
 
 
@@ -225,7 +227,7 @@ LARGEST_TEXT = 1 << 16
 
 def content_of(path: Path) -> Kind | None:
     """Return what a file is by its first bytes; None where they say nothing. Raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return SAFETENSORS
@@ -244,18 +246,22 @@ def content_of(path: Path) -> Kind | None:
 
 def pointer_of(path: Path) -> Kind | None:
     """Return what a file is that only stands for another one, told by its first bytes; raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_POINTER_HEAD)
     starts = ((kind, start) for kind in POINTERS for _, start in kind.starts)
     return next((kind for kind, start in starts if head.startswith(start)), None)
 
 
+BAD_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError, ValueError)
+"""What reading an archive raises where it is none: also for names that say that they are UTF-8, and are not."""
+
+
 def _inside_zip(path: Path) -> Kind | None:
     """Return what a zip archive holds: torch, Keras and NumPy save one; None for one that was cut."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except BAD_ZIP:
         return None
     if "constants.pkl" in names:
         return TORCHSCRIPT
@@ -302,15 +308,6 @@ def _each_name(path: Path) -> Iterator[str]:
             yield from (f"{entry.name}/{inside.name}" for inside in sorted(entry.iterdir()))
 
 
-_SPECIAL = (
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-
-
 def special_file(path: Path) -> str | None:
     """Return what a path is that is neither file nor directory; None for these. Raises OSError, nothing is opened."""
-    mode = path.stat().st_mode
-    return next((what for test, what in _SPECIAL if test(mode)), None)
+    return special_kind(path.stat().st_mode)

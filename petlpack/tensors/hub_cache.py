@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from petlpack.errors import RunError, printable
+from petlpack.errors import RefusedError, RunError, printable
+from petlpack.tensors.foreign_json import read_small
 
 _FOLDER = re.compile(r"models--(?P<name>.+)")
 
@@ -20,7 +21,7 @@ def snapshot_of(path: Path) -> Path:
     if not _FOLDER.fullmatch(_own_name(path)) or not snapshots.is_dir():
         return path
     main = path / "refs" / "main"
-    revision = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
+    revision = _text_of(main) if main.is_file() else ""
     there = sorted(entry.name for entry in snapshots.iterdir() if entry.is_dir())
     if revision in there:
         return snapshots / revision
@@ -33,6 +34,14 @@ def snapshot_of(path: Path) -> Path:
         f"'{shown}' has {len(there)} snapshots, and none of them is the branch main's",
         hint=f"pass one of them: {', '.join(printable(str(snapshots / name)) for name in there[:3])}",
     )
+
+
+def _text_of(main: Path) -> str:
+    """Return the revision that a file of `refs` names; one that is too large for one names none."""
+    try:
+        return read_small(main).decode("utf-8", errors="replace").strip()
+    except RefusedError:
+        return ""
 
 
 def cached_name(path: Path) -> str | None:

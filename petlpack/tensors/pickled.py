@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from petlpack.errors import RunError, printable
-from petlpack.tensors.dtypes import DTYPES, Bits
+from petlpack.tensors.dtypes import DTYPES, Bits, DType
+from petlpack.tensors.pinned import Pin, open_regular, pin_of
+from petlpack.tensors.safetensors_file import Flat
 from petlpack.tensors.tensor import Stored, Tensor, stored_as
+from petlpack.tensors.torch_archive import Archive, Strided, archive_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,31 +61,80 @@ def read_state_dict(path: Path, *keys: str) -> StateDict:
     Nothing but tensors is loaded, and no code in the file runs. What is beside the state dict, and entries of it that
     are None or empty, are left out with a warning. Raises RunError that names the file, and what in it is no tensor.
     """
-    state, beside, under = _find_state(_load(path), path, keys)
-    tensors = {name: value for name, value in state.items() if _is_tensor(value)}
+    saved = _read(path, keys)
+    tensors, beside, under = saved.tensors, saved.beside, saved.under
     warnings = []
     if under:
         others = f"; left out beside it: {_some(beside)}" if beside else ""
         warnings.append(f"'{path.name}' has its state dict under '{printable('.'.join(under))}'{others}")
-    if empty := [name for name in state if name not in tensors]:
-        warnings.append(f"'{path.name}': left out entries that are None or empty: {_some(empty)}")
-    stored = {name: _stored(value, name, path) for name, value in tensors.items()}
+    if saved.empty:
+        warnings.append(f"'{path.name}': left out entries that are None or empty: {_some(saved.empty)}")
+    stored = {name: _stored(value, name, saved) for name, value in tensors.items()}
+    _check_expanded(tensors, path, saved.pin.state.nbytes)
     made: dict[object, Tensor] = {}
     for name, value in tensors.items():
-        made.setdefault(_place(value, name), _tensor(value, stored[name]))
+        made.setdefault(_place(value, name), _tensor(value, stored[name], saved))
     return StateDict({name: made[_place(value, name)] for name, value in tensors.items()}, stored, tuple(warnings))
 
 
 def _place(value: torch.Tensor, name: str) -> object:
-    """Return what two names of one tensor have in common: memory, and how it is read. Nothing is one with no other."""
+    """Return what two names of one tensor have in common: its place in the file, or in memory, and how it is read.
+
+    Nothing is one with no other.
+    """
     if not value.numel():
         return name
     form = value.dtype, value.shape, value.stride(), value.is_conj(), value.is_neg()
-    return value.untyped_storage().data_ptr(), value.storage_offset(), form
+    storage = value.untyped_storage()
+    return getattr(storage, "_checkpoint_offset", None), storage.data_ptr(), value.storage_offset(), form
 
 
-def _load(path: Path) -> object:
-    """Read what torch saved by torch's weights-only reader, which runs no code from the file."""
+@dataclass(frozen=True)
+class _Saved:
+    """What a file holds: the tensors of its state dict, what is beside it and where it stands, and its empty entries.
+
+    With an archive the tensors have no elements, which are read from the file; else all of them are in memory.
+    """
+
+    pin: Pin
+    archive: Archive | None
+    tensors: Mapping[str, torch.Tensor]
+    beside: list[str]
+    under: list[str]
+    empty: list[str]
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> _Saved:
+    """Read a state dict without its elements where that can be, else with all of them; nothing is mapped."""
+    with open_regular(path) as file:
+        pin = pin_of(path, file)
+        archive = archive_of(file, pin)
+        if archive is not None and archive.in_order:
+            with contextlib.suppress(_NotPlacedError):
+                return _found(_load(file, path, "meta"), pin, archive, keys)
+        saved = _found(_load(file, path, "cpu"), pin, None, keys)
+    pin.check()
+    return saved
+
+
+class _NotPlacedError(Exception):
+    """Torch does not say where in the file the elements of a tensor are: it has to read them."""
+
+
+def _found(loaded: object, pin: Pin, archive: Archive | None, keys: tuple[str, ...]) -> _Saved:
+    """Return the state dict in what was loaded; raises _NotPlacedError where the archive does not place a tensor."""
+    state, beside, under = _find_state(loaded, pin.path, keys)
+    tensors = {name: value for name, value in state.items() if _is_tensor(value)}
+    if archive is not None and any(archive.place_of(value) is None for value in tensors.values()):
+        raise _NotPlacedError
+    return _Saved(pin, archive, tensors, beside, under, [name for name in state if name not in tensors])
+
+
+def _load(file: BinaryIO, path: Path, device: str) -> object:
+    """Read what torch saved by torch's weights-only reader, which runs no code from the file.
+
+    On the device `meta` no elements are read; what cannot be read so is _NotPlacedError.
+    """
     try:
         import torch
     except ImportError as error:
@@ -89,11 +142,14 @@ def _load(path: Path) -> object:
             f"'{printable(str(path))}' is a pickled state dict, but torch is not installed",
             hint="pip install 'petlpack[torch]' torch==2.13.0, or save the run as safetensors",
         ) from error
+    file.seek(0)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(file, map_location=device, weights_only=True)
     except PermissionError:
         raise
     except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
+        if device == "meta":
+            raise _NotPlacedError from error
         cut = is_cut(path)
         what = "truncated" if cut else f"not a plain state dict: {printable(_reason(error))}"
         raise RunError(
@@ -108,8 +164,8 @@ def _load(path: Path) -> object:
 def is_cut(path: Path) -> bool:
     """Tell whether a file begins as the archives do that torch saves, and does not end as one; reads no pickle."""
     try:
-        with path.open("rb") as file:
-            return file.read(2) == b"PK" and not zipfile.is_zipfile(path)
+        with open_regular(path) as file:
+            return file.read(2) == b"PK" and not zipfile.is_zipfile(file)
     except OSError:
         return False
 
@@ -179,6 +235,8 @@ def _checked(loaded: object, path: Path) -> Mapping[str, object]:
             raise RunError(
                 f"'{shown}' is not a state dict of named tensors: it has an entry {printable(repr(name))}", hint=hint
             )
+        if not _is_utf8(name):
+            raise RunError(f"'{shown}' has an entry '{printable(name)}', which is no text in UTF-8", hint=hint)
         if not _is_tensor(value) and not _is_nothing(value):
             raise RunError(
                 f"'{shown}' is not a state dict of named tensors: entry '{printable(name)}' is a "
@@ -196,6 +254,15 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
+def _is_utf8(name: str) -> bool:
+    """Tell whether a name can stand in a header: half of a character has no bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_nothing(value: object) -> bool:
     """Tell whether an entry holds nothing: None, or an empty text, list, set or dictionary."""
     return value is None or (isinstance(value, (str, bytes, bytearray, list, tuple, set, dict)) and not value)
@@ -206,34 +273,86 @@ def _some(names: list[str]) -> str:
     return ", ".join(f"'{printable(name)}'" for name in names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _stored(value: torch.Tensor, name: str, path: Path) -> Stored:
+def _stored(value: torch.Tensor, name: str, saved: _Saved) -> Stored:
     """Return how a header says what a tensor is; raises RunError for one that has no bytes of its own."""
     import torch
 
-    dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    device = "cpu" if saved.archive is None else "meta"
+    dense = value.layout == torch.strided and value.device.type == device and not value.is_quantized
     stored = stored_as(value.dtype, tuple(value.shape)) if dense else None
     if stored is None:
         raise RunError(
-            f"'{printable(str(path))}' has an unsupported tensor '{printable(name)}': "
+            f"'{printable(str(saved.pin.path))}' has an unsupported tensor '{printable(name)}': "
             f"{value.device.type} {value.layout} {value.dtype}",
             hint="only dense CPU tensors can be stored: make it dense (`to_dense`, `dequantize`), and save again",
         )
     return stored
 
 
-def _tensor(value: torch.Tensor, stored: Stored) -> Tensor:
-    """Wrap a torch tensor, whose memory stays mapped to its file until a piece is read."""
+_MOST_EXPANDED = 1 << 26
+"""Bytes of a tensor that may be more than those of the storage that its strides go over."""
+
+_MOST_VIEWED = 16
+"""Bytes of all tensors for each of the file: a few that overlap are as they were meant."""
+
+
+def _check_expanded(tensors: Mapping[str, torch.Tensor], path: Path, nbytes: int) -> None:
+    """Raise RunError for tensors that repeat their elements so often that they are no weights, but a bomb."""
+    repeated = {name: value for name, value in tensors.items() if _nbytes(value) > value.untyped_storage().nbytes()}
+    whole = sum(map(_nbytes, repeated.values()))
+    read = sum({_place(value, name): _nbytes(value) for name, value in tensors.items()}.values())
+    if whole <= _MOST_EXPANDED < read - _MOST_VIEWED * nbytes:
+        raise RunError(
+            f"'{printable(str(path))}' has tensors of {read:,} bytes, many times the {nbytes:,} of the file: they are "
+            "views of one another",
+            hint="save them with their elements written out (`clone`), preferably as safetensors",
+            code="archive-limit",
+        )
+    if whole > _MOST_EXPANDED:
+        name = max(repeated, key=lambda name: _nbytes(repeated[name]))
+        raise RunError(
+            f"'{printable(str(path))}' has a tensor '{printable(name)}' of {_nbytes(repeated[name]):,} bytes, in a "
+            f"storage of {repeated[name].untyped_storage().nbytes():,}: it repeats its elements",
+            hint="save it with its elements written out (`clone`), preferably as safetensors",
+            code="archive-limit",
+        )
+
+
+def _nbytes(value: torch.Tensor) -> int:
+    return int(value.numel() * value.element_size())
+
+
+def _tensor(value: torch.Tensor, stored: Stored, saved: _Saved) -> Tensor:
+    """Wrap a torch tensor: of one without elements they are read from the file, piece by piece."""
+    known = DTYPES.get(stored.dtype)
+    if saved.archive is None:
+        return _in_memory(value, known, saved.pin)
+    start = saved.archive.place_of(value)
+    assert start is not None, "tensors that are not placed are read with their elements"
+    read = Strided(saved.pin, start, tuple(value.shape), value.stride(), value.element_size(), value.is_contiguous())
+    if known is None:
+        if not read.contiguous:
+            return _in_bytes(read.octets(0, value.numel()))
+        return Tensor(DTYPES["U8"], (_nbytes(value),), Flat(saved.pin, start, DTYPES["U8"]))
+    return Tensor(known, tuple(value.shape), lambda start, stop: read.octets(start, stop).view(known.bits))
+
+
+def _in_memory(value: torch.Tensor, known: DType | None, pin: Pin) -> Tensor:
+    """Wrap a torch tensor whose elements are in memory; they are refused, too, where the file is another by then."""
     import torch
 
     flat = value.detach().resolve_conj().resolve_neg()
-    known = DTYPES.get(stored.dtype)
     if known is None:
-        octets = flat.contiguous().reshape(-1).view(torch.uint8)
-        return Tensor(DTYPES["U8"], (octets.numel(),), lambda start, stop: octets[start:stop].numpy())
+        return _in_bytes(flat.contiguous().reshape(-1).view(torch.uint8).numpy())
 
     def read_flat(start: int, stop: int) -> Bits:
+        pin.check()
         piece = flat.reshape(-1)[start:stop].contiguous()
         bits: Bits = piece.view(torch.uint8).numpy().view(known.bits)
         return bits
 
     return Tensor(known, tuple(value.shape), read_flat)
+
+
+def _in_bytes(octets: Bits) -> Tensor:
+    return Tensor.of(octets, DTYPES["U8"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from petlpack.errors import RunError, printable
 from petlpack.tensors.checkpoint import PICKLED, find_weights
 from petlpack.tensors.content import called
+from petlpack.tensors.foreign_json import read_value
 from petlpack.tensors.hub_cache import snapshot_of
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -35,7 +35,7 @@ def best_checkpoint(path: Path) -> str | None:
     """Return the name of the checkpoint that a run calls its best, if it says so; what cannot be read says nothing."""
     for place in (path, *checkpoints(path)[:1]):
         try:
-            best = json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+            best = read_value(place / "trainer_state.json")["best_model_checkpoint"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(best, str) and best:

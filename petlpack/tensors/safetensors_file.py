@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
-import numpy as np
-
-from petlpack.errors import PetlpackError, printable, reason
+from petlpack.errors import PetlpackError, RefusedError, printable, reason
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
+from petlpack.tensors.foreign_json import check_values
+from petlpack.tensors.pinned import Pin, open_regular, pin_of
 from petlpack.tensors.strict_json import decode_once
 from petlpack.tensors.tensor import Tensor, as_bytes
 
 MAX_HEADER = 100_000_000
 """The safetensors format's own limit on the JSON header, in bytes."""
+
+MOST_VALUES = 3_000_000
+"""Values in the header of a file that others wrote: those of 250,000 matrices, more than the largest models have."""
 
 MAX_RANK = 64
 """Dimensions of a tensor: as many as numpy and torch can hold."""
@@ -97,12 +100,26 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file; raises MalformedError, or OSError where it cannot be read."""
-    with path.open("rb") as file:
-        return read_header_of(file, path)
+    return read_pinned(path)[0]
 
 
-def read_header_of(file: BinaryIO, path: Path) -> Header:
-    """Read and check the header of an opened safetensors file, which `path` names in messages."""
+def read_pinned(path: Path) -> tuple[Header, Pin]:
+    """Read and check the header as `read_header`; the file is pinned in the state in which it was read."""
+    with open_regular(path) as file:
+        pin = pin_of(path, file)
+        try:
+            header = read_header_of(file, path, MOST_VALUES)
+        except RefusedError as error:
+            raise _malformed(path, f"has a header that is too much: {error}", code=error.code) from None
+    pin.check()
+    return header, pin
+
+
+def read_header_of(file: BinaryIO, path: Path, most_values: int | None = None) -> Header:
+    """Read and check the header of an opened safetensors file, which `path` names in messages.
+
+    Raises MalformedError, and RefusedError (`json-limit`) for a header of more values, which is not parsed.
+    """
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     if len(prefix) < 8:
@@ -114,8 +131,11 @@ def read_header_of(file: BinaryIO, path: Path) -> Header:
             f"declares a header of {length:,} bytes, expected at most {min(MAX_HEADER, size - 8):,}",
             code="header-size",
         )
+    text = file.read(length)
+    if most_values is not None:
+        check_values(text, most_values)
     try:
-        header = parse_header(file.read(length))
+        header = parse_header(text)
     except MalformedError as error:
         raise _malformed(path, error.message, code=error.code) from None
     if header.file_size != size:
@@ -171,26 +191,24 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
                 file.write(as_bytes(piece))
 
 
-def file_tensor(path: Path, header: Header, name: str) -> Tensor:
+def file_tensor(pin: Pin, header: Header, name: str) -> Tensor:
     """Return one tensor of a safetensors file, read on demand. A dtype we do not know is its bytes, as U8."""
     entry = header.entries[name]
-    return Tensor(entry.held_as, entry.held_shape, _Reader(path, header.data_start + entry.start, entry.held_as))
+    return Tensor(entry.held_as, entry.held_shape, Flat(pin, header.data_start + entry.start, entry.held_as))
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads flat elements of one tensor from a file."""
+class Flat:
+    """Reads flat elements that follow each other in a file; raises RunError where it is no longer what was opened."""
 
-    path: Path
+    pin: Pin
     offset: int
     dtype: DType
 
     def __call__(self, start: int, stop: int) -> Bits:
-        offset = self.offset + start * self.dtype.itemsize
-        bits: Bits = np.fromfile(self.path, self.dtype.bits, stop - start, offset=offset)
-        if len(bits) != stop - start:
-            raise _malformed(self.path, "was truncated while it was being read", code="file-size")
-        return bits
+        """Read the elements from `start` to `stop`."""
+        size = self.dtype.itemsize
+        return self.pin.read(self.offset + start * size, (stop - start) * size).view(self.dtype.bits)
 
 
 def _malformed(path: Path, what: str, *, code: str) -> MalformedError:
@@ -230,7 +248,7 @@ def _entry(row: object) -> Entry:
             f"shape {shape} of {dtype} does not take {stop - start:,} bytes, as its data_offsets say",
             code="header-fields",
         )
-    if math.prod(filter(None, shape)) >= 2**63:
+    if math.prod(filter(None, shape)) * DTYPES.get(dtype, DTYPES["U8"]).itemsize >= 2**63:
         raise MalformedError(f"shape {shape} is too large for an array", code="header-fields")
     return Entry(dtype, tuple(shape), start, stop)
 

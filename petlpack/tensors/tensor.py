@@ -80,7 +80,14 @@ class Stored:
         shape = self.shape
         if self.dtype == _PAIRS and shape:
             shape = (*shape[:-1], shape[-1] // 2)
-        return torch.from_numpy(octets).view(dtype).reshape(shape)
+        try:
+            return torch.from_numpy(octets).view(dtype).reshape(shape)
+        except RuntimeError as error:  # pairs that no last size makes, or a size beyond what torch counts
+            raise UnknownFormatError(
+                f"torch {torch.__version__} has no {printable(self.dtype)} tensor of shape {list(self.shape)}",
+                hint="`decode` writes it back unchanged",
+                code="dtype-unknown",
+            ) from error
 
 
 def stored_as(dtype: torch.dtype, shape: tuple[int, ...]) -> Stored:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import petlpack
 from petlpack import coding, container, errors
@@ -126,6 +128,31 @@ def file_link(place: Path, patch: pytest.MonkeyPatch) -> None:
     raise petlpack.stats(place).inventory.damaged["task"]
 
 
+def file_special(place: Path, patch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(place / "task.petl.safetensors")
+    container.read(place / "task.petl.safetensors")
+
+
+def file_changed(place: Path, patch: pytest.MonkeyPatch) -> None:
+    run, base = write_pair(place)
+    petlpack.encode(run, place / "p", base, task="task")
+    kept = Base(base)
+    os.utime(base / "model.safetensors", ns=(0, 0))
+    petlpack.open(place / "p")["task"].load(kept)
+
+
+def json_limit(place: Path, patch: pytest.MonkeyPatch) -> None:
+    run, base = write_pair(place)
+    (run / "config.json").write_text('{"a": ' + "[" * 300 + "]" * 300 + "}")
+    petlpack.encode(run, place / "p", base, task="task")
+
+
+def archive_limit(place: Path, patch: pytest.MonkeyPatch) -> None:
+    (place / "run").mkdir()
+    torch.save({"weight": torch.zeros(1).expand(1 << 30)}, place / "run" / "pytorch_model.bin")
+    petlpack.encode(place / "run", place / "p", codec="plain")
+
+
 def base_is_run(place: Path, patch: pytest.MonkeyPatch) -> None:
     run, _ = write_pair(place)
     petlpack.encode(run, place / "p", run)
@@ -159,7 +186,8 @@ def run_differs(place: Path, patch: pytest.MonkeyPatch) -> None:
 SHOWN: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     one.__name__.replace("_", "-"): one
     for one in (
-        *(file_unreadable, file_replaced, file_link),
+        *(file_unreadable, file_replaced, file_special, file_changed, file_link),
+        *(json_limit, archive_limit),
         *(base_is_run, base_fits_none, section_decode, run_differs),
     )
 }

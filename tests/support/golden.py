@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from petlpack.errors import BaseError, DamageError, PetlpackError, UnknownFormatError, UsageError
+from petlpack.errors import BaseError, DamageError, PetlpackError, RunError, UnknownFormatError, UsageError
 from tools.vectors import vectors
 
 ALL = vectors()
@@ -12,4 +12,5 @@ ERRORS: dict[str, tuple[type[PetlpackError], int]] = {
     "base": (BaseError, 5),
     "unknown": (UnknownFormatError, 7),
     "usage": (UsageError, 2),
+    "run": (RunError, 1),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -81,6 +82,10 @@ def given_roots(paths: object) -> list[Path]:
             path.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise UsageError(f"no run at '{printable(str(path))}'", hint=PATH_HINT) from error
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise UsageError(f"'{printable(str(path))}' is a link to itself", hint=PATH_HINT) from error
         real = path.resolve()
         _refuse_part_of_pack(path, real)
         resolved.setdefault(real, path)

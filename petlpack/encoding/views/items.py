@@ -11,7 +11,7 @@ from functools import lru_cache
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.views import Shape, View
 
-_NUMBER = re.compile(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])[0-9]{1,18}(?![A-Za-z0-9])")
 
 MOST_POOL = 64
 """Items of one shape and place that are compared with a tensor: those whose names are most like its own."""

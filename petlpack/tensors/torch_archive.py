@@ -1,0 +1,126 @@
+"""The archive that torch saves: where in the file each storage stands, and bounds on what reading it can cost.
+
+Tensors are rebuilt without their elements, and these are read from the file when they are asked for: nothing is mapped,
+and no more is in memory than is asked for.
+"""
+
+from __future__ import annotations
+
+import bisect
+import sys
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petlpack.errors import RunError, printable
+from petlpack.tensors.content import BAD_ZIP
+from petlpack.tensors.pinned import Pin
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_RECORDS = 1 << 18
+"""Storages of a file: more than the largest models have tensors."""
+
+_PICKLE_BYTES = 1 << 20, 1 << 11
+"""Bytes of the pickle by itself, and for each storage: one tensor's row takes about 200, and torch reads a few million
+a second."""
+
+Octets = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a zip archive says of its records."""
+
+    rows: tuple[zipfile.ZipInfo, ...]
+    in_order: bool
+    """Whether its numbers are of this machine's byte order."""
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [row.header_offset for row in self.rows]
+
+    def place_of(self, tensor: torch.Tensor) -> int | None:
+        """Return where in the file the first element of a tensor stands, all of which stand in one record of it.
+
+        None where torch does not say so, or the tensor is more than strides over a storage.
+        """
+        if str(tensor.layout) != "torch.strided" or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+            return None
+        start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        if start is None or tensor.device.type != "meta":
+            return None
+        row = self.rows[bisect.bisect_right(self._starts, start) - 1]
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
+        if tensor.numel() and (last + 1) * tensor.element_size() > row.file_size:
+            return None
+        return int(start + tensor.storage_offset() * tensor.element_size())
+
+
+def archive_of(file: BinaryIO, pin: Pin) -> Archive | None:
+    """Return the records of an opened file; None where it is no zip archive. Raises RunError for one that is a bomb."""
+    try:
+        if not zipfile.is_zipfile(file):
+            return None
+        with zipfile.ZipFile(file) as archive:
+            rows = sorted(archive.infolist(), key=lambda row: row.header_offset)
+            _check_rows(rows, pin)
+            order = next((row for row in rows if row.filename.rpartition("/")[2] == "byteorder"), None)
+            in_order = order is None or archive.read(order) == sys.byteorder.encode()
+    except BAD_ZIP:
+        return None
+    return Archive(tuple(rows), in_order)
+
+
+def _check_rows(rows: list[zipfile.ZipInfo], pin: Pin) -> None:
+    """Raise RunError where reading the records takes more than the file explains: they overlap, or are compressed."""
+    whole = sum(row.file_size for row in rows)
+    if whole > pin.state.nbytes:
+        raise _bomb(pin, f"its records are {whole:,} bytes, more than the {pin.state.nbytes:,} of the file")
+    if len(rows) > MOST_RECORDS:
+        raise _bomb(pin, f"it has {len(rows):,} records, at most {MOST_RECORDS:,} are read")
+    most = _PICKLE_BYTES[0] + _PICKLE_BYTES[1] * len(rows)
+    pickle = next((row for row in rows if row.filename.rpartition("/")[2] == "data.pkl"), None)
+    if pickle is not None and pickle.file_size > most:
+        raise _bomb(
+            pin, f"its pickle is {pickle.file_size:,} bytes, of {len(rows):,} records at most {most:,} are read"
+        )
+
+
+def _bomb(pin: Pin, what: str) -> RunError:
+    return RunError(
+        f"'{printable(str(pin.path))}' is no archive as torch saves one: {what}",
+        hint="save the state dict again, preferably as safetensors",
+        code="archive-limit",
+    )
+
+
+@dataclass(frozen=True)
+class Strided:
+    """Reads flat elements of a tensor that torch saved, in the order of its own, from the file."""
+
+    pin: Pin
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+    contiguous: bool
+
+    def octets(self, start: int, stop: int) -> Octets:
+        """Return the bytes of flat elements; raises RunError where the file is no longer what was opened."""
+        if self.contiguous or stop <= start:
+            return self.pin.read(self.start + start * self.itemsize, max(0, stop - start) * self.itemsize)
+        flat, places = np.arange(start, stop, dtype=np.int64), np.zeros(stop - start, np.int64)
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            places += flat % size * stride
+            flat //= size
+        first, last = int(places.min()), int(places.max())
+        read = self.pin.read(self.start + first * self.itemsize, (last + 1 - first) * self.itemsize)
+        taken: Octets = read.reshape(-1, self.itemsize)[places - first].reshape(-1)
+        return taken
