@@ -156,11 +156,73 @@ def run_differs(place: Path, patch: pytest.MonkeyPatch) -> None:
         raise found.error
 
 
+def pack_directory(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["plain-lora"], place)
+    (place / "shared").rename(place / "elsewhere")
+    (place / "shared").symlink_to(place / "elsewhere")
+    petlpack.open(place)
+
+
+def pack_lock(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["plain-lora"], place)
+    (place / "victim").write_bytes(b"precious")
+    (place / ".lock").symlink_to(place / "victim")
+    petlpack.open(place).remove("task")
+
+
+def lock_unsupported(place: Path, patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    write_pack(BY_ID["plain-lora"], place)
+    patch.setattr("filelock.FileLock.acquire", fail)
+    petlpack.open(place).remove("task")
+
+
+def _sealed(place: Path) -> Path:
+    write_pack(BY_ID["plain-lora"], place)
+    petlpack.seal(place)
+    return place / "tasks" / "task.petl.safetensors"
+
+
+def _raise_of_seal(place: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("petlpack.checking.seal._PATIENCE", 0.0)
+    for found in petlpack.verify(place):
+        if found.error is not None:
+            raise found.error
+
+
+def sealed_missing(place: Path, patch: pytest.MonkeyPatch) -> None:
+    _sealed(place).unlink()
+    _raise_of_seal(place, patch)
+
+
+def sealed_changed(place: Path, patch: pytest.MonkeyPatch) -> None:
+    _sealed(place)
+    (place / "pack.json").write_bytes(b'{"format":"petlpack","version":1}')
+    _raise_of_seal(place, patch)
+
+
+def sealed_foreign(place: Path, patch: pytest.MonkeyPatch) -> None:
+    task = _sealed(place)
+    task.with_name("other.petl.safetensors").write_bytes(task.read_bytes())
+    _raise_of_seal(place, patch)
+
+
+def sealed_stale(place: Path, patch: pytest.MonkeyPatch) -> None:
+    _sealed(place)
+    text = (place / "inventory.json").read_text()
+    (place / "inventory.json").write_text(text.replace('"stale":false', '"stale":true'))
+    _raise_of_seal(place, patch)
+
+
 SHOWN: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     one.__name__.replace("_", "-"): one
     for one in (
         *(file_unreadable, file_replaced, file_link),
         *(base_is_run, base_fits_none, section_decode, run_differs),
+        *(pack_directory, pack_lock, lock_unsupported),
+        *(sealed_missing, sealed_changed, sealed_foreign, sealed_stale),
     )
 }
 
