@@ -18,7 +18,7 @@ from petlpack_cli.output.sizes import count, size
 @click.option("--dry-run", is_flag=True, help="Delete nothing, only show what would be deleted.")
 @click.option("--all", "everything", is_flag=True, help="Delete also parts that no task of this pack gave up.")
 def run(out: Output, pack: Path, dry_run: bool, everything: bool) -> None:
-    """Delete shared parts that removed or replaced tasks gave up and no task uses, and what killed writers left.
+    """Delete shared parts that removed tasks gave up, or replaced ones, and no task uses; and what killed writers left.
 
     Other parts that no task uses may belong to tasks that are still to be copied: they are named, and stay without
     --all. Nothing is deleted while a task of the pack cannot be read: what it needs is then unknown.

@@ -14,10 +14,11 @@ from petlpack_cli.output.sizes import count, size
 @command("seal", "petlpack seal glue.pack", "petlpack seal glue.pack -q > glue.sha256")
 @pack_argument()
 def run(out: Output, pack: Path) -> None:
-    """Write down every file of a pack with its size and sha256, in inventory.json, and one digest of all.
+    """Write down every file of a pack, and one digest of all.
 
-    From then on verify tells which files are missing, changed or foreign. Commands that change the pack keep it up to
-    date. Keep the digest elsewhere, or sign it, to tell a pack that somebody replaced as a whole.
+    Each file stands in inventory.json with its size and sha256. From then on verify tells which files are missing,
+    changed or foreign. Commands that change the pack keep it up to date. Keep the digest elsewhere, or sign it, to tell
+    a pack that somebody replaced as a whole.
     """
     with naming(pack):
         sealed = petlpack.seal(pack)

@@ -88,7 +88,8 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
     for finding in findings.checked:
         for note in finding.notes:
-            out.line(f"{_kind(finding).capitalize()} '{finding.name}': {note}.")
+            about = "Seal" if finding.kind == "sealed" else f"{_kind(finding).capitalize()} '{finding.name}'"
+            out.line(f"{about}: {note}.")
     errors = [(f.depth, f.error.code) for f in findings.checked if isinstance(f.error, petlpack.BaseError)]
     missing = sum(code == "base-missing" for _, code in errors)
     decoded = sum(depth == "decoded" for depth, _ in errors)

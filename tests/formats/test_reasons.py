@@ -26,7 +26,7 @@ from tools.write_vectors import write_pack
 LIBRARY = Path(petlpack.__file__).parent
 PAGE = (FORMATS / "reasons.md").read_text(encoding="utf-8")
 REASONS = dict(re.findall(r"^\| `([a-z0-9-]+)` \| ([a-z]+ \([0-9]\)) \| .+ \|$", PAGE, re.MULTILINE))
-CLASSES = {name: f"{name} ({exit_code})" for name, (_, exit_code) in ERRORS.items()}
+CLASSES = {"error": "error (1)"} | {name: f"{name} ({exit_code})" for name, (_, exit_code) in ERRORS.items()}
 DEFAULTS = {
     (one.default_code, one.exit_code, one.__name__)
     for one in vars(errors).values()

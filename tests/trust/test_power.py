@@ -1,0 +1,195 @@
+"""Power cuts: whatever the disk has of what was not synced, a task that was reported is there, and nothing is half."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import petlpack
+from petlpack.store import Store
+from tests.support.places import SMALL, Place
+from tests.support.power import Node, PowerLog, cut, freeze
+from tests.support.sampling import Sample
+from tests.support.small_runs import make_pair, write_run
+
+MOODS = ("least", "most", *["any"] * 8)
+
+
+@dataclass
+class Script:
+    """What is done to a pack, one step after another, and what the disk may hold at every moment of it."""
+
+    place: Place
+    root: Path
+    moments: list[tuple[Node, dict[str, str | None], dict[str, set[str | None]]]] = field(default_factory=list)
+    """A tree; the runs of the tasks that were reported; and what a step under way may make of a task."""
+    reported: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def pack(self) -> Path:
+        """The pack, in a directory that is not there yet, either."""
+        return self.root / "new" / "pack"
+
+    def steps(self) -> list[tuple[str, str | None, Callable[[], object]]]:
+        """The steps: a task, the run that it becomes (None: it goes; the task "": no task changes), and the call."""
+        base, runs = self.place.base, {name: self.place.root / name for name in ("run", "second", "third")}
+
+        def encode(run: str, task: str, replace: bool = False) -> Callable[[], object]:
+            return lambda: petlpack.encode(runs[run], self.pack, base, task=task, codec="ulp", replace=replace, jobs=1)
+
+        return [
+            ("a", "run", encode("run", "a")),
+            ("b", "second", encode("second", "b")),
+            ("a", "third", encode("third", "a", replace=True)),
+            ("", None, lambda: petlpack.gc(self.pack)),
+            ("", None, lambda: petlpack.seal(self.pack)),
+            ("c", "run", encode("run", "c")),
+            ("b", None, lambda: petlpack.remove(self.pack, "b")),
+            ("", None, lambda: petlpack.gc(self.pack)),
+            ("b", "run", encode("run", "b")),
+        ]
+
+    def run(self, log: PowerLog) -> None:
+        """Do every step, and note the tree at every look."""
+        for task, becomes, call in self.steps():
+            under_way = {task: {self.reported.get(task), becomes}} if task else {}
+            self.note(log, under_way)
+            call()
+            if task:
+                self.reported[task] = becomes
+            self.note(log, {})
+
+    def note(self, log: PowerLog, under_way: dict[str, set[str | None]]) -> None:
+        """Note a tree, and from then on one at every change that is seen."""
+        real = PowerLog.look.__get__(log)
+
+        def look() -> None:
+            real()
+            self.moments.append((freeze(log.top), dict(self.reported), under_way))
+
+        log.look = look  # type: ignore[method-assign]
+        look()
+
+
+@pytest.fixture
+def script(place: Place, tmp_path: Path) -> Script:
+    write_run(place.root / "third", make_pair(5, labels=5, **SMALL)[0])
+    root = tmp_path / "disk"
+    root.mkdir()
+    log = PowerLog(root)
+    script = Script(place, root)
+    with log.watching():
+        script.run(log)
+    log.close()
+    return script
+
+
+@pytest.mark.exhaustive(23)
+def test_a_power_cut_at_any_moment_loses_nothing_that_was_reported(
+    script: Script, tmp_path: Path, sample: Sample
+) -> None:
+    states = _states(script.place)
+    counts: Counter[str] = Counter()
+    cases = [(number, mood) for number in range(len(script.moments)) for mood in enumerate(MOODS)]
+    for number, (seed, mood) in sample(cases):
+        tree, reported, under_way = script.moments[number]
+        after = tmp_path / "after"
+        cut(tree, after, random.Random(1000 * number + seed), mood)
+        pack = after / "new" / "pack"
+        where = f"moment {number}, {mood} {seed}"
+        assert _check(script.place, pack, reported, under_way, states, where)
+        counts[mood] += 1
+        shutil.rmtree(after)
+    print(f"{sum(counts.values())} states of {len(script.moments)} moments: {dict(counts)}")
+    assert sum(counts.values()) > 1000 / sample.step
+
+
+def _states(place: Place) -> dict[str | None, dict[str, bytes]]:
+    """Return what each run decodes to."""
+    found: dict[str | None, dict[str, bytes]] = {}
+    for run in ("run", "second", "third"):
+        petlpack.encode(place.root / run, place.root / "whole", place.base, task=run, codec="ulp")
+        found[run] = _read(place, place.root / "whole", run)
+    return found
+
+
+def _read(place: Place, pack: Path, task: str) -> dict[str, bytes]:
+    return {name: bits.tobytes() for name, _, bits in petlpack.open(pack)[task].load(place.base).read_all(jobs=1)}
+
+
+def _check(
+    place: Place,
+    pack: Path,
+    reported: dict[str, str | None],
+    under_way: dict[str, set[str | None]],
+    states: dict[str | None, dict[str, bytes]],
+    where: str,
+) -> bool:
+    """Check that the tasks are those that were reported, each whole, and that the next writer finds nothing in its way."""
+    wanted = {task for task, run in reported.items() if run is not None and task not in under_way}
+    if not (pack / "pack.json").exists():
+        assert not wanted, where
+        return True
+    opened = petlpack.open(pack)
+    assert wanted <= {*opened}, where
+    for task in opened:
+        whole = under_way.get(task, {reported.get(task)})
+        assert _read(place, pack, task) in [states[run] for run in whole if run is not None], where
+    wrong = [one for one in petlpack.verify(pack, place.base, jobs=1) if one.error is not None and one.kind == "task"]
+    assert wrong == [], where
+    petlpack.encode(place.run, pack, place.base, task="next", codec="ulp", jobs=1)
+    petlpack.gc(pack)
+    assert {"next", *wanted} <= {*petlpack.open(pack)}, where
+    return True
+
+
+@pytest.mark.exhaustive(7)
+def test_a_decoded_run_is_whole_or_not_there(place: Place, tmp_path: Path, sample: Sample) -> None:
+    root = tmp_path / "disk"
+    root.mkdir()
+    log, trees = PowerLog(root), []
+    real = log.look
+    log.look = lambda: (real(), trees.append(freeze(log.top)))[0]  # type: ignore[method-assign]
+    with log.watching():
+        petlpack.open(place.pack)["one"].decode(root / "some" / "where" / "out", place.base, jobs=1)
+    done = freeze(log.top)
+    log.close()
+    whole = {p.name: p.read_bytes() for p in (root / "some/where/out").iterdir()}
+    cases = [(tree, seed, mood) for tree in [*trees, done] for seed, mood in enumerate(MOODS)]
+    for tree, seed, mood in sample(cases):
+        cut(tree, tmp_path / "after", random.Random(seed), mood)
+        out = tmp_path / "after" / "some" / "where" / "out"
+        if tree is done or out.exists():
+            assert {p.name: p.read_bytes() for p in out.iterdir()} == whole
+        shutil.rmtree(tmp_path / "after")
+    print(f"{len(cases)} states of a decode")
+
+
+def test_a_pack_is_refused_by_nobody_after_a_cut(script: Script, tmp_path: Path) -> None:
+    """What was sealed is as sealed, or says that it is stale: after the last step nothing is left open."""
+    tree, *_ = script.moments[-1]
+    for mood in ("least", "most"):
+        cut(tree, tmp_path / mood, random.Random(0), mood)
+        found = list(petlpack.verify(tmp_path / mood / "new" / "pack", script.place.base))
+        assert [one for one in found if one.error is not None] == []
+        seal = Store(tmp_path / mood / "new" / "pack").read_seal()
+        assert seal is not None
+        assert not seal.stale
+
+
+def test_what_is_not_synced_may_be_lost(tmp_path: Path) -> None:
+    """The disk that is put in the place of a real one forgets what it may forget."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    log = PowerLog(root)
+    with log.watching():
+        (root / "file").write_bytes(b"content")
+    log.close()
+    cut(log.top, tmp_path / "after", random.Random(0), "least")
+    assert not (tmp_path / "after" / "file").exists()
