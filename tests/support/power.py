@@ -1,4 +1,4 @@
-"""Power cuts: what a disk may hold after one, made from what a program did and what it synced (tests/trust/test_power.py)."""
+"""Power cuts: what a disk may hold after one, made from what a program did and what it synced."""
 
 from __future__ import annotations
 

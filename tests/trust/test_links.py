@@ -65,15 +65,15 @@ def test_what_else_is_no_directory_is_refused(place: Place, kind: str) -> None:
 def test_a_link_that_is_laid_meanwhile_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     pack = place.bad("fresh")
     shutil.copytree(place.pack, pack, dirs_exist_ok=True)
-    real = getattr(petlpack.store.Store, moment)  # type: ignore[attr-defined]
+    real = getattr(petlpack.store.Store, moment)
 
-    def lay(store: petlpack.store.Store, *args: object, **more: object) -> object:  # type: ignore[name-defined]
+    def lay(store: petlpack.store.Store, *args: object, **more: object) -> object:
         if not (pack / "shared").is_symlink():
             shutil.rmtree(pack / "shared")
             (pack / "shared").symlink_to(place.pack / "shared")
         return real(store, *args, **more)
 
-    monkeypatch.setattr(petlpack.store.Store, moment, lay)  # type: ignore[attr-defined]
+    monkeypatch.setattr(petlpack.store.Store, moment, lay)
     assert place.refused(lambda _: place.encode(place.run)(pack), DamageError, "fresh/shared").code == "pack-directory"
 
 
