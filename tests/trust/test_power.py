@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import petlpack
-from petlpack.store import Store
+from petlpack.store import SUFFIX, Store
 from tests.support.places import SMALL, Place
 from tests.support.power import Node, PowerLog, cut, freeze
 from tests.support.sampling import Sample
@@ -176,15 +177,7 @@ def _check_sealed(script: Script, place: Path) -> None:
 def test_a_decoded_run_is_whole_or_not_there(place: Place, tmp_path: Path, sample: Sample) -> None:
     root = tmp_path / "disk"
     root.mkdir()
-    log = PowerLog(root)
-    trees: list[Node] = []
-    real = log.look
-
-    def look() -> None:
-        real()
-        trees.append(freeze(log.top))
-
-    log.look = look  # type: ignore[method-assign]
+    log, trees = _watched(root)
     with log.watching():
         petlpack.open(place.pack)["one"].decode(root / "some" / "where" / "out", place.base, jobs=1)
     done = freeze(log.top)
@@ -198,6 +191,59 @@ def test_a_decoded_run_is_whole_or_not_there(place: Place, tmp_path: Path, sampl
             assert {p.name: p.read_bytes() for p in out.iterdir()} == whole
         shutil.rmtree(tmp_path / "after")
     print(f"{len(cases)} states of a decode")
+
+
+def _watched(root: Path) -> tuple[PowerLog, list[Node]]:
+    """Return a log of a directory, and the list to which it adds a tree at every change."""
+    log, trees = PowerLog(root), list[Node]()
+    real = log.look
+
+    def look() -> None:
+        real()
+        trees.append(freeze(log.top))
+
+    log.look = look  # type: ignore[method-assign]
+    return log, trees
+
+
+def test_what_a_killed_writer_did_not_sync_the_next_one_does(place: Place, tmp_path: Path) -> None:
+    """The killed one had renamed the shared parts of a task, and no more."""
+    pack = place.root / "disk"
+    petlpack.encode(place.run, pack, place.base, task="a")
+    petlpack.encode(place.root / "second", place.root / "other", place.base, task="b")
+    log, _ = _watched(pack)
+    for part in {*Store(place.root / "other").shared_names()} - {*Store(pack).shared_names()}:
+        shutil.copy(Store(place.root / "other").shared_path(part), pack / "draft")
+        with log.watching():
+            descriptor = os.open(pack / "draft", os.O_RDWR)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            os.replace(pack / "draft", Store(pack).shared_path(part))  # noqa: PTH105 - the call that is watched
+    with log.watching():
+        petlpack.encode(place.root / "second", pack, place.base, task="b")
+    log.close()
+    cut(log.top, tmp_path / "after", random.Random(0), "least")
+    assert [one for one in petlpack.verify(tmp_path / "after", place.base) if one.error is not None] == []
+    assert {*petlpack.open(tmp_path / "after")} == {"a", "b"}
+
+
+def test_gc_brings_back_no_task_without_its_parts(place: Place, tmp_path: Path) -> None:
+    """A writer was killed between the deletion of a task and the sync of that."""
+    parts = {*petlpack.open(place.pack)["two"].parts} - {*petlpack.open(place.pack)["one"].parts}
+    assert parts
+    (place.pack / ".released").write_text("".join(f"{part}\n" for part in sorted(parts)))
+    log, trees = _watched(place.pack)
+    with log.watching():
+        os.unlink(place.pack / "tasks" / f"two{SUFFIX}")  # noqa: PTH108 - the call that is watched
+        petlpack.gc(place.pack)
+    log.close()
+    assert not any(Store(place.pack).shared_path(part).exists() for part in parts)
+    for number, tree in enumerate(trees):
+        for seed in range(8):
+            after = tmp_path / f"{number}-{seed}"
+            cut(tree, after, random.Random(seed), "any")
+            for task in petlpack.open(after):
+                _read(place, after, task)
 
 
 def test_what_is_not_synced_may_be_lost(tmp_path: Path) -> None:
