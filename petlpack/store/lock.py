@@ -81,10 +81,7 @@ def refuse_odd_lock(path: Path) -> None:
 def _lock(path: Path) -> filelock.BaseFileLock:
     import filelock
 
-    try:
-        return filelock.FileLock(path, fallback_to_soft=False)
-    except TypeError:  # versions that know no such argument have no such fallback
-        return filelock.FileLock(path)
+    return filelock.FileLock(path, fallback_to_soft=False)
 
 
 def _acquire(lock: filelock.BaseFileLock, timeout: float) -> None:

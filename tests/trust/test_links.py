@@ -12,7 +12,10 @@ import pytest
 import petlpack
 from petlpack import DamageError
 from petlpack.store import PACK_JSON
+from tests.support.command_line import posix
 from tests.support.places import Place
+
+pytestmark = posix
 
 CALLS: dict[str, Callable[[Place, Path], object]] = {
     "open": lambda place, pack: petlpack.open(pack),

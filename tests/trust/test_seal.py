@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from petlpack import DamageError, UsageError
 from petlpack.store import SUFFIX, Store
 from petlpack.store.seals import parse_seal
 from tests.support import spec_reader
-from tests.support.command_line import run, run_json
+from tests.support.command_line import ENVIRONMENT, posix, run, run_json
 from tests.support.places import Place
+
+pytestmark = posix
 
 
 def codes(place: Place, pack: Path | None = None) -> dict[str, str]:
@@ -130,16 +134,25 @@ def test_writing_vouches_for_nothing_else(place: Place) -> None:
     assert codes(place) == {f"tasks/one{SUFFIX}": "sealed-changed"}
 
 
-@pytest.mark.parametrize("moment", ["replace", "unlink"])
+DYING = """
+import os, sys
+import petlpack
+from petlpack.store import seals
+moment, place, pack = sys.argv[1:]
+seals.taken = lambda *_: os._exit(7)  # where it would write the seal anew
+if moment == "replace":
+    petlpack.encode(place + "/run", pack, place + "/base", task="two", replace=True, jobs=1)
+else:
+    petlpack.remove(pack, "two")
+"""
+
+
+@pytest.mark.parametrize("moment", ["replace", "remove"])
 def test_a_writer_that_dies_leaves_a_stale_seal(place: Place, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     monkeypatch.setattr("petlpack.checking.seal._PATIENCE", 0.0)
     petlpack.seal(place.pack)
-    child = os.fork()
-    if child == 0:  # dies where it would write the seal anew
-        monkeypatch.setattr("petlpack.store.seals.taken", lambda *_: os._exit(7))
-        WRITES["replace" if moment == "replace" else "remove"](place)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    command = [sys.executable, "-c", DYING, moment, str(place.root), str(place.pack)]
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 7
     assert codes(place)["inventory.json"] == "sealed-stale"
     petlpack.encode(place.run, place.pack, place.base, task="next")
     assert codes(place)["inventory.json"] == "sealed-stale"  # nobody knows what it has missed
