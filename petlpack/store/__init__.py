@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from pathlib import Path
 from petlpack.errors import PetlpackError, TaskError, UsageError, printable
 from petlpack.errors.arguments import Place, check_flags, path_of
 from petlpack.store import lock, places
-from petlpack.store.disk import DRAFT, replacing, sync, sync_above
+from petlpack.store.disk import DRAFT, file_size, replacing, sync, sync_above
 from petlpack.store.names import (
     DIGEST,
     DIRECTORIES,
@@ -263,7 +262,7 @@ class Store:
         parts = self.unneeded(needed, everything=everything)
         leftovers = [path for path in self._temporary(TEMPORARY) if _is_stale(path)]
         garbage = [*map(self.shared_path, parts), *leftovers]
-        sizes = [(path, _file_size(path) or 0) for path in garbage]
+        sizes = [(path, file_size(path) or 0) for path in garbage]
         if not dry_run:
             self._bury()
             with keeping_seal(self.path, map(shared_file, parts), self.told) if parts else contextlib.nullcontext():
@@ -370,15 +369,6 @@ def _enter(kind: type[Store], path: Path, stack: contextlib.ExitStack) -> Store:
             if path.exists():
                 raise
             places.make_place(path)  # another made it, and has undone it since
-
-
-def _file_size(path: Path) -> int | None:
-    """Return the bytes of a file, None for what is none, or is gone since the directory was listed."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _is_stale(path: Path) -> bool:

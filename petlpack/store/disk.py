@@ -91,6 +91,15 @@ def is_directory(path: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and not getattr(status, "st_reparse_tag", 0)
 
 
+def file_size(path: Path) -> int | None:
+    """Return the bytes of a file, None for what is none, or is gone since the directory was listed."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Lend a temporary path beside `path`, and move it there, synced, when the block ends well.
