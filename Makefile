@@ -8,7 +8,7 @@ TORCH := --group torch# always in the same install command: plain torch may be a
 TESTS := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 PROOF := tests/layouts/test_proof.py# runs of libraries that only `make check` installs
 
-.PHONY: demo demo-train test test-oldest test-newest check bench experiment lock clean
+.PHONY: demo demo-train test test-oldest test-newest check trust bench experiment lock clean
 
 demo: $(VENV)/.core  ## encode the small runs in benchmarks/demo, show what they cost, decode one, compare every bit
 	@$(BIN)/python benchmarks/demo/demo.py
@@ -16,7 +16,7 @@ demo: $(VENV)/.core  ## encode the small runs in benchmarks/demo, show what they
 demo-train: $(VENV)/.test  ## train the four methods on the tiny base, pack, decode, compare the scores
 	@$(BIN)/python benchmarks/demo/train_methods.py
 
-test test-oldest test-newest check: export OMP_NUM_THREADS := 1
+test test-oldest test-newest check trust: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/.test $(VENV)/adapters/.done  ## all tests; of those over every bit and every fault a sample
 	$(BIN)/python $(TESTS)
@@ -37,6 +37,9 @@ check: $(VENV)/.check $(VENV)/adapters/.done $(VENV)/libraries/.done  ## lint, t
 	$(BIN)/check-wheel-contents --toplevel petlpack,petlpack_cli build/dist/*.whl
 	$(BIN)/python $(TESTS) --exhaustive
 	PETLPACK_LIBRARIES=required $(VENV)/libraries/$(SCRIPTS)/python $(TESTS) $(PROOF)
+
+trust: $(VENV)/.test  ## what attacks packs, in full: links, seals, power cuts, writers that die
+	$(BIN)/python $(TESTS) --exhaustive -rP tests/trust
 
 bench: $(VENV)/.model $(VENV)/zipnn/.done  ## train (once, cached), measure, print the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     )
     from petlpack.exports.registry import known_exports
     from petlpack.layouts.registry import known_settings
-    from petlpack.pack import Garbage, Pack, Removed, gc, remove
+    from petlpack.pack import Garbage, Pack, Removed, Sealed, gc, remove, seal
     from petlpack.pack import open_pack as open
     from petlpack.rules.modules import Rebuilt
     from petlpack.store import is_pack
@@ -85,6 +85,7 @@ _WHERE = {
     "RunError": "petlpack.errors:RunError",
     "RunPlan": "petlpack.analyze.offers:RunPlan",
     "RunRow": "petlpack.analyze.survey:RunRow",
+    "Sealed": "petlpack.pack:Sealed",
     "Stats": "petlpack.analyze.stats:Stats",
     "Survey": "petlpack.analyze.survey:Survey",
     "Table": "petlpack.analyze.tables:Table",
@@ -110,6 +111,7 @@ _WHERE = {
     "printable": "petlpack.errors:printable",
     "problem_of": "petlpack.errors:problem_of",
     "remove": "petlpack.pack:remove",
+    "seal": "petlpack.pack:seal",
     "stats": "petlpack.analyze.stats:stats",
     "survey": "petlpack.analyze.survey:survey",
     "verify": "petlpack.checking:verify",
@@ -147,6 +149,7 @@ __all__ = [
     "RunError",
     "RunPlan",
     "RunRow",
+    "Sealed",
     "Stats",
     "Survey",
     "Table",
@@ -173,6 +176,7 @@ __all__ = [
     "printable",
     "problem_of",
     "remove",
+    "seal",
     "stats",
     "survey",
     "verify",

@@ -1,14 +1,16 @@
-"""A pack as people see it: a mapping of task names to tasks, and the whole-pack operations verify, remove and gc."""
+"""A pack as people see it: a mapping of task names to tasks, and the whole-pack operations remove, gc and seal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from petlpack.decoding.needs import needs_of
 from petlpack.decoding.task import Task
 from petlpack.decoding.templates import Templates
+from petlpack.errors import PetlpackError
 from petlpack.errors.arguments import Place, check_flags, texts_of
 from petlpack.store import Store
 
@@ -60,19 +62,52 @@ class Pack(Mapping[str, Task]):
 
     def remove(self, name: str) -> int:
         """Delete a task and return its bytes; `gc` frees the shared parts that nobody needs any more."""
-        return self.store.remove(name)
+        return self.store.remove(name, needs_of(self.store, self._templates))
 
-    def gc(self, *, dry_run: bool = False) -> list[tuple[Path, int]]:
-        """Delete shared parts that no task needs, and what interrupted writers left behind; return files and bytes.
+    def gc(self, *, dry_run: bool = False, everything: bool = False) -> list[tuple[Path, int]]:
+        """Delete what removed and replaced tasks gave up and no task needs, and what interrupted writers left behind.
 
-        A task is every file in its place, whatever it is called. Raises DamageError where one cannot be read: what it
-        needs is then unknown, and nothing is deleted.
+        `everything` deletes what no task needs, whoever put it there: in a pack that was copied in part, that may be
+        what tasks need that are still to come. A task is every file in its place, whatever it is called. Returns files
+        and bytes. Raises DamageError where a task cannot be read: what it needs is unknown, and nothing is deleted.
         """
-        check_flags(dry_run=dry_run)
+        return self.collect(dry_run=dry_run, everything=everything)[0]
+
+    def collect(self, *, dry_run: bool, everything: bool) -> tuple[list[tuple[Path, int]], list[str]]:
+        """Do what `gc` does, and return the unexplained parts that stay, too."""
+        check_flags(dry_run=dry_run, everything=everything)
         with self.store.locked():
-            misnamed = [Task(self.store, path.name, path, self._templates) for path in self.store.misnamed_tasks()]
-            needed = {sha256 for task in (*self.values(), *misnamed) for sha256 in task.parts}
-            return self.store.sweep(needed, dry_run=dry_run)
+            needed = self._needed()
+            unexplained = [] if everything else self._unexplained(needed)
+            return self.store.sweep(needed, dry_run=dry_run, everything=everything), unexplained
+
+    def unexplained(self) -> list[str]:
+        """Return the shared parts that no task needs and none gave up: what tasks need that are missing here.
+
+        None where a task cannot be read, for what it needs is unknown.
+        """
+        try:
+            return self._unexplained(self._needed())
+        except (PetlpackError, OSError):
+            return []
+
+    def _unexplained(self, needed: set[str]) -> list[str]:
+        given_up = self.store.unneeded(needed, everything=False)
+        return sorted(set(self.store.unneeded(needed, everything=True)) - set(given_up))
+
+    def seal(self) -> Sealed:
+        """Write down every file of the pack with its sha256: `verify` then tells what is missing, changed or foreign.
+
+        Who writes into the pack keeps that up to date. Raises UsageError for what cannot be sealed.
+        """
+        seal = self.store.seal()
+        nbytes = sum(file.nbytes for file in seal.files.values())
+        return Sealed(str(self.path), len(seal.files), nbytes, seal.sha256)
+
+    def _needed(self) -> set[str]:
+        """Return the shared parts that the tasks need."""
+        needs = needs_of(self.store, self._templates)
+        return {sha256 for path in self.store.task_files() for sha256 in needs(path)}
 
 
 def open_pack(path: Place) -> Pack:
@@ -86,6 +121,8 @@ class Removed:
 
     pack: str
     tasks: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
+    """What failed behind that: the tasks are gone, but may come back after a power cut."""
 
     @property
     def nbytes(self) -> int:
@@ -95,7 +132,7 @@ class Removed:
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack remove --json` prints."""
         removed = [{"name": name, "bytes": nbytes} for name, nbytes in self.tasks.items()]
-        return {"pack": self.pack, "removed": removed, "bytes": self.nbytes}
+        return {"pack": self.pack, "removed": removed, "bytes": self.nbytes, "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True)
@@ -105,6 +142,10 @@ class Garbage:
     pack: str
     dry_run: bool
     files: Mapping[str, int]
+    unexplained: Mapping[str, int] = field(default_factory=dict)
+    """Shared parts that no task needs and none gave up, with their bytes: they stay unless `everything` is to go."""
+    warnings: tuple[str, ...] = ()
+    """What failed behind that."""
 
     @property
     def nbytes(self) -> int:
@@ -114,7 +155,25 @@ class Garbage:
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack gc --json` prints."""
         files = [{"file": name, "bytes": nbytes} for name, nbytes in self.files.items()]
-        return {"pack": self.pack, "dry_run": self.dry_run, "files": files, "bytes": self.nbytes}
+        unexplained = [{"file": name, "bytes": nbytes} for name, nbytes in self.unexplained.items()]
+        return {
+            **{"pack": self.pack, "dry_run": self.dry_run, "files": files, "bytes": self.nbytes},
+            **{"unexplained": unexplained, "warnings": list(self.warnings)},
+        }
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A pack that was sealed: how many files and bytes, and the one digest of all, which is fit to be signed."""
+
+    pack: str
+    files: int
+    nbytes: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `petlpack seal --json` prints."""
+        return {"pack": self.pack, "files": self.files, "bytes": self.nbytes, "sha256": self.sha256}
 
 
 def remove(pack: Place, tasks: str | Sequence[str]) -> Removed:
@@ -123,13 +182,20 @@ def remove(pack: Place, tasks: str | Sequence[str]) -> Removed:
     names = list(dict.fromkeys(texts_of("tasks", tasks)))
     for name in names:
         opened.store.find_task(name)
-    return Removed(str(opened.path), {name: opened.remove(name) for name in names})
+    removed = {name: opened.remove(name) for name in names}
+    return Removed(str(opened.path), removed, tuple(opened.store.told))
 
 
-def gc(pack: Place, *, dry_run: bool = False) -> Garbage:
-    """Delete what no task needs, as `Pack.gc`, or tell only what that is."""
+def gc(pack: Place, *, dry_run: bool = False, everything: bool = False) -> Garbage:
+    """Delete what tasks gave up and none needs, as `Pack.gc`, or tell only what that is."""
     opened = pack if isinstance(pack, Pack) else Pack(pack)
-    freed = opened.gc(dry_run=dry_run)
-    return Garbage(
-        str(opened.path), dry_run, {path.relative_to(opened.path).as_posix(): nbytes for path, nbytes in freed}
-    )
+    freed, others = opened.collect(dry_run=dry_run, everything=everything)
+    files = {path.relative_to(opened.path).as_posix(): nbytes for path, nbytes in freed}
+    paths = map(opened.store.shared_path, others)
+    unexplained = {path.relative_to(opened.path).as_posix(): path.stat().st_size for path in paths if path.exists()}
+    return Garbage(str(opened.path), dry_run, files, unexplained, tuple(opened.store.told))
+
+
+def seal(pack: Place) -> Sealed:
+    """Seal a pack, as `Pack.seal`."""
+    return (pack if isinstance(pack, Pack) else Pack(pack)).seal()

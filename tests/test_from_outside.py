@@ -136,6 +136,7 @@ LINES: dict[str, tuple[list[str], ...]] = {
     ),
     "remove": (["remove", "pack", WHOLE[0]],),
     "gc": (["gc", "--dry-run"], ["gc"]),
+    "seal": (["seal"],),
     "codecs": (["codecs"],),
 }
 """Command lines of each command, all of which work."""

@@ -27,7 +27,8 @@ COMMANDS = {
     "forecast": "Predict storage and its cost as tasks are added.",
     "verify": "Check a pack, or one task of it, for damage.",
     "remove": "Remove tasks from a pack.",
-    "gc": "Delete shared parts that no task uses.",
+    "gc": "Delete shared parts that removed tasks gave up.",
+    "seal": "Write down every file of a pack, and one digest of all.",
     "codecs": "List the codecs.",
 }
 """Every command with its line in `petlpack --help`; `NAME` is `petlpack_cli.NAME:run`, imported when it is called."""

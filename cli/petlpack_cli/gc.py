@@ -13,19 +13,24 @@ from petlpack_cli.output.errors import naming
 from petlpack_cli.output.sizes import count, size
 
 
-@command("gc", "petlpack gc glue.pack --dry-run", "petlpack gc glue.pack")
+@command("gc", "petlpack gc glue.pack --dry-run", "petlpack gc glue.pack", "petlpack gc glue.pack --all --dry-run")
 @pack_argument()
 @click.option("--dry-run", is_flag=True, help="Delete nothing, only show what would be deleted.")
-def run(out: Output, pack: Path, dry_run: bool) -> None:
-    """Delete shared parts that no task uses, and what interrupted writers left behind a day ago or earlier.
+@click.option("--all", "everything", is_flag=True, help="Delete also parts that no task of this pack gave up.")
+def run(out: Output, pack: Path, dry_run: bool, everything: bool) -> None:
+    """Delete shared parts that removed tasks gave up, or replaced ones, and no task uses; and what killed writers left.
 
-    Nothing is deleted while a task of the pack cannot be read: what it needs is then unknown.
+    Other parts that no task uses may belong to tasks that are still to be copied: they are named, and stay without
+    --all. Nothing is deleted while a task of the pack cannot be read: what it needs is then unknown.
     """
     with naming(pack):
-        garbage = petlpack.gc(pack, dry_run=dry_run)
+        garbage = petlpack.gc(pack, dry_run=dry_run, everything=everything)
     if out.as_json:
         out.json(garbage.to_json())
-    elif not out.quiet:
+        return
+    for warning in garbage.warnings:
+        out.warn(warning)
+    if not out.quiet:
         if garbage.files:
             rows = [(_short(name), size(nbytes)) for name, nbytes in garbage.files.items()]
             out.table({"File": "name", "Bytes": "number"}, rows)
@@ -33,6 +38,10 @@ def run(out: Output, pack: Path, dry_run: bool) -> None:
             out.line(f"{count(len(garbage.files), 'file')}, {size(garbage.nbytes)} {freed}.")
         else:
             out.line("Nothing to delete.")
+        if garbage.unexplained:
+            parts, nbytes = count(len(garbage.unexplained), "shared part"), size(sum(garbage.unexplained.values()))
+            out.line(f"{parts} of {nbytes} that no task here uses stay, for none gave them up: is the pack complete?")
+            out.talk("`petlpack gc --all --dry-run` lists what --all would delete.")
 
 
 def _short(name: str) -> str:

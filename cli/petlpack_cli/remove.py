@@ -25,6 +25,9 @@ def run(out: Output, pack: Path, tasks: tuple[str, ...]) -> None:
         removed = petlpack.remove(pack, tasks)
     if out.as_json:
         out.json(removed.to_json())
-    elif not out.quiet:
+        return
+    for warning in removed.warnings:
+        out.warn(warning)
+    if not out.quiet:
         out.line(f"{count(len(removed.tasks), 'task')} removed, {size(removed.nbytes)} freed.")
         out.talk("Run `petlpack gc` to delete shared parts that no task uses any more.")

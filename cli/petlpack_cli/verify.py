@@ -53,11 +53,16 @@ def run(
         moved = progress.bytes(task or str(pack))
         checks = petlpack.verify(opened, base, task=task, against=against, jobs=jobs, progress=moved)
         checked = tuple(progress.each(checks, total))
-    findings = petlpack.Findings(str(pack), checked, tuple(opened.foreign()) if task is None else ())
+    whole = task is None
+    foreign, unexplained = (opened.foreign(), opened.unexplained()) if whole else ([], [])
+    findings = petlpack.Findings(str(pack), checked, tuple(foreign), tuple(unexplained))
     if out.as_json:
         out.json(findings.to_json())
     else:
         out.foreign(findings.foreign)
+        if findings.unexplained:
+            parts = count(len(findings.unexplained), "shared part")
+            out.warn(f"no task here needs {parts}, and none that was removed did: is the pack complete?")
         _print_damage(out, findings)
         if not out.quiet:
             _print_depths(out, findings, base is None and against is None)
@@ -77,12 +82,14 @@ def _print_damage(out: Output, findings: petlpack.Findings) -> None:
 
 def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) -> None:
     """Print how deep the good parts were checked, and how many others there are."""
-    good = Counter((_kind(finding), finding.depth) for finding in findings.checked if finding.error is None)
+    parts = [finding for finding in findings.checked if finding.kind != "sealed"]
+    good = Counter((_kind(finding), finding.depth) for finding in parts if finding.error is None)
     for (kind, depth), number in sorted(good.items(), reverse=True):
         out.line(f"{count(number, kind)}: {DEPTHS[depth]}.")
     for finding in findings.checked:
         for note in finding.notes:
-            out.line(f"{_kind(finding).capitalize()} '{finding.name}': {note}.")
+            about = "Seal" if finding.kind == "sealed" else f"{_kind(finding).capitalize()} '{finding.name}'"
+            out.line(f"{about}: {note}.")
     errors = [(f.depth, f.error.code) for f in findings.checked if isinstance(f.error, petlpack.BaseError)]
     missing = sum(code == "base-missing" for _, code in errors)
     decoded = sum(depth == "decoded" for depth, _ in errors)
@@ -94,11 +101,17 @@ def _print_depths(out: Output, findings: petlpack.Findings, without_base: bool) 
     unread = sum(finding.unread for finding in findings.checked)
     if unread:
         out.line(f"{count(unread, 'part')} could not be compared or read: see above; that is no damage.")
-    parts = count(len(findings.checked), "part")
-    out.line(f"Damage in {findings.damaged:,} of {parts}." if findings.damaged else f"No damage in {parts}.")
+    damaged = sum(part.damaged for part in parts)
+    seal = f", but {count(differing, 'file')} not as sealed" if (differing := _not_as_sealed(findings)) else ""
+    checked = count(len(parts), "part")
+    out.line(f"Damage in {damaged:,} of {checked}{seal}." if damaged else f"No damage in {checked}{seal}.")
     if without_base and good[("task", "bytes")]:
         out.line("Give --base DIR to also decode every weight of the tasks that need their base.")
 
 
+def _not_as_sealed(findings: petlpack.Findings) -> int:
+    return sum(finding.kind == "sealed" and finding.error is not None for finding in findings.checked)
+
+
 def _kind(finding: petlpack.Checked) -> str:
-    return "shared part" if finding.kind == "shared" else finding.kind
+    return {"shared": "shared part", "sealed": "seal"}.get(finding.kind, finding.kind)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.checking.against import compare_with_run, read_run_of
+from petlpack.checking.seal import check_seal
 from petlpack.codecs.registry import codec
 from petlpack.decoding.bases import base_of_task, check_adapted
 from petlpack.decoding.task import Task
@@ -35,7 +36,7 @@ class Checked:
     """What `verify` found of one task or shared part: how far it was checked, and what is wrong, if anything."""
 
     name: str
-    kind: str  # "task" or "shared"
+    kind: str  # "task" or "shared"; "sealed": what the seal of the pack says of a file, or of all
     depth: str  # "bytes": every byte is as written; "decoded": every weight, too; "compared": with the run
     error: PetlpackError | None
     notes: tuple[str, ...] = ()
@@ -68,6 +69,8 @@ class Findings:
     checked: tuple[Checked, ...]
     foreign: tuple[str, ...] = ()
     """Files below the pack that are no part of it, and were not checked."""
+    unexplained: tuple[str, ...] = ()
+    """Shared parts that no task needs and none gave up: tasks may be missing."""
 
     @property
     def damaged(self) -> int:
@@ -77,7 +80,10 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack verify --json` prints."""
         checked = [finding.to_json() for finding in self.checked]
-        return {"pack": self.pack, "checked": checked, "damaged": self.damaged, "foreign": list(self.foreign)}
+        return {
+            **{"pack": self.pack, "checked": checked, "damaged": self.damaged, "foreign": list(self.foreign)},
+            **{"unexplained": list(self.unexplained)},
+        }
 
 
 def verify(
@@ -93,7 +99,8 @@ def verify(
 
     `base` is as in `Task.load`: of several, each task takes the one that it was encoded with. `against` compares the
     weight files and kept files of `task` with those of a run, bit for bit. Yields one finding for every task and every
-    shared part; a damaged one, or one that needs another base, does not stop the rest. Raises TaskError where there is
+    shared part, and of a sealed pack for the seal and each file that is not as it says; a damaged one, or one that
+    needs another base, does not stop the rest. Raises TaskError where there is
     no such task, UsageError for `against` without a task, and RunError where that is no run, before anything else.
     """
     pack = pack if isinstance(pack, Pack) else Pack(pack)
@@ -119,13 +126,40 @@ def _findings(
 ) -> Iterator[Checked]:
     """Check one part after another."""
     for name in [task] if task is not None else list(pack):
-        checked = _check_task(pack, name, base, run, jobs, progress)
+        checked = _check_task_as_it_is(pack, name, base, run, jobs, progress)
         if checked is not None:
             yield checked
     for sha256 in pack.store.shared_names() if task is None else ():
         checked = _check_shared(pack, sha256)
         if checked is not None:
             yield checked
+    if task is None:
+        yield from (Checked(name, "sealed", "bytes", error, notes) for name, error, notes in check_seal(pack.store))
+
+
+def _check_task_as_it_is(
+    pack: Pack,
+    name: str,
+    base: Sequence[Base] | None,
+    run: Run | None,
+    jobs: int | None,
+    progress: Progress | None,
+) -> Checked | None:
+    """Check one task; once more where it was replaced meanwhile, and so what it needed may be gone."""
+    while True:
+        before = _state(pack, name)
+        checked = _check_task(pack, name, base, run, jobs, progress)
+        if checked is None or checked.error is None or _state(pack, name) == before:
+            return checked
+
+
+def _state(pack: Pack, name: str) -> tuple[int, int, int] | None:
+    """Return what tells the file of a task from the one that replaces it."""
+    try:
+        status = pack.store.task_path(name).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_task(

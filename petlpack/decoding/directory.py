@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from petlpack.errors import UsageError, printable
 from petlpack.errors.arguments import refuse_file_above
 from petlpack.exports.export import Exportable, Reading
 from petlpack.exports.registry import RUN, export
+from petlpack.store.disk import make_directories, sync, sync_tree
+from petlpack.store.lock import alive, bury
 
 
 @dataclass(frozen=True)
@@ -60,33 +61,53 @@ def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> tuple[
     chosen = export(to)
     if chosen.is_already(task):
         chosen = export(RUN)
-    with new_directory(out) as directory:
+    told: list[str] = []
+    with new_directory(out, told) as directory:
         try:
-            return tuple(chosen.write(task, directory, reading)), chosen.restores
+            notes = tuple(chosen.write(task, directory, reading))
         except UsageError as error:  # of a place or a kind of module: here it is known of which task
             message = f"cannot write task '{printable(task.name)}' as {to}: {error.message}"
             raise UsageError(message, hint=error.hint, code=error.own_code) from error
+    return (*notes, *told), chosen.restores
 
 
 _OUT_HINT = "choose a new directory to decode into"
+_HALF = ".petlpack-"
+"""How a directory begins that is not complete."""
 
 
 @contextlib.contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """Lend a directory that becomes `out` when the block ends well; raises UsageError where `out` is not empty."""
+def new_directory(out: Path, told: list[str]) -> Iterator[Path]:
+    """Lend a directory that becomes `out`, on the disk for good, when the block ends well.
+
+    Raises UsageError where `out` is not empty. What fails once `out` is there is `told`.
+    """
     out = out.resolve()
     if out == Path.cwd():
         raise UsageError("cannot decode into the current directory", hint=_OUT_HINT)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"'{printable(str(out))}' already exists", hint=_OUT_HINT)
     refuse_file_above(out, _OUT_HINT)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    half_written = out.parent / f".petlpack-{uuid.uuid4().hex}"
+    make_directories(out.parent)
+    bury(out.parent, _HALF, lambda owner: _delete(out.parent / owner))
+    with alive(out.parent, _HALF) as owner:
+        half_written = out.parent / owner
+        try:
+            half_written.mkdir()
+            yield half_written
+            sync_tree(half_written)
+            if out.exists():
+                out.rmdir()
+            half_written.rename(out)
+        finally:
+            shutil.rmtree(half_written, ignore_errors=True)
     try:
-        half_written.mkdir()
-        yield half_written
-        if out.exists():
-            out.rmdir()
-        half_written.rename(out)
-    finally:
-        shutil.rmtree(half_written, ignore_errors=True)
+        sync(out.parent)
+    except OSError as error:
+        told.append(f"the task is written, but may not outlive a power cut: {error}")
+
+
+def _delete(directory: Path) -> None:
+    """Delete what a killed decode left."""
+    if directory.exists():
+        shutil.rmtree(directory)

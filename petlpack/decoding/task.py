@@ -6,12 +6,13 @@ or refuse -> state dict or run directory.
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from petlpack import container
 from petlpack.codecs.registry import codec
@@ -38,6 +39,8 @@ from petlpack.tensors.tensor import Stored, octets_of
 if TYPE_CHECKING:
     import torch
 
+Result = TypeVar("Result")
+
 
 class Task:
     """One task of a pack. Opening it reads and checks its header and manifest only."""
@@ -59,6 +62,7 @@ class Task:
         self._templates = Templates(store, parts) if templates is None else templates
         self._path = path or store.find_task(name)
         self._parts = parts or {}
+        self._pinned = bool(parts)
         self._container = container.read(self._path)
         if self.manifest.kind != "task" or not self.manifest.shared:
             raise DamageError(f"'{printable(str(self._container.path))}' is not a task file", code="file-kind")
@@ -105,7 +109,7 @@ class Task:
     @property
     def template(self) -> Template:
         """What the task has in common with others: tensors, base, rule, kept files."""
-        return self._templates.read(self.manifest.shared[0], self.own_name)
+        return self._as_it_is(lambda: self._templates.read(self.manifest.shared[0], self.own_name))
 
     @property
     def parts(self) -> list[str]:
@@ -144,17 +148,21 @@ class Task:
         be the one that it adapts, unless `check_base` is False. Raises BaseError where the base is missing or another
         one, DamageError where the pack's bytes are not those that were written.
         """
-        opened = base_of_task(self.name, self.template, base)
-        if opened is not None and check_base:
-            check_adapted(self.name, self.template, opened)
-        return self._tensors(opened)
+
+        def tensors() -> TaskTensors:
+            opened = base_of_task(self.name, self.template, base)
+            if opened is not None and check_base:
+                check_adapted(self.name, self.template, opened)
+            return self._tensors(opened)
+
+        return self._as_it_is(tensors)
 
     def rebuild(self, base: Bases | None = None) -> Rebuilt | None:
         """Return the dense modules that the task's rule makes, computed when they are read; None where it has no rule.
 
         The base is needed only where the rule's own tensors are stored against it. Raises as `load`.
         """
-        tensors = self._tensors(self._base_at_hand(base))
+        tensors = self._as_it_is(lambda: self._tensors(self._base_at_hand(base)))
         with naming(self._path):
             rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
         if rebuilt is None:
@@ -168,7 +176,7 @@ class Task:
 
     def read_file(self, name: str) -> bytes:
         """Return a kept file as the run had it; raises DamageError."""
-        content = read_shared(self.store, self.template.files[name])
+        content = self._as_it_is(lambda: read_shared(self.store, self.template.files[name]))
         if name not in self.template.named or self.own_name is None:
             return content
         try:
@@ -185,8 +193,36 @@ class Task:
         for row in opened.manifest.sections:
             sections.read(row)
 
+    def is_replaced(self) -> bool:
+        """Take the task as it is now; returns whether that is another than it was. Raises TaskError where it is gone.
+
+        Of a task that is replaced while it is read, `gc` may take the parts: then nothing is damaged.
+        """
+        try:
+            current = container.read(self._path)
+        except FileNotFoundError:
+            self.store.find_task(self.name)  # which tells it
+            raise
+        if current.header.text == self._container.header.text:
+            return False
+        self._container = current
+        self.__dict__.pop("facts", None)
+        return True
+
+    def _as_it_is(self, read: Callable[[], Result]) -> Result:
+        """Return what is read of the task; where it was replaced, and parts of it are gone, of the one there now."""
+        while True:
+            try:
+                return read()
+            except DamageError:
+                if self._pinned or not self.is_replaced():
+                    raise
+
     def state_dict(self, base: Bases | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
         """Return every tensor as a torch tensor on `device`, bit for bit; checks the digest of the whole."""
+        return self._as_it_is(lambda: self._as_one()._state_dict(base, device))
+
+    def _state_dict(self, base: Bases | None, device: str) -> dict[str, torch.Tensor]:
         entries = self.template.entries
         return {
             name: Stored(entries[name].dtype, entries[name].shape).of_bytes(octets_of(bits)).to(device)
@@ -214,10 +250,18 @@ class Task:
         started = time.perf_counter()
         place = path_of("out", out)
         check_jobs(jobs)
-        notes, restored = write_task(self, place, to, Reading(base, jobs, progress, code))
+        notes, restored = self._as_it_is(
+            lambda: write_task(self._as_one(), place, to, Reading(base, jobs, progress, code))
+        )
         seconds = time.perf_counter() - started
         facts = (self.name, to, self.codec, self.exact, self.manifest.decoded)
         return Decoded(place, notes, *facts, seconds, restored)
+
+    def _as_one(self) -> Task:
+        """Return the task for reading several things of it, which have to be those of one file."""
+        task = copy.copy(self)
+        task._pinned = True
+        return task
 
     def _tensors(self, base: Base | None) -> TaskTensors:
         opened, sections = self._open()
@@ -233,6 +277,8 @@ class Task:
             try:
                 return self._container, self._container.open_sections()
             except ReplacedError:
+                if self._pinned:
+                    raise
                 self._container = container.read(self._path)
 
     def _base_at_hand(self, base: Bases | None) -> Base | None:

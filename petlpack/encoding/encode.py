@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.coding.array import Level
+from petlpack.decoding.needs import needs_of
 from petlpack.encoding.bases import choose_base
 from petlpack.encoding.request import Request
 from petlpack.encoding.write import TaskWriter, Written
@@ -95,7 +96,7 @@ def encode(
             _check_unchanged(chosen.base, files)
             _commit(store, writer, written, replace=replace)
             seconds = (time.perf_counter() - started) / len(written)
-            told = (*(() if task is not None else _name_told(name, Path(run_dir))), *chosen.warnings)
+            told = (*(() if task is not None else _name_told(name, Path(run_dir))), *chosen.warnings, *store.told)
             return [_encoded(task_file, store, seconds, told) for task_file in written]
 
 
@@ -113,7 +114,7 @@ def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, rep
     contents = {sha256 for task_file in written for sha256 in task_file.shared if sha256 not in writer.parts}
     damaged = writer.damaged | unreadable(store, contents)
     for task_file in written:
-        store.put(task_file.name, task_file.path, task_file.shared, damaged, replace=replace)
+        store.put(task_file.name, task_file.path, task_file.shared, damaged, replace=replace, needs=needs_of(store))
         damaged -= task_file.shared.keys()  # written again, once
 
 

@@ -4,6 +4,8 @@
       pack.json                            {"format":"petlpack","version":1}
       shared/<sha256>.petl.safetensors     write-once, named by what it decodes to
       tasks/<name>.petl.safetensors        one file a task, replaced atomically
+      inventory.json                       of a sealed pack: every file with its sha256
+      .released                            the parts that removed tasks gave up
 
 The file system is the index. Writers prepare files beside their place and hold the lock only while they put them there.
 """
@@ -11,27 +13,32 @@ The file system is the index. Writers prepare files beside their place and hold 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import stat
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from petlpack.errors import LockedError, TaskError, UnknownFormatError, UsageError, printable
-from petlpack.errors.arguments import Place, check_flags, path_of, refuse_file_above
+from petlpack.errors import PetlpackError, TaskError, UsageError, printable
+from petlpack.errors.arguments import Place, check_flags, path_of
+from petlpack.store import lock, places
+from petlpack.store.disk import DRAFT, file_size, replacing, sync, sync_above
 from petlpack.store.names import (
     DIGEST,
+    DIRECTORIES,
     SUFFIX,
+    TEMPORARY,
     can_be_task,
     check_task_name,
     is_own,
+    is_sealed_apart,
     legal_task_name,
     shared_file,
     task_file,
 )
-from petlpack.tensors.strict_json import decode_once
+from petlpack.store.places import PACK_JSON, is_pack, pack_above
+from petlpack.store.released import change_released, read_released
+from petlpack.store.seals import Seal, keeping_seal, read_seal, taken, write_seal
 
 __all__ = [
     "LOCK_TIMEOUT",
@@ -39,6 +46,8 @@ __all__ = [
     "PACK_JSON",
     "STALE",
     "SUFFIX",
+    "Needs",
+    "Seal",
     "Store",
     "check_task_name",
     "is_own",
@@ -49,7 +58,6 @@ __all__ = [
     "task_file",
 ]
 
-PACK_JSON = b'{"format": "petlpack", "version": 1}\n'
 MAX_SHARED = 1 << 28
 """Bytes that a shared part of bytes may decode to: 256 MB, many times the largest tokenizer."""
 LOCK_TIMEOUT = 60.0
@@ -57,59 +65,50 @@ LOCK_TIMEOUT = 60.0
 STALE = 24 * 3600.0
 """Seconds without a write after which a temporary file belongs to nobody."""
 
+Needs = Callable[[Path], Iterable[str]]
+"""Tells which shared parts the task in a file needs; raises PetlpackError where it cannot be read."""
+
 
 class Store:
     """One pack directory."""
 
     def __init__(self, path: Place) -> None:
-        """Open an existing pack; raises UsageError where there is none, UnknownFormatError for a newer one."""
+        """Open an existing pack; raises UsageError where there is none, UnknownFormatError for a newer one.
+
+        Raises DamageError where one of its directories is a link.
+        """
         self.path = path_of("pack", path)
         self._tasks = self.path / "tasks"
-        marker = self.path / "pack.json"
-        try:
-            text = marker.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            _refuse_unmarked(self.path)
-            raise UsageError(
-                f"no pack at '{printable(str(self.path))}'", hint="`petlpack encode RUN_DIR --pack DIR` creates one"
-            ) from error
-        try:
-            table = decode_once(text)
-            version = table["version"] if table["format"] == "petlpack" else None
-            if version == 1 and set(table) != {"format", "version"}:
-                raise ValueError("other fields than format and version")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UnknownFormatError(
-                f"'{printable(str(marker))}' is not the pack.json of a pack",
-                hint="the directory is not a pack, or its pack.json is corrupt: restore it",
-                code="pack-json",
-            ) from error
-        if type(version) is not int or version != 1:
-            raise UnknownFormatError(
-                f"'{printable(str(marker))}' has format version {printable(repr(version))}, this petlpack reads 1",
-                hint="the pack was written by a newer petlpack: upgrade petlpack to read it",
-                code="version-unknown" if table["format"] == "petlpack" else "format-unknown",
-            )
+        self._writer: str | None = None
+        self.told: list[str] = []
+        """What went wrong behind what was done: it is in the pack, but maybe not for ever."""
+        places.check_mark(self.path)
+        places.refuse_foreign_directories(self.path)
 
     @classmethod
     def create(cls, path: Place) -> Store:
         """Open a pack, or make an empty one where nothing is; raises UsageError where something else is."""
-        path = path_of("pack", path)
-        if not (path / "pack.json").exists():
-            _make(path)
-        return cls(path)
+        with cls.creating(path) as store:
+            store._writer = None
+            return store
 
     @classmethod
     @contextlib.contextmanager
     def creating(cls, path: Place) -> Iterator[Store]:
-        """Lend a pack as `create` gives it; one that was made and is still empty when the block fails is undone."""
+        """Lend a pack as `create` gives it; one that was made and is still empty when the block fails is undone.
+
+        As long as the block runs, a file in the pack says that its writer lives: nobody undoes the pack meanwhile, or
+        takes the writer's temporary files for leftovers.
+        """
         path = path_of("pack", path)
-        made = not (path / "pack.json").exists() and _make(path)
+        new = _is_missing(cls, path) and places.make_place(path)
         try:
-            yield cls(path)
+            with contextlib.ExitStack() as stack:
+                store = _enter(cls, path, stack)
+                yield store
         except BaseException:
-            if made:
-                _unmake(path)
+            if new:
+                places.undo(path)
             raise
 
     # Reading
@@ -126,6 +125,10 @@ class Store:
         """Return the files that are tasks by their place, but are called what no task is: somebody renamed them."""
         stems = sorted(stem for stem in _stems(self._tasks) if not can_be_task(stem))
         return [self._tasks / f"{stem}{SUFFIX}" for stem in stems]
+
+    def task_files(self) -> list[Path]:
+        """Return the files of all tasks, those that somebody renamed among them."""
+        return [*(self.task_path(name) for name in self.task_names()), *self.misnamed_tasks()]
 
     def foreign(self) -> list[str]:
         """Return the files below the pack that are neither its own nor being written, as `files` names them."""
@@ -174,13 +177,16 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """Lend a path for a temporary file in the place where tasks live; what is left there is deleted."""
-        (self.path / "tasks").mkdir(exist_ok=True)
-        (self.path / "shared").mkdir(exist_ok=True)
-        path = self.path / "tasks" / f".tmp-{uuid.uuid4().hex}"
+        places.refuse_foreign_directories(self.path)
+        for name in DIRECTORIES:
+            (self.path / name).mkdir(exist_ok=True)
+        own = uuid.uuid4().hex
+        path = self._tasks / (f"{TEMPORARY}{own}" if self._writer is None else f"{self._writer}-{own[:12]}")
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next writer deletes it
+                path.unlink(missing_ok=True)
 
     def refuse_taken(self, name: str, *, replace: bool = False) -> None:
         """Raise TaskError where a task of this name, or one that differs only in case, exists.
@@ -199,139 +205,170 @@ class Store:
             )
 
     def put(
-        self, name: str, task: Path, shared: Mapping[str, bytes], damaged: Collection[str] = (), *, replace: bool
+        self,
+        name: str,
+        task: Path,
+        shared: Mapping[str, bytes],
+        damaged: Collection[str] = (),
+        *,
+        replace: bool,
+        needs: Needs | None = None,
     ) -> None:
         """Move a finished temporary file into its place as a task, the shared parts it needs (as file bytes) first.
 
-        Shared parts that are there already stay as they are, but for those that the caller found `damaged`.
+        Shared parts that are there already stay as they are, but for those that the caller found `damaged`. `needs`
+        tells what a task that is replaced gives up.
         """
         target = self.task_path(name)
         with self.locked():
             self.refuse_taken(name, replace=replace)
-            for sha256 in shared:
-                path = self.shared_path(sha256)
-                if sha256 in damaged or not path.exists():
-                    with _replacing(path) as temporary:
+            new = [sha256 for sha256 in shared if sha256 in damaged or not self.shared_path(sha256).exists()]
+            given_up = self._needed_alone(target, needs) - shared.keys()
+            change_released(self.path, add={*new, *given_up})
+            with keeping_seal(self.path, [task_file(name), *map(shared_file, new)], self.told):
+                for sha256 in new:
+                    with replacing(self.shared_path(sha256)) as temporary:
                         temporary.write_bytes(shared[sha256])
-            _sync(task)
-            task.replace(target)
-            _sync(target.parent)
+                sync(task)
+                self._sync_directories()
+                task.replace(target)
+                with self._done(f"task '{name}' is in the pack"):
+                    sync(target.parent)
+                    change_released(self.path, strike=shared)
 
-    def remove(self, name: str) -> int:
-        """Delete a task and return its bytes; shared parts stay until `sweep`."""
+    def remove(self, name: str, needs: Needs | None = None) -> int:
+        """Delete a task and return its bytes; shared parts stay until `sweep`, those that only it needs are noted."""
         with self.locked():
+            self._bury()
             path = self.find_task(name)
             size = path.stat().st_size
-            path.unlink()
-            _sync(path.parent)
+            change_released(self.path, add=self._needed_alone(path, needs))
+            with keeping_seal(self.path, [task_file(name)], self.told):
+                path.unlink()
+                with self._done(f"task '{name}' is removed"):
+                    sync(path.parent)
         return size
 
-    def sweep(self, needed: set[str], *, dry_run: bool = False) -> list[tuple[Path, int]]:
-        """Delete shared parts that no task needs and stale temporary files; the caller holds the lock.
+    def unneeded(self, needed: set[str], *, everything: bool) -> list[str]:
+        """Return the shared parts that no task needs: those that were given up, or with `everything` all."""
+        released = read_released(self.path)
+        return [sha256 for sha256 in self.shared_names() if sha256 not in needed and (everything or sha256 in released)]
 
-        Returns the files with their bytes.
+    def sweep(self, needed: set[str], *, dry_run: bool = False, everything: bool = False) -> list[tuple[Path, int]]:
+        """Delete shared parts that were given up and no task needs, and stale temporary files; under the lock.
+
+        With `everything` also those that no writer of this pack gave up. Returns the files with their bytes.
         """
-        garbage = [self.shared_path(sha256) for sha256 in self.shared_names() if sha256 not in needed]
-        for directory in (self.path, self.path / "tasks", self.path / "shared"):
-            leftovers = directory.glob(".tmp-*") if directory.is_dir() else ()
-            garbage += [path for path in sorted(leftovers) if _is_stale(path)]
-        sizes = [(path, _file_size(path) or 0) for path in garbage]
+        parts = self.unneeded(needed, everything=everything)
+        leftovers = [path for path in self._temporary(TEMPORARY) if _is_stale(path)]
+        garbage = [*map(self.shared_path, parts), *leftovers]
+        sizes = [(path, file_size(path) or 0) for path in garbage]
         if not dry_run:
-            for path in garbage:
-                path.unlink(missing_ok=True)
+            self._bury()
+            with keeping_seal(self.path, map(shared_file, parts), self.told) if parts else contextlib.nullcontext():
+                self._sync_directories()  # no power cut may bring back a task whose parts are gone
+                for path in garbage:
+                    path.unlink(missing_ok=True)
+                with self._done("the garbage is deleted"):
+                    self._sync_directories()
+                    change_released(self.path, strike=read_released(self.path))
         return sizes
+
+    def seal(self) -> Seal:
+        """Write the inventory of the pack as it is now; raises UsageError for what has no place in one."""
+        with self.locked():
+            self._bury()
+            names = [name for name, _ in self.files() if not is_sealed_apart(name)]
+            seal = Seal(taken(self.path, names))
+            write_seal(self.path, seal)
+        return seal
+
+    def read_seal(self) -> Seal | None:
+        """Return the seal of the pack, None where it has none; raises DamageError, UnknownFormatError."""
+        return read_seal(self.path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the pack's lock; raises LockedError after LOCK_TIMEOUT seconds."""
-        import filelock  # here, for most commands only read
+        """Hold the pack's lock; raises LockedError after LOCK_TIMEOUT seconds, PetlpackError where nothing locks."""
+        with lock.locked(self.path, LOCK_TIMEOUT, self.told):
+            places.refuse_foreign_directories(self.path)
+            yield
 
-        lock = filelock.FileLock(self.path / ".lock", timeout=LOCK_TIMEOUT)
-        try:
-            lock.acquire(poll_interval=0.005)
-        except filelock.Timeout as error:
-            raise LockedError(
-                f"pack '{printable(str(self.path))}' is locked by another process",
-                hint="another petlpack process is writing to it: try again when it is done",
-            ) from error
+    @contextlib.contextmanager
+    def _done(self, what: str) -> Iterator[None]:
+        """Tell what fails behind a change that is made: it is no failure of that."""
         try:
             yield
-        finally:
-            lock.release()
+        except OSError as error:
+            self.told.append(f"{what}, but may not outlive a power cut: {error}")
+
+    def _needed_alone(self, path: Path, needs: Needs | None) -> set[str]:
+        """Return the parts that only the task in this file needs; none where that cannot be known."""
+        if needs is None or not path.exists():
+            return set()
+        try:
+            alone = set(needs(path))
+            for other in self.task_files():
+                if not alone:
+                    break
+                alone -= set() if other == path else set(needs(other))
+        except (PetlpackError, OSError):
+            return set()
+        return alone
+
+    def _sync_directories(self) -> None:
+        """Make what stands in the pack's directories durable, whoever put it there: a killed writer may not have."""
+        for name in DIRECTORIES:
+            if (self.path / name).is_dir():
+                sync(self.path / name)
+        sync(self.path)
+        sync_above(self.path)
+
+    def _temporary(self, prefix: str) -> list[Path]:
+        """Return the temporary files whose names begin so."""
+        folders = [self.path, *(self.path / name for name in DIRECTORIES)]
+        return [folder / name for folder in folders for name in sorted(_names(folder)) if name.startswith(prefix)]
+
+    def _bury(self) -> None:
+        """Delete what killed writers left; the caller holds the lock, so that nobody else begins or ends a change."""
+
+        def delete(owner: str) -> None:
+            for path in self._temporary(f"{owner}-"):
+                path.unlink(missing_ok=True)
+
+        lock.bury(self.path, TEMPORARY, delete)
+        with contextlib.suppress(OSError):  # left for the next one
+            for path in self._temporary(DRAFT):
+                path.unlink(missing_ok=True)
 
 
-def is_pack(path: Place) -> bool:
-    """Tell whether a directory is meant as a pack: its mark says so, or is spoilt and tasks and parts stand beside.
-
-    A pipe in the place of the mark is not waited for.
-    """
-    path = path_of("path", path)
-    mark = path / "pack.json"
-    try:
-        if mark.is_file() and json.loads(mark.read_bytes())["format"] == "petlpack":
-            return True
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return all((path / name).exists() for name in ("pack.json", "tasks", "shared"))
+def _is_missing(kind: type[Store], path: Path) -> bool:
+    """Tell whether there is no pack yet; raises what opening another one does. Others may undo theirs meanwhile."""
+    if (path / "pack.json").exists():
+        try:
+            kind(path)
+        except UsageError:
+            if (path / "pack.json").exists():
+                raise
+    return not (path / "pack.json").exists()
 
 
-def pack_above(path: Path) -> Path | None:
-    """Return the pack whose tasks or shared parts a file or directory is among; None where it is in none."""
-    real = path.resolve()
-    inside = (place for place in (real, *real.parents) if place.name in ("tasks", "shared"))
-    return next((place.parent for place in inside if is_pack(place.parent)), None)
-
-
-_OWN = {"pack.json", "tasks", "shared", ".lock"}
-_PACK_HINT = "give an existing pack, or a new or empty directory"
-
-
-def _refuse_unmarked(path: Path) -> None:
-    """Raise UsageError for a pack that has lost its pack.json: only the text of that is missing, and no task."""
-    if any((path / name).is_dir() for name in ("tasks", "shared")) and not (path / "pack.json").exists():
-        raise UsageError(
-            f"'{printable(str(path))}' has the directories of a pack, but no pack.json",
-            hint=f"if it is a pack, restore its pack.json, which holds {PACK_JSON.decode().strip()}",
-        )
-
-
-def _make(path: Path) -> bool:
-    """Make an empty pack; returns whether the directory is new."""
-    refuse_file_above(path, _PACK_HINT)
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"'{printable(str(path))}' is a file, not a pack directory", hint=_PACK_HINT)
-    new = not path.exists()
-    foreign = [] if new else [e.name for e in path.iterdir() if e.name not in _OWN and not e.name.startswith(".tmp-")]
-    if foreign:
-        raise UsageError(
-            f"'{printable(str(path))}' is neither a pack nor empty: it contains '{printable(min(foreign))}'",
-            hint=_PACK_HINT,
-        )
-    _refuse_unmarked(path)
-    path.mkdir(parents=True, exist_ok=True)
-    with _replacing(path / "pack.json") as temporary:
-        temporary.write_bytes(PACK_JSON)
-    return new
-
-
-def _unmake(path: Path) -> None:
-    """Remove a pack that was just made, unless somebody has put something into it meanwhile."""
-    with contextlib.suppress(OSError):
-        for directory in (path / "tasks", path / "shared"):
-            if directory.exists():
-                directory.rmdir()
-        (path / ".lock").unlink(missing_ok=True)
-        (path / "pack.json").unlink()
-        path.rmdir()
-
-
-def _file_size(path: Path) -> int | None:
-    """Return the bytes of a file, None for what is none, or is gone since the directory was listed."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+def _enter(kind: type[Store], path: Path, stack: contextlib.ExitStack) -> Store:
+    """Open a pack for a writer that says that it lives until the stack ends; what it lacks is made."""
+    told: list[str] = []
+    while True:
+        try:
+            with lock.locked(path, LOCK_TIMEOUT, told):
+                places.mark(path)
+                store = kind(path)
+                store._writer = stack.enter_context(lock.alive(path, TEMPORARY))
+                store.told = told
+                store._bury()
+                return store
+        except FileNotFoundError:
+            if path.exists():
+                raise
+            places.make_place(path)  # another made it, and has undone it since
 
 
 def _is_stale(path: Path) -> bool:
@@ -360,27 +397,3 @@ def _stems(directory: Path) -> list[str]:
     """Return the files of a directory that end as ours do, without that; `._x` is what macOS keeps beside `x`."""
     names = _names(directory)
     return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX) and not name.startswith("._")]
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Lend a temporary path beside `path`, and move it there, synced, when the block ends well."""
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Make a file or a directory durable; systems that cannot open a directory sync it by themselves."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

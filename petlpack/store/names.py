@@ -9,6 +9,13 @@ import unicodedata
 from petlpack.errors import UsageError, printable
 
 SUFFIX = ".petl.safetensors"
+MARK = "pack.json"
+INVENTORY = "inventory.json"
+RELEASED = ".released"
+LOCK = ".lock"
+TEMPORARY = ".tmp-"
+DIRECTORIES = ("tasks", "shared")
+"""The directories that a pack has of its own."""
 
 _LONGEST = 128
 """Characters of a task's name."""
@@ -60,12 +67,21 @@ def shared_file(sha256: str) -> str:
 def is_own(name: str) -> bool:
     """Tell whether a file, as `Store.files` names it, is a pack's by its name: a part of it, or one being written."""
     folder, _, file = name.rpartition("/")
-    if file.startswith(".tmp-"):
-        return folder in ("", "tasks", "shared")
-    stem = file.removesuffix(SUFFIX) if file.endswith(SUFFIX) else None
-    if stem is None:
-        return name in ("pack.json", ".lock")
+    if is_passing(name) or name in (MARK, INVENTORY):
+        return True
+    stem = file.removesuffix(SUFFIX) if file.endswith(SUFFIX) else ""
     return (folder == "tasks" and can_be_task(stem)) or (folder == "shared" and DIGEST.fullmatch(stem) is not None)
+
+
+def is_passing(name: str) -> bool:
+    """Tell whether a file, as `Store.files` names it, is what writers make and take away: lock, journal, drafts."""
+    folder, _, file = name.rpartition("/")
+    return name in (LOCK, RELEASED) or (file.startswith(TEMPORARY) and folder in ("", *DIRECTORIES))
+
+
+def is_sealed_apart(name: str) -> bool:
+    """Tell whether a file, as `Store.files` names it, is in no inventory: it comes and goes, or is the inventory."""
+    return name == INVENTORY or is_passing(name)
 
 
 def can_be_task(name: object) -> bool:

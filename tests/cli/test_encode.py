@@ -86,15 +86,19 @@ def test_an_interrupt_at_work_is_130_and_leaves_nothing_half_written(
 ) -> None:
     before = sorted(path.name for path in (pack / "tasks").iterdir())
     task: list[str | Path] = [place / "sst2", "--task", "again", "--base", place / "base"]
+    process = subprocess.Popen(
+        command_line("encode", *task, "--pack", pack, *as_json),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(pack.glob(".tmp-*")):  # it has begun
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     with filelock.FileLock(pack / ".lock"):  # so that it cannot be done before it is interrupted
-        process = subprocess.Popen(
-            command_line("encode", *task, "--pack", pack, *as_json),
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 60
         while not list((pack / "tasks").glob(".tmp-*")):
             assert process.poll() is None
             assert time.monotonic() < deadline

@@ -85,13 +85,13 @@ def test_an_interruption_at_any_line_leaves_all_or_nothing(place: Place, sample:
     states = [None, petlpack.open(place.root / "whole")["three"].state_dict(place.base)]
     outcomes = {"nothing": 0, "all": 0}
     base = Base(place.base)
-    traced = ("petlpack/store/__init__.py", "petlpack/encoding/encode.py", "petlpack/encoding/write.py")
+    traced = ("petlpack/store/", "petlpack/encoding/encode.py", "petlpack/encoding/write.py")
     for nth in sample(itertools.count(1, 2)):
         pack = Path(shutil.copytree(place.pack, place.root / "copy"))
         lines = Interrupts(nth)
 
         def trace(frame: FrameType, event: str, arg: Any, lines: Interrupts = lines) -> Any:
-            if not frame.f_code.co_filename.replace("\\", "/").endswith(traced):
+            if not any(place in frame.f_code.co_filename.replace("\\", "/") for place in traced):
                 return None
             if event == "line":
                 lines.tick()

@@ -41,6 +41,8 @@ from petlpack.rules.modules import (
 )
 from petlpack.sections.parts import Part
 from petlpack.store import MAX_SHARED, PACK_JSON, Store, check_task_name
+from petlpack.store.released import read_released
+from petlpack.store.seals import parse_seal
 from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.ordered import from_ordered, to_ordered
@@ -685,6 +687,33 @@ def test_pack_json_refuses(vector: Vector, tmp_path: Path) -> None:
     refuse_too(vector, lambda: spec_reader.check_mark(vector["text"].encode()))
 
 
+@of_kind("inventory", bad=False)
+def test_inventory(vector: Vector) -> None:
+    text = str(vector["text"]).encode()
+    assert parse_seal(text).to_json() == text
+    assert parse_seal(text).rows == spec_reader.parse_inventory(text)
+    schema("inventory").validate(json.loads(text))
+
+
+@of_kind("inventory", bad=True)
+def test_inventory_refuses(vector: Vector) -> None:
+    text = str(vector["text"]).encode()
+    refuse(vector, lambda: parse_seal(text))
+    refuse_too(vector, lambda: spec_reader.parse_inventory(text))
+    try:
+        table = json.loads(text)
+    except ValueError:
+        return
+    assert schema("inventory").is_valid(table) == (vector.id in BEYOND_A_SCHEMA), vector.id
+
+
+@of_kind("released", bad=False)
+def test_released(vector: Vector, tmp_path: Path) -> None:
+    text = str(vector["text"]).encode()
+    (tmp_path / ".released").write_bytes(text)
+    assert sorted(read_released(tmp_path)) == vector["parts"] == spec_reader.released(text)
+
+
 @of_kind("task name", bad=False)
 def test_task_name(vector: Vector) -> None:
     assert check_task_name(vector["name"]) == vector["name"]
@@ -711,6 +740,10 @@ def test_schema_is_a_schema(file: Path) -> None:
 
 
 BEYOND_A_SCHEMA = {
+    "inventory-spaces": "spaces",
+    "inventory-row-itself": "a name that is another file's",
+    "inventory-unsorted": "order",
+    "inventory-digest-other": "two fields compared",
     "pack-key-twice": "the JSON parser has dropped the first version",
     "manifest-section-twice": "uniqueness of one column of a table",
     "manifest-two-kinds": "the JSON parser has dropped the second key",

@@ -28,7 +28,7 @@ from tools.write_vectors import write_pack
 LIBRARY = Path(petlpack.__file__).parent
 PAGE = (FORMATS / "reasons.md").read_text(encoding="utf-8")
 REASONS = dict(re.findall(r"^\| `([a-z0-9-]+)` \| ([a-z]+ \([0-9]\)) \| .+ \|$", PAGE, re.MULTILINE))
-CLASSES = {name: f"{name} ({exit_code})" for name, (_, exit_code) in ERRORS.items()}
+CLASSES = {"error": "error (1)"} | {name: f"{name} ({exit_code})" for name, (_, exit_code) in ERRORS.items()}
 DEFAULTS = {
     (one.default_code, one.exit_code, one.__name__)
     for one in vars(errors).values()
@@ -183,12 +183,74 @@ def run_differs(place: Path, patch: pytest.MonkeyPatch) -> None:
         raise found.error
 
 
+def pack_directory(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["plain-lora"], place)
+    (place / "shared").rename(place / "elsewhere")
+    (place / "shared").symlink_to(place / "elsewhere")
+    petlpack.open(place)
+
+
+def pack_lock(place: Path, patch: pytest.MonkeyPatch) -> None:
+    write_pack(BY_ID["plain-lora"], place)
+    (place / "victim").write_bytes(b"precious")
+    (place / ".lock").symlink_to(place / "victim")
+    petlpack.open(place).remove("task")
+
+
+def lock_unsupported(place: Path, patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    write_pack(BY_ID["plain-lora"], place)
+    patch.setattr("filelock.FileLock.acquire", fail)
+    petlpack.open(place).remove("task")
+
+
+def _sealed(place: Path) -> Path:
+    write_pack(BY_ID["plain-lora"], place)
+    petlpack.seal(place)
+    return place / "tasks" / "task.petl.safetensors"
+
+
+def _raise_of_seal(place: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("petlpack.checking.seal._PATIENCE", 0.0)
+    for found in petlpack.verify(place):
+        if found.error is not None:
+            raise found.error
+
+
+def sealed_missing(place: Path, patch: pytest.MonkeyPatch) -> None:
+    _sealed(place).unlink()
+    _raise_of_seal(place, patch)
+
+
+def sealed_changed(place: Path, patch: pytest.MonkeyPatch) -> None:
+    _sealed(place)
+    (place / "pack.json").write_bytes(b'{"format":"petlpack","version":1}')
+    _raise_of_seal(place, patch)
+
+
+def sealed_foreign(place: Path, patch: pytest.MonkeyPatch) -> None:
+    task = _sealed(place)
+    task.with_name("other.petl.safetensors").write_bytes(task.read_bytes())
+    _raise_of_seal(place, patch)
+
+
+def sealed_stale(place: Path, patch: pytest.MonkeyPatch) -> None:
+    _sealed(place)
+    text = (place / "inventory.json").read_text()
+    (place / "inventory.json").write_text(text.replace('"stale":false', '"stale":true'))
+    _raise_of_seal(place, patch)
+
+
 SHOWN: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     one.__name__.replace("_", "-"): one
     for one in (
         *(file_unreadable, file_replaced, file_special, file_changed, file_link),
         *(json_limit, archive_limit),
         *(base_is_run, base_fits_none, section_decode, run_differs),
+        *(pack_directory, pack_lock, lock_unsupported),
+        *(sealed_missing, sealed_changed, sealed_foreign, sealed_stale),
     )
 }
 

@@ -111,6 +111,7 @@ def maybe(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, NULL]}
 
 
+TEXTS = {"type": "array", "items": TEXT}
 ERROR = table(type=TEXT, code=TEXT, message=TEXT, hint=maybe(TEXT))
 FILES = rows(file=TEXT, bytes=NUMBER)
 FIGURES = table(
@@ -266,17 +267,21 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "pack": TEXT,
         "checked": rows(
             name=TEXT,
-            kind={"enum": ["task", "shared"]},
+            kind={"enum": ["task", "shared", "sealed"]},
             depth={"enum": ["bytes", "decoded", "compared"]},
             notes={"type": "array", "items": TEXT},
             ok=YES,
             error=maybe(ERROR),
         ),
         "damaged": NUMBER,
-        "foreign": {"type": "array", "items": TEXT},
+        "foreign": TEXTS,
+        "unexplained": TEXTS,
     },
-    "remove": {"pack": TEXT, "removed": rows(name=TEXT, bytes=NUMBER), "bytes": NUMBER},
-    "gc": {"pack": TEXT, "dry_run": YES, "files": FILES, "bytes": NUMBER},
+    "remove": {"pack": TEXT, "removed": rows(name=TEXT, bytes=NUMBER), "bytes": NUMBER, "warnings": TEXTS},
+    "gc": {
+        **{"pack": TEXT, "dry_run": YES, "files": FILES, "bytes": NUMBER, "unexplained": FILES, "warnings": TEXTS},
+    },
+    "seal": {"pack": TEXT, "files": NUMBER, "bytes": NUMBER, "sha256": SHA256},
     "codecs": {"codecs": rows(id=TEXT, description=TEXT)},
     "survey": {
         **{"disk_bytes": NUMBER, "linked_bytes": NUMBER, "files": NUMBER},

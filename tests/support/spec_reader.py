@@ -1056,6 +1056,33 @@ def check_task_name(name: str) -> None:
     check(_is_task_name(name) and name[0] != "." and not _DEVICE.fullmatch(name), "not a name of a task")
 
 
+def released(text: bytes) -> list[str]:
+    """Return the parts that a journal names."""
+    lines = text.decode("ascii", "replace").split("\n")[:-1]
+    return [line for line in lines if re.fullmatch(r"[0-9a-f]{64}", line)]
+
+
+def parse_inventory(text: bytes) -> list[list[Any]]:
+    """Return the files of an inventory."""
+    table = parse_canonical(text)
+    check(isinstance(table, dict), "inventory: no object")
+    if table.get("format") != "petlpack-inventory" or table.get("version") != 1 or table["version"] is True:
+        raise Refused("not version 1 of an inventory", unknown=True)
+    check(set(table) == {"format", "version", "files", "sha256", "stale"}, "inventory: fields")
+    check(isinstance(table["stale"], bool) and isinstance(table["files"], list), "inventory: fields")
+    names = []
+    for row in table["files"]:
+        check(isinstance(row, list) and [type(cell) for cell in row] == [str, int, str], "inventory: a row")
+        name, size, sha256 = row
+        check(not {"", ".", ".."} & {*name.split("/")} and name != "inventory.json", "inventory: a name")
+        check(size >= 0 and re.fullmatch(r"[0-9a-f]{64}", sha256) is not None, "inventory: a row")
+        names.append(name.encode())
+    check(names == sorted(set(names)), "inventory: the order of its files")
+    files = json.dumps(table["files"], separators=(",", ":"), ensure_ascii=False).encode()
+    check(table["sha256"] == hashlib.sha256(files).hexdigest(), "inventory: another sha256")
+    return list(table["files"])
+
+
 def open_task(pack: Path, name: str) -> tuple[File, Template]:
     """Open a task and its template."""
     check_mark((pack / "pack.json").read_bytes())
