@@ -17,6 +17,7 @@ from petlpack import coding, container, errors
 from petlpack.errors import BaseError, PetlpackError, RunError
 from petlpack.tensors.base import Base
 from petlpack.tensors.dtypes import DTYPES
+from tests.support.bombs import BombPack
 from tests.support.golden import ALL, BY_ID, ERRORS
 from tests.support.small_runs import write_pair
 from tools.rules import not_in_bytes
@@ -118,6 +119,12 @@ def file_replaced(place: Path, patch: pytest.MonkeyPatch) -> None:
     opened.open_sections()
 
 
+def section_crowd(place: Path, patch: pytest.MonkeyPatch) -> None:
+    made = BombPack(place / "p")
+    made.task(sections=[container.EncodedSection(f"tensors.{i}", "raw", "F32", 0, b"") for i in range(20_000)])
+    petlpack.details(petlpack.open(place / "p")["bomb"])
+
+
 def file_link(place: Path, patch: pytest.MonkeyPatch) -> None:
     write_pack(BY_ID["plain-lora"], place)
     task = place / "tasks" / "task.petl.safetensors"
@@ -159,7 +166,7 @@ def run_differs(place: Path, patch: pytest.MonkeyPatch) -> None:
 SHOWN: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     one.__name__.replace("_", "-"): one
     for one in (
-        *(file_unreadable, file_replaced, file_link),
+        *(file_unreadable, file_replaced, file_link, section_crowd),
         *(base_is_run, base_fits_none, section_decode, run_differs),
     )
 }
