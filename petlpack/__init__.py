@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from petlpack.errors import (
         BaseError,
         DamageError,
+        LimitError,
         LockedError,
         PetlpackError,
         Problem,
@@ -71,6 +72,7 @@ _WHERE = {
     "KindRow": "petlpack.analyze.survey:KindRow",
     "KnownCodec": "petlpack.analyze.known_codecs:KnownCodec",
     "KnownCodecs": "petlpack.analyze.known_codecs:KnownCodecs",
+    "LimitError": "petlpack.errors:LimitError",
     "ListedTask": "petlpack.analyze.listing:ListedTask",
     "Listing": "petlpack.analyze.listing:Listing",
     "LockedError": "petlpack.errors:LockedError",
@@ -135,6 +137,7 @@ __all__ = [
     "KindRow",
     "KnownCodec",
     "KnownCodecs",
+    "LimitError",
     "ListedTask",
     "Listing",
     "LockedError",

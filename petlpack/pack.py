@@ -11,16 +11,21 @@ from petlpack.decoding.needs import needs_of
 from petlpack.decoding.task import Task
 from petlpack.decoding.templates import Templates
 from petlpack.errors import PetlpackError
-from petlpack.errors.arguments import Place, check_flags, texts_of
+from petlpack.errors.arguments import Place, check_flags, check_max_bytes, texts_of
 from petlpack.store import Store
 
 
 class Pack(Mapping[str, Task]):
     """The tasks of a pack directory by name. The directory is the index: it is read anew at every question."""
 
-    def __init__(self, path: Place) -> None:
-        """Open a pack; raises UsageError where there is none."""
+    def __init__(self, path: Place, *, max_bytes: int | None = None) -> None:
+        """Open a pack; raises UsageError where there is none.
+
+        `max_bytes` is the most that one task may decode to; None is what its files and its base explain.
+        """
+        check_max_bytes(max_bytes)
         self.store = Store(path)
+        self.max_bytes = max_bytes
         self._templates = Templates(self.store)
 
     @property
@@ -38,7 +43,7 @@ class Pack(Mapping[str, Task]):
 
     def __getitem__(self, name: str) -> Task:
         """Open a task; raises TaskError, which is a KeyError, where there is none."""
-        return Task(self.store, name, templates=self._templates)
+        return Task(self.store, name, templates=self._templates, max_bytes=self.max_bytes)
 
     def __contains__(self, name: object) -> bool:
         """Tell whether the pack has a task of this name."""
@@ -110,9 +115,13 @@ class Pack(Mapping[str, Task]):
         return {sha256 for path in self.store.task_files() for sha256 in needs(path)}
 
 
-def open_pack(path: Place) -> Pack:
-    """Open a pack directory; raises UsageError where there is none."""
-    return Pack(path)
+def open_pack(path: Place, *, max_bytes: int | None = None) -> Pack:
+    """Open a pack directory; raises UsageError where there is none.
+
+    `max_bytes` is the most that one task may decode to: raise it for a pack that you trust, lower it for a stranger's.
+    By default it is what the task's files and its base explain. What would be more raises LimitError.
+    """
+    return Pack(path, max_bytes=max_bytes)
 
 
 @dataclass(frozen=True)

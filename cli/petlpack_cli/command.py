@@ -181,16 +181,36 @@ def _switch(context: click.Context, parameter: click.Parameter, is_on: bool) -> 
         _refuse_other(context, parameter.name, chosen.setdefault(parameter.name, "true"), "true")
 
 
-_FACTORS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_FACTORS = {
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+}
 _SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d+)?) ?({'|'.join(_FACTORS)})?")
 
 
-def _size(context: click.Context, _: click.Parameter, text: str) -> int:
-    """Return the bytes that a size says, with or without a unit: 5000, 64MiB, 1.5GB."""
+def _size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Return the bytes that a size says, with or without a unit: 5000, 64MiB, 1.5GB; None where none is given."""
+    if text is None:
+        return None
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise click.UsageError(f"--max-file needs a size as 5000, 10MB or 64MiB, got '{text}'", context)
+        raise click.UsageError(f"{parameter.opts[0]} needs a size as 5000, 10MB or 64MiB, got '{text}'", context)
     return int(float(match[1]) * _FACTORS[match[2] or "B"])
+
+
+max_bytes_option = click.option(
+    "--max-bytes",
+    metavar="SIZE",
+    callback=_size,
+    help="The most that a task may decode to, as 500MB; by default what its files and its base explain.",
+)
 
 
 def file_options(function: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import PATH, KnownChoice, bases_option, command, jobs_option, pack_argument
+from petlpack_cli.command import PATH, KnownChoice, bases_option, command, jobs_option, max_bytes_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import naming
 from petlpack_cli.output.sizes import count, size
@@ -25,6 +25,7 @@ from petlpack_cli.output.sizes import count, size
     "without pickled weights, or what another library loads.",
 )
 @click.option("--no-code", is_flag=True, help="Leave out code and pickles of the run (*.py, *.pkl, ...).")
+@max_bytes_option
 @jobs_option()
 def run(
     out: Output,
@@ -34,6 +35,7 @@ def run(
     base: tuple[Path, ...] | None,
     to: str | None,
     no_code: bool,
+    max_bytes: int | None,
     jobs: int | None,
 ) -> None:
     """Restore a task as the run that it was.
@@ -42,7 +44,7 @@ def run(
     only when it is complete and its digest is the one that was packed. Code and pickles among them are named. With
     --to, the adapter or LoRA that the task's rule makes is written for another library.
     """
-    opened = petlpack.open(pack)[task]
+    opened = petlpack.open(pack, max_bytes=max_bytes)[task]
     with out.progress() as progress, naming(target):
         export, moved = to or petlpack.known_exports()[0], progress.bytes(task)
         decoded = opened.decode(target, base, to=export, code=not no_code, jobs=jobs, progress=moved)

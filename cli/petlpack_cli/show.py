@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import command, pack_argument
+from petlpack_cli.command import command, max_bytes_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.sizes import count, ratio, size
 
@@ -20,13 +20,14 @@ _NAME = re.compile(r"\w+(?:\.\w+)+")
 @command("show", "petlpack show glue.pack sst2", "petlpack show glue.pack sst2 --json")
 @pack_argument(required=True)
 @click.argument("task")
-def run(out: Output, pack: Path, task: str) -> None:
+@max_bytes_option
+def run(out: Output, pack: Path, task: str, max_bytes: int | None) -> None:
     """Show one task: sections, base, files.
 
     How it is stored, what base it needs, how many bits an element takes, which files are kept. Reads the task's
     header and the small shared parts that it names, and no weights.
     """
-    details = petlpack.details(petlpack.open(pack)[task])
+    details = petlpack.details(petlpack.open(pack, max_bytes=max_bytes)[task])
     if out.as_json:
         out.json(details.to_json())
         return
@@ -100,7 +101,8 @@ def _print_formula(out: Output, formula: Sequence[str]) -> None:
         output, _, term = line.partition(" = ")
         short = _NAME.sub(lambda match: names.setdefault(match[0], f"t{len(names) + 1}"), term)
         out.line(f"  {output} = {short}")
-    out.fields([(f"  {short}", name) for name, short in names.items()])
+    if names:
+        out.fields([(f"  {short}", name) for name, short in names.items()])
 
 
 def _print_sections(out: Output, details: petlpack.Details) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import PATH, bases_option, command, jobs_option, pack_argument
+from petlpack_cli.command import PATH, bases_option, command, jobs_option, max_bytes_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, worst
 from petlpack_cli.output.sizes import count
@@ -36,9 +36,16 @@ DEPTHS = {
     type=PATH,
     help="Compare TASK with a run: every weight bit for bit, every other file byte for byte.",
 )
+@max_bytes_option
 @jobs_option()
 def run(
-    out: Output, pack: Path, task: str | None, base: tuple[Path, ...] | None, against: Path | None, jobs: int | None
+    out: Output,
+    pack: Path,
+    task: str | None,
+    base: tuple[Path, ...] | None,
+    against: Path | None,
+    max_bytes: int | None,
+    jobs: int | None,
 ) -> int | None:
     """Check a pack, or one task of it, for damage.
 
@@ -47,7 +54,7 @@ def run(
     """
     if against is not None and task is None:
         raise click.UsageError("--against needs one task: give PACK TASK", click.get_current_context())
-    opened = petlpack.open(pack)
+    opened = petlpack.open(pack, max_bytes=max_bytes)
     with out.progress() as progress:
         total = 1 if task is not None else len(opened) + len(opened.shared_names())
         moved = progress.bytes(task or str(pack))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from petlpack.codecs.registry import codec
 from petlpack.decoding.task import Task
 from petlpack.errors.arguments import Check, check
 from petlpack.records.template import Template
@@ -121,6 +122,7 @@ def details(task: Task) -> Details:
     check("task", task, _TASK, "give a task of an opened pack: pack[NAME]")
     template, payload, sources = task.template, task.payload, task.sources
     rule = template.rule
+    codec(task.codec).kinds(rule)  # refuses a rule that is none of its codec's
     return Details(
         task,
         TensorCounts(len(template.slots), len(sources.unchanged), len(sources.aliases), len(sources.stored)),
@@ -134,8 +136,19 @@ def details(task: Task) -> Details:
             PartDetails(sha256, find_shared(task.store, sha256).stat().st_size, _holds(task, sha256))
             for sha256 in task.parts
         ),
-        files={name: len(task.read_file(name)) for name in template.files},
+        files=_file_bytes(task),
     )
+
+
+def _file_bytes(task: Task) -> dict[str, int]:
+    """Return the bytes of the kept files as the run had them; what several names share is read once."""
+    task.check_files()
+    read: dict[tuple[str, bool], int] = {}
+    for name, sha256 in task.template.files.items():
+        key = sha256, name in task.template.named
+        if key not in read:
+            read[key] = len(task.read_file(name))
+    return {name: read[sha256, name in task.template.named] for name, sha256 in task.template.files.items()}
 
 
 def _base_of(template: Template) -> NeededBase | None:

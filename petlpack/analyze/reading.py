@@ -25,6 +25,7 @@ from petlpack.records.slot import Slot, with_kinds
 from petlpack.records.sources import Sources, parse_sources
 from petlpack.records.template import Template, texts_of
 from petlpack.sections.parts import Part
+from petlpack.sections.read import check_capacity
 from petlpack.sections.shared import find_shared
 from petlpack.store import Store, shared_file, task_file
 from petlpack.tensors.base import Base
@@ -83,6 +84,7 @@ class TaskKind:
         self.picks = self._codec.picks
         self.run_bytes = template.run_bytes(self.sources.aliases)
         self.stored: tuple[Slot, ...] = tuple(self.sources.stored)
+        self.elements = sum(slot.size for slot in self.stored)
         self.shared: tuple[Slot, ...] = tuple(slot for slot in template.slots if slot.part is not None)
         self._roles: dict[tuple[str, ...], Mapping[str, str]] = {}
 
@@ -267,6 +269,8 @@ class Reader:
         if key not in self._kinds:
             template = self._templates.read(manifest.shared[0], None)
             self._kinds[key] = TaskKind(template, params, manifest.codec)
+        what = f"a task of template {manifest.shared[0]}"
+        check_capacity(what, self._kinds[key].elements, len(manifest.sections))
         return self._kinds[key]
 
 

@@ -15,6 +15,7 @@ from petlpack.decoding.task import Task
 from petlpack.errors import (
     BaseError,
     DamageError,
+    LimitError,
     PetlpackError,
     RunError,
     UsageError,
@@ -49,8 +50,10 @@ class Checked:
 
     @property
     def unread(self) -> bool:
-        """Whether nobody may read it here, or the run that it was to be compared with cannot be read."""
-        return self.error is not None and (isinstance(self.error, RunError) or self.error.code == _NOT_ALLOWED)
+        """Whether nobody may read it here, it takes more than is allowed, or its run cannot be read."""
+        if self.error is None:
+            return False
+        return isinstance(self.error, (RunError, LimitError)) or self.error.code == _NOT_ALLOWED
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as `petlpack verify --json` prints it."""
@@ -179,7 +182,7 @@ def _check_task(
     try:
         task = pack[name]
         for sha256 in task.parts:
-            check_shared(pack.store, sha256)
+            check_shared(pack.store, sha256, pack.max_bytes)
         for file in task.template.named:  # whose bytes are right, but may be no text that takes a name
             task.read_file(file)
         codec(task.codec)  # one that this petlpack does not know is told even where nothing is decoded
@@ -243,7 +246,7 @@ def _told(error: PetlpackError | OSError, what: str) -> PetlpackError:
 def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     """Check one shared part; None where it was collected meanwhile."""
     try:
-        check_shared(pack.store, sha256)
+        check_shared(pack.store, sha256, pack.max_bytes)
     except (PetlpackError, OSError) as error:
         if not pack.store.shared_path(sha256).exists():
             return None

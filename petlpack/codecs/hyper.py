@@ -37,6 +37,7 @@ from petlpack.rules.rows import (
     whole,
 )
 from petlpack.tensors.decimals import parse_decimal
+from petlpack.tensors.safetensors_file import is_shape
 from petlpack.tensors.tensor import Tensor
 
 
@@ -107,6 +108,12 @@ def _generate(row: Generated, hidden: _Hidden, tensors: Mapping[str, Tensor]) ->
     if row.trunk is None:
         return weight
     trunk, size = row.trunk, math.prod(row.shape)
+    if weight.shape[:1] != (size,):
+        raise DamageError(
+            f"tensor '{printable(row.weight)}' is {list(weight.shape)}, the rule needs {size:,} rows for an output "
+            f"of {list(row.shape)}",
+            code="rule-shape",
+        )
 
     def compute() -> NDArray[Any]:
         h = hidden.of(trunk, row.codes)
@@ -159,6 +166,13 @@ def _trunk(row: Any) -> Trunk:
     return Trunk(pair(first), pair(second), None if norm is None else pair(norm), eps)
 
 
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = [whole(size) for size in value]
+    if not is_shape(shape):
+        raise RefusedError(f"no array has the shape {shape!r:.80}", code="rule-value")
+    return tuple(shape)
+
+
 def _generated(row: Any) -> Generated:
     output, weight, bias, trunk, codes, shape, transposed = row
     if trunk is not None and not codes:
@@ -169,6 +183,6 @@ def _generated(row: Any) -> Generated:
         maybe_text(bias),
         None if trunk is None else whole(trunk),
         tuple((text(name), whole(index)) for name, index in codes),
-        tuple(whole(size) for size in shape),
+        _shape(shape),
         truth(transposed),
     )

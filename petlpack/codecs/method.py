@@ -80,9 +80,11 @@ def entries(slot: Slot) -> int:
 
 def _mask_units(masks: list[Piece]) -> list[Unit]:
     """Return units of one kind of masks each: only masks over the same entries say anything of each other."""
+    kinds: dict[str, list[Piece]] = {}
+    for piece in masks:
+        kinds.setdefault(piece.slot.kind, []).append(piece)
     units: list[Unit] = []
-    for kind in sorted({piece.slot.kind for piece in masks}):
-        members = (piece for piece in masks if piece.slot.kind == kind)
+    for _, members in sorted(kinds.items()):
         for unit in group(members, "masks", MASKS, role="mask", row=entries):
             units.append(replace(unit, name=f"masks.{len(units)}"))
     return units

@@ -22,7 +22,8 @@ from petlpack.coding.zstd import compress, decompress
 from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
 from petlpack.errors import DamageError, RefusedError, UnknownFormatError, printable, reason
 from petlpack.tensors.pinned import SpecialFileError, open_descriptor
-from petlpack.tensors.safetensors_file import Entry, Header, MalformedError, read_header_of
+from petlpack.tensors.safetensors_file import MAX_HEADER, Entry, Header, MalformedError, read_header_of
+from petlpack.tensors.strict_json import check_marks, most_text
 
 MAX_MANIFEST = 1 << 26
 """Bytes of a manifest's JSON: 64 MB describe a million sections, and a bomb stays small."""
@@ -157,6 +158,7 @@ def read(path: Path) -> Container:
     """Open a file and check all of it but the sections' bytes; raises DamageError, UnknownFormatError."""
     try:
         with open(path, "rb", opener=open_descriptor) as file:
+            _check_crowd(file)
             canonical = _read_canonical(file)
             header = canonical or read_header_of(file, path)
             _check_format(header)
@@ -181,6 +183,30 @@ def _special(path: Path, error: SpecialFileError) -> DamageError:
     return DamageError(
         f"{_quoted(path)} is no part of a pack: {error.strerror}", hint=_DAMAGE_HINT, code="file-special"
     )
+
+
+def _check_crowd(file: BinaryIO) -> None:
+    """Check before a header is parsed that the bytes behind it can be those of so many sections."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if MAX_SMALL_HEADER < length <= min(MAX_HEADER, size - 8):
+        sections = max(0, file.read(length).count(b"{") - _OTHER_OBJECTS)
+        most = FREE_SECTIONS + (size - 8 - length) // LEAST_SECTION
+        if sections > most:
+            raise RefusedError(
+                f"{size - 8 - length:,} bytes behind the header are said to be {sections:,} sections, "
+                f"expected at most {most:,}",
+                code="section-crowd",
+            )
+    file.seek(0)
+
+
+FREE_SECTIONS, LEAST_SECTION = 1 << 14, 16
+"""Sections that any file may have, and the bytes that all others take on an average: a section of elements that are
+equal takes more, and only one of no elements takes none."""
+
+_OTHER_OBJECTS = 3
+"""Objects of a header that are no sections: itself, the metadata, and the manifest's row."""
 
 
 def _read_canonical(file: BinaryIO) -> Header | None:
@@ -218,9 +244,14 @@ _DAMAGE_HINT = "restore the file from a backup, or encode the run again with --r
 def decompress_manifest(packed: bytes) -> bytes:
     """Return the JSON of a packed manifest: u32 size, then a zstd frame of exactly that size."""
     size = int.from_bytes(packed[:4], "little")
-    if size > MAX_MANIFEST:
-        raise RefusedError(f"manifest is {size:,} bytes, expected at most {MAX_MANIFEST:,}", code="size-limit")
-    return decompress(packed[4:], size)
+    most = min(MAX_MANIFEST, most_text(len(packed)))
+    if size > most:
+        raise RefusedError(
+            f"manifest is {size:,} bytes in {len(packed):,}, expected at most {most:,}", code="size-limit"
+        )
+    text = decompress(packed[4:], size)
+    check_marks(text, len(packed))
+    return text
 
 
 def _pack_manifest(text: bytes) -> bytes:

@@ -85,7 +85,7 @@ def parse_manifest(text: bytes) -> Manifest:
     if table.keys() == _FIELDS:
         manifest = replace(
             manifest,
-            shared=tuple(_sha256(digest) for digest in _list(table["shared"], "shared")),
+            shared=tuple(_sha256(digest) for digest in _few(_list(table["shared"], "shared"))),
             decoded=_sha256(table["decoded"]),
             params=_object(table["params"], "params"),
             facts=_object(table["facts"], "facts"),
@@ -139,6 +139,17 @@ def _list(value: object, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise DamageError(f"manifest field '{what}' must be a list, got {type(value).__name__}", code="manifest-fields")
     return value
+
+
+MOST_PARTS = 256
+"""Shared parts that a task may name: each is a file that is open while the task is read."""
+
+
+def _few(parts: list[Any]) -> list[Any]:
+    if len(parts) > MOST_PARTS:
+        message = f"manifest names {len(parts):,} shared parts, expected at most {MOST_PARTS}"
+        raise DamageError(message, code="part-limit")
+    return parts
 
 
 def _object(value: object, what: str) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from petlpack.records.facts import Facts
 from petlpack.records.sources import Sources, parse_sources
 from petlpack.records.template import Template, bind
 from petlpack.rules.modules import Rebuilt
+from petlpack.sections.allowance import FREE_FILE, Allowance, base_bytes, rebuilt_bytes, tensor_bytes
 from petlpack.sections.parts import Part
-from petlpack.sections.shared import find_shared, read_shared
+from petlpack.sections.shared import find_shared, read_shared, size_of_shared
 from petlpack.store import Store
 from petlpack.tensors.base import Base, Bases
 from petlpack.tensors.tensor import Stored, octets_of
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
+
+
+MAX_NAMED = 1 << 20
+"""Bytes of a kept file that takes the task's name: a config, in which a name of 128 characters makes 21 of one."""
 
 
 class Task:
@@ -52,8 +57,11 @@ class Task:
         path: Path | None = None,
         templates: Templates | None = None,
         parts: Mapping[str, Path] | None = None,
+        max_bytes: int | None = None,
     ) -> None:
         """Open a task by name. `path` and `parts` are for files that are not in their place yet.
+
+        `max_bytes` is the most that reading it may make; None is what its files and its base explain.
 
         Raises TaskError where there is no such task, DamageError where its file is not as it was written.
         """
@@ -63,6 +71,7 @@ class Task:
         self._path = path or store.find_task(name)
         self._parts = parts or {}
         self._pinned = bool(parts)
+        self._max_bytes = max_bytes
         self._container = container.read(self._path)
         if self.manifest.kind != "task" or not self.manifest.shared:
             raise DamageError(f"'{printable(str(self._container.path))}' is not a task file", code="file-kind")
@@ -167,6 +176,7 @@ class Task:
             rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
         if rebuilt is None:
             return None
+        self._allowance().check(rebuilt_bytes(self.template.rule, rebuilt, tensors))
         return replace(rebuilt, head={name: tensors[name] for name in tensors if name in self.template.head})
 
     def formula(self) -> list[str]:
@@ -176,9 +186,14 @@ class Task:
 
     def read_file(self, name: str) -> bytes:
         """Return a kept file as the run had it; raises DamageError."""
-        content = self._as_it_is(lambda: read_shared(self.store, self.template.files[name]))
+        return self._as_it_is(lambda: self._read_file(name))
+
+    def _read_file(self, name: str) -> bytes:
+        sha256 = self.template.files[name]
+        self._allowance().check(size_of_shared(self.store, sha256), free=FREE_FILE)
         if name not in self.template.named or self.own_name is None:
-            return content
+            return read_shared(self.store, sha256)
+        content = read_shared(self.store, sha256, MAX_NAMED)
         try:
             return bind(content.decode(), self.own_name).encode()
         except UnicodeDecodeError as error:
@@ -186,6 +201,16 @@ class Task:
                 f"kept file '{printable(name)}' of task '{self.name}' takes its name, but is not UTF-8 text: {error}",
                 code="file-text",
             ) from error
+
+    def file_sizes(self) -> dict[str, int]:
+        """Return the bytes of the kept files in the pack, by their manifests; raises DamageError."""
+        files = self.template.files
+        sizes = {sha256: size_of_shared(self.store, sha256) for sha256 in dict.fromkeys(files.values())}
+        return {name: sizes[sha256] for name, sha256 in files.items()}
+
+    def check_files(self) -> None:
+        """Raise LimitError where the kept files together are more than may be made of the task."""
+        self._allowance().check(sum(self.file_sizes().values()))
 
     def check_bytes(self) -> None:
         """Read every section and check its digest, decoding nothing; raises DamageError."""
@@ -250,6 +275,7 @@ class Task:
         started = time.perf_counter()
         place = path_of("out", out)
         check_jobs(jobs)
+        self.check_files()
         notes, restored = self._as_it_is(
             lambda: write_task(self._as_one(), place, to, Reading(base, jobs, progress, code))
         )
@@ -263,13 +289,26 @@ class Task:
         task._pinned = True
         return task
 
+    def _allowance(self, base: Base | None = None) -> Allowance:
+        """Return how much may be made of the task."""
+        return Allowance(f"task '{self.name}'", self._max_bytes, self._files_bytes, base_bytes(base))
+
+    @functools.cached_property
+    def _files_bytes(self) -> int:
+        """Bytes of the task's file and its parts, as far as they are there: who needs one that is not says so."""
+        places = [self._parts.get(sha256) or self.store.shared_path(sha256) for sha256 in self.parts]
+        return self.nbytes + sum(path.stat().st_size for path in places if path.is_file())
+
     def _tensors(self, base: Base | None) -> TaskTensors:
+        self._allowance(base).check(*tensor_bytes(self.sources, base))
         opened, sections = self._open()
-        parts = [
-            Part(self._parts.get(sha256) or find_shared(self.store, sha256), sha256)
+        parts = {
+            sha256: Part(self._parts.get(sha256) or find_shared(self.store, sha256), sha256)
             for sha256 in opened.manifest.shared[1:]
-        ]
-        return TaskTensors(self.name, opened, sections, self.template, parts, base)
+        }
+        self._allowance(base).check(sum(slot.nbytes for part in parts.values() for slot in part.slots))
+        named = [parts[sha256] for sha256 in opened.manifest.shared[1:]]
+        return TaskTensors(self.name, opened, sections, self.template, named, base)
 
     def _open(self) -> tuple[Container, Sections]:
         """Open the file for reading; one that was replaced since the task was opened is taken as it is now."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from petlpack.errors import naming, printable
 from petlpack.records.base_table import BaseTable, parse_base_table
 from petlpack.records.template import Template, parse_template
-from petlpack.sections.shared import find_shared, read_shared_file
+from petlpack.sections.shared import find_shared, read_text_file
 from petlpack.store import Store
 
 MAX_TEMPLATE = 1 << 25
@@ -49,7 +49,7 @@ class Templates:
         return self._tables[sha256]
 
     def _read(self, sha256: str) -> bytes:
-        return read_shared_file(self._file(sha256), sha256, MAX_TEMPLATE)
+        return read_text_file(self._file(sha256), sha256, MAX_TEMPLATE)
 
     def _file(self, sha256: str) -> Path:
         return self._parts.get(sha256) or find_shared(self._store, sha256)

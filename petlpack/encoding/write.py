@@ -25,6 +25,7 @@ from petlpack.layouts.run import Run
 from petlpack.parallel import Progress
 from petlpack.records.slot import Slot
 from petlpack.records.template_parts import Origin
+from petlpack.sections.allowance import UNBOUNDED
 from petlpack.sections.parts import Part, part_params, part_slots, unreadable
 from petlpack.sections.predict import Predictions
 from petlpack.sections.shared import write_shared
@@ -106,7 +107,7 @@ class TaskWriter:
         described = prepared.described
         self._write_contents(described)
         with _as_written(name):
-            task = Task(self._store, name, path, parts=self.parts)
+            task = Task(self._store, name, path, parts=self.parts, max_bytes=UNBOUNDED)
             for _ in task.load(self._base).stream(jobs=self._jobs):
                 pass
         named = (*described.read_first, *(part.sha256 for part in prepared.parts))

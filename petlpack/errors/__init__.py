@@ -6,6 +6,7 @@ PetlpackError                1
 ├── TaskError (a KeyError)   1  a task is missing from the pack, or there already
 ├── DamageError              4  bytes of a pack are not what they were when written
 ├── BaseError                5  the base is missing, or is not the base that a task needs
+├── LimitError               1  what a task would take is more than was allowed, or than its files explain
 ├── LockedError              6  another process holds the pack
 └── UnknownFormatError       7  a version, codec, coder or dtype that this petlpack does not know
 
@@ -86,6 +87,12 @@ class BaseError(PetlpackError):
 
     exit_code = 5
     default_code = "base"
+
+
+class LimitError(PetlpackError):
+    """What a task would take is more than the caller allowed, or than its files explain; its bytes may be right."""
+
+    default_code = "limit"
 
 
 class LockedError(PetlpackError):

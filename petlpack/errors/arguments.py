@@ -72,6 +72,12 @@ def check_jobs(jobs: object) -> None:
     check("jobs", jobs, JOBS, "jobs is the number of threads; omit it for one per processor")
 
 
+def check_max_bytes(max_bytes: object) -> None:
+    """Raise UsageError for anything but a number of bytes, or None."""
+    hint = "max_bytes is the most that a task may decode to; omit it for what its files explain"
+    check("max_bytes", max_bytes, optional(whole(0)), hint)
+
+
 def check_flags(**flags: object) -> None:
     """Raise UsageError for a switch that is neither True nor False: any other value would count as one of them."""
     for name, value in flags.items():

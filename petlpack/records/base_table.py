@@ -9,7 +9,7 @@ from typing import Any
 
 from petlpack.errors import DamageError, RefusedError, printable, reason
 from petlpack.records.canonical import canonical_json, parse_sha256, read_canonical
-from petlpack.tensors.dtypes import dtype_named
+from petlpack.tensors.dtypes import dtype_named, width_of
 from petlpack.tensors.safetensors_file import is_shape
 from petlpack.tensors.views import BaseRef
 
@@ -55,7 +55,7 @@ def _parse_json(text: bytes) -> tuple[Any, bytes]:
 
 
 def _parse_ref(name: object, dtype: object, shape: object, digest: object) -> BaseRef:
-    if not isinstance(name, str) or not is_shape(shape):
+    if not isinstance(name, str) or not is_shape(shape, width_of(dtype)):
         raise RefusedError(
             f"expected the name and shape of a tensor, got {name!r} and {shape!r}", code="base-table-row"
         )

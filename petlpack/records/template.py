@@ -191,6 +191,7 @@ def parse_template(text: bytes, where: str, name: str | None, read_table: Callab
         _check_lists(table)
         if name is not None:
             _check_task_name(name)
+            _check_growth(text, name)
             table = _bound(table, name)
         template = _from_table(table)
         if table["base"] is not None:
@@ -345,6 +346,19 @@ def texts_of(value: object) -> Iterator[str]:
 
 def _padded(header: str) -> str:
     return header + " " * (-len(header.encode()) % 8)
+
+
+FREE_GROWTH, GROWTH = 1 << 16, 8
+"""Bytes that a template may have with the task's name in it, and those for each byte that it has without."""
+
+
+def _check_growth(text: bytes, name: str) -> None:
+    """Check how large a template becomes by the task's name, before anything of it is put there."""
+    grown, most = len(text) + text.count(NAME.encode()) * (len(name) - len(NAME)), FREE_GROWTH + GROWTH * len(text)
+    if grown > most:
+        raise RefusedError(
+            f"with the task's name it has {grown:,} bytes, expected at most {most:,}", code="name-growth"
+        )
 
 
 def _check_task_name(name: object) -> None:

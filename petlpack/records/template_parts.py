@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,7 +86,8 @@ def parse_names(value: object) -> list[str]:
         raise RefusedError(f"expected a list, got {value!r}", code="template-fields")
     texts = [parse_text(item) for item in value]
     if len(set(texts)) != len(texts):
-        raise RefusedError(f"duplicate '{max(texts, key=texts.count)}'", code="template-twice")
+        (twice, _), *_ = Counter(texts).most_common(1)
+        raise RefusedError(f"duplicate '{twice}'", code="template-twice")
     return texts
 
 

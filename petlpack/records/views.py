@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ MOST_DEEP = 8
 
 MOST_NAMES = 1 << 16
 """Tensors of the base that one view names."""
+
+MOST_TIMES = 16
+"""Times that a concatenation may be as large as the base tensors that it names: heads of keys that groups share."""
 
 
 def view_json(view: View) -> Any:
@@ -59,7 +63,21 @@ def _view(value: object, table: BaseTable, deep: int) -> View:
     is_form, make = _STEPS[step]
     if len(fields) != len(is_form) or not all(is_field(field) for is_field, field in zip(is_form, fields, strict=True)):
         raise RefusedError(f"the step '{step}' of a view has other fields", code="view-fields")
-    return check_view(make(fields, lambda inner: _view(inner, table, deep - 1)))
+    view = check_view(make(fields, lambda inner: _view(inner, table, deep - 1)))
+    if isinstance(view, Concatenated):
+        _check_growth(view)
+    return view
+
+
+def _check_growth(view: Concatenated) -> None:
+    """Check that a concatenation is not many times what it is made of: that would be in memory, sliced or not."""
+    named = sum({ref.name: math.prod(ref.shape) for ref in view.refs}.values())
+    if math.prod(view.shape) > MOST_TIMES * named:
+        raise RefusedError(
+            f"a concatenation of {math.prod(view.shape):,} elements from base tensors of {named:,}, "
+            f"{MOST_TIMES} times as many are the most",
+            code="view-limit",
+        )
 
 
 def _is_number(value: object) -> bool:

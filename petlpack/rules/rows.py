@@ -144,6 +144,11 @@ def in_all_layers(names: Sequence[str]) -> str:
     return names[0] if len(set(names)) == 1 else any_layer(names[0])
 
 
+def tables_of(rule: Rule) -> tuple[list[Any], list[Any]]:
+    """Return the rows of a rule, one an output, and those of its other tables, which each of them may use."""
+    return rule["rows"], [table for name, table in rule.items() if name not in ("kind", "settings", "rows")]
+
+
 def rebuilt(rule: Rule, outputs: Mapping[str, Tensor]) -> Rebuilt:
     """Return the outputs of a rule with how they are used."""
     return Rebuilt(rule["kind"], settings_of(rule), outputs)
@@ -155,6 +160,8 @@ def find(tensors: Mapping[str, Tensor], name: str) -> Tensor:
         raise DamageError(
             f"a rule refers to tensor '{printable(name)}', but the task has no such tensor", code="rule-reference"
         )
+    if not tensors[name].size:
+        raise DamageError(f"a rule refers to tensor '{printable(name)}', which has no elements", code="rule-shape")
     return tensors[name]
 
 

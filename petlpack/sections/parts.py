@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from petlpack import container
 from petlpack.codecs.registry import codec
 from petlpack.codecs.units import Role, Unit
 from petlpack.errors import DamageError, UnknownFormatError, printable
 from petlpack.records.slot import Slot
+from petlpack.sections.allowance import FREE_FILE, UNBOUNDED, Allowance
 from petlpack.sections.predict import Predictions
 from petlpack.sections.read import DecodedSection, SectionReader
-from petlpack.sections.shared import find_shared, read_shared
+from petlpack.sections.shared import find_shared, read_shared, size_of_shared
 from petlpack.store import Store
-from petlpack.tensors.dtypes import DType, dtype_named
+from petlpack.tensors.dtypes import DType, dtype_named, width_of
 from petlpack.tensors.safetensors_file import is_shape
 from petlpack.tensors.tensor import Tensor
 
@@ -91,14 +91,20 @@ def part_name(tensors: Sequence[tuple[DType, tuple[int, ...], str]]) -> str:
 
 
 def _slot(index: int, dtype: DType, shape: tuple[int, ...], kind: int) -> Slot:
-    size = int(np.prod(shape, dtype=np.int64))
-    return Slot(str(index), dtype, shape, size, None, head=False, kind=f"{kind:04d}")
+    return Slot(str(index), dtype, shape, math.prod(shape), None, head=False, kind=f"{kind:04d}")
+
+
+MOST_TENSORS = 1 << 14
+"""Tensors of one shared part: a prototype has a few, a network that generates all layers of a model some hundreds."""
 
 
 def _parse_slots(rows: object, path: Path) -> list[Slot]:
+    if isinstance(rows, list) and len(rows) > MOST_TENSORS:
+        message = f"'{printable(str(path))}' has {len(rows):,} tensors, expected at most {MOST_TENSORS:,}"
+        raise DamageError(message, code="part-limit")
     slots: list[Slot] = []
     for row in rows if isinstance(rows, list) else [None]:
-        if not isinstance(row, list) or len(row) != 3 or not is_shape(row[1]):
+        if not isinstance(row, list) or len(row) != 3 or not is_shape(row[1], width_of(row[0])):
             raise DamageError(
                 f"'{printable(str(path))}': each of its tensors must be [dtype, shape, kind]", code="part-row"
             )
@@ -110,13 +116,22 @@ def _parse_slots(rows: object, path: Path) -> list[Slot]:
     return slots
 
 
-def check_shared(store: Store, sha256: str) -> None:
-    """Check that a shared part, of bytes or of tensors, decodes to what its name says; raises DamageError."""
+def check_shared(store: Store, sha256: str, max_bytes: int | None = UNBOUNDED) -> None:
+    """Check that a shared part, of bytes or of tensors, decodes to what its name says.
+
+    Raises DamageError, and LimitError where that takes more than `max_bytes`: None is what the part's file explains.
+    """
     path = find_shared(store, sha256)
-    if container.read(path).manifest.codec == container.BYTES:
+    opened = container.read(path)
+    allowance = Allowance(f"shared part {sha256}", max_bytes, opened.nbytes)
+    if opened.manifest.codec == container.BYTES:
+        allowance.check(size_of_shared(store, sha256), free=FREE_FILE)
         read_shared(store, sha256)
-    else:
-        Part(path, sha256).check()
+        return
+    part = Part(path, sha256)
+    size = sum(slot.nbytes for slot in part.slots)
+    allowance.check(size, size)
+    part.check()
 
 
 def unreadable(store: Store, shared: Iterable[str]) -> set[str]:

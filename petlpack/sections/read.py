@@ -35,6 +35,12 @@ class DecodedSection:
     row: int
 
 
+def check_capacity(what: str, elements: int, sections: int) -> None:
+    """Raise DamageError where so many sections cannot hold the elements: no list of units is made of them."""
+    if elements > sections * MOST_ELEMENTS:
+        raise DamageError(f"{what} declares more weights than its sections can hold", code="section-capacity")
+
+
 class SectionReader:
     """The elements of the tensors that a file stores. Checks at the start that its sections are those they need."""
 
@@ -49,8 +55,7 @@ class SectionReader:
     ) -> None:
         """Cut `slots` into units; raises DamageError that names `what` where the file's sections are not theirs."""
         self._codec, self._sections, self._predictions, self._path = codec, sections, predictions, opened.path
-        if sum(slot.size for slot in slots) > len(opened.manifest.sections) * MOST_ELEMENTS:
-            raise DamageError(f"{what} declares more weights than its sections can hold", code="section-capacity")
+        check_capacity(what, sum(slot.size for slot in slots), len(opened.manifest.sections))
         self._units = codec.units(slots, predictions.shared)
         self._rows = {row.name: row for row in opened.manifest.sections}
         expected = [section for unit in self._units for section in codec.sections(unit)]

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from petlpack import coding, container
-from petlpack.container import BYTES, EncodedSection, Manifest
-from petlpack.errors import DamageError, PetlpackError, naming, printable
+from petlpack.container import BYTES, Container, EncodedSection, Manifest, SectionRow
+from petlpack.errors import DamageError, PetlpackError, RefusedError, naming, printable
 from petlpack.store import MAX_SHARED, Store
 from petlpack.tensors.dtypes import DTYPES
+from petlpack.tensors.strict_json import check_marks, most_text
 
 
 def write_shared(content: bytes) -> bytes:
@@ -46,17 +47,45 @@ def read_shared(store: Store, sha256: str, most: int = MAX_SHARED) -> bytes:
 
 def read_shared_file(file: Path, sha256: str, most: int = MAX_SHARED) -> bytes:
     """Read the file of a shared part wherever it is, as `read_shared`."""
+    opened, row = _open_bytes(file)
+    return _read_bytes(opened, row, sha256, most)
+
+
+def read_text_file(file: Path, sha256: str, most: int) -> bytes:
+    """Read the file of a shared part that holds JSON, which may not be larger than its bytes explain."""
+    opened, row = _open_bytes(file)
+    packed = opened.section_bytes(row.name)
+    text = _read_bytes(opened, row, sha256, min(most, most_text(packed)))
+    try:
+        check_marks(text, packed)
+    except RefusedError as error:
+        raise DamageError(f"'{printable(str(file))}': {error}", code=error.code) from error
+    return text
+
+
+def size_of_shared(store: Store, sha256: str) -> int:
+    """Return the bytes that a shared part of bytes holds, by its manifest; raises DamageError."""
+    return _open_bytes(find_shared(store, sha256))[1].count
+
+
+def _open_bytes(file: Path) -> tuple[Container, SectionRow]:
+    """Open a shared part of bytes, and return its one section; raises DamageError for another file."""
     opened = container.read(file)
-    manifest, path = opened.manifest, printable(str(opened.path))
-    rows = manifest.sections
-    if manifest != Manifest("shared", BYTES, rows) or [(row.name, row.dtype) for row in rows] != [("content", "U8")]:
-        raise DamageError(f"'{path}' is not a shared part of bytes", code="file-kind")
-    if rows[0].count > most:
-        raise DamageError(f"'{path}' declares {rows[0].count:,} bytes, expected at most {most:,}", code="size-limit")
-    array = coding.Array(DTYPES["U8"], rows[0].count, max(1, rows[0].count))
-    data = opened.open_sections().read(rows[0])
+    rows = opened.manifest.sections
+    alone = [(row.name, row.dtype) for row in rows] == [("content", "U8")]
+    if not alone or opened.manifest != Manifest("shared", BYTES, rows):
+        raise DamageError(f"'{printable(str(opened.path))}' is not a shared part of bytes", code="file-kind")
+    return opened, rows[0]
+
+
+def _read_bytes(opened: Container, row: SectionRow, sha256: str, most: int) -> bytes:
+    path = printable(str(opened.path))
+    if row.count > most:
+        raise DamageError(f"'{path}' declares {row.count:,} bytes, expected at most {most:,}", code="size-limit")
+    array = coding.Array(DTYPES["U8"], row.count, max(1, row.count))
+    data = opened.open_sections().read(row)
     with naming(opened.path):
-        content = bytes(coding.decode(rows[0].coder, data, array, rows[0].name))
+        content = bytes(coding.decode(row.coder, data, array, row.name))
     decoded = hashlib.sha256(content).hexdigest()
     if decoded != sha256:
         raise DamageError(f"'{path}' decodes to {decoded}, its name says {sha256}", code="decoded-digest")

@@ -68,3 +68,9 @@ def dtype_named(name: str) -> DType:
     except KeyError:
         message = f"unknown dtype '{printable(name)}' (known: {', '.join(DTYPES)})"
         raise UnknownFormatError(message, code="dtype-unknown") from None
+
+
+def width_of(name: object) -> int:
+    """Return the bytes of an element of a dtype; those of a tensor whose dtype is not known are its elements."""
+    known = DTYPES.get(name) if isinstance(name, str) else None
+    return 1 if known is None else known.itemsize

@@ -13,6 +13,9 @@ from petlpack.errors import RefusedError, printable
 LONGEST = 255
 """Bytes of UTF-8 between two slashes: what the file systems in use can hold."""
 
+LONGEST_PATH = 4096
+"""Bytes of UTF-8 of a whole name, in a pack: what no system in use opens is longer."""
+
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Controls, and halves of characters. By ranges, for what is printable differs from one Python to the next."""
 
@@ -29,7 +32,7 @@ def is_text(name: str) -> bool:
 
 def is_file_name(name: str) -> bool:
     """Tell whether a name is a relative path below a directory, on every system, with `/` between its parts."""
-    if not is_text(name) or _ELSEWHERE.search(name):
+    if not is_text(name) or _ELSEWHERE.search(name) or len(name.encode()) > LONGEST_PATH:
         return False
     return all(part not in ("", ".", "..") and len(part.encode()) <= LONGEST for part in name.split("/"))
 

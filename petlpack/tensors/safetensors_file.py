@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
 from petlpack.errors import PetlpackError, RefusedError, printable, reason
-from petlpack.tensors.dtypes import DTYPES, Bits, DType
+from petlpack.tensors.dtypes import DTYPES, Bits, DType, width_of
 from petlpack.tensors.foreign_json import check_values
 from petlpack.tensors.pinned import Pin, open_regular, pin_of
 from petlpack.tensors.strict_json import decode_once
@@ -248,14 +248,17 @@ def _entry(row: object) -> Entry:
             f"shape {shape} of {dtype} does not take {stop - start:,} bytes, as its data_offsets say",
             code="header-fields",
         )
-    if math.prod(filter(None, shape)) * DTYPES.get(dtype, DTYPES["U8"]).itemsize >= 2**63:
+    if not is_shape(shape, width_of(dtype)):
         raise MalformedError(f"shape {shape} is too large for an array", code="header-fields")
     return Entry(dtype, tuple(shape), start, stop)
 
 
-def is_shape(value: object) -> TypeGuard[list[int]]:
-    """Tell whether a value read from JSON is a shape that an array can have."""
-    return _is_sizes(value) and len(value) <= MAX_RANK and math.prod(size for size in value if size) < 2**63
+def is_shape(value: object, width: int = 1) -> TypeGuard[list[int]]:
+    """Tell whether a value read from JSON is a shape that an array of elements of so many bytes can have.
+
+    Sizes of 0 are left out of the product, as in numpy, which takes no larger one.
+    """
+    return _is_sizes(value) and len(value) <= MAX_RANK and math.prod(size for size in value if size) * width < 2**63
 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:

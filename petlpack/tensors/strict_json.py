@@ -11,7 +11,32 @@ from petlpack.errors import RefusedError, printable
 MOST_DEEP = 64
 """Lists and objects inside one another: more is a stack overflow in some reader."""
 
+FREE_TEXT, TEXT_A_BYTE = 1 << 20, 256
+"""Bytes of a text that any file may have, and those more for each byte that it takes there: names of layers, zstd at
+its best, take a sixtieth."""
+
+FREE_MARKS, MARKS_A_BYTE = 1 << 17, 16
+"""The same of `[`, `{` and `,`, of which each may become a value of a hundred bytes in memory."""
+
 _BEYOND = 1 << 63
+
+
+def most_text(packed: int) -> int:
+    """Return how many bytes a text has at most that takes `packed` bytes in its file."""
+    return FREE_TEXT + TEXT_A_BYTE * packed
+
+
+def check_marks(text: bytes, packed: int) -> None:
+    """Check that a text that takes `packed` bytes in its file has few values, before it is parsed.
+
+    Raises RefusedError. Marks are counted wherever they stand, in strings, too.
+    """
+    marks, most = sum(map(text.count, (b"[", b"{", b","))), FREE_MARKS + MARKS_A_BYTE * packed
+    if marks > most:
+        raise RefusedError(
+            f"{packed:,} bytes hold JSON with {marks:,} of '[', '{{' and ',', expected at most {most:,}",
+            code="json-values",
+        )
 
 
 def decode_integers(text: bytes) -> Any:

@@ -115,6 +115,8 @@ FILES: dict[str, Fault] = {
     "version-unknown file": header(lambda head: head.replace(b'"version":"1"', b'"version":"2"')),
     "version-unknown manifest": manifest(lambda table: table.update(version=2)),
     "size-limit": lambda patch: patch.setattr("petlpack.container.file.MAX_MANIFEST", 100),
+    "json-values": manifest(lambda table: table["facts"].update(note=[[]] * 200_000)),
+    "part-limit": manifest(lambda table: table["shared"].extend(["ab" * 32] * 256)),
     "header-size": edit(lambda data: (1 << 40).to_bytes(8, "little") + data[8:]),
     "header-json": header(lambda head: head[:-1]),
     "header-twice": header(lambda head: head[:-1] + b',"manifest":{}}'),
@@ -354,6 +356,7 @@ METHODS: dict[str, tuple[str, Fault]] = {
     "part-missing": task(lambda table: table["shared"].__setitem__(1, "ab" * 32)),
     "part-tensors": task(lambda table: table["shared"].pop() and None),
     "template-name": task(lambda table: table["params"].update(name="a/b")),
+    "name-growth": ("mask", lambda patch: patch.setattr("petlpack.records.template.FREE_GROWTH", -1 << 30)),
 }
 
 

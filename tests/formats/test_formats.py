@@ -26,7 +26,7 @@ from petlpack.layouts.run import Run, headers_of
 from petlpack.records.base_table import BaseTable, base_table_json, parse_base_table
 from petlpack.records.sources import parse_sources
 from petlpack.records.template import parse_template
-from petlpack.records.views import MOST_DEEP, MOST_NAMES, parse_view, view_json
+from petlpack.records.views import MOST_DEEP, MOST_NAMES, MOST_TIMES, parse_view, view_json
 from petlpack.rules.modules import (
     Average,
     Generated,
@@ -652,13 +652,14 @@ def test_view_refuses(vector: Vector) -> None:
 
 
 def test_a_view_has_at_most_so_many_steps_and_names() -> None:
-    refs = {"a": BaseRef("a", DTYPES["U8"], (1,), "0" * 64)}
-    table = {"a": spec_reader.BaseTensor("a", "U8", (1,), "0" * 64)}
+    names = ["a", *map(str, range(MOST_NAMES // MOST_TIMES))]
+    refs = {name: BaseRef(name, DTYPES["U8"], (1,), "0" * 64) for name in names}
+    table = {name: spec_reader.BaseTensor(name, "U8", (1,), "0" * 64) for name in names}
     said: Any = "a"
     for _ in range(MOST_DEEP):
         said = ["reshape", [1], said]
     assert (parse_view(said, refs).shape, spec_reader.parse_view(said, table).shape) == ((1,), (1,))
-    said = ["concatenate", 0, ["a"] * MOST_NAMES]
+    said = ["concatenate", 0, names[1:] * MOST_TIMES]
     assert (parse_view(said, refs).shape, spec_reader.parse_view(said, table).shape) == ((65536,), (65536,))
     said[2].append("a")
     with pytest.raises(RefusedError) as caught:
@@ -763,6 +764,7 @@ BEYOND_A_SCHEMA = {
     "manifest-bom": "no JSON of ours",
     "manifest-utf16": "no JSON of ours",
     "manifest-lone-surrogate": "no Unicode",
+    "template-name-growth": "a sum",
     "template-not-canonical": "spaces",
     "template-adapts-order": "order",
     "template-weight-file-twice": "uniqueness of one column of a table",

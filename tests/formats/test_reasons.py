@@ -19,6 +19,7 @@ from petlpack import coding, container, errors
 from petlpack.errors import BaseError, PetlpackError, RunError
 from petlpack.tensors.base import Base
 from petlpack.tensors.dtypes import DTYPES
+from tests.support.bombs import BombPack
 from tests.support.golden import ALL, BY_ID, ERRORS
 from tests.support.small_runs import write_pair
 from tools.rules import not_in_bytes
@@ -118,6 +119,12 @@ def file_replaced(place: Path, patch: pytest.MonkeyPatch) -> None:
     opened = container.read(first)
     second.replace(first)
     opened.open_sections()
+
+
+def section_crowd(place: Path, patch: pytest.MonkeyPatch) -> None:
+    made = BombPack(place / "p")
+    made.task(sections=[container.EncodedSection(f"tensors.{i}", "raw", "F32", 0, b"") for i in range(20_000)])
+    petlpack.details(petlpack.open(place / "p")["bomb"])
 
 
 def file_link(place: Path, patch: pytest.MonkeyPatch) -> None:
@@ -246,7 +253,7 @@ def sealed_stale(place: Path, patch: pytest.MonkeyPatch) -> None:
 SHOWN: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     one.__name__.replace("_", "-"): one
     for one in (
-        *(file_unreadable, file_replaced, file_special, file_changed, file_link),
+        *(file_unreadable, file_replaced, file_special, file_changed, file_link, section_crowd),
         *(json_limit, archive_limit),
         *(base_is_run, base_fits_none, section_decode, run_differs),
         *(pack_directory, pack_lock, lock_unsupported),

@@ -432,6 +432,7 @@ def parse_header(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         check(len(entry["data_offsets"]) == 2, "offsets")
         nbytes = entry["data_offsets"][1] - entry["data_offsets"][0]
         check(nbytes >= 0, "offsets")
+        check(_is_shape(entry["shape"], entry["dtype"]), "a shape")
         if entry["dtype"] in DTYPES:
             check(math.prod(entry["shape"]) * DTYPES[entry["dtype"]][1] == nbytes, "shape and bytes")
     end = 0
@@ -441,12 +442,19 @@ def parse_header(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     return table, metadata
 
 
+def check_marks(text: bytes, packed: int) -> None:
+    """Check that a text in so many bytes has few values."""
+    marks = sum(text.count(mark) for mark in (b"[", b"{", b","))
+    check(marks <= (1 << 17) + 16 * packed, "more values than the bytes explain")
+
+
 def read_file(data: bytes) -> File:
     """Read one file whole."""
     check(len(data) >= 8, "shorter than 8 bytes")
     length = int.from_bytes(data[:8], "little")
     check(length <= min(HEADER_MOST, len(data) - 8), "a header longer than the file")
     text, body = data[8 : 8 + length], data[8 + length :]
+    check(length <= 1 << 20 or text.count(b"{") - 3 <= (1 << 14) + len(body) // 16, "too many sections")
     table, metadata = parse_header(text)
     check(max((entry["data_offsets"][1] for entry in table.values()), default=0) == len(body), "another file size")
     if metadata.get("format") != "petlpack" or metadata.get("version") != "1":
@@ -457,7 +465,10 @@ def read_file(data: bytes) -> File:
     check(hashlib.sha256(packed).hexdigest() == metadata.get("manifest_sha256"), "manifest: another sha256")
     size = int.from_bytes(packed[:4], "little")
     check(size <= MANIFEST_MOST and len(packed) <= MANIFEST_MOST, "a manifest too large")
-    manifest = parse_manifest(zstd_frame(packed[4:], size))
+    check(size <= (1 << 20) + 256 * len(packed), "a manifest larger than its bytes explain")
+    said = zstd_frame(packed[4:], size)
+    check_marks(said, len(packed))
+    manifest = parse_manifest(said)
     names = [row[0] for row in manifest["sections"]]
     check(set(names) == set(parts), "other sections than the manifest's")
     expected: dict[str, Any] = {
@@ -490,6 +501,7 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     check(isinstance(said["params"], dict) and isinstance(said["facts"], dict), "manifest: not objects")
     check(isinstance(table["sections"], list) and isinstance(said["shared"], list), "manifest: not lists")
     check(all(_is_digest(digest) for digest in [said["decoded"], *said["shared"]]), "manifest: not a sha256")
+    check(len(said["shared"]) <= 256, "manifest: too many parts")
     check(_is_name(table["codec"]), "manifest: not a name")
     for row in table["sections"]:
         check(isinstance(row, list) and len(row) == 5, "manifest: not a section")
@@ -586,7 +598,7 @@ def parse_base_table(text: bytes) -> BaseTable:
         check(isinstance(row, list) and len(row) == 4, "base table: another row")
         name, dtype, shape, digest = row
         check(isinstance(name, str) and isinstance(dtype, str) and _is_digest(digest), "base table: another row")
-        check(_is_shape(shape), "base table: a shape")
+        check(_is_shape(shape, dtype), "base table: a shape")
         if dtype not in DTYPES:
             raise Refused("base table: another dtype", unknown=True)
         table[name] = BaseTensor(name, dtype, tuple(shape), digest)
@@ -643,6 +655,8 @@ def parse_template(text: bytes, name: str | None, table_of: Callable[[str], Base
         told = [pair[0] for pair in pairs]
         check(told == sorted(set(told)), "template: base")
     if name is not None:
+        grown = len(text) + text.count(b"{name}") * (len(name) - 6)
+        check(grown <= (1 << 16) + 8 * len(text), "template: the name makes too much of it")
         check(_is_task_name(name), "template: not a name")
         table = {
             **{
@@ -712,10 +726,10 @@ def _bound(value: Any, name: str) -> Any:
     return {key: _bound(item, name) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _is_shape(value: object) -> bool:
+def _is_shape(value: object, dtype: str = "U8") -> bool:
     if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
         return False
-    return len(value) <= 64 and math.prod(n for n in value if n) < 2**63
+    return len(value) <= 64 and math.prod(n for n in value if n) * DTYPES.get(dtype, ("", 1))[1] < 2**63
 
 
 def _is_task_name(name: object) -> bool:
@@ -731,6 +745,7 @@ def _is_file_name(name: str) -> bool:
     return (
         is_text(name)
         and not set(name) & set("\\:")
+        and len(name.encode()) <= 4096
         and not any(part in ("", ".", "..") or len(part.encode()) > 255 for part in name.split("/"))
     )
 
@@ -767,7 +782,10 @@ def read_shared(pack: Path, sha256: str, most: int = SHARED_MOST) -> bytes:
     check(len(manifest["sections"]) == 1 and manifest["sections"][0][0] == "content", "not a shared part of bytes")
     coder, dtype, count, data = file.section("content")
     check(dtype == "U8" and count <= most, "not a shared part of bytes")
+    check(most != TEMPLATE_MOST or count <= (1 << 20) + 256 * len(data), "a text larger than its bytes explain")
     content = decode_section(coder, data, dtype, count, max(1, count)).tobytes()
+    if most == TEMPLATE_MOST:
+        check_marks(content, len(data))
     check(hashlib.sha256(content).hexdigest() == sha256, "shared: another sha256")
     return content
 
@@ -777,11 +795,12 @@ def read_part(pack: Path, sha256: str) -> list[tuple[Slot, Words]]:
     file = open_shared(pack, sha256)
     params = file.manifest["params"]
     check(set(params) == {"tensors"} and isinstance(params["tensors"], list), "part: other params")
+    check(len(params["tensors"]) <= 1 << 14, "part: too many tensors")
     slots: list[Slot] = []
     for row in params["tensors"]:
         check(isinstance(row, list) and len(row) == 3, "part: another row")
         dtype, shape, kind = row
-        check(isinstance(dtype, str) and _is_shape(shape), "part: another row")
+        check(isinstance(dtype, str) and _is_shape(shape, dtype), "part: another row")
         check(type(kind) is int and 0 <= kind < len(params["tensors"]), "part: another kind")
         if dtype not in DTYPES:
             raise Refused("part: another dtype", unknown=True)
@@ -824,6 +843,8 @@ def parse_view(said: Any, table: BaseTable, deep: int = 8) -> View:
     check(len(tensors) <= 65536, "view: too many tensors")
     shape = _shape_of(step, fields, parts)
     check(math.prod(shape) < 2**63, "view: too many elements")
+    named = sum({tensor.name: math.prod(tensor.shape) for tensor in tensors}.values())
+    check(step != "concatenate" or math.prod(shape) <= 16 * named, "view: a tensor too often")
     return View(said, "F32" if step == "scale" else parts[0].dtype, shape, tensors)
 
 
@@ -1168,6 +1189,7 @@ def read_kept(pack: Path, task: str, file: str) -> bytes:
     content, called = read_shared(pack, template.files[file]), opened.manifest["params"]["name"]
     if file not in template.named or called is None:
         return content
+    check(len(content) <= 1 << 20, "a file with the name in it is too large")
     try:
         return content.decode("utf-8").replace("{name}", called).encode()
     except UnicodeDecodeError as error:
