@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,34 @@ def test_a_part_of_a_pipeline_is_predicted_by_the_part_or_by_the_whole(tmp_path:
     assert files_of(out) == files_of(run)
     assert encoded.layout == "diffusers"
     assert len(task_of(run).template.base) == len(task_of(run).template.slots)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["only weights", "beside the training"])
+@pytest.mark.parametrize("given", ["run", "run/checkpoint-500"])
+def test_a_state_of_a_training_of_diffusers_is_a_model_in_parts(tmp_path: Path, given: str, trained: bool) -> None:
+    pipeline, base = write_pipeline(tmp_path / "made")
+    run = tmp_path / "run"
+    shutil.copytree(pipeline / "unet", run / "checkpoint-500" / "unet")
+    shutil.copytree(pipeline / "unet", run / "checkpoint-500" / "unet_ema")
+    shutil.copytree(base / "unet", run / "checkpoint-400" / "unet")
+    if trained:
+        for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
+            (run / "checkpoint-500" / name).write_bytes(b"state")
+    encoded = encode(tmp_path / given, base)
+    assert encoded.layout == "diffusers"
+    names = [slot.name for slot in task_of(tmp_path / given).template.slots]
+    assert {name.partition("/")[0] for name in names} == {"unet", "unet_ema"}
+    assert predicted(task_of(tmp_path / given)).keys() == {*names}
+    out = petlpack.open((tmp_path / given).parent / "pack")["run"].decode(tmp_path / "out", base, jobs=1).path
+    assert files_of(out) == {n: b for n, b in files_of(run / "checkpoint-500").items() if b != b"state"}
+    petlpack.encode(pipeline / "unet", tmp_path / "pack-of-part", run, jobs=1)  # it is a base as well
+
+
+def test_folders_of_models_are_several_models(tmp_path: Path) -> None:
+    pipeline, _ = write_pipeline(tmp_path, parts=("unet", "unet_2"))
+    (pipeline / "model_index.json").unlink()
+    with pytest.raises(RunError, match="is not a run directory"):
+        encode(pipeline, None)
 
 
 def test_shards_of_a_part_are_one_component(tmp_path: Path) -> None:
