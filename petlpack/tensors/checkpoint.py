@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from petlpack.errors import RunError, printable
 from petlpack.tensors.content import OWN_FORMATS, PICKLE, READABLE, SAFETENSORS, TEXT, Kind, content_of, special_file
 from petlpack.tensors.file_names import is_file_name
-from petlpack.tensors.pickled import StateDict, read_state_dict
+from petlpack.tensors.pickled import AROUND, StateDict, read_state_dict
 from petlpack.tensors.safetensors_file import Header, MalformedError, build_header, file_tensor, read_header
 from petlpack.tensors.tensor import Stored, Tensor
 
@@ -255,7 +255,9 @@ def _merge(shards: Mapping[str, Checkpoint], index: Path) -> Checkpoint:
     kept = [_only(part, {name for name in part.tensors if owners[name] == file}) for file, part in shards.items()]
     headers = {file: header for part in kept for file, header in part.headers.items()}
     if len(headers) < len(kept):
-        again = next(file for file, count in Counter(file for part in kept for file in part.headers).items() if count > 1)
+        again = next(
+            file for file, count in Counter(file for part in kept for file in part.headers).items() if count > 1
+        )
         raise RunError(
             f"'{printable(str(index))}' lists two shards that would both come back as '{printable(again)}'",
             hint="save the model again, all of it as safetensors",
@@ -339,11 +341,12 @@ def _name_text(path: Path, _inode: int, _mtime_ns: int, _size: int) -> bytes:
             return pickle.read(MOST_NAMES)
 
 
-def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
+def open_saved(path: Path, *keys: str, name: str | None = None, whole: bool = False) -> Checkpoint:
     """Open a state dict that torch saved, under one of `keys` where it is inside a dictionary; or a safetensors file.
 
     The header of what torch saved is that of a file `name`, by default of its own name: torch saves what comes back,
-    too. Raises RunError that names the file.
+    too. Of a `whole` file its metadata has what stands around the tensors. Raises RunError that names the file, also
+    where that cannot be said of a whole one.
     """
     if path.suffix == ".safetensors":
         return open_checkpoint(path)
@@ -351,7 +354,11 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
         return _in_one_file(open_checkpoint(path), path)
     try:
         refuse_other_content(path)
-        return _gathered(_checkpoint_of(read_state_dict(path, *keys), name or path.name, path), path)
+        state = read_state_dict(path, *keys)
+        if whole and (state.around is None or (state.around and AROUND in state.tensors)):  # a key for ties, too
+            raise RunError("; ".join(state.warnings))
+        metadata = {AROUND: state.around} if whole and state.around else {}
+        return _gathered(_checkpoint_of(state, name or path.name, path, metadata), path)
     except OSError as error:
         raise _unread(path, error) from error
 
@@ -381,6 +388,6 @@ def _one_file(name: str, *, pickled: bool) -> str:
     return f"{stem.removeprefix('pytorch_') if stem.startswith('pytorch_model') else stem}.safetensors"
 
 
-def _checkpoint_of(state: StateDict, file: str, path: Path) -> Checkpoint:
-    header = build_header(state.rows, {"format": "pt"})
+def _checkpoint_of(state: StateDict, file: str, path: Path, metadata: Mapping[str, str] | None = None) -> Checkpoint:
+    header = build_header(state.rows, {"format": "pt", **(metadata or {})})
     return Checkpoint({file: header}, dict(state.tensors), (path,), state.warnings)

@@ -111,7 +111,7 @@ def with_components(weights: Checkpoint, files: Mapping[str, Path]) -> tuple[Che
     """Return weights with those of further files, and why others are no components, by name.
 
     `files` are told by their names relative to the model's directory. Tensors of a component are called by its prefix
-    and their own name. A file is none that cannot be read as a plain state dict, or holds nothing.
+    and their own name. A file is none that holds nothing, or more than tensors with numbers and texts around them.
     """
     headers, tensors, sources = dict(weights.headers), dict(weights.tensors), list(weights.sources)
     why_not: dict[str, str] = {}
@@ -169,10 +169,8 @@ def is_written(name: str) -> bool:
 
 
 def _open_component(path: Path, prefix: str) -> Checkpoint:
-    """Open a weight file; raises RunError where it cannot be read, or is more than the state dict in it."""
-    opened = open_saved(path)
-    if opened.warnings and path.suffix in PICKLED:
-        raise RunError("; ".join(opened.warnings))
+    """Open a weight file; raises RunError where it cannot be read, or not all of it would come back."""
+    opened = open_saved(path, whole=True)
     headers = {name: replace(header, prefix=prefix) for name, header in opened.headers.items()}
     tensors = {prefix + name: tensor for name, tensor in opened.tensors.items()}
     return Checkpoint(headers, tensors, opened.sources)

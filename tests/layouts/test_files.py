@@ -121,7 +121,7 @@ def test_an_index_comes_back_with_its_shards(tmp_path: Path, stem: str, count: i
     assert {file.name for file in out.iterdir()} == {file.name for file in run.iterdir()}
 
 
-def _split(run: Path, files: tuple[str, str]) -> dict[str, dict[str, Any]]:
+def _split(run: Path, files: tuple[str, str]) -> dict[str, Any]:
     """Write a model of two shards of these names with its index, and return the index."""
     tensors = {f"layer.{i}.weight": torch.full((2, 3), float(i)) for i in range(4)}
     weight_map = {name: files[i % 2] for i, name in enumerate(tensors)}
@@ -167,7 +167,7 @@ def test_an_index_of_pickled_shards_names_what_comes_back(tmp_path: Path, files:
 def test_shards_that_would_come_back_as_one_file_are_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     _split(run, ("model-1-of-1.safetensors", "pytorch_model-1-of-1.bin"))
-    with pytest.raises(RunError, match="two shards that would both come back as 'model-1-of-1.safetensors'"):
+    with pytest.raises(RunError, match=r"two shards that would both come back as 'model-1-of-1\.safetensors'"):
         encode(run, tmp_path)
 
 
