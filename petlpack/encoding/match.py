@@ -81,7 +81,7 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
         refs = views_of(run, base, digests)
         main = components_of(run).get("", run.module.tensors)
         if refs.keys().isdisjoint(main):
-            refuse_unrelated(main, base.parts.get("", base), without_base_hint(run))
+            refuse_unrelated(main, base.parts.get("", base), without_base_hint(run) if run.whole else "")
     return matched_with(dict(run.module.tensors), refs, base, digests)
 
 
