@@ -12,7 +12,7 @@ import numpy as np
 from petlpack.encoding.bind import adapting
 from petlpack.encoding.components import counterparts_by_name
 from petlpack.encoding.match import Digests, views_of, whole_counterparts
-from petlpack.encoding.request import Request
+from petlpack.encoding.request import Request, without_base_hint
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
@@ -81,7 +81,7 @@ def _fits_none(run: Run, bases: Sequence[Base]) -> BaseError:
     return BaseError(
         f"'{printable(str(run.path))}' ({run.method}) fits none of the {len(bases)} bases: no weight has a counterpart "
         "in one of them, by its name and shape or by its values",
-        hint=HINT,
+        hint=HINT + without_base_hint(run),
         code="base-fits-none",
     )
 
