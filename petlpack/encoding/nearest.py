@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -149,7 +148,7 @@ def _is_named(run: Run, base: Base) -> bool:
     """Tell whether the run's config speaks of this base, by its path or by its name."""
     if run.base_name is None:
         return False
-    return run.base_name in (base.name, str(base.path)) or os.path.realpath(run.base_name) == str(base.path.resolve())
+    return run.base_name in (base.name, str(base.path)) or base.is_at(run.base_name)
 
 
 def _views_by_name(run: Run, base: Base) -> Views:
