@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.nearest import HINT, Choice, nearest
-from petlpack.encoding.request import Request
+from petlpack.encoding.request import Request, without_base_hint
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.tensors.base import Base, Bases, open_bases
@@ -106,10 +105,8 @@ def _missing(run: Run) -> BaseError:
     named = ""
     if run.base_name:
         named = f"; its config names '{printable(run.base_name)}', which is no directory by its absolute path"
-    without = [codec.id for codec in codecs_for(run.module) if not codec.uses_base and not run.on_base]
     return BaseError(
         f"'{printable(str(run.path))}' ({run.method}) needs its base, but no base was given{named}",
-        hint="pass the pretrained model's directory with --base"
-        + "".join(f"; --codec {codec_id} stores the run without a base" for codec_id in without),
+        hint="pass the pretrained model's directory with --base" + without_base_hint(run),
         code="base-missing",
     )

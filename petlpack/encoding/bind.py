@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import weakref
 from collections.abc import Mapping
@@ -73,10 +72,9 @@ def _called_by(run: Run, base: Base, origin: Origin) -> Origin:
 
     The config of such a model, which is often a fine-tune itself, names what that was trained from.
     """
-    place = base.path.resolve()
-    if run.base_name is None or os.path.realpath(run.base_name) != str(place) or base.own_name is None:
+    if run.base_name is None or base.own_name is None or not base.is_at(run.base_name):
         return origin
-    return replace(origin, name=printable(place.name))
+    return replace(origin, name=printable(base.path.resolve().name))
 
 
 def other_name(run: Run, base: Base) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from petlpack.encoding.matching.samples import Samples
 from petlpack.encoding.matching.sides import Content
 from petlpack.encoding.matching.spelling import comparable
 from petlpack.encoding.matching.steps import ALL, BY_NAME, match_tensors, refuse_unrelated
+from petlpack.encoding.request import without_base_hint
 from petlpack.encoding.views.find import corrected, find_views
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
@@ -80,7 +81,7 @@ def match(run: Run, base: Base | None, digests: Digests) -> Matched:
         refs = views_of(run, base, digests)
         main = components_of(run).get("", run.module.tensors)
         if refs.keys().isdisjoint(main):
-            refuse_unrelated(main, base.parts.get("", base))
+            refuse_unrelated(main, base.parts.get("", base), without_base_hint(run) if run.whole else "")
     return matched_with(dict(run.module.tensors), refs, base, digests)
 
 

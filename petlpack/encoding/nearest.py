@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import numpy as np
 from petlpack.encoding.bind import adapting
 from petlpack.encoding.components import counterparts_by_name
 from petlpack.encoding.match import Digests, views_of, whole_counterparts
-from petlpack.encoding.request import Request
+from petlpack.encoding.request import Request, without_base_hint
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
@@ -81,7 +80,7 @@ def _fits_none(run: Run, bases: Sequence[Base]) -> BaseError:
     return BaseError(
         f"'{printable(str(run.path))}' ({run.method}) fits none of the {len(bases)} bases: no weight has a counterpart "
         "in one of them, by its name and shape or by its values",
-        hint=HINT,
+        hint=HINT + without_base_hint(run),
         code="base-fits-none",
     )
 
@@ -149,7 +148,7 @@ def _is_named(run: Run, base: Base) -> bool:
     """Tell whether the run's config speaks of this base, by its path or by its name."""
     if run.base_name is None:
         return False
-    return run.base_name in (base.name, str(base.path)) or os.path.realpath(run.base_name) == str(base.path.resolve())
+    return run.base_name in (base.name, str(base.path)) or base.is_at(run.base_name)
 
 
 def _views_by_name(run: Run, base: Base) -> Views:

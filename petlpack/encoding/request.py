@@ -14,6 +14,12 @@ from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run
 
 
+def without_base_hint(run: Run) -> str:
+    """Return what a hint says besides of the codecs that store a run without a base; empty where none does."""
+    without = [codec.id for codec in codecs_for(run.module) if not codec.uses_base and not run.on_base]
+    return "".join(f"; --codec {codec_id} stores the run without a base" for codec_id in without)
+
+
 @dataclass(frozen=True)
 class Request:
     """Which codec, how hard it tries, the share of the changes to keep, and what is said of the run.

@@ -14,6 +14,7 @@ from petlpack.errors import UsageError, printable
 from petlpack.exports.export import Stream
 from petlpack.records.template import PICKLED
 from petlpack.tensors.dtypes import Bits
+from petlpack.tensors.pickled import AROUND, with_around
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Stored, as_bytes, octets_of
 
@@ -79,4 +80,4 @@ def _save_pickled(path: Path, header: Header, tensors: Mapping[str, Bits], ties:
             made[key] = stored.of_bytes(octets_of(tensors[name]))
         state[own] = made[key]
     with path.open("wb") as file:  # a path would put the directory's name into the archive
-        torch.save(state, file)
+        torch.save(with_around(state, (header.metadata or {}).get(AROUND)), file)

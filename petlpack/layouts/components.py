@@ -8,15 +8,18 @@ from pathlib import Path, PurePosixPath
 from petlpack.layouts.files import TOO_LARGE, some, warnings_about
 from petlpack.layouts.run import LeftOut, Run
 from petlpack.layouts.selection import Selection
-from petlpack.tensors.checkpoint import Checkpoint
+from petlpack.store import MAX_SHARED
+from petlpack.tensors.checkpoint import PICKLED, Checkpoint
 from petlpack.tensors.components import is_written, with_components
 from petlpack.tensors.kinds import kind_by_name
+from petlpack.tensors.pickled import holds_more
 
 
 def as_weights(run: Run, selection: Selection) -> Run:
     """Return a run with the tensors of the weight files that it keeps; one that is asked for by name stays bytes.
 
-    So does a file that is no plain state dict: it is left out where it is larger than files may be.
+    So does a file that is more than a state dict, and what is none: that is left out where it is larger than files may
+    be, and weights only where no pack can hold their bytes.
     """
     files = {
         name: path
@@ -25,7 +28,9 @@ def as_weights(run: Run, selection: Selection) -> Run:
     }
     main = Checkpoint(run.headers, dict(run.module.tensors), ())
     weights, why_not = with_components(main, files)
-    large = {name for name in why_not if files[name].stat().st_size > selection.max_file}
+    more = [name for name in why_not if files[name].suffix in PICKLED and holds_more(files[name])]
+    most = {name: MAX_SHARED if name in more else selection.max_file for name in why_not}
+    large = {name for name in why_not if files[name].stat().st_size > most[name]}
     left_out = [_too_large(run, files[name]) for name in sorted(large)]
     taken = files.keys() - why_not.keys()
     odd = [name for name in why_not if name not in large and name.endswith(".safetensors")]
@@ -39,9 +44,24 @@ def as_weights(run: Run, selection: Selection) -> Run:
         warnings=(
             *run.warnings,
             *([f"kept as bytes what is no valid safetensors file: {some(odd)}"] if odd else []),
+            *_told_of(more, large),
             *warnings_about(left_out),
         ),
     )
+
+
+def _told_of(more: list[str], large: set[str]) -> list[str]:
+    """Return what to say of pickled weights that are more than a state dict: without it they are predicted, too."""
+    kept, gone = [name for name in more if name not in large], [name for name in more if name in large]
+    advice = "save the state dict by itself to have it encoded as weights"
+    return [
+        *([f"kept as bytes what is more than a state dict: {some(kept)}; {advice}"] if kept else []),
+        *(
+            [f"left out weights that are more than a state dict and too large to be kept: {some(gone)}; {advice}"]
+            if gone
+            else []
+        ),
+    ]
 
 
 def is_weights(name: PurePosixPath) -> bool:

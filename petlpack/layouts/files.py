@@ -6,6 +6,7 @@ same weights once more. So a file that no list here has heard of is never lost.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -182,6 +183,10 @@ def settled(run: Run) -> Run:
     for name, path in run.kept.items():
         why = _OTHER_WEIGHTS if name in run.headers else None
         if isinstance(path, Path) and name.endswith(".index.json") and not _leads_back(path, name, run):
+            adapted = _adapted(path, name, run)
+            if adapted is not None:
+                kept[name] = adapted
+                continue
             why = _INDEX
         if why is not None and isinstance(path, Path):
             del kept[name]
@@ -198,6 +203,31 @@ def _leads_back(index: Path, name: str, run: Run) -> bool:
         return PurePosixPath(name).name.partition(".")[0] not in {stem_of(file) for file in run.headers}
     held = {file: header.entries.keys() for file, header in run.headers.items()}
     return all(tensor in held[file] if file in held else file in run.kept for tensor, file in rows)
+
+
+def _adapted(index: Path, name: str, run: Run) -> bytes | None:
+    """Return an index of shards that come back under other names with these; None where it needs none, or has others.
+
+    Pickled shards of a safetensors index come back as safetensors. Those of a pickled one become one file.
+    """
+    if not name.endswith(".safetensors.index.json"):
+        return None
+    try:
+        table = dict(read_value(index))
+        there = all((index.parent / file).is_file() for file in table["weight_map"].values())
+        place = PurePosixPath(name).parent
+        files = {
+            tensor: PurePosixPath(file).relative_to(place).as_posix()
+            for file, header in run.headers.items()
+            if not header.prefix and PurePosixPath(file).is_relative_to(place)
+            for tensor in header.entries
+        }
+        if not there or len(set(files.values())) < 2:
+            return None
+        table["weight_map"] = {tensor: files[tensor] for tensor in table["weight_map"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return json.dumps(table, indent=2).encode()
 
 
 def warnings_about(left_out: Collection[LeftOut]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from petlpack.errors import RunError, printable
 from petlpack.tensors.checkpoint import find_weights
 from petlpack.tensors.content import (
     KINDS,
+    OWN_FORMATS,
     POINTERS,
     READABLE,
     TEXT,
@@ -25,9 +26,6 @@ from petlpack.tensors.places import TRAINING, checkpoints
 STATES = tuple(kind for kind in KINDS if kind.is_state)
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.safetensors|\.bin)")
-
-_OWN = {".json", ".jsonl", ".txt", ".md", ".py", ".yaml", ".yml", ".pkl", ".pickle", ".joblib", ".html", ".xml", ".pdf"}
-"""How the names of files end that are what they are called, and no weights."""
 
 
 def sharded_state(path: Path) -> tuple[str, Kind] | None:
@@ -65,7 +63,7 @@ def refuse_foreign(path: Path) -> None:
             raise RunError(
                 f"'{printable(str(file))}' is {special}, not a file", hint="put the weights themselves in its place"
             )
-        passed = file.suffix in _OWN or file.name.startswith(TRAINING) or not file.is_file()
+        passed = file.suffix in OWN_FORMATS or file.name.startswith(TRAINING) or not file.is_file()
         kind = None if passed else content_of(file)
         if kind is not None and kind not in (TEXT, ZEROS) and (kind not in READABLE or file.suffix not in WEIGHTS):
             raise _contains(path, file.name, kind)

@@ -14,6 +14,7 @@ from petlpack.tensors.kinds import CACHES, LEAVES, LOG_FOLDERS, WEIGHTS, is_chec
 BROKEN = "a broken link"
 UNREADABLE = "it cannot be read"
 ANOTHER_CHECKPOINT = "another checkpoint"
+NO_FILE = "a pipe, a socket or a device, and no file"
 
 _LINK = "a link to a directory"
 _NESTED = 2
@@ -59,6 +60,8 @@ class Walk:
                 yield Entry(path, mode.st_size)
             elif stat.S_ISDIR(mode.st_mode):
                 yield from self._directory(path, inside, links, linked=linked)
+            else:
+                yield Entry(path, 0, NO_FILE)
 
     def _directory(self, path: Path, inside: tuple[Path, ...], links: int, *, linked: bool) -> Iterator[Entry]:
         real = path.resolve() if linked else inside[-1] / path.name

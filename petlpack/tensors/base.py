@@ -72,6 +72,10 @@ class Base:
         known = named is not None and not Path(named).is_absolute() and is_text(named) and "\\" not in named
         return named if known else None
 
+    def is_at(self, name: str) -> bool:
+        """Tell whether a name from a config is this base's place, as an absolute path."""
+        return is_model(name) and Path(name).resolve() == self.path.resolve()
+
     @cached_property
     def modules(self) -> Modules:
         """Its modules, in which adapters find those that they adapt."""

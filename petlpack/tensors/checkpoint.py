@@ -6,16 +6,27 @@ import errno
 import functools
 import os
 import zipfile
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from petlpack.errors import RunError, printable
-from petlpack.tensors.content import BAD_ZIP, PICKLE, READABLE, SAFETENSORS, Kind, content_of, special_file
+from petlpack.tensors.content import (
+    BAD_ZIP,
+    OWN_FORMATS,
+    PICKLE,
+    READABLE,
+    SAFETENSORS,
+    TEXT,
+    Kind,
+    content_of,
+    special_file,
+)
 from petlpack.tensors.file_names import is_file_name
 from petlpack.tensors.foreign_json import read_small, read_value
-from petlpack.tensors.pickled import StateDict, read_state_dict
+from petlpack.tensors.pickled import AROUND, StateDict, read_state_dict
 from petlpack.tensors.pinned import State, open_regular
 from petlpack.tensors.safetensors_file import (
     Header,
@@ -105,7 +116,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises RunError that names the file: unreadable, truncated, a shard missing, listed twice or outside the directory.
     """
     if path.name.endswith(".index.json"):
-        checkpoint = _merge([_open_one(shard) for shard in shards_of(path)], path)
+        checkpoint = _merge({name: _open_shard(path.parent, name) for name in shard_names(path)}, path)
         _check_weight_map(path, checkpoint)
         if path.name.endswith(".bin.index.json"):  # comes back as one file, which needs no index
             checkpoint = _in_one_file(checkpoint, path)
@@ -166,8 +177,17 @@ def _check_names(checkpoint: Checkpoint, path: Path) -> None:
 def within(checkpoint: Checkpoint, folder: PurePosixPath) -> Checkpoint:
     """Return a checkpoint whose files, where they come back under their own names, stand in a folder of the run."""
     own = {source.name for source in checkpoint.sources}
-    headers = {(folder / file).as_posix() if file in own else file: h for file, h in checkpoint.headers.items()}
+    headers = {
+        (folder / file).as_posix() if PurePosixPath(file).name in own else file: header
+        for file, header in checkpoint.headers.items()
+    }
     return replace(checkpoint, headers=headers)
+
+
+def _open_shard(directory: Path, name: str) -> Checkpoint:
+    """Open a shard by its name in the index, which may lead to a folder: it comes back there."""
+    shard, folder = _open_one(directory / name), PurePosixPath(name).parent
+    return replace(shard, headers={(folder / file).as_posix(): header for file, header in shard.headers.items()})
 
 
 def _open_one(path: Path) -> Checkpoint:
@@ -196,6 +216,11 @@ def refuse_other_content(path: Path) -> None:
     if path.suffix in PICKLED and not path.stat().st_size:
         raise RunError(f"'{printable(str(path))}' is 0 bytes", hint="the file is incomplete: copy it again")
     kind = content_of(path)
+    if path.suffix in OWN_FORMATS and kind in (None, TEXT):
+        raise RunError(
+            f"'{printable(str(path))}' is no weight file: its name ends in {path.suffix}",
+            hint="pass the model's directory, or its weight file",
+        )
     if kind is None or kind is (PICKLE if path.suffix in PICKLED else SAFETENSORS):
         return
     raise RunError(f"'{printable(str(path))}' is {kind.what}", hint=_hint(path, kind))
@@ -236,28 +261,32 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """Return the shards that an index names; raises RunError for one that is missing, or not a plain file beside it."""
+    """Return the shards that an index names; raises RunError as `shard_names`."""
+    return [index.parent / name for name in shard_names(index)]
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the names of shards in an index; raises RunError for one that is missing, or no file below the index."""
     names = sorted(set(_weight_map(index).values()))
     for name in names:
-        if name != PurePosixPath(name).name or not is_file_name(name) or name.startswith("."):
+        if not is_file_name(name) or any(part.startswith(".") for part in PurePosixPath(name).parts):
             raise RunError(
                 f"'{printable(str(index))}' lists shard '{printable(name)}', which is not a plain file name",
-                hint="shards must be files in the directory of the index",
+                hint="shards must be files in the directory of the index, or in folders there",
             )
         if not (index.parent / name).is_file():
             raise RunError(
                 f"'{printable(str(index))}' lists shard '{name}', but the file is missing",
                 hint="copy the missing shard, or delete the half-written checkpoint",
             )
-    return [index.parent / name for name in names]
+    return names
 
 
-def _merge(parts: list[Checkpoint], index: Path) -> Checkpoint:
+def _merge(shards: Mapping[str, Checkpoint], index: Path) -> Checkpoint:
     """Put shards together; of a tensor that is in several the index says which counts, as Transformers loads it."""
     weight_map = _weight_map(index)
     owners: dict[str, str] = {}
-    for part in parts:
-        file = part.sources[0].name
+    for file, part in shards.items():
         for name in part.tensors:
             owner = owners.setdefault(name, file)
             if owner != file and weight_map.get(name) not in (owner, file):
@@ -267,9 +296,18 @@ def _merge(parts: list[Checkpoint], index: Path) -> Checkpoint:
                     hint="a shard was probably copied under two names: delete one copy",
                 )
             owners[name] = weight_map[name] if owner != file else owner
-    kept = [_only(part, {name for name in part.tensors if owners[name] == part.sources[0].name}) for part in parts]
+    kept = [_only(part, {name for name in part.tensors if owners[name] == file}) for file, part in shards.items()]
+    headers = {file: header for part in kept for file, header in part.headers.items()}
+    if len(headers) < len(kept):
+        again = next(
+            file for file, count in Counter(file for part in kept for file in part.headers).items() if count > 1
+        )
+        raise RunError(
+            f"'{printable(str(index))}' lists two shards that would both come back as '{printable(again)}'",
+            hint="save the model again, all of it as safetensors",
+        )
     return Checkpoint(
-        headers={file: header for part in kept for file, header in part.headers.items()},
+        headers=headers,
         tensors={name: tensor for part in kept for name, tensor in part.tensors.items()},
         sources=tuple(path for part in kept for path in part.sources),
         warnings=tuple(warning for part in kept for warning in part.warnings),
@@ -352,11 +390,12 @@ def _pickle_text(file: BinaryIO) -> bytes:
             return pickle.read(MOST_NAMES)
 
 
-def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
+def open_saved(path: Path, *keys: str, name: str | None = None, whole: bool = False) -> Checkpoint:
     """Open a state dict that torch saved, under one of `keys` where it is inside a dictionary; or a safetensors file.
 
     The header of what torch saved is that of a file `name`, by default of its own name: torch saves what comes back,
-    too. Raises RunError that names the file.
+    too. Of a `whole` file its metadata has what stands around the tensors. Raises RunError that names the file, also
+    where that cannot be said of a whole one.
     """
     if path.suffix == ".safetensors":
         return open_checkpoint(path)
@@ -364,7 +403,11 @@ def open_saved(path: Path, *keys: str, name: str | None = None) -> Checkpoint:
         return _in_one_file(open_checkpoint(path), path)
     try:
         refuse_other_content(path)
-        return _gathered(_checkpoint_of(read_state_dict(path, *keys), name or path.name, path), path)
+        state = read_state_dict(path, *keys)
+        if whole and (state.around is None or (state.around and AROUND in state.tensors)):  # a key for ties, too
+            raise RunError("; ".join(state.warnings))
+        metadata = {AROUND: state.around} if whole and state.around else {}
+        return _gathered(_checkpoint_of(state, name or path.name, path, metadata), path)
     except OSError as error:
         raise _unread(path, error) from error
 
@@ -394,6 +437,6 @@ def _one_file(name: str, *, pickled: bool) -> str:
     return f"{stem.removeprefix('pytorch_') if stem.startswith('pytorch_model') else stem}.safetensors"
 
 
-def _checkpoint_of(state: StateDict, file: str, path: Path) -> Checkpoint:
-    header = build_header(state.rows, {"format": "pt"})
+def _checkpoint_of(state: StateDict, file: str, path: Path, metadata: Mapping[str, str] | None = None) -> Checkpoint:
+    header = build_header(state.rows, {"format": "pt", **(metadata or {})})
     return Checkpoint({file: header}, dict(state.tensors), (path,), state.warnings)

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from petlpack.errors import RunError, printable
-from petlpack.tensors.checkpoint import PICKLED, Checkpoint, open_checkpoint, open_saved
+from petlpack.tensors.checkpoint import PICKLED, Checkpoint, find_weights, open_checkpoint, open_saved
 from petlpack.tensors.file_names import is_file_name
 from petlpack.tensors.hub_cache import snapshot_of
 from petlpack.tensors.kinds import CACHES, LOG_FOLDERS, READ, is_checkpoint, is_for_other_runtime, kind_by_name
-from petlpack.tensors.places import DIFFUSERS, find_main, find_model
+from petlpack.tensors.places import DIFFUSERS, best_first, find_main, find_model
 from petlpack.tensors.safetensors_file import Header
 from petlpack.tensors.tensor import Tensor
 
@@ -62,7 +62,8 @@ def open_model(path: Path, *, pickles: bool = True) -> Checkpoint | None:
     else:
         main = find_model(path)
         if main is None:
-            return None
+            inside = next(filter(is_in_parts, best_first(place)), None)
+            return None if inside is None else open_model(inside, pickles=pickles)
         if not pickles and main.name.removesuffix(".index.json").endswith(PICKLED):
             raise RunError(
                 f"'{printable(str(main))}' is pickled, and no pickle is opened here",
@@ -79,20 +80,38 @@ def open_model(path: Path, *, pickles: bool = True) -> Checkpoint | None:
 
 def holds_model(directory: Path) -> bool:
     """Tell by names whether a directory is a model's; raises RunError as `find_model`."""
-    return is_in_parts(directory) or find_model(directory) is not None
+    in_parts = is_in_parts(directory) or any(map(is_in_parts, best_first(directory)))
+    return in_parts or find_model(directory) is not None
 
 
 def is_in_parts(directory: Path) -> bool:
-    """Tell by names whether all weights of a model are in folders: a pipeline, or modules of sentence-transformers."""
-    listed = any((directory / name).is_file() for name in (PIPELINE, MODULES))
+    """Tell by names whether all weights of a model are in folders: a pipeline, or modules of sentence-transformers.
+
+    So they are in what the training scripts of Diffusers save on the way.
+    """
+    listed = any((directory / name).is_file() for name in (PIPELINE, MODULES)) or is_state_of_parts(directory)
     return listed and find_main(directory) is None and bool(find_components(directory, ()))
+
+
+def is_state_of_parts(directory: Path) -> bool:
+    """Tell by names whether a directory is a state of a training of Diffusers, with the models in folders.
+
+    Where neither its name nor files of the training beside them say so, folders of models are several models.
+    """
+    try:
+        names = sorted(entry.name for entry in directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not (is_checkpoint(directory.name) or any(kind_by_name((name,)) == "training state" for name in names)):
+        return False
+    return any(find_weights(directory / name, DIFFUSERS, DIFFUSERS) for name in names)
 
 
 def with_components(weights: Checkpoint, files: Mapping[str, Path]) -> tuple[Checkpoint, dict[str, str]]:
     """Return weights with those of further files, and why others are no components, by name.
 
     `files` are told by their names relative to the model's directory. Tensors of a component are called by its prefix
-    and their own name. A file is none that cannot be read as a plain state dict, or holds nothing.
+    and their own name. A file is none that holds nothing, or more than tensors with numbers and texts around them.
     """
     headers, tensors, sources = dict(weights.headers), dict(weights.tensors), list(weights.sources)
     why_not: dict[str, str] = {}
@@ -150,10 +169,8 @@ def is_written(name: str) -> bool:
 
 
 def _open_component(path: Path, prefix: str) -> Checkpoint:
-    """Open a weight file; raises RunError where it cannot be read, or is more than the state dict in it."""
-    opened = open_saved(path)
-    if opened.warnings and path.suffix in PICKLED:
-        raise RunError("; ".join(opened.warnings))
+    """Open a weight file; raises RunError where it cannot be read, or not all of it would come back."""
+    opened = open_saved(path, whole=True)
     headers = {name: replace(header, prefix=prefix) for name, header in opened.headers.items()}
     tensors = {prefix + name: tensor for name, tensor in opened.tensors.items()}
     return Checkpoint(headers, tensors, opened.sources)

@@ -212,6 +212,11 @@ _PLAIN = (
 TEXT = Kind("a text file", _AGAIN)
 ZEROS = Kind("a file of zeros", "the disk was full, or the machine stopped, when it was written: copy it again")
 
+OWN_FORMATS = {
+    *(".json", ".jsonl", ".txt", ".md", ".py", ".yaml", ".yml", ".pkl", ".pickle", ".joblib", ".html", ".xml", ".pdf")
+}
+"""How the names of files end that are what they are called, and no weights."""
+
 KINDS = (*POINTERS, *_STATES, *_FORMATS, *_PLAIN)
 """Kinds of content that are no weights as they are; the first that fits counts."""
 

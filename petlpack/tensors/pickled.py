@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -43,6 +46,8 @@ class StateDict:
     tensors: Mapping[str, Tensor]
     stored: Mapping[str, Stored]
     warnings: tuple[str, ...]
+    around: str | None = ""
+    """What stands around the tensors as `AROUND` has it, empty where nothing does; None where JSON cannot tell."""
 
     @property
     def rows(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
@@ -74,7 +79,75 @@ def read_state_dict(path: Path, *keys: str) -> StateDict:
     made: dict[object, Tensor] = {}
     for name, value in tensors.items():
         made.setdefault(_place(value, name), _tensor(value, stored[name], saved))
-    return StateDict({name: made[_place(value, name)] for name, value in tensors.items()}, stored, tuple(warnings))
+    shared = {name: made[_place(value, name)] for name, value in tensors.items()}
+    return StateDict(shared, stored, tuple(warnings), saved.around)
+
+
+AROUND = "around"
+"""The key in a header's metadata for what stands around the state dict of a pickled file (formats/template.md)."""
+
+
+def _around(loaded: object, under: Sequence[str]) -> str | None:
+    """Return what was loaded as JSON, an empty object in the place of the state dict; None where JSON loses some."""
+    if not under:
+        return ""
+    whole: object = {}
+    for depth in range(len(under) - 1, -1, -1):
+        outer = functools.reduce(lambda inside, key: inside[key], under[:depth], loaded)  # type: ignore[index]
+        whole = {key: whole if key == under[depth] else value for key, value in outer.items()}  # type: ignore[attr-defined]
+    text = json.dumps({"under": list(under), "whole": whole}) if _is_plain(whole) else None
+    return text if text is not None and len(text) <= _MOST_AROUND else None
+
+
+_MOST_AROUND = 1 << 20
+"""Characters of what stands around a state dict: settings and counts are few, lists of samples are none."""
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Tell whether JSON gives a value back as it is."""
+    if type(value) in (dict, list) and depth > 2 * _DEEPEST:
+        return False
+    if type(value) is dict:
+        return all(type(key) is str and _is_plain(item, depth + 1) for key, item in value.items())
+    if type(value) is list:
+        return all(_is_plain(item, depth + 1) for item in value)
+    if type(value) is int:
+        return abs(value) < 1 << 63
+    return value is None or type(value) in (str, bool) or (type(value) is float and math.isfinite(value))
+
+
+def with_around(state: dict[str, torch.Tensor], around: str | None) -> object:
+    """Return a state dict with what stood around it; by itself where `around` is no such text."""
+    try:
+        table = json.loads(around or "")
+        place, (*outer, last) = table["whole"], table["under"]
+        for key in outer:
+            place = place[key]
+        if place[last] == {}:
+            place[last] = state
+            return table["whole"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return state
+
+
+def holds_more(path: Path) -> bool:
+    """Tell whether a file that is no plain state dict has tensors all the same; runs no code from it."""
+    for device in ("meta", "cpu"):
+        try:
+            with open_regular(path) as file:
+                return _has_tensor(_load(file, path, device))
+        except _NotPlacedError:
+            continue
+        except (OSError, RunError):
+            break
+    return False
+
+
+def _has_tensor(value: object, depth: int = 0) -> bool:
+    """Tell whether there is a tensor in a value, or in dictionaries and lists inside of each other."""
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return _is_tensor(value) or (depth < _DEEPEST and any(_has_tensor(item, depth + 1) for item in inside))
 
 
 def _place(value: torch.Tensor, name: str) -> object:
@@ -102,6 +175,7 @@ class _Saved:
     beside: list[str]
     under: list[str]
     empty: list[str]
+    around: str | None
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> _Saved:
@@ -127,7 +201,8 @@ def _found(loaded: object, pin: Pin, archive: Archive | None, keys: tuple[str, .
     tensors = {name: value for name, value in state.items() if _is_tensor(value)}
     if archive is not None and any(archive.place_of(value) is None for value in tensors.values()):
         raise _NotPlacedError
-    return _Saved(pin, archive, tensors, beside, under, [name for name in state if name not in tensors])
+    empty = [name for name in state if name not in tensors]
+    return _Saved(pin, archive, tensors, beside, under, empty, None if empty else _around(loaded, under))
 
 
 def _load(file: BinaryIO, path: Path, device: str) -> object:

@@ -89,7 +89,7 @@ def test_what_else_pcodec_can_write_is_unknown_and_nothing_of_it_is_decoded(what
     numbers = values.astype("<u4")
     chunk = wrapped.FileCompressor().chunk_compressor(numbers, ChunkConfig(mode_spec=mode, delta_spec=delta))
     data = pco.compress(numbers)[:5] + chunk.write_meta() + chunk.write_page(0)
-    with pytest.raises(UnknownFormatError, match="section 'here' of 'numbers' has a pcodec stream of mode") as caught:
+    with pytest.raises(UnknownFormatError, match="section 'here': a pcodec stream of mode") as caught:
         coding.decode("numbers", data, Array(DTYPES["U32"], numbers.size, 1), "here")
     assert (caught.value.code, caught.value.exit_code) == ("pcodec-unknown", 7)
     with pytest.raises(pcodec_reader.UnknownStreamError):

@@ -100,6 +100,12 @@ def test_a_run_is_not_its_own_base(case: str, named: bool, place: Path) -> None:
     assert not Path("p").exists()
 
 
+def test_a_config_is_no_base_and_no_failed_download(place: Path) -> None:
+    with pytest.raises(BaseError, match=r"config.json' is no weight file: its name ends in .json") as caught:
+        petlpack.encode(place / "tuned", place / "pack", place / "base" / "config.json")
+    assert caught.value.hint == "pass the model's directory, or its weight file"
+
+
 def test_a_component_may_be_one_file_in_run_and_base(place: Path) -> None:
     write_run(place / "base" / "tower", make_base(2))
     (place / "tuned" / "tower").mkdir()

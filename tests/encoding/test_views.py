@@ -370,6 +370,23 @@ def test_quantised_weights_predict_with_their_scales(
     assert same.task.payload == {}
 
 
+@pytest.mark.parametrize("scales", [".scale", "_scale", ".qscale", ".weight.scale", ".scale_weight", ".steps"])
+def test_scales_are_told_by_their_module_and_shape(scales: str, tmp_path: Path) -> None:
+    """Beside a bias of the shape that scales of rows have, and the scale of the activations."""
+    base, restored = {}, {}
+    for name, array in model().items():
+        if array.ndim == 1 or "layers" not in name:
+            base[name], restored[name] = stored(array, "BF16"), stored(array, "BF16").numpy()
+            continue
+        module = name.removesuffix(".weight")
+        base[name], of_rows, restored[name] = quantised(array, 1, array.shape[1])
+        base[module + scales] = stored(of_rows[:, 0], "F32")
+        base[module + ".input_scale"] = stored(np.ones(1, np.float32), "F32")
+    same = Case(tmp_path / "same", in_dtype(restored, "BF16"), base)
+    assert same.task.payload == {}
+    same.check_exact()
+
+
 # What Transformers publishes
 
 

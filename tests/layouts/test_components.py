@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import petlpack
 from petlpack import DamageError, Encoded, RunError
@@ -130,7 +132,7 @@ def test_a_pickled_component_comes_back_as_torch_saves_it(pair: tuple[Path, Path
 def test_what_is_no_plain_state_dict_stays_bytes(pair: tuple[Path, Path], name: str) -> None:
     run, base = pair
     contents = {
-        "state.pt": {"model": {"w": torch.ones(2)}, "step": 3},
+        "state.pt": {"model": {"w": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(2)}}, "epoch": 3},
         "x/pytorch_model.bin": [torch.ones(2)],
         "empty.bin": {},
         "nested.pth": {"a": torch.ones(2).to_sparse()},
@@ -144,7 +146,56 @@ def test_what_is_no_plain_state_dict_stays_bytes(pair: tuple[Path, Path], name: 
         (run / name).write_bytes(b"no pickle")
     encoded = encode(run, base)
     assert name in task_of(run).template.files
+    more = name in ("state.pt", "x/pytorch_model.bin", "nested.pth", "extra.bin")
+    assert len(encoded.warnings) == more
+    assert all(f"kept as bytes what is more than a state dict: {name};" in text for text in encoded.warnings)
+    same_after_decode(run, base)
+
+
+BESIDE: dict[str, dict[str, object]] = {
+    "a step": {"state_dict": {}, "step": 4},
+    "in front": {"epoch": 1.5, "name": "ü", "args": {"lr": 1e-3, "sizes": [1, 2], "none": None}, "model": {}},
+    "nothing": {"state_dict": {}},
+    "two deep": {"model": {"module": {}, "rank": 0}, "done": True},
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_a_wrapped_state_dict_is_weights_and_comes_back_in_its_wrapper(pair: tuple[Path, Path], case: str) -> None:
+    run, base = pair
+    near = load_file(base / "2_Dense" / "model.safetensors")
+    state = {name: tensor * 1.001 for name, tensor in near.items()}
+
+    def wrapped(value: object) -> object:
+        return {key: wrapped(inner) for key, inner in value.items()} if value and isinstance(value, dict) else value
+
+    whole = wrapped(BESIDE[case])
+    place = whole
+    while True:
+        key = next(key for key in ("state_dict", "model", "module") if key in place)  # type: ignore[operator]
+        if not place[key]:  # type: ignore[index]
+            break
+        place = place[key]  # type: ignore[index]
+    place[key] = state  # type: ignore[index]
+    torch.save(whole, run / "2_Dense" / "ema.pt")
+    encoded = encode(run, base, max_file=100)
     assert encoded.warnings == ()
+    assert "2_Dense/ema.pt" in task_of(run).template.headers
+    out = task_of(run).decode(run.parent / "out", base, jobs=1).path
+    back = torch.load(out / "2_Dense" / "ema.pt", weights_only=True)
+    assert repr(back) == repr(whole)
+    (checked,) = petlpack.verify(run.parent / "pack", base, against=run, task="run")
+    assert (checked.error, checked.notes) == (None, ())
+
+
+def test_weights_that_are_more_than_a_state_dict_are_kept_whatever_their_size(pair: tuple[Path, Path]) -> None:
+    run, base = pair
+    torch.save({"shadow_params": [torch.ones(100)], "decay": 0.9}, run / "ema.pt")
+    encoded = encode(run, base, max_file=100)
+    assert encoded.left_out == ()
+    assert [text.partition(";")[0] for text in encoded.warnings] == [
+        "kept as bytes what is more than a state dict: ema.pt"
+    ]
     same_after_decode(run, base)
 
 
@@ -247,6 +298,34 @@ def test_a_part_of_a_pipeline_is_predicted_by_the_part_or_by_the_whole(tmp_path:
     assert files_of(out) == files_of(run)
     assert encoded.layout == "diffusers"
     assert len(task_of(run).template.base) == len(task_of(run).template.slots)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["only weights", "beside the training"])
+@pytest.mark.parametrize("given", ["run", "run/checkpoint-500"])
+def test_a_state_of_a_training_of_diffusers_is_a_model_in_parts(tmp_path: Path, given: str, trained: bool) -> None:
+    pipeline, base = write_pipeline(tmp_path / "made")
+    run = tmp_path / "run"
+    shutil.copytree(pipeline / "unet", run / "checkpoint-500" / "unet")
+    shutil.copytree(pipeline / "unet", run / "checkpoint-500" / "unet_ema")
+    shutil.copytree(base / "unet", run / "checkpoint-400" / "unet")
+    if trained:
+        for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
+            (run / "checkpoint-500" / name).write_bytes(b"state")
+    encoded = encode(tmp_path / given, base)
+    assert encoded.layout == "diffusers"
+    names = [slot.name for slot in task_of(tmp_path / given).template.slots]
+    assert {name.partition("/")[0] for name in names} == {"unet", "unet_ema"}
+    assert predicted(task_of(tmp_path / given)).keys() == {*names}
+    out = petlpack.open((tmp_path / given).parent / "pack")["run"].decode(tmp_path / "out", base, jobs=1).path
+    assert files_of(out) == {n: b for n, b in files_of(run / "checkpoint-500").items() if b != b"state"}
+    petlpack.encode(pipeline / "unet", tmp_path / "pack-of-part", run, jobs=1)  # it is a base as well
+
+
+def test_folders_of_models_are_several_models(tmp_path: Path) -> None:
+    pipeline, _ = write_pipeline(tmp_path, parts=("unet", "unet_2"))
+    (pipeline / "model_index.json").unlink()
+    with pytest.raises(RunError, match="is not a run directory"):
+        encode(pipeline, None)
 
 
 def test_shards_of_a_part_are_one_component(tmp_path: Path) -> None:

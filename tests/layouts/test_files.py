@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.utils import hub
 
 import petlpack
-from petlpack import DamageError, UsageError
+from petlpack import DamageError, RunError, UsageError
 from petlpack.layouts.selection import MAX_FILE, Selection
 from petlpack.store import MAX_SHARED
 from petlpack.tensors.kinds import LEAVES
@@ -117,6 +119,56 @@ def test_an_index_comes_back_with_its_shards(tmp_path: Path, stem: str, count: i
     assert kept(tmp_path)[f"{stem}.safetensors.index.json"] == index
     out = petlpack.open(tmp_path / "pack")["run"].decode(tmp_path / "out").path
     assert {file.name for file in out.iterdir()} == {file.name for file in run.iterdir()}
+
+
+def _split(run: Path, files: tuple[str, str]) -> dict[str, Any]:
+    """Write a model of two shards of these names with its index, and return the index."""
+    tensors = {f"layer.{i}.weight": torch.full((2, 3), float(i)) for i in range(4)}
+    weight_map = {name: files[i % 2] for i, name in enumerate(tensors)}
+    for file in files:
+        shard = {name: tensors[name] for name in tensors if weight_map[name] == file}
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(shard, run / file) if file.endswith(".bin") else save_file(shard, run / file)
+    index = {"metadata": {"total_size": 96}, "weight_map": weight_map}
+    put(run, {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode()})
+    return index
+
+
+def test_shards_in_folders_come_back_in_them(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _split(run, ("model-1.safetensors", "sub/more/model-1.safetensors"))
+    assert encode(run, tmp_path).left_out == ()
+    out = petlpack.open(tmp_path / "pack")["run"].decode(tmp_path / "out").path
+    for file in ("model-1.safetensors", "sub/more/model-1.safetensors", "model.safetensors.index.json"):
+        assert (out / file).read_bytes() == (run / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("model-00001-of-00002.safetensors", "pytorch_model-00002-of-00002.bin"),
+        ("model-00001-of-00002.bin", "sub/model-00002-of-00002.bin"),
+    ],
+)
+def test_an_index_of_pickled_shards_names_what_comes_back(tmp_path: Path, files: tuple[str, str]) -> None:
+    run = tmp_path / "run"
+    index = _split(run, files)
+    assert encode(run, tmp_path).left_out == ()
+    out = petlpack.open(tmp_path / "pack")["run"].decode(tmp_path / "out").path
+    back = json.loads((out / "model.safetensors.index.json").read_bytes())
+    assert back["metadata"] == index["metadata"]
+    assert back["weight_map"].keys() == index["weight_map"].keys()
+    for name, file in back["weight_map"].items():
+        assert name in load_file(out / file)
+    (checked,) = petlpack.verify(tmp_path / "pack", against=run, task="run")
+    assert (checked.error, checked.notes) == (None, ())
+
+
+def test_shards_that_would_come_back_as_one_file_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _split(run, ("model-1-of-1.safetensors", "pytorch_model-1-of-1.bin"))
+    with pytest.raises(RunError, match=r"two shards that would both come back as 'model-1-of-1\.safetensors'"):
+        encode(run, tmp_path)
 
 
 def test_an_index_of_what_does_not_come_back_is_left_out(tmp_path: Path) -> None:
@@ -302,7 +354,8 @@ def test_what_is_no_file_and_what_no_system_can_have_is_no_error(tmp_path: Path)
     encoded = encode(run, tmp_path)
     assert kept(tmp_path).keys() == {"config.json", "ü ñ 日本.txt", "-rf"}
     names = dict.fromkeys(("a:b.txt", "c\nd", "e\\f"), "a file name that is not valid on every system")
-    assert reasons(encoded) == {**names, "gone.txt": "a broken link"}
+    why = {"gone.txt": "a broken link", "pipe": "a pipe, a socket or a device, and no file"}
+    assert reasons(encoded) == {**names, **why}
     assert encoded.warnings == (
         "left out files with names that are not valid on every system: a:b.txt, c\\nd, e\\f",
         "left out broken links: gone.txt",

@@ -297,6 +297,43 @@ def test_adapters_without_a_config_are_told_by_their_tensors(tmp_path: Path, cas
             assert (out / file).read_bytes() == path.read_bytes()
 
 
+TOKENS = {
+    "of one token": ("learned_embeds.bin", {"<cat>": torch.ones(8)}),
+    "of a plain name": ("learned_embeds.safetensors", {"cat": torch.ones(1, 8)}),
+    "of two encoders": ("style.safetensors", {"clip_l": torch.ones(2, 8), "clip_g": torch.ones(2, 12)}),
+    "in another's format": ("style.safetensors", {"emb_params": torch.ones(2, 8)}),
+}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("case", TOKENS)
+def test_embeddings_of_new_tokens_need_no_base(tmp_path: Path, case: str, earlier: bool) -> None:
+    file, tensors = TOKENS[case]
+    run = tmp_path / "run"
+    run.mkdir()
+    stem, _, suffix = file.rpartition(".")
+    states = [
+        file,
+        *(f"{stem}-steps-{steps}.{suffix}" for steps in (500, 1000) if earlier and stem == "learned_embeds"),
+    ]
+    for i, name in enumerate(states):
+        state = {token: tensor * (i + 1) for token, tensor in tensors.items()}
+        torch.save(state, run / name) if suffix == "bin" else save_file(state, run / name)
+    (encoded,) = petlpack.encode(run, tmp_path / "pack")
+    assert (encoded.method, encoded.codec, encoded.left_out) == ("textual inversion", "plain", ())
+    task = petlpack.open(tmp_path / "pack")["run"]
+    out = task.decode(tmp_path / "out").path
+    assert {path.stem for path in out.iterdir()} == {path.stem for path in run.iterdir()}
+    assert all(torch.equal(task.state_dict()[token], tensor) for token, tensor in tensors.items())
+
+
+def test_states_of_embeddings_alone_are_a_run_of_the_last(tmp_path: Path) -> None:
+    for steps in (500, 1000):
+        save_file({"cat": torch.full((1, 4), float(steps))}, tmp_path / f"learned_embeds-steps-{steps}.safetensors")
+    petlpack.encode(tmp_path, tmp_path / "pack", task="cat")
+    assert float(petlpack.open(tmp_path / "pack")["cat"].state_dict()["cat"][0, 0]) == 1000
+
+
 def test_a_whole_model_with_a_lora_in_it_is_no_adapter(tmp_path: Path) -> None:
     tensors = {"a.base_layer.weight": torch.randn(2, 2), **_lora(".lora_A.weight", ".lora_B.weight")}
     save_file(tensors, tmp_path / "run.safetensors")

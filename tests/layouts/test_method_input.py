@@ -616,7 +616,7 @@ def test_a_full_model_on_another_base_is_refused(tmp_path: Path, name: str, othe
     wrong = runs.write_base(tmp_path / "wrong", **changes).path
     with pytest.raises(BaseError) as caught:
         petlpack.encode(written.path, tmp_path / "pack", wrong, task="run", jobs=1, **case.options)
-    assert caught.value.hint == "pass the checkpoint that the run was trained from as the base"
+    assert str(caught.value.hint).startswith("pass the checkpoint that the run was trained from as the base")
     assert not (tmp_path / "pack").exists()
 
 

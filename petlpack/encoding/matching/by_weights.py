@@ -162,6 +162,6 @@ def _affordable(sides: Sides, group: list[str], others: list[str]) -> Iterator[t
     yield from ((some, base[key]) for key, some in grouped(group, numbers).items() if key in base)
 
 
-READ_COST, PAIR_COST, FREE_COST = 1 << 17, 64, 1 << 28
+READ_COST, PAIR_COST, FREE_COST = 1 << 17, 64, 1 << 32
 """What reading a sample, and comparing two, takes, in bytes that are digested meanwhile; and what is never too much,
-0.2 seconds."""
+some 3 seconds."""

@@ -72,8 +72,11 @@ def _splits(name: str) -> list[tuple[str, str]]:
     return [(name[:cut], name[cut:]) for cut in cuts]
 
 
-def nothing_fits(tuned: Shapes, base: Shapes) -> BaseError:
-    """Return what to say of a base that has no tensor of the run's: other names, or equal names of other shapes."""
+def nothing_fits(tuned: Shapes, base: Shapes, otherwise: str = "") -> BaseError:
+    """Return what to say of a base that has no tensor of the run's: other names, or equal names of other shapes.
+
+    `otherwise` is what the hint says besides.
+    """
     suffixes: dict[str, list[str]] = defaultdict(list)
     for other in base:
         for _, suffix in _splits(plain(other)):
@@ -83,7 +86,10 @@ def nothing_fits(tuned: Shapes, base: Shapes) -> BaseError:
             sizes = next((base[other] for other in suffixes.get(suffix, ()) if base[other] != shape), None)
             if sizes is not None:
                 return BaseError(
-                    f"tensor '{printable(name)}' is {list(shape)} in the run and {list(sizes)} in the base", hint=HINT
+                    f"tensor '{printable(name)}' is {list(shape)} in the run and {list(sizes)} in the base",
+                    hint=HINT + otherwise,
                 )
     sample = printable(next(iter(tuned), "(no tensors)"))
-    return BaseError(f"the run and the base have no tensor name in common; the run has '{sample}'", hint=HINT)
+    return BaseError(
+        f"the run and the base have no tensor name in common; the run has '{sample}'", hint=HINT + otherwise
+    )

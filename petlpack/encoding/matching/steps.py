@@ -32,8 +32,11 @@ def match_tensors(
     return {name: sides.found[name] for name in tuned if name in sides.found}
 
 
-def refuse_unrelated(tuned: Mapping[str, Tensor], base: Tensors) -> None:
-    """Raise BaseError for a base of which no tensor meets one of the run's by name and shape."""
+def refuse_unrelated(tuned: Mapping[str, Tensor], base: Tensors, otherwise: str) -> None:
+    """Raise BaseError for a base of which no tensor meets one of the run's by name and shape.
+
+    `otherwise` is what its hint says besides.
+    """
     shapes, base_shapes = shapes_of(tuned), shapes_of(base.tensors)
     if not subtrees(shapes, base_shapes):
-        raise nothing_fits(shapes, base_shapes)
+        raise nothing_fits(shapes, base_shapes, otherwise)

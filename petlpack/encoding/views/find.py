@@ -24,7 +24,7 @@ from petlpack.encoding.views.nearness import (
     values_at,
 )
 from petlpack.encoding.views.rotary import reordered
-from petlpack.encoding.views.scales import scaled_views
+from petlpack.encoding.views.scales import likeliest, scaled_views
 from petlpack.encoding.views.tiling import Tiling, tile
 from petlpack.records.views import MOST_NAMES
 from petlpack.tensors.base import Tensors
@@ -58,7 +58,7 @@ def corrected(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: T
         if tensor.dtype.kind != "float" or not near.size or not (square or near.dtype.itemsize == 1):
             continue
         weights = weights or _weights_of(base)
-        views = [BaseRef(other, near.dtype, near.shape, ""), weights.views[other]]
+        views: list[View] = [BaseRef(other, near.dtype, near.shape, ""), *weights.scaled.get(other, ())]
         views += [Transposed(view) for view in views] if square else []
         places = places_of(min(tensor.size, near.size))
         sampled = np.stack([weights.values(view, places) for view in views])
@@ -78,7 +78,10 @@ class _Weights:
             for name, tensor in base.tensors.items()
             if tensor.size and tensor.dtype.kind == "float"
         }
-        self.views: dict[str, View] = {**plain, **scaled_views(plain)}
+        self.scaled = scaled_views(plain)
+        """Quantised tensors with all that may be their scales."""
+        told = {name: likeliest(name, views) for name, views in self.scaled.items()}
+        self.views: dict[str, View] = {**plain, **{name: view for name, view in told.items() if view is not None}}
         self._reader = ViewReader(lambda ref: base.tensors[ref.name])
         self._known: dict[Item, View] = {}
         self._samples = Samples()

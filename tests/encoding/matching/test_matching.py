@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -180,6 +181,13 @@ def test_equal_tensors_are_found_whatever_they_are_called(tmp_path: Path) -> Non
     assert matches(tmp_path, tuned, base) == expected
 
 
+def test_a_thousand_renamed_tensors_of_one_shape_are_found(tmp_path: Path) -> None:
+    base = {f"part.{i}.weight": weights("F32", (8, 8), i) for i in range(1000)}
+    renamed = {name: hashlib.sha256(name.encode()).hexdigest() for name in base}
+    tuned = called(tuned_from(base), renamed.__getitem__)
+    assert matches(tmp_path, tuned, base) == {new: old for old, new in renamed.items()}
+
+
 def test_a_constant_is_matched_by_its_name_only(tmp_path: Path) -> None:
     zeros = Tensor.of(np.zeros(16, "<u4"), DTYPES["F32"])
     base = {**make_base(), "encoder.layer.1.attention.self.query.bias": zeros}
@@ -228,8 +236,9 @@ def test_plan_tells_what_encode_tells(tmp_path: Path) -> None:
 
 
 def test_a_base_that_has_nothing_of_the_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseError, match="no tensor name in common"):
+    with pytest.raises(BaseError, match="no tensor name in common") as caught:
         encoded(tmp_path, {"a.b": weights("F32", (9, 9), 1)}, {"x.y": weights("F32", (9, 9), 2)})
+    assert "--codec plain stores the run without a base" in str(caught.value.hint)
     assert not (tmp_path / "pack").exists()
 
 
