@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         refuse(path)
         return really(path, *arguments, **others)
 
+    opened = os.open
+
+    def open_descriptor(path: Any, *arguments: Any, **others: Any) -> int:
+        refuse(path)
+        return opened(path, *arguments, **others)
+
+    monkeypatch.setattr(os, "open", open_descriptor)
     monkeypatch.setattr(Path, "open", open_path)
     monkeypatch.setattr(builtins, "open", open_file)
     monkeypatch.chdir(tmp_path)

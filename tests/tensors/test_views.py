@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from petlpack.errors import RefusedError
 from petlpack.records.views import parse_view, view_json
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
@@ -65,7 +66,11 @@ def test_every_piece_of_every_view_is_that_of_the_whole_array(
     said, shape = view
     bits = {name: random_bits("U16", math.prod(size), i).reshape(size) for i, (name, size) in enumerate(SHAPES.items())}
     refs = {name: BaseRef(name, DTYPES["U16"], size, "0" * 64) for name, size in SHAPES.items()}
-    parsed = parse_view(said, refs)
+    try:
+        parsed = parse_view(said, refs)
+    except RefusedError as error:
+        assume(error.code != "view-limit")  # so many times what it is made of
+        raise
     assert (parsed.shape, view_json(parsed)) == (shape, said)
     assert with_refs(parsed, refs.__getitem__) == parsed
     reader = ViewReader(lambda ref: Tensor.of(bits[ref.name], ref.dtype))

@@ -213,7 +213,7 @@ print(time.process_time() - before)
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused_costs_little(run: Path, case: str) -> None:
     REFUSED[case][0](run)
-    nbytes = sum(min(file.stat().st_blocks * 512, file.stat().st_size) for file in run.iterdir())
+    nbytes = sum(min(file.lstat().st_blocks * 512, file.lstat().st_size) for file in run.iterdir())
     room = 4 * nbytes + (1 << 28)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, run, run.parent / "p", str(room)], capture_output=True, text=True, check=False

@@ -322,11 +322,11 @@ def test_verify_looks_again_at_a_task_that_is_replaced_meanwhile(place: Place, m
     opened = petlpack.open(place.pack)
     own = {*opened["two"].parts} - {*opened["one"].parts}
 
-    def check(store: Store, sha256: str) -> None:
+    def check(store: Store, sha256: str, max_bytes: int | None) -> None:
         if not done and sha256 in own:
             done.append(True)
             _replaced_and_collected(place)
-        real(store, sha256)
+        real(store, sha256, max_bytes)
 
     monkeypatch.setattr("petlpack.checking.check_shared", check)
     assert [one for one in petlpack.verify(place.pack, place.base) if one.error is not None] == []
