@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -104,8 +105,9 @@ class Modules:
         if any(not _PACKED.isdisjoint(name.split(".")) for name in names):
             return True
         sizes = {size for name in names for size in self._base[name]}
+        last = module.rpartition(".")[2]
         own = [_widths(name, shape) for name, shape in tensors]
-        factors = [widths for (name, _), widths in zip(tensors, own, strict=True) if _axis(name) is not None]
+        factors = [widths for (name, _), widths in zip(tensors, own, strict=True) if _is_factor(name, last)]
         if not all(widths & sizes for widths in factors if widths):
             return False
         return bool(names) and any(not widths or widths & sizes for widths in own)
@@ -113,11 +115,11 @@ class Modules:
     def _is_of_another_layer(self, name: str) -> bool:
         """Tell whether the base has the module of a name, but for the numbers in it."""
         parts = _without_numbers(name).split(".")
-        ways = (range(min(MOST_DROPPED, end - 1) + 1) for end in range(len(parts) - 1, 1, -1))
-        ends = (
-            (dropped, end) for end, drops in zip(range(len(parts) - 1, 1, -1), ways, strict=True) for dropped in drops
+        return any(
+            ".".join(parts[dropped:end]) in self._kinds
+            for end in range(len(parts) - 1, 1, -1)
+            for dropped in range(min(MOST_DROPPED, end - 2) + 1)
         )
-        return any(end - dropped > 1 and ".".join(parts[dropped:end]) in self._kinds for dropped, end in ends)
 
 
 def _modules(base: Shapes) -> dict[str, tuple[str, ...]]:
@@ -166,6 +168,12 @@ _PACKED = {"qweight", "weight_packed", "absmax", "quant_map", "SCB", "blocks", "
 
 def _axis(name: str) -> int | None:
     return next((_AXES[part] for part in name.split(".") if part in _AXES), None)
+
+
+def _is_factor(name: str, module: str) -> bool:
+    """Tell whether a tensor is a LoRA factor of a module itself, called so, and not of one that the base has fused."""
+    parts = name.split(".")
+    return any(part in _AXES and before == module for before, part in pairwise(parts))
 
 
 def _widths(name: str, shape: tuple[int, ...]) -> set[int]:

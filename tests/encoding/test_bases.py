@@ -436,13 +436,13 @@ def test_a_head_of_an_adapter_that_comes_from_nothing_needs_no_base(place: Path)
 
 
 def write_lora(
-    place: Path, *, hidden: int = 16, layers: int = 2, keys: int = 16, config: Mapping[str, str] | None = None
+    place: Path, *, hidden: int = 16, layers: int = 2, inner: int = 32, config: Mapping[str, str] | None = None
 ) -> Path:
-    """Write LoRA of rank 4 on the queries and keys of a model with so many layers, of so many keys a head."""
+    """Write LoRA of rank 4 on the queries and the inner layers of a model of these widths, with so many layers."""
     tensors = {}
     for layer in range(layers):
-        for name, out in (("query", hidden), ("key", keys)):
-            module = f"base_model.model.encoder.layer.{layer}.attention.self.{name}"
+        for name, out in (("attention.self.query", hidden), ("intermediate.dense", inner)):
+            module = f"base_model.model.encoder.layer.{layer}.{name}"
             tensors[f"{module}.lora_A.weight"] = weights("F32", (4, hidden), layer)
             tensors[f"{module}.lora_B.weight"] = weights("F32", (out, 4), layer)
     text = json.dumps({"peft_type": "LORA", **(config or {})}).encode()
@@ -450,22 +450,37 @@ def write_lora(
 
 
 STRANGERS = {
-    "wider": (24, 2, 24),
-    "wider, with keys of the base's width": (24, 2, 16),
-    "more layers": (16, 5, 16),
-    "fewer keys": (16, 2, 12),
+    "wider": (24, 2, 48),
+    "wider, with an inner width of the base's": (24, 2, 32),
+    "more layers": (16, 5, 32),
+    "another inner width": (16, 2, 40),
 }
 
 
 @pytest.mark.parametrize("case", STRANGERS)
 def test_an_adapter_of_another_shape_is_not_bound(case: str, place: Path) -> None:
-    hidden, layers, keys = STRANGERS[case]
-    write_lora(place / "adapter", hidden=hidden, layers=layers, keys=keys)
+    hidden, layers, inner = STRANGERS[case]
+    write_lora(place / "adapter", hidden=hidden, layers=layers, inner=inner)
     (task,) = petlpack.encode("adapter", "p", "base")
     assert task.base is None
     assert any("do not fit base 'base'" in text or "adapts no module" in text for text in task.warnings)
     assert petlpack.stats("p", "base").tasks[0].dense_bytes is None
     petlpack.open("p")["adapter"].decode("out", "base")
+
+
+def test_an_adapter_of_modules_that_the_base_has_fused_is_bound(place: Path) -> None:
+    fused = {f"encoder.layer.{i}.mlp.experts.up": weights("F32", (4, 48, 16), i) for i in range(2)}
+    write_run(place / "fused", {**make_base(), **fused})
+    tensors = {}
+    for layer in range(2):
+        module = f"base_model.model.encoder.layer.{layer}.mlp.experts.3.up_proj"
+        tensors[f"{module}.lora_A.weight"] = weights("F32", (4, 16), layer)
+        tensors[f"{module}.lora_B.weight"] = weights("F32", (24, 4), layer)
+    config = json.dumps({"peft_type": "LORA"}).encode()
+    write_run(place / "adapter", tensors, None, {"adapter_config.json": config}, "adapter_model.safetensors")
+    (task,) = petlpack.encode("adapter", "p", "fused")
+    assert task.base is not None
+    assert not task.warnings
 
 
 def test_an_adapter_of_its_shape_is_bound(place: Path) -> None:
