@@ -19,29 +19,21 @@ def choose_base(run: Run, bases: Bases | None, request: Request, jobs: int) -> C
     """Return the base to encode a run against; none where it needs none and none is given, or none of several is it.
 
     By default it is the model that the run's own config names by an absolute path. Of several it is the one that the
-    run fits best. Raises BaseError where the run needs one and there is none, and for a base that is the run.
+    run fits best, and not the run. Raises BaseError where the run needs one and there is none, or none but the run.
     """
     opened = open_bases(bases, run.base_name if request.needs_base(run) else None)
-    apart = [base for base in opened if _itself(run, base, named=bases is None) is None]
-    if len(opened) == 1 or not apart:  # of several, a directory of models among them, the run is just none
-        for base in opened:
-            refuse_itself(run, base, named=bases is None)
-    opened = apart
+    itself = [_itself(run, base, named=bases is None) for base in opened]
+    if opened and all(itself):
+        raise _is_itself(run, opened[0], str(itself[0]))
+    opened = [base for base, how in zip(opened, itself, strict=True) if how is None]
     if not opened and request.needs_base(run):
         raise _missing(run)
     return nearest(run, opened, request, jobs) if len(opened) > 1 else Choice(opened[0] if opened else None)
 
 
-def refuse_itself(run: Run, base: Base, *, named: bool = False) -> None:
-    """Raise BaseError where a base is the run, lies in it, holds it, or has a weight file in common with it.
-
-    One that the run's own config has `named` is no other checkpoint of the same training, which goes with the run.
-    """
-    how = _itself(run, base, named=named)
-    if how is None:
-        return
+def _is_itself(run: Run, base: Base, how: str) -> BaseError:
     whose = "" if run.base_name is None else f" (its config names '{printable(run.base_name)}')"
-    raise BaseError(
+    return BaseError(
         f"base '{printable(str(base.path))}' {how}, '{printable(str(run.path))}'{whose}: without the run, the task "
         "would be lost",
         hint=HINT,
@@ -50,7 +42,10 @@ def refuse_itself(run: Run, base: Base, *, named: bool = False) -> None:
 
 
 def _itself(run: Run, base: Base, *, named: bool) -> str | None:
-    """Say how a base is the run, or part of it; None where it is neither."""
+    """Say how a base is the run, lies in it, holds it, or has a weight file in common with it; None where it does not.
+
+    One that the run's own config has `named` is no other checkpoint of the same training, which goes with the run.
+    """
     own, other = run.path.resolve(), base.path.resolve()
     if own == other:
         return "is the run itself"

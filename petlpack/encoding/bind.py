@@ -45,19 +45,23 @@ class _KnownBase:
 _KNOWN: weakref.WeakKeyDictionary[Base, _KnownBase] = weakref.WeakKeyDictionary()
 
 
-def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool, jobs: int) -> Bound | None:
+def bind(run: Run, base: Base, rule: Mapping[str, Any] | None, *, against: bool, jobs: int) -> Bound:
     """Bind a run to its base: every tensor of it is digested, so that it is one table whatever tasks use of it.
 
     A run that is coded `against` the base says by that which tensors it needs. Of another, those are bound that it
-    adapts; None where it has modules and few or none of them fit the base, which then is another model's.
+    adapts.
     """
     known = _KNOWN.get(base)
     if known is None:
         known = _KNOWN[base] = _look_at(base, jobs)
     if against:
         return replace(known.bound, origin=_called_by(run, base, known.bound.origin))
-    found = base.modules.adapted(adapting(run, rule), run.width)
-    return replace(known.bound, adapts=_adapts(found, known)) if found.fits else None
+    return replace(known.bound, adapts=_adapts(adapted_by(run, base, rule), known))
+
+
+def adapted_by(run: Run, base: Base, rule: Mapping[str, Any] | None) -> Adapted:
+    """Return what an adapter adapts of a base, and what of it fits nowhere there."""
+    return base.modules.adapted(adapting(run, rule), run.width)
 
 
 def _look_at(base: Base, jobs: int) -> _KnownBase:
@@ -100,7 +104,7 @@ def plain_text(name: str | None) -> str | None:
 
 def misfits(run: Run, base: Base, rule: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Return the warning for an adapter that a base does not fit, or not all of it."""
-    found, place = base.modules.adapted(adapting(run, rule), run.width), printable(str(base.path))
+    found, place = adapted_by(run, base, rule), printable(str(base.path))
     if not found.strangers or (found.fits and not found.misfits):
         return ()
     told = f"{run.method} adapts no module of base '{place}'"

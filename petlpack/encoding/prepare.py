@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from petlpack.encoding.bind import bind, misfits, other_name
+from petlpack.encoding.bind import adapted_by, bind, misfits, other_name
 from petlpack.encoding.counterparts import counterpart_warnings
 from petlpack.encoding.describe import Described, describe
 from petlpack.encoding.match import Digests, Matched, match, match_adapter, refuse_stranger, without_base
@@ -51,7 +51,7 @@ def prepare(
     where the base is another than a method's run was trained on, and as `bind`, RunError as `prune` and `describe`.
     """
     misfit = misfits(run, base, rule) if base is not None and not against else ()
-    if base is not None and not against and bind(run, base, rule, against=False, jobs=digests.jobs) is None:
+    if base is not None and not against and not adapted_by(run, base, rule).fits:
         base = None  # another model's, in which nothing of the adapter is looked for
     told = other_name(run, base) if base is not None else ()
     matched, loss = match(run, base, digests) if against else match_adapter(run, base, digests), None
