@@ -38,8 +38,8 @@ check: $(VENV)/.check $(VENV)/adapters/.done $(VENV)/libraries/.done  ## lint, t
 	$(BIN)/python $(TESTS) --exhaustive
 	PETLPACK_LIBRARIES=required $(VENV)/libraries/$(SCRIPTS)/python $(TESTS) $(PROOF)
 
-trust: $(VENV)/.test  ## what attacks packs, in full: links, seals, power cuts, writers that die
-	$(BIN)/python $(TESTS) --exhaustive -rP tests/trust
+trust: $(VENV)/.test  ## attack packs, their readers and their writers with every case, and print how many there were
+	$(BIN)/python $(TESTS) --exhaustive --trust tests/trust
 
 bench: $(VENV)/.model $(VENV)/zipnn/.done  ## train (once, cached), measure, print the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from tests.support.locks import differences
 from tests.support.places import Methods, Place, write_place
 from tests.support.sampling import Sample
 from tests.support.small_runs import write_methods
+from tests.support.tally import Tally, bar_of, table
 
 # The same examples on every run, no deadline: what is shown must not depend on the day or on a busy machine.
 # HYPOTHESIS_PROFILE=explore draws new examples, ten times as many where a test does not say how many it takes.
@@ -72,24 +73,61 @@ def methods(tmp_path: Path) -> Methods:
 
 
 # Tests over every bit, every length or every n-th fault are marked `exhaustive(step)`. One that loops over its cases
-# asks for the fixture `sample`; of one that has them as parameters, parameters are left out.
+# asks for the fixture `sample`; of one that has them as parameters, parameters are left out. Attacks that take longer
+# than `make check` can wait are marked `trust(step)`. They say how much they tried, for a table at the end.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Say how much of what is marked `exhaustive` is run."""
     parser.addoption("--exhaustive", action="store_true", help="all cases of every test, as `make check` runs them")
+    parser.addoption("--trust", action="store_true", help="all cases of every attack, as `make trust` runs them")
 
 
 def step_of(item: pytest.Item) -> int:
     """Return of how many cases of a test one is run."""
-    mark = item.get_closest_marker("exhaustive")
-    return 1 if mark is None or item.config.getoption("exhaustive") else int(mark.args[0])
+    marks = [item.get_closest_marker(name) for name in ("exhaustive", "trust") if not item.config.getoption(name)]
+    return max((int(mark.args[0]) for mark in marks if mark is not None), default=1)
 
 
 @pytest.fixture
 def sample(request: pytest.FixtureRequest) -> Sample:
     """Return what takes a share of a loop's cases, or all of them."""
     return Sample(step_of(request.node), request.node.nodeid)
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Tally:
+    """Return what adds to a row of the table of attacks."""
+
+    def add(row: str, count: int) -> None:
+        assert bar_of(row)
+        record_property("tally", f"{row}={count}")
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what was attacked how often."""
+    if config.getoption("trust"):
+        lines, _ = table(_added(terminalreporter))
+        terminalreporter.section("attacks")
+        terminalreporter.write_line("\n".join(lines))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where attacks were too few."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("trust") and isinstance(reporter, pytest.TerminalReporter) and not session.exitstatus:
+        _, low = table(_added(reporter))
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED if low else pytest.ExitCode.OK
+
+
+def _added(reporter: pytest.TerminalReporter) -> list[tuple[str, object]]:
+    """Return what tests that passed added to the table."""
+    passed: list[pytest.TestReport] = [
+        one for one in reporter.getreports("passed") if isinstance(one, pytest.TestReport)
+    ]
+    return [added for report in passed if report.when == "call" for added in report.user_properties]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -20,6 +20,7 @@ import petlpack
 from petlpack import LimitError, UsageError
 from petlpack.container import EncodedSection
 from tests.support.bombs import NOTHING, BombPack, Shapes
+from tests.support.tally import Tally
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and time are Linux's here")
 
@@ -275,7 +276,7 @@ def arguments(command: str, pack: Path) -> list[str]:
 
 @pytest.mark.exhaustive(3)
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_by_name(name: str, tmp_path: Path, runner: subprocess.Popen[str]) -> None:
+def test_a_bomb_is_refused_by_name(name: str, tmp_path: Path, runner: subprocess.Popen[str], tally: Tally) -> None:
     build, command, code = BOMBS[name]
     made = BombPack(tmp_path / "pack")
     pack = made.path
@@ -290,6 +291,7 @@ def test_a_bomb_is_refused_by_name(name: str, tmp_path: Path, runner: subprocess
         assert found["exit"] in {0, 1, 3, 4, 5, 7}, (other, found)
         assert found["code"] not in {"killed", "internal", "memory"}, (other, found)
         assert found["seconds"] <= 1, (other, found)
+    tally("bombs", 1)
 
 
 def test_a_caller_may_allow_more_or_less(tmp_path: Path) -> None:

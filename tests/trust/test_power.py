@@ -18,6 +18,7 @@ from tests.support.places import SMALL, Place
 from tests.support.power import Node, PowerLog, cut, freeze
 from tests.support.sampling import Sample
 from tests.support.small_runs import make_pair, write_run
+from tests.support.tally import Tally
 
 MOODS = ("least", "any", "any", "most")
 
@@ -94,9 +95,9 @@ def script(place: Place, tmp_path: Path) -> Script:
     return script
 
 
-@pytest.mark.exhaustive(31)
+@pytest.mark.trust(31)
 def test_a_power_cut_at_any_moment_loses_nothing_that_was_reported(
-    script: Script, tmp_path: Path, sample: Sample
+    script: Script, tmp_path: Path, sample: Sample, tally: Tally
 ) -> None:
     states = _states(script.place)
     counts: Counter[str] = Counter()
@@ -114,7 +115,7 @@ def test_a_power_cut_at_any_moment_loses_nothing_that_was_reported(
         counts[mood] += 1
         shutil.rmtree(after)
     _check_sealed(script, tmp_path)
-    print(f"{sum(counts.values())} states of {len(script.moments)} moments: {dict(counts)}")
+    tally("states after power cuts", sum(counts.values()))
     assert sum(counts.values()) > 1000 / sample.step
 
 
@@ -173,8 +174,8 @@ def _check_sealed(script: Script, place: Path) -> None:
         assert not seal.stale
 
 
-@pytest.mark.exhaustive(7)
-def test_a_decoded_run_is_whole_or_not_there(place: Place, tmp_path: Path, sample: Sample) -> None:
+@pytest.mark.trust(7)
+def test_a_decoded_run_is_whole_or_not_there(place: Place, tmp_path: Path, sample: Sample, tally: Tally) -> None:
     root = tmp_path / "disk"
     root.mkdir()
     log, trees = _watched(root)
@@ -190,7 +191,7 @@ def test_a_decoded_run_is_whole_or_not_there(place: Place, tmp_path: Path, sampl
         if tree is done or out.exists():
             assert {p.name: p.read_bytes() for p in out.iterdir()} == whole
         shutil.rmtree(tmp_path / "after")
-    print(f"{len(cases)} states of a decode")
+    tally("states after power cuts", len([*sample(cases)]))
 
 
 def _watched(root: Path) -> tuple[PowerLog, list[Node]]:

@@ -17,6 +17,7 @@ from petlpack.sections.parts import check_shared
 from petlpack.store import SUFFIX
 from tests.support.sampling import Sample
 from tests.support.small_runs import DENSE_CODECS, METHOD_CODECS, make_pair, weights, write_methods, write_run
+from tests.support.tally import Tally
 
 REFUSED = (DamageError, UnknownFormatError)
 REST = 101
@@ -152,8 +153,8 @@ def refuses(read: Callable[[], object]) -> bool:
 
 
 @pytest.mark.exhaustive(31)
-def test_every_flipped_bit_is_refused_and_nothing_else_suffers(small: Small, sample: Sample) -> None:
-    flips, wrong, looked = 0, [], 0
+def test_every_flipped_bit_is_refused_and_nothing_else_suffers(small: Small, sample: Sample, tally: Tally) -> None:
+    flips, wrong = 0, []
     for path in small.files():
         content, readers = path.read_bytes(), small.readers(path)
         with path.open("r+b", buffering=0) as file:
@@ -165,19 +166,16 @@ def test_every_flipped_bit_is_refused_and_nothing_else_suffers(small: Small, sam
                 flips += 1
                 if flips % REST == 0:
                     small.check_the_rest(path)
-                    looked += 1
                 file.seek(offset)
                 file.write(content[offset : offset + 1])
         assert path.read_bytes() == content
-    print(
-        f"{flips:,} flips, {len(wrong)} silently wrong; the rest of the pack was right {looked:,} times of {looked:,}"
-    )
+    tally("bits flipped in small packs, one task per codec", flips)
     assert wrong == []
     assert flips >= 32_768 // sample.step
 
 
 @pytest.mark.exhaustive(11)
-def test_every_shorter_and_longer_file_is_refused(small: Small, sample: Sample) -> None:
+def test_every_shorter_and_longer_file_is_refused(small: Small, sample: Sample, tally: Tally) -> None:
     cut, grown, wrong = 0, 0, []
     for path in small.files():
         content, readers = path.read_bytes(), small.readers(path)
@@ -190,7 +188,7 @@ def test_every_shorter_and_longer_file_is_refused(small: Small, sample: Sample) 
             grown += len(changed) > len(content)
         small.check_the_rest(path)
         path.write_bytes(content)
-    print(f"{cut:,} cuts and {grown:,} longer files, {len(wrong)} silently wrong")
+    tally("files cut, grown, zeroed, swapped or of others", cut + grown)
     assert wrong == []
     assert cut > 4000 // sample.step
     assert grown > 1000 // sample.step
