@@ -96,7 +96,8 @@ class Truth:
         done, now = found["exit"] == 0, self._shop.snapshot()
         if not self._work.writes:
             assert now == self._before, where
-            assert not done or "os" in found["codes"] or _answer(found) == self._said, where
+            told = "os" in found["codes"] or (done and _answer(found).get("warnings"))
+            assert not done or told or _answer(found) == self._said, where
         elif str((done, now)) not in self._seen:
             self._seen.add(str((done, now)))
             self._check_written(done, bool(done and json.loads(found["out"]).get("warnings")), where)
@@ -157,7 +158,7 @@ class Attack:
         return int(found["exit"])
 
 
-@pytest.mark.trust(97)
+@pytest.mark.trust(199)
 def test_a_fault_at_any_call_is_told_truly(shop: Workshop, runner: Runner, sample: Sample, tally: Tally) -> None:
     attack = Attack(shop, runner)
     cases = [(work, *point) for work in ALL.values() for point in points(runner, shop, work)]
@@ -166,7 +167,7 @@ def test_a_fault_at_any_call_is_told_truly(shop: Workshop, runner: Runner, sampl
     tally(ROW, attack.count)
 
 
-@pytest.mark.trust(97)
+@pytest.mark.trust(199)
 def test_a_fault_of_the_writer_after_a_kill_is_told_truly(
     shop: Workshop, runner: Runner, sample: Sample, tally: Tally
 ) -> None:
@@ -191,7 +192,7 @@ def recoveries(runner: Runner, shop: Workshop, killed: Work, name: str) -> Itera
                 yield (after, *point)
 
 
-@pytest.mark.trust(31)
+@pytest.mark.trust(67)
 def test_a_write_that_comes_short_is_told_truly(shop: Workshop, runner: Runner, sample: Sample, tally: Tally) -> None:
     """The file may not grow beyond some byte: the kernel writes what fits, and refuses the rest."""
     attack = Attack(shop, runner)
@@ -201,7 +202,7 @@ def test_a_write_that_comes_short_is_told_truly(shop: Workshop, runner: Runner, 
     tally(ROW, attack.count)
 
 
-@pytest.mark.trust(7)
+@pytest.mark.trust(29)
 @pytest.mark.parametrize("command", ["encode", "decode", "verify"])
 def test_too_little_memory_is_told_truly(
     command: str, shop: Workshop, runner: Runner, sample: Sample, tally: Tally

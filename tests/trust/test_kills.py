@@ -56,7 +56,7 @@ class Aftermath:
         shop.check_next()
 
 
-@pytest.mark.trust(67)
+@pytest.mark.trust(131)
 def test_a_kill_at_any_system_call_loses_nothing(shop: Workshop, runner: Runner, sample: Sample, tally: Tally) -> None:
     cases = [(name, call) for name, work in WRITERS.items() for call in runner.record(shop.begin(work), shop.root)]
     aftermaths = {name: Aftermath(shop, work) for name, work in WRITERS.items()}
@@ -66,11 +66,10 @@ def test_a_kill_at_any_system_call_loses_nothing(shop: Workshop, runner: Runner,
         assert found["code"] == "killed", (name, call, found)
         aftermaths[name].check((name, call))
         kills += 1
-    print(kills, {name: len(after.seen) for name, after in aftermaths.items()})
     tally("kills at system calls", kills)
 
 
-@pytest.mark.trust(40)
+@pytest.mark.trust(97)
 def test_a_kill_at_a_random_moment_loses_nothing(shop: Workshop, runner: Runner, sample: Sample, tally: Tally) -> None:
     rng = random.Random(0)
     aftermaths = {name: Aftermath(shop, work) for name, work in WRITERS.items()}
@@ -86,6 +85,5 @@ def test_a_kill_at_a_random_moment_loses_nothing(shop: Workshop, runner: Runner,
         found = runner.run(shop.begin(WRITERS[name]), kill=takes[name] * moment)
         aftermaths[name].check((name, moment))
         kills += found["code"] == "killed"
-    print(kills, {name: len(after.seen) for name, after in aftermaths.items()})
     tally("kills at random", kills)
     assert kills > KILLS / sample.step / 2
