@@ -38,8 +38,13 @@ def test_the_next_decode_deletes_what_one_could_not(place: Place) -> None:
 
 
 def test_the_next_writer_deletes_what_one_could_not(place: Place) -> None:
+    real = os.unlink
+
+    def unlink(path: Any, **more: Any) -> None:
+        return _refuse() if Path(path).parent.name == "tasks" else real(path, **more)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch_system(patch, os, "unlink", _refuse)
+        patch_system(patch, os, "unlink", unlink)
         with Store.creating(place.pack) as store, store.scratch() as path:
             path.write_bytes(b"half a task")
     assert list(place.pack.rglob(".tmp-*"))
@@ -95,7 +100,7 @@ def test_pcodec_is_asked_for_nothing_where_memory_is_short(monkeypatch: pytest.M
     def empty(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(pco.np, "empty", empty)
+    monkeypatch.setattr(np, "empty", empty)
     for call in (lambda: pco.compress(numbers), lambda: pco.decompress_into(stream, numbers)):
         with pytest.raises(MemoryError):
             call()
