@@ -40,7 +40,7 @@ def test_the_next_decode_deletes_what_one_could_not(place: Place) -> None:
 def test_the_next_writer_deletes_what_one_could_not(place: Place) -> None:
     real = os.unlink
 
-    def unlink(path: Any, **more: Any) -> None:
+    def unlink(path: Any, **more: Any) -> Any:
         return _refuse() if Path(path).parent.name == "tasks" else real(path, **more)
 
     with pytest.MonkeyPatch.context() as patch:
