@@ -7,6 +7,7 @@ stream. formats/container.md is the law.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -113,6 +114,12 @@ class ReplacedError(DamageError):
     """The file was replaced after its manifest was read: read it again."""
 
 
+def _close(descriptor: int) -> None:
+    """Close what was only read, whatever the file system says: nobody is there who could be told."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
 class Sections:
     """The sections of one file, read on demand through one handle, so that they stay those of the manifest."""
 
@@ -122,7 +129,7 @@ class Sections:
             self._descriptor = open_descriptor(opened.path)
         except SpecialFileError as error:
             raise _special(opened.path, error) from error
-        weakref.finalize(self, os.close, self._descriptor)
+        weakref.finalize(self, _close, self._descriptor)
         self._lock = threading.Lock()
         head = opened.header.head_bytes()
         if self._read_at(0, len(head)) != head:

@@ -276,12 +276,10 @@ class Task:
         place = path_of("out", out)
         check_jobs(jobs)
         self.check_files()
-        notes, restored = self._as_it_is(
-            lambda: write_task(self._as_one(), place, to, Reading(base, jobs, progress, code))
-        )
+        written = self._as_it_is(lambda: write_task(self._as_one(), place, to, Reading(base, jobs, progress, code)))
         seconds = time.perf_counter() - started
         facts = (self.name, to, self.codec, self.exact, self.manifest.decoded)
-        return Decoded(place, notes, *facts, seconds, restored)
+        return Decoded(place, written.notes, *facts, seconds, written.restored, written.files)
 
     def _as_one(self) -> Task:
         """Return the task for reading several things of it, which have to be those of one file."""

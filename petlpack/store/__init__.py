@@ -303,7 +303,7 @@ class Store:
             self.told.append(f"{what}, but may not outlive a power cut: {error}")
 
     def _needed_alone(self, path: Path, needs: Needs | None) -> set[str]:
-        """Return the parts that only the task in this file needs; none where that cannot be known."""
+        """Return the parts that only the task in this file needs; none where that cannot be known, which is told."""
         if needs is None or not path.exists():
             return set()
         try:
@@ -312,7 +312,8 @@ class Store:
                 if not alone:
                     break
                 alone -= set() if other == path else set(needs(other))
-        except (PetlpackError, OSError):
+        except (PetlpackError, OSError) as error:
+            self.told.append(f"`gc` keeps the parts that only '{printable(path.name)}' needed: {printable(str(error))}")
             return set()
         return alone
 
@@ -328,6 +329,10 @@ class Store:
         """Return the temporary files whose names begin so."""
         folders = [self.path, *(self.path / name for name in DIRECTORIES)]
         return [folder / name for folder in folders for name in sorted(_names(folder)) if name.startswith(prefix)]
+
+    def _has_left(self, owner: str) -> bool:
+        """Tell whether temporary files of a writer are there."""
+        return bool(self._temporary(f"{owner}-"))
 
     def _bury(self) -> None:
         """Delete what killed writers left; the caller holds the lock, so that nobody else begins or ends a change."""
@@ -361,7 +366,7 @@ def _enter(kind: type[Store], path: Path, stack: contextlib.ExitStack) -> Store:
             with lock.locked(path, LOCK_TIMEOUT, told):
                 places.mark(path)
                 store = kind(path)
-                store._writer = stack.enter_context(lock.alive(path, TEMPORARY))
+                store._writer = stack.enter_context(lock.alive(path, TEMPORARY, store._has_left))
                 store.told = told
                 store._bury()
                 return store

@@ -250,7 +250,7 @@ def test_an_odd_pack_gives_no_internal_error(
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.support.bomb_runner"]
+    command = [sys.executable, "-m", "tests.support.command_runner"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         assert process.stdin is not None
