@@ -40,6 +40,8 @@ OWN, RACES = 4, 3
 """Names that a writer has for itself, and names that all want."""
 FULL, LORA = 24, 3
 """Runs: two full fine-tunes have a template in common, and adapters have each their own."""
+LEAST, PATIENCE = 7, 120.0
+"""Tasks that a writer encodes at least, and the seconds that it takes longer for that on a busy machine."""
 WRITING = {"encode", "remove", "gc", "seal"}
 """Commands that change a pack."""
 
@@ -146,7 +148,7 @@ def write(crowd: Crowd, number: int, end: float) -> Report:
     """Encode, replace and remove tasks of one's own, and try for names that all want, until a time."""
     report, rng = Report(), random.Random(number)
     names = [f"{STAY if i % 2 else PASS}-{number}-{i}" for i in range(OWN)] + [f"{RACE}-{i}" for i in range(RACES)]
-    while time.monotonic() < end:
+    while time.monotonic() < (end if report.counts["encoded"] >= LEAST else end + PATIENCE):
         task = rng.choice(names)
         with _noting(report, f"writer {number}, task '{task}'"):
             _change(crowd, report, task, rng)
@@ -196,14 +198,13 @@ def read(crowd: Crowd, number: int, end: float) -> Report:
     held: list[petlpack.Task] = []
     while time.monotonic() < end:
         way = rng.choice(["decode", "decode", "decode", "held", "out", "facts", "stats", "long", "verify"])
-        task = rng.choice([*petlpack.open(crowd.pack), ""])
+        chosen = held.pop(rng.randrange(8)) if way == "held" and len(held) == 8 else None  # opened long before
+        task = rng.choice([*petlpack.open(crowd.pack), ""]) if chosen is None else chosen.name
         with _noting(report, f"reader {number}, {way} of '{task}'", may_miss=not task.startswith(STAY)):
             if way in LOOKS:
                 report.problems += LOOKS[way](crowd, base)
-            elif way == "held" and len(held) == 8:
-                one = held.pop(rng.randrange(8))  # opened long before
-                task = one.name
-                _check(crowd, report, task, digest_of(one, base))
+            elif chosen is not None:
+                _check(crowd, report, task, digest_of(chosen, base))
             elif task:
                 held.append(petlpack.open(crowd.pack)[task])
                 del held[:-8]

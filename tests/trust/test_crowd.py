@@ -63,7 +63,7 @@ def test_processes_lose_nothing(crowd: Crowd, sample: Sample, tally: Tally) -> N
             assert process.stdin is not None
             process.stdin.write(f"{seconds}\n")
             process.stdin.flush()
-        reports = [Report.of(process.communicate(timeout=seconds + 100)[0]) for process in processes]
+        reports = [Report.of(process.communicate(timeout=seconds + 240)[0]) for process in processes]
     finally:
         for process in processes:
             process.kill()
