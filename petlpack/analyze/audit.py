@@ -13,6 +13,7 @@ from petlpack.analyze.reading import Reader
 from petlpack.analyze.rows import TaskRow, task_row
 from petlpack.errors.arguments import Place, check_flags
 from petlpack.store import Store
+from petlpack.store.replaced import settled
 from petlpack.tensors.base import Base
 
 
@@ -49,7 +50,16 @@ def audit(pack: Place, name: str, base: str | Path | Base | None = None, *, boun
     check_flags(bounds=bounds)
     store = Store(pack)
     store.find_task(name)
-    reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))
+    opened = base if base is None or isinstance(base, Base) else Base(base)
+    try:
+        return settled(store.task_path(name), lambda: _audit(store, name, opened, bounds))
+    except FileNotFoundError:
+        store.find_task(name)  # which tells it where it was removed meanwhile
+        raise
+
+
+def _audit(store: Store, name: str, base: Base | None, bounds: bool) -> Audit:
+    reader = Reader(store, base)
     task = reader.open(name)
     known = counted_bounds(task)
     if bounds:

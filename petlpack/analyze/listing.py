@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petlpack.errors import PetlpackError, problem_of
+from petlpack.errors import PetlpackError, TaskError, problem_of
 from petlpack.errors.arguments import Place, check_flags
 from petlpack.parallel import Progress
 from petlpack.store import Store, is_own, task_file
@@ -92,6 +92,8 @@ def _opened(pack: Path, rows: list[ListedTask], progress: Progress | None) -> li
             task = tasks[row.name]
             codec(task.codec)
             opened.append(replace(row, task=task))
+        except TaskError:  # removed since the directory was listed
+            continue
         except (PetlpackError, OSError) as error:
             opened.append(replace(row, error=error))
     return opened

@@ -13,6 +13,9 @@ from pathlib import Path
 DRAFT = ".tmp-locked-"
 """How the temporary files begin that only the holder of a pack's lock makes."""
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What a file system says where there is no room, for anybody or for us."""
+
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system says of the sync of a directory where it has none: there is nothing that could be done."""
 

@@ -139,6 +139,23 @@ def living(directory: Path, prefix: str) -> set[str]:
     return {match[1] for match in matches if match}
 
 
+def at_work(directory: Path, prefix: str) -> tuple[str, ...]:
+    """Return the names whose owners live, as far as that can be known."""
+    import filelock
+
+    found = []
+    for owner in living(directory, prefix):
+        lock = _lock(directory / f"{owner}{_ALIVE}")
+        try:
+            refuse_odd_lock(Path(lock.lock_file))
+            _acquire(lock, 0)
+        except (OSError, PetlpackError, filelock.Timeout, RuntimeError):
+            found.append(owner)
+        else:
+            _let_go(lock, [])
+    return tuple(found)
+
+
 def bury(directory: Path, prefix: str, delete: Callable[[str], None]) -> None:
     """Delete what killed owners left in a directory: by `delete`, called with the name of each, then its lock."""
     import filelock
