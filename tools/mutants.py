@@ -7,6 +7,15 @@
 A mutant is one place in one file, which is replaced in a copy of the tree in a temporary directory; then the tests that
 are named for it run there until one fails. It survives where none does: then a test is missing. The text of a place
 must stand in its file exactly once, so that no mutant outlives what it takes away. Tables are `tools/mutants_of_*.py`.
+
+Every place of the product is there that syncs, renames into place, locks, compares a digest or a state, refuses a link
+or what is no file, or bounds a cost, but for those that no test can tell apart from what stands behind them:
+
+* a part of tensors is decoded as it is written (`encoding/write.py`), and once more with the task that needs it;
+* weights that are no file are told by `layouts/foreign.py` and `tensors/checkpoint.py` before `tensors/pinned.py`
+  would refuse to open them;
+* the dictionary of a zstd frame is refused by name before zstandard misses it;
+* of fields of JSON and of coders that are out of their range, each has a vector in `formats/vectors/`.
 """
 
 from __future__ import annotations

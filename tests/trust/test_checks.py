@@ -169,22 +169,25 @@ def test_a_kept_base_that_changes_before_the_commit_leaves_the_pack_as_it_was(
 
 
 @posix
-def test_a_pipe_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_is_not_even_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setattr(os, "open", lambda *args: pytest.fail("it was opened"))
-    with pytest.raises(SpecialFileError, match="a named pipe"):
-        open_descriptor(tmp_path / "pipe")
+    opened: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", lambda *args: opened.append(args))
+        with pytest.raises(SpecialFileError, match="a named pipe"):
+            open_descriptor(tmp_path / "pipe")
+    assert opened == []
 
 
 @posix
-def test_a_pipe_that_takes_the_place_of_a_file_is_refused_without_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipe_that_takes_the_place_of_a_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"")
     was = os.stat(tmp_path / "file")  # noqa: PTH116 - what is put in the place of that call
-    monkeypatch.setattr(os, "stat", lambda path: was)
-    assert _ended(lambda: open_descriptor(tmp_path / "pipe"), tmp_path / "pipe") == "SpecialFileError"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", lambda path: was)
+        ended = _ended(lambda: open_descriptor(tmp_path / "pipe"), tmp_path / "pipe")
+    assert ended == "SpecialFileError"
 
 
 @posix
