@@ -80,6 +80,39 @@ def test_a_link_that_is_laid_meanwhile_is_refused(place: Place, monkeypatch: pyt
     assert place.refused(lambda _: place.encode(place.run)(pack), DamageError, "fresh/shared").code == "pack-directory"
 
 
+def test_scratch_is_made_nowhere_else(place: Place) -> None:
+    pack = place.bad("fresh")
+    shutil.copytree(place.pack, pack, dirs_exist_ok=True)
+    store = petlpack.store.Store(pack)
+    elsewhere = place.bad("elsewhere")
+    shutil.rmtree(pack / "tasks")
+    (pack / "tasks").symlink_to(elsewhere)
+    with pytest.raises(DamageError, match="is a link"), store.scratch() as path:
+        path.write_bytes(b"")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_what_a_link_in_a_pack_leads_to_is_none_of_its_files(place: Place) -> None:
+    elsewhere = place.bad("elsewhere")
+    (elsewhere / "large").write_bytes(bytes(5000))
+    (place.pack / "folder").symlink_to(elsewhere)
+    (place.pack / "file").symlink_to(elsewhere / "large")
+    found = {name: size for name, size in petlpack.store.Store(place.pack).files() if name.startswith("f")}
+    assert found.keys() == {"folder", "file"}
+    assert all(size < 5000 for size in found.values())
+
+
+def test_a_journal_that_is_a_link_says_nothing(place: Place) -> None:
+    parts = petlpack.open(place.pack).shared_names()
+    (place.root / "journal").write_text("".join(f"{part}\n" for part in parts))
+    (place.pack / ".released").unlink(missing_ok=True)
+    (place.pack / ".released").symlink_to(place.root / "journal")
+    for task in (place.pack / "tasks").iterdir():
+        task.rename(place.root / task.name)  # a pack that was copied in part
+    assert petlpack.gc(place.pack).files == {}
+    assert petlpack.open(place.pack).shared_names() == parts
+
+
 @pytest.mark.parametrize("kind", ["symbolic", "hard", "directory"])
 def test_a_lock_that_is_another_file_is_refused_and_that_stays(place: Place, kind: str) -> None:
     precious = place.root / "precious"
