@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from petlpack.store.disk import replacing, sync
+from petlpack.store.disk import read_regular, replacing, sync
 from petlpack.store.names import DIGEST, RELEASED
 
 MAX_RELEASED = 1 << 26
-"""Bytes of the journal: 64 MB name a million parts."""
+"""Bytes of the journal: 64 MB name a million parts. A larger one says nothing."""
 
 
 def read_released(pack: Path) -> set[str]:
@@ -18,8 +18,8 @@ def read_released(pack: Path) -> set[str]:
     path = pack / RELEASED
     if path.is_symlink() or not path.is_file():
         return set()
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        lines = file.read(MAX_RELEASED).decode("ascii", "replace").split("\n")
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        lines = read_regular(path, MAX_RELEASED).decode("ascii", "replace").split("\n")
         return {line for line in lines[:-1] if DIGEST.fullmatch(line)}
     return set()
 

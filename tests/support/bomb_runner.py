@@ -1,9 +1,11 @@
 """Runs commands, each in a process of its own with little memory and little time; reads lines of JSON, writes others.
 
     {"arguments": ["show", "bomb.pack", "bomb", "--json"], "memory": 134217728, "seconds": 1}
-    {"exit": 4, "code": "size-limit", "said": "", "seconds": 0.1}
+    {"exit": 4, "code": "size-limit", "said": "", "odd": [], "seconds": 0.1}
 
-All are forked from one process that has loaded what commands load, whose memory and time do not count.
+All are forked from one process that has loaded what commands load, whose memory and time do not count. What is no
+command of the command line is one of CALLS. `odd` is what nobody may see: warnings, and characters that drive a
+terminal.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,8 @@ LOADED = (
 
 
 def main() -> None:
-    """Run each command that is told, until there is none."""
-    for module in LOADED:
+    """Run each command that is told, until there is none; modules that are told as arguments are loaded, too."""
+    for module in (*LOADED, *sys.argv[1:]):
         importlib.import_module(module)
     for line in sys.stdin:
         wanted = json.loads(line)
@@ -46,28 +49,69 @@ def main() -> None:
         _, status, used = os.wait4(child, 0)
         seconds = used.ru_utime + used.ru_stime
         found = json.loads(said) if said else {"exit": -os.waitstatus_to_exitcode(status), "code": "killed", "said": ""}
-        print(json.dumps({**found, "seconds": seconds}), flush=True)
+        print(json.dumps({"odd": [], **found, "seconds": seconds}), flush=True)
 
 
 def _run(wanted: dict[str, Any]) -> dict[str, Any]:
     size = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + wanted["memory"],) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (wanted["seconds"], wanted["seconds"] + 1))
-    from petlpack_cli.app import cli
-
+    call, *arguments = wanted["arguments"]
     out, told = io.StringIO(), io.StringIO()
-    code = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
+    code, called = 0, None
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(told),
+    ):
+        warnings.simplefilter("always")
         try:
-            cli.main(wanted["arguments"])
+            if call in CALLS:
+                called = CALLS[call](*arguments)
+            else:
+                _command(wanted["arguments"])
         except SystemExit as end:
             code = int(end.code or 0)
+    if called is not None:
+        return {"exit": called[0], "code": called[1], "said": called[2][:2000], "odd": _odd(warned, called[2])}
+    as_json = "--json" in wanted["arguments"]
     try:
-        codes = list(_codes(json.loads(out.getvalue())))
+        codes = list(_codes(json.loads(out.getvalue()))) if as_json else []
     except ValueError:
         codes = ["unreadable"]
-    said = told.getvalue() if "--json" not in wanted["arguments"] else str(codes[:1])
-    return {"exit": code, "code": codes[0] if codes else None, "said": said[:2000]}
+    said = str(codes[:1]) if as_json else told.getvalue()
+    odd = _odd(warned, out.getvalue() + told.getvalue())
+    return {"exit": code, "code": codes[0] if codes else None, "said": said[:2000], "odd": odd}
+
+
+def _command(arguments: list[str]) -> None:
+    from petlpack_cli.app import cli
+
+    cli.main(arguments)
+
+
+def _load(pack: str, task: str, base: str | None = None) -> tuple[int, str | None, str]:
+    """Read every tensor of a task by the library; returns what the command line returns, "raised" for a raw error."""
+    import petlpack
+
+    try:
+        for _, tensor in petlpack.open(pack)[task].load(base).items():
+            tensor.bits()
+    except petlpack.PetlpackError as error:
+        return error.exit_code, error.code, error.message
+    except Exception as error:  # noqa: BLE001 - what nobody may see
+        return 1, "raised", f"{type(error).__name__}: {error}"
+    return 0, None, ""
+
+
+CALLS: Mapping[str, Callable[..., tuple[int, str | None, str]]] = {"load": _load}
+"""What is called in the library, by a name that no command has."""
+
+
+def _odd(warned: list[warnings.WarningMessage], text: str) -> list[str]:
+    """Return the warnings, and the characters in what was told that a terminal does not show as they are."""
+    raw = {character for character in text if not character.isprintable() and character != "\n"}
+    return [*(str(one.message)[:200] for one in warned), *sorted(map(ascii, raw))]
 
 
 def _codes(found: Any) -> Iterator[str]:
