@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from petlpack.errors import RefusedError
 
-FREE_STEPS, STEPS_A_STORAGE = 1 << 19, 1 << 7
+FREE_STEPS, STEPS_A_STORAGE = 1 << 19, 1 << 10
 """Operations of a pickle, and those more for each storage that it names: one tensor takes about thirty."""
 
 FREE_WORK, WORK_A_STEP = 1 << 20, 1 << 6

@@ -9,16 +9,43 @@ from dataclasses import dataclass
 from typing import Any
 
 NAMES = (
-    *("..", "../x", "/etc/passwd", "a/../../x", "C:\\x", "C:x", "\\\\host\\share\\x", "//host/share", "./a", "a//b", "a/"),
+    *(
+        "..",
+        "../x",
+        "/etc/passwd",
+        "a/../../x",
+        "C:\\x",
+        "C:x",
+        "\\\\host\\share\\x",
+        "//host/share",
+        "./a",
+        "a//b",
+        "a/",
+    ),
     *("CON", "nul.txt", "a.", "a ", " a", ".git/config", ".petlpack", "x" * 300, "a/" * 300 + "b", "~/x", "%s{0}", ""),
-    *("\x1b[2J\x1b]0;x\x07", "a\nb", "a\rb", "a\0b", "\u202egpj.exe", "\x9b31m", "\u2028", "A\u030a", "\u00c5", "{name}"),
+    *(
+        "\x1b[2J\x1b]0;x\x07",
+        "a\nb",
+        "a\rb",
+        "a\0b",
+        "\u202egpj.exe",
+        "\x9b31m",
+        "\u2028",
+        "A\u030a",
+        "\u00c5",
+        "{name}",
+    ),
 )
 """Names that lead elsewhere, that other systems read otherwise, and that drive a terminal."""
 
 RAW = {
     **{"a fraction": b"1.5", "no number": b"NaN", "infinity": b"Infinity", "1e400": b"1e400", "minus zero": b"-0"},
     **{"half a character": b'"\\ud800"', "no UTF-8": b'"\xff\xfe"', "an overlong slash": b'"\xc0\xaf"'},
-    **{"deep": b"[" * 100 + b"]" * 100, "very deep": b"[" * 100_000 + b"]" * 100_000, "deep objects": b'{"a":' * 70_000},
+    **{
+        "deep": b"[" * 100 + b"]" * 100,
+        "very deep": b"[" * 100_000 + b"]" * 100_000,
+        "deep objects": b'{"a":' * 70_000,
+    },
     **{"5,000 digits": b"9" * 5000, "one": b"1", "many lists": b"[" + b"[]," * 100_000 + b"[]]"},
 }
 """Texts in the place of a value, which Python's writer does not write."""
@@ -61,8 +88,12 @@ def _of_text(text: bytes) -> Iterator[Attack]:
     """Yield what can be wrong with a text whatever it says."""
     others = {
         **{"nothing": b"", "a mark": b"\xef\xbb\xbf" + text, "a space": b" " + text, "half": text[: len(text) // 2]},
-        **{"a line feed": text + b"\n", "twice": text * 2, "UTF-16": text.decode("utf-8").encode("utf-16")},
-        **{"a zero": text + b"\0", "binary": bytes(range(256)), "spaces": json.dumps(json.loads(text), indent=1).encode()},
+        **{"a line feed": text + b"\n", "twice": text * 2, "UTF-16": text.decode().encode("utf-16")},
+        **{
+            "a zero": text + b"\0",
+            "binary": bytes(range(256)),
+            "spaces": json.dumps(json.loads(text), indent=1).encode("utf-8"),
+        },
     }
     return (Attack(f"all is {what}", functools.partial(bytes, other)) for what, other in others.items())
 

@@ -48,7 +48,7 @@ class Stranger:
 
     def __init__(self, vector: Vector, place: Path) -> None:
         self.pack, self.base = write_whole(vector, place)
-        self.task = next(iter(vector["tasks"]))
+        self.task: str = next(iter(vector["tasks"]))
         self.file = self.pack / "tasks" / f"{self.task}{SUFFIX}"
         self.sections, self.manifest = parts_of(self.file.read_bytes())
         self.names: list[str] = json.loads(self.manifest)["shared"]
@@ -99,16 +99,22 @@ def documents(made: Stranger) -> dict[str, tuple[bytes, Change]]:
     for name, sha256 in names.items():
         content = made.content(sha256)
         if content[:1] in (b"{", b"["):
-            found[name] = content, lambda it, text, sha256=sha256: it.put(sha256, text)  # type: ignore[misc]
+            found[name] = content, functools.partial(_put_content, sha256)
     for number, sha256 in enumerate(made.names):
-        sections, text = parts_of(made.shared(sha256).read_bytes())
-        found[f"manifest of part {number}"] = (
-            text,
-            lambda it, text, sha256=sha256, sections=sections: _write(it.shared(sha256), file_of(sections, text)),  # type: ignore[misc]
-        )
+        _, text = parts_of(made.shared(sha256).read_bytes())
+        found[f"manifest of part {number}"] = text, functools.partial(_put_manifest, sha256)
     for number, (_, header, _) in enumerate(template["weights"]):
-        found[f"weights header {number}"] = header.rstrip(" ").encode(), lambda it, text, n=number: _put_weights(it, n, text)  # type: ignore[misc]
+        found[f"weights header {number}"] = header.rstrip(" ").encode(), functools.partial(_put_weights, number)
     return found
+
+
+def _put_content(sha256: str, made: Stranger, text: bytes) -> None:
+    made.put(sha256, text)
+
+
+def _put_manifest(sha256: str, made: Stranger, text: bytes) -> None:
+    file = made.shared(sha256)
+    file.write_bytes(file_of(parts_of(file.read_bytes())[0], text))
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -126,7 +132,7 @@ def _put_head(path: Path, text: bytes) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
-def _put_weights(made: Stranger, number: int, text: bytes) -> None:
+def _put_weights(number: int, made: Stranger, text: bytes) -> None:
     """Put another header of a weight file into the template; what is no text cannot stand there."""
     template = made.template
     template["weights"][number][1] = text.decode("utf-8", "replace")
@@ -174,7 +180,7 @@ def sections(scratch: Path) -> Iterator[Hostile]:
         made = Stranger(vector, scratch / f"{vector.id}-sections")
         files = [made.file, *map(made.shared, made.names)]
         for number, file in enumerate(files):
-            held, text = parts_of(file.read_bytes())
+            held, _ = parts_of(file.read_bytes())
             for row, (name, data) in enumerate(held.items()):
                 for coder_id in (*CODERS, "unknown"):
                     for what, other in _others(data).items():

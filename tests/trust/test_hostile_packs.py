@@ -66,9 +66,7 @@ def test_a_pack_of_a_stranger_is_read_or_refused(
     kind: str, tmp_path: Path, runner: Runner, sample: Sample, tally: Tally
 ) -> None:
     """Packs are taken a prime number apart, so that every field and every value comes up."""
-    cases = [
-        hostile for number, hostile in enumerate(KINDS[kind](tmp_path / "good")) if number % OF_EACH[kind] == 1
-    ]
+    cases = [hostile for number, hostile in enumerate(KINDS[kind](tmp_path / "good")) if number % OF_EACH[kind] == 1]
     taken: Sequence[Hostile] = list(sample(cases))
     for number, hostile in enumerate(taken):
         attack(runner, tmp_path / f"{number}", hostile, bool(number % 2))
