@@ -7,13 +7,14 @@ does is followed; at any other operation, and where the stack does not fit, that
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from petlpack.errors import RefusedError
 
-FREE_STEPS, STEPS_A_STORAGE = 1 << 19, 1 << 10
+FREE_STEPS, STEPS_A_STORAGE = 1 << 18, 1 << 10
 """Operations of a pickle, and those more for each storage that it names: one tensor takes about thirty."""
 
 FREE_WORK, WORK_A_STEP = 1 << 20, 1 << 6
@@ -41,12 +42,15 @@ def check_programs(file: BinaryIO) -> None:
     first is another. Leaves the file behind the last one.
     """
     file.seek(0)
-    first = Program(file)
-    if first.value != _MAGIC:
-        raise ValueError("Invalid magic number; corrupt file?")
-    for _ in range(4):
-        if not Program(file).ended:
-            break
+    buffered = io.BufferedReader(file)  # type: ignore[type-var]  # operations are read byte by byte
+    try:
+        if Program(buffered).value != _MAGIC:
+            raise ValueError("Invalid magic number; corrupt file?")
+        for _ in range(4):
+            if not Program(buffered).ended:
+                break
+    finally:
+        buffered.detach()
 
 
 class Program:
@@ -125,7 +129,7 @@ class Program:
         given, called = self._stack.pop(), self._stack.pop()
         if called.name.endswith("bytearray") and given.largest > self._nbytes:
             raise _too_much(f"an array of {given.largest:,} bytes")
-        self._work += given.size
+        self._work += given.size + called.size  # which is shown where it is no function
         self._stack.append(Item(1 + _held([given])))
 
     def build(self, _: object) -> None:
