@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,11 +25,12 @@ def check_cost(file: BinaryIO, path: Path, archive: Archive | None) -> None:
     """Raise RunError where running what a file has pickled would take more than the file explains, or it has none."""
     torch = _torch(path)
     try:
-        if archive is None:
-            check_programs(file)
-        else:
-            file.seek(0)
-            Program(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
+        with _quiet():
+            if archive is None:
+                check_programs(file)
+            else:
+                file.seek(0)
+                Program(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
     except RefusedError as error:
         raise RunError(
             f"'{printable(str(path))}' is no file as torch saves one: {error}",
@@ -50,6 +53,14 @@ def _torch(path: Path) -> Any:
     return torch
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what is told to those who write pickles: of protocols, storages and escapes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def load(file: BinaryIO, path: Path, device: str) -> object:
     """Read what torch saved by torch's weights-only reader, which runs no code from the file.
 
@@ -58,8 +69,7 @@ def load(file: BinaryIO, path: Path, device: str) -> object:
     torch = _torch(path)
     file.seek(0)
     try:
-        with warnings.catch_warnings():  # of protocols and storages, for those who write pickles
-            warnings.simplefilter("ignore")
+        with _quiet():
             return torch.load(file, map_location=device, weights_only=True)
     except PermissionError:
         raise

@@ -8,6 +8,7 @@ import pickle
 import random
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,7 +123,8 @@ def legacy(program: bytes, at: int = 3) -> bytes:
 def zipped(*records: tuple[str, bytes], deflated: bool = False) -> bytes:
     """Return an archive as torch saves it, with these records in front."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", 8 if deflated else zipfile.ZIP_STORED) as archive:
+        warnings.simplefilter("ignore")  # of names that stand twice
         for name, data in (*records, ("a/byteorder", b"little"), ("a/version", b"3\n")):
             archive.writestr(zipfile.ZipInfo(name), data, archive.compression)
     return file.getvalue()
