@@ -53,6 +53,17 @@ def check_programs(file: BinaryIO) -> None:
         buffered.detach()
 
 
+class _Within:
+    """A file of which no more is asked for than there is: who reads a text makes room for what it says of its size."""
+
+    def __init__(self, file: BinaryIO, nbytes: int) -> None:
+        self._file, self._nbytes = file, nbytes
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, nbytes: int) -> bytes:
+        return self._file.read(min(nbytes, self._nbytes))
+
+
 class Program:
     """One pickle, followed to its end, or to where torch gives up."""
 
@@ -66,7 +77,7 @@ class Program:
         """The last number that it makes: all that there is to know of the first pickle."""
         self.ended = False
         try:
-            for step, argument, _ in pickletools.genops(file):
+            for step, argument, _ in pickletools.genops(_Within(file, self._nbytes)):  # type: ignore[arg-type]
                 self._follow(step.name, argument)
         except RefusedError:
             raise

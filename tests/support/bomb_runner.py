@@ -16,6 +16,7 @@ import io
 import json
 import os
 import resource
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,10 @@ LOADED = (
     *("petlpack.exports.run", "petlpack.exports.safetensors", "petlpack.coding.numbers", "petlpack.coding.planes"),
     *("petlpack_cli.show", "petlpack_cli.decode", "petlpack_cli.verify", "petlpack_cli.list", "petlpack_cli.stats"),
 )
+
+
+LONGEST = 60
+"""Seconds after which a command hangs that waits for a pipe."""
 
 
 def main() -> None:
@@ -55,6 +60,7 @@ def main() -> None:
 def _run(wanted: dict[str, Any]) -> dict[str, Any]:
     size = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + wanted["memory"],) * 2)
+    signal.alarm(LONGEST)
     resource.setrlimit(resource.RLIMIT_CPU, (wanted["seconds"], wanted["seconds"] + 1))
     call, *arguments = wanted["arguments"]
     out, told = io.StringIO(), io.StringIO()
@@ -121,7 +127,10 @@ def _pickles(directory: str) -> tuple[int, str | None, str]:
             pass
         except BaseException as error:  # what nobody may see
             wrong.append(f"{path.name}: {type(error).__name__}: {str(error)[:200]}")
-        holds_more(path)
+        try:
+            holds_more(path)
+        except BaseException as error:  # what nobody may see
+            wrong.append(f"{path.name}: more: {type(error).__name__}: {str(error)[:200]}")
         if canary_sang():
             wrong.append(f"{path.name}: its code ran")
             break

@@ -13,7 +13,7 @@ from typing import Any
 SECONDS = 1.0
 """Of the processor that a command may take of what a stranger wrote."""
 
-ENDS = frozenset({0, 1, 2, 3, 4, 5, 7})
+ENDS = frozenset({*range(8)})
 """Exit codes that say what is wrong, or that nothing is."""
 
 NEVER = frozenset({"killed", "internal", "memory", "raised", "unreadable"})

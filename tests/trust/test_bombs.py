@@ -288,7 +288,7 @@ def test_accounts_and_lists_are_bounded_too(tmp_path: Path) -> None:
     made = BombPack(tmp_path / "pack")
     part = made.part([("F32", [1 << 24], 0)] * 4, named=NOTHING)
     made.task(ONE, parts=[[None] * 4], shared=[part], facts={"run_bytes": 4})
-    failed = petlpack.stats(made.path).table("section", bounds=True).failed
+    failed = petlpack.stats(made.path, max_bytes=3).table("section", bounds=True).failed
     assert {name: error.code for name, error in failed.items()} == {"bomb": "limit", part: "limit"}  # type: ignore[attr-defined]
     with pytest.raises(LimitError, match="is allowed 3"):
         petlpack.audit(made.path, "bomb", bounds=True, max_bytes=3)
