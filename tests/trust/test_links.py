@@ -203,15 +203,6 @@ ESCAPES = (
     *("C:\\w", "w\0", "\ud800"),
 )
 """Names that an index has for the file of a tensor, and that lead out of the run, or nowhere."""
-    "../beside/w.safetensors",
-    "/etc/hostname",
-    "..",
-    ".",
-    "a/../../beside/w.safetensors",
-    "beside",
-    "C:\\w",
-    "w\0",
-)
 
 
 @pytest.mark.parametrize("name", ESCAPES)
