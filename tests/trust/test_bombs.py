@@ -6,6 +6,7 @@ Each command runs in a process of its own, which may take a second, and twice th
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +52,10 @@ NETWORK: Shapes = {
     **{"w2": ("F32", [1, 1]), "b2": ("F32", [1])},
 }
 NAMED: dict[str, Any] = {"params": {"name": "n" * 128}}
+
+
+MASKS = b"\x40" + struct.pack("<BII", 1, 0, 0) * 64
+"""Masks in 64 classes, none of which keeps an entry."""
 
 
 def a_part_often(pack: BombPack, count: int) -> None:
@@ -124,6 +129,26 @@ BOMBS: dict[str, tuple[Callable[[BombPack], None], str, str | None]] = {
         task({f"{i:x}z": ("BOOL", [1]) for i in range(6_000)}, codec_id="mask", rule=rule([], produced=[])),
         "stats",
         None,
+    ),
+    "masks of short rows": (
+        task(
+            {f"m.{i}.mask": ("BOOL", [4]) for i in range(5_000)},
+            codec_id="mask",
+            rule=rule([], produced=[]),
+            sections=[EncodedSection("masks.0", "masks", "BOOL", 20_000, MASKS)],
+        ),
+        "decode",
+        "decoded-digest",
+    ),
+    "a huge mask": (
+        task(
+            {"mask": ("BOOL", [1 << 24])},
+            codec_id="mask",
+            rule=rule([], produced=[]),
+            sections=[EncodedSection("masks.0", "masks", "BOOL", 1 << 24, MASKS)],
+        ),
+        "decode",
+        "decoded-digest",
     ),
     "elements without end": (task({"a": ("U8", [1 << 62])}, sections=[]), "stats", "section-capacity"),
     "a shape without elements": (task({"a": ("U32", [1 << 61, 0])}, sections=[]), "decode", "header-fields"),
