@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from petlpack.errors import PetlpackError, printable
-from petlpack.store.disk import FULL, replacing, sync
+from petlpack.store.disk import FULL, read_regular, replacing, sync
 from petlpack.store.names import DIGEST, RELEASED
 
 Needs = Callable[[Path], Iterable[str]]
 """Tells which shared parts the task in a file needs; raises PetlpackError where it cannot be read."""
 
 MAX_RELEASED = 1 << 26
-"""Bytes of the journal: 64 MB name a million parts."""
+"""Bytes of the journal: 64 MB name a million parts. A larger one says nothing."""
 
 
 def read_released(pack: Path) -> set[str]:
@@ -22,8 +22,8 @@ def read_released(pack: Path) -> set[str]:
     path = pack / RELEASED
     if path.is_symlink() or not path.is_file():
         return set()
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        lines = file.read(MAX_RELEASED).decode("ascii", "replace").split("\n")
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        lines = read_regular(path, MAX_RELEASED).decode("ascii", "replace").split("\n")
         return {line for line in lines[:-1] if DIGEST.fullmatch(line)}
     return set()
 
