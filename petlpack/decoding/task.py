@@ -171,7 +171,14 @@ class Task:
 
         The base is needed only where the rule's own tensors are stored against it. Raises as `load`.
         """
-        tensors = self._as_it_is(lambda: self._tensors(self._base_at_hand(base)))
+
+        def tensors_at_hand() -> TaskTensors:
+            opened = self._base_at_hand(base)
+            if opened is not None:
+                check_adapted(self.name, self.template, opened)
+            return self._tensors(opened)
+
+        tensors = self._as_it_is(tensors_at_hand)
         with naming(self._path):
             rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
         if rebuilt is None:
