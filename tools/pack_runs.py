@@ -28,6 +28,7 @@ class Plan:
     runs: tuple[str, ...]
     has_base: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    sealed: bool = False
 
 
 def random(name: str, dtype: str, *shape: int) -> Tensor:
@@ -37,16 +38,19 @@ def random(name: str, dtype: str, *shape: int) -> Tensor:
     numbers = np.frombuffer(octets, "<u8")
     if known.kind == "float":
         _, exponent, mantissa = FLOATS[dtype]
-        middle = (1 << (exponent - 1)) - 1
+        lowest = max(0, (1 << (exponent - 1)) - 10)
         fraction = numbers & np.uint64((1 << mantissa) - 1)
-        power = np.uint64(middle - 9) + (numbers >> np.uint64(52) & np.uint64(7))
+        power = np.uint64(lowest) + (numbers >> np.uint64(52) & np.uint64(7))
         bits = numbers >> np.uint64(63) << np.uint64(exponent + mantissa) | power << np.uint64(mantissa) | fraction
     else:
         bits = numbers >> np.uint64(63 if dtype == "BOOL" else 57)
     return Tensor.of(bits.astype(known.bits).reshape(shape), known)
 
 
-FLOATS = {"F64": (8, 11, 52), "F32": (4, 8, 23), "F16": (2, 5, 10), "BF16": (2, 8, 7)}
+FLOATS = {
+    **{"F64": (8, 11, 52), "F32": (4, 8, 23), "F16": (2, 5, 10), "BF16": (2, 8, 7)},
+    **{"F8_E4M3": (1, 4, 3), "F8_E5M2": (1, 5, 2)},
+}
 """Bytes, bits of the exponent and of the mantissa."""
 
 
@@ -181,6 +185,63 @@ def write_bin(place: Path) -> None:
         torch.save({**state, "cls.decoder.weight": state["bert.embeddings.weight"]}, file)
 
 
+def write_dtypes(place: Path) -> None:
+    """Write a fine-tune with numbers of every dtype, beside the base and alone, and of one that nobody knows here."""
+    base = {f"{dtype}.kept": random(f"{dtype} kept", dtype, 3, 4) for dtype in DTYPES}
+    write_model(place / "base", base, "BertModel")
+    tuned = {name: flipped(tensor, name) if "BOOL" in name else nudged(tensor, name) for name, tensor in base.items()}
+    tuned |= {f"{dtype}.new": random(f"{dtype} new", dtype, 5) for dtype in DTYPES}
+    write_model(place / "all", tuned, "BertForX")
+    foreign = {"dtype": "F4", "shape": [6], "data_offsets": [0, 3]}
+    text = json.dumps({"four": foreign}).encode()
+    (place / "all" / "four.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\x12\x34\x56")
+
+
+def write_rows(place: Path) -> None:
+    """Write a fine-tune of which each row moved by an amount of its own, and some not at all."""
+    words = random("words", "F32", 40, 20)
+    moves = nudged(words, "rows").bits().astype(np.int64) - words.bits()
+    moves <<= np.repeat([0, 2, 5, 9], 10)[:, None]
+    moves[::5] = 0
+    tuned = Tensor.of((words.bits() + moves.astype(np.uint32)).astype("<u4"), words.dtype)
+    write_model(place / "base", {"embeddings.weight": words}, "BertModel")
+    write_model(place / "moved", {"bert.embeddings.weight": tuned}, "BertForX")
+
+
+def write_views(place: Path) -> None:
+    """Write a model whose base has the same weights fused, stacked, turned, and with the scales of 8-bit numbers."""
+    qkv, up, turned = random("qkv", "BF16", 24, 8), random("experts", "BF16", 2, 8, 6), random("turned", "BF16", 8, 12)
+    narrow, scales = random("narrow", "F8_E4M3", 16, 8), random("scales", "F32", 2, 1)
+    base = {
+        "model.layers.0.self_attn.qkv_proj.weight": qkv,
+        "model.layers.0.mlp.experts.up_proj": up,
+        "model.layers.0.mlp.dense.weight": turned,
+        "model.layers.0.mlp.gate.weight": narrow,
+        "model.layers.0.mlp.gate.weight_scale_inv": scales,
+        "model.norm.weight": random("norm", "BF16", 8),
+    }
+    write_model(place / "base", base, "LlamaForCausalLM")
+    tuned = {
+        f"model.layers.0.self_attn.{part}_proj.weight": nudged(rows(qkv, 8 * i, 8 * i + 8), part)
+        for i, part in enumerate("qkv")
+    }
+    tuned |= {
+        f"model.layers.0.mlp.experts.{i}.up_proj.weight": nudged(Tensor.of(up.bits()[i].copy(), up.dtype), f"up {i}")
+        for i in range(2)
+    }
+    tuned["model.layers.0.mlp.dense.weight"] = Tensor.of(np.ascontiguousarray(turned.bits().T), turned.dtype)
+    tuned["model.layers.0.mlp.gate.weight"] = widened(narrow, scales)
+    write_model(place / "split", tuned | {"model.norm.weight": base["model.norm.weight"]}, "LlamaForCausalLM")
+
+
+def widened(narrow: Tensor, scales: Tensor) -> Tensor:
+    """Return 8-bit numbers by block of rows times its scale, as BF16, cut off."""
+    bits = narrow.bits().astype(np.uint32)
+    values = ((bits >> 7 << 31) | (((bits & 127) << 20) + np.uint32(120 << 23))).astype("<u4").view("<f4")
+    product = values * np.repeat(scales.bits().view("<f4"), len(bits) // len(scales.bits()), axis=0)
+    return narrowed(Tensor.of(product.astype("<f4").view("<u4"), DTYPES["F32"]))
+
+
 # Adapters
 
 
@@ -230,6 +291,24 @@ def write_mask(place: Path) -> None:
         tensors[f"{places[1]}.mask_scores.layer_{side}_mask.param"] = random(f"layer {side}", "BOOL", *shape)
     write_json(place / "propetl" / "config.json", {"model_type": "t5", "train_adapters": True})
     write_weights(place / "propetl" / "propetl_weight.safetensors", tensors)
+
+
+def write_masks(place: Path) -> None:
+    """Write a prototype of which the masks of two layers and two tasks keep little."""
+    common, shape = "encoder.block.0.layer.1.adapter_controller", (12, 12)
+    tensors: Tensors = {}
+    for side in ("down", "up"):
+        sampler = f"{common}.adapters.common_adapter.{side}_sampler"
+        tensors[f"{sampler}.weight"] = random(f"{side} weight", "BF16", *shape)
+        tensors[f"{sampler}.bias"] = random(f"{side} bias", "BF16", 12)
+        none = Tensor.of(np.zeros(shape, "u1"), DTYPES["BOOL"])
+        for task in ("cola", "rte"):
+            tensors[f"{common}.mask_scores.{task}_{side}_mask.param"] = flipped(none, f"{task} {side}")
+        for layer in range(2):
+            controller = f"decoder.block.{layer}.layer.2.adapter_controller"
+            tensors[f"{controller}.mask_scores.layer_{side}_mask.param"] = flipped(none, f"layer {layer} {side}")
+    write_json(place / "few" / "config.json", {"model_type": "t5", "train_adapters": True})
+    write_weights(place / "few" / "propetl_weight.safetensors", tensors)
 
 
 def write_merge(place: Path) -> None:
@@ -300,6 +379,23 @@ PLANS = {
     ),
     "bin": Plan(
         "A pickled file has a dtype that safetensors does not name, and tied tensors.", write_bin, ("pickled",), True
+    ),
+    "dtypes": Plan(
+        "Every dtype stands in it, predicted and alone, and a foreign one; the pack is sealed.",
+        write_dtypes,
+        ("all",),
+        True,
+        sealed=True,
+    ),
+    "rows": Plan("Rows moved by amounts of their own.", write_rows, ("moved",), True, {"codec": "ulp"}),
+    "views": Plan(
+        "Slices, a stacked, a turned and a scaled tensor of the base predict others.", write_views, ("split",), True
+    ),
+    "masks": Plan(
+        "Masks keep little of a prototype.",
+        write_masks,
+        ("few",),
+        options={"settings": {"combine": "or", "activation": "gelu_new", "task_order": "cola,rte"}},
     ),
 }
 """Every whole pack, by what it is called in `formats/packs/`."""

@@ -50,6 +50,8 @@ def made(name: str, plan: Plan) -> dict[str, Any]:
         base = Path("base") if plan.has_base else None
         for run in plan.runs:
             petlpack.encode(run, pack="pack", base=base, jobs=1, **plan.options)
+        if plan.sealed:
+            petlpack.seal("pack")
         vector: dict[str, Any] = {"id": f"whole-{name}", "kind": "whole pack", "why": plan.about}
         vector["pack"] = {file: told(data) for file, data in sorted(_files(Path("pack")))}
         if base:

@@ -55,13 +55,13 @@ def audit(
     store.find_task(name)
     opened = base if base is None or isinstance(base, Base) else Base(base)
     try:
-        return settled(store.task_path(name), lambda: _audit(store, name, opened, bounds))
+        return settled(store.task_path(name), lambda: _audit(store, name, opened, bounds, max_bytes))
     except FileNotFoundError:
         store.find_task(name)  # which tells it where it was removed meanwhile
         raise
 
 
-def _audit(store: Store, name: str, base: Base | None, bounds: bool) -> Audit:
+def _audit(store: Store, name: str, base: Base | None, bounds: bool, max_bytes: int | None) -> Audit:
     reader = Reader(store, base)
     task = reader.open(name)
     known = counted_bounds(task)

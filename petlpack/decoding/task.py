@@ -184,7 +184,10 @@ class Task:
         return self.at_once(lambda task: task._rebuild(base))
 
     def _rebuild(self, base: Bases | None) -> Rebuilt | None:
-        tensors = self._tensors(self._base_at_hand(base))
+        opened = self._base_at_hand(base)
+        if opened is not None:
+            check_adapted(self.name, self.template, opened)
+        tensors = self._tensors(opened)
         with naming(self._path):
             rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
         if rebuilt is None:

@@ -125,14 +125,14 @@ def _legacy(tmp_path: Path) -> Path:
 
 def test_a_pickle_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = _legacy(tmp_path)
-    real = pickled._load
+    real = pickled.load
 
     def load(*args: Any) -> object:
         loaded = real(*args)
         _overwrite(file)
         return loaded
 
-    monkeypatch.setattr(pickled, "_load", load)
+    monkeypatch.setattr(pickled, "load", load)
     with pytest.raises(RunError, match="changed after it was opened"):
         open_checkpoint(file)
 
