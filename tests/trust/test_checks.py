@@ -21,7 +21,7 @@ from petlpack.encoding.write import TaskWriter
 from petlpack.errors import BaseError, PetlpackError, RunError
 from petlpack.sections import shared
 from petlpack.sections.write import SectionWriter
-from petlpack.tensors import pickled, safetensors_file
+from petlpack.tensors import safetensors_file, torch_reader
 from petlpack.tensors.base import Base
 from petlpack.tensors.checkpoint import open_checkpoint
 from petlpack.tensors.pinned import SpecialFileError, State, open_descriptor
@@ -125,14 +125,14 @@ def _legacy(tmp_path: Path) -> Path:
 
 def test_a_pickle_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = _legacy(tmp_path)
-    real = pickled.load
+    real = torch_reader.load
 
     def load(*args: Any) -> object:
         loaded = real(*args)
         _overwrite(file)
         return loaded
 
-    monkeypatch.setattr(pickled, "load", load)
+    monkeypatch.setattr("petlpack.tensors.pickled.load", load)
     with pytest.raises(RunError, match="changed after it was opened"):
         open_checkpoint(file)
 
