@@ -235,6 +235,7 @@ def main() -> None:
                             f"{1 + hashed / bare:.2f}",
                         )
                     )
+                    print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
                     report.bar(f"{run.what}, {dtype}, {level}, decode with checks / without", cpu, BAR)
     report.table(
         (
