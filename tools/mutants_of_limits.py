@@ -47,8 +47,8 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
         ("what a caller allows", "most = explained if self.said is None else self.said", "most = explained"),
     ),
     (PARTS, (*LIMITS_SHOWN, *BOMBS)): (
-        ("bound on a part of bytes", "        allowance.check(size_of_shared(store, sha256), free=FREE_FILE)\n", ""),
-        ("bound on a part of tensors", "    allowance.check(size, size)\n", ""),
+        ("bound on a part of bytes", ".check(size_of_shared(store, sha256), free=FREE_FILE)\n", "\n"),
+        ("bound on a part of tensors", ".check(size, size)\n", "\n"),
         ("number of a part's tensors", "    if isinstance(rows, list) and len(rows) > MOST_TENSORS:", "    if False:"),
     ),
     ("petlpack/sections/shared.py", (*LIMITS_SHOWN, *BOMBS, *FORMATS)): (
@@ -118,7 +118,7 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     (ARCHIVE, (*LIMITS_SHOWN, *ODD)): (
         ("bytes of an archive's records", "    if whole > pin.state.nbytes:", "    if False:"),
         ("number of an archive's records", "    if len(rows) > MOST_RECORDS:", "    if False:"),
-        ("bytes of an archive's pickle", "    if pickle is not None and pickle.file_size > most:", "    if False:"),
+        ("bytes of an archive's pickle", "    if pickled > most:", "    if False:"),
         (
             "tensors inside their record",
             "        if tensor.numel() and (last + 1) * tensor.element_size() > row.file_size:",
@@ -128,6 +128,8 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     ("petlpack/tensors/pickled.py", (*LIMITS_SHOWN, *ODD)): (
         ("pickles that overlap", "    if whole <= _MOST_EXPANDED < read - _MOST_VIEWED * nbytes:", "    if False:"),
         ("pickles that repeat their elements", "    if whole > _MOST_EXPANDED:", "    if False:"),
+    ),
+    ("petlpack/tensors/torch_reader.py", ODD): (
         (
             "pickles that run code",
             "map_location=device, weights_only=True)",

@@ -128,7 +128,7 @@ READING: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     (TASK, TOLD): (
         (
             "task that was replaced and collected",
-            "                if self._pinned or not self.is_replaced():",
+            "                if self._container.state == before.state:",
             "                if True:",
         ),
     ),
@@ -213,14 +213,14 @@ READING: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     (CHECKING, TOLD): (
         (
             "task that was replaced while verify read it",
-            "checked.error is None or _state(pack, name) == before:",
+            "checked.error is None or state_of(path) == before:",
             "True:",
         ),
     ),
     (CHECKING, (*DAMAGE, *VERIFY)): (
         (
             "parts that verify reads",
-            "        check_shared(pack.store, sha256, pack.max_bytes)\n    except",
+            "        settled(path, lambda: check_shared(pack.store, sha256, pack.max_bytes))\n    except",
             "        pass\n    except",
         ),
     ),
@@ -251,7 +251,9 @@ READING: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
             "    if False:",
         ),
     ),
-    (PARTS, ("tests/trust/test_limits.py",)): (("check of parts of tensors", "    part.check()\n", ""),),
+    (PARTS, ("tests/trust/test_limits.py",)): (
+        ("check of parts of tensors", "        open_part(store, sha256, max_bytes).check()\n", "        pass\n"),
+    ),
     (CHECKING, CHECKS): (("bytes that verify reads", "    task.check_bytes()\n", ""),),
     (AGAINST, CHECKS): (
         ("files of a run that verify compares", "        if content != task.read_file(name):", "        if False:"),

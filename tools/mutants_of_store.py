@@ -204,20 +204,22 @@ STORE: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
         ("journal that gc goes by", "(everything or sha256 in released)", "True"),
         (
             "parts that are given up by a removal",
-            "            change_released(self.path, add=self._needed_alone(path, needs))\n",
-            "",
+            "            noted = note_if_room(self.path, alone)\n",
+            "            noted = True\n",
         ),
         (
             "parts that are given up by a replacement",
             "            change_released(self.path, add={*new, *given_up})\n",
             "            change_released(self.path, add={*new})\n",
         ),
+        ("parts that are needed again", "                    change_released(self.path, strike=shared)\n", ""),
+    ),
+    ("petlpack/store/released.py", PARTIAL): (
         (
             "parts that other tasks need",
-            "                alone -= set() if other == path else set(needs(other))\n",
-            "                pass\n",
+            "            alone -= set() if other == path else set(needs(other))\n",
+            "            pass\n",
         ),
-        ("parts that are needed again", "                    change_released(self.path, strike=shared)\n", ""),
     ),
     (PACK, (*PARTIAL, *BAD)): (("parts that tasks need", "if sha256 not in needed and (everything", "if (everything"),),
     (PACK, SEAL): (
@@ -228,17 +230,21 @@ STORE: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
         ),
         (
             "seal kept by remove",
-            "            with keeping_seal(self.path, [task_file(name)], self.told):\n                path.unlink",
+            "            with keeping_seal(self.path, [task_file(name)], self.told, frees=True):\n                path.unlink",
             "            with contextlib.nullcontext():\n                path.unlink",
         ),
         (
             "seal kept by gc",
-            "keeping_seal(self.path, map(shared_file, parts), self.told) if parts else contextlib",
+            "keeping_seal(self.path, files, self.told, frees=True) if parts else contextlib",
             "contextlib",
         ),
     ),
     (SEALS, SEAL): (
-        ("seal that is stale while a writer writes", "    write_seal(pack, replace(sealed, stale=True))\n", ""),
+        (
+            "seal that is stale while a writer writes",
+            "        write_seal(pack, replace(sealed, stale=True))\n",
+            "        pass\n",
+        ),
         ("seal that stays stale", "    if sealed is None or sealed.stale:", "    if sealed is None:"),
         ("regular files alone are sealed", "    if not path.is_file() and os.path.lexists(path):", "    if False:"),
     ),
@@ -274,12 +280,12 @@ STORE: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     (PACK, ("tests/store/test_store.py::test_sweep_deletes_what_nobody_needs_and_only_stale_temporary_files",)): (
         (
             "age of what may be swept",
-            "for path in self._temporary(TEMPORARY) if _is_stale(path)]",
-            "for path in self._temporary(TEMPORARY)]",
+            "        leftovers = [path for path in drafts if _is_stale(path)]",
+            "        leftovers = drafts",
         ),
     ),
     (DISK, ("tests/trust/test_checks.py",)): (
-        ("regular file", "        if not stat.S_ISREG(os.fstat(descriptor).st_mode):", "        if False:"),
+        ("regular file", "        if not stat.S_ISREG(status.st_mode):", "        if False:"),
     ),
 }
 """By file and tests: (what is taken away, the text, what stands there instead)."""
