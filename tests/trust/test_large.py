@@ -15,6 +15,7 @@ import pytest
 
 import petlpack
 from petlpack import Base, BaseError, DamageError, UnknownFormatError, container
+from petlpack.sections.parts import check_shared
 from petlpack.store import SUFFIX
 from tests.support.method_runs import Shape
 from tests.support.sampling import Sample
@@ -87,6 +88,8 @@ def _read(large: Large, path: Path) -> None:
         opened.store.read_seal()
     elif path.parent.name == "tasks":
         opened[path.name.removesuffix(SUFFIX)].check_bytes()
+    elif path.name != "pack.json" and path.stat().st_size < 1 << 16:
+        check_shared(opened.store, path.name.removesuffix(SUFFIX))  # it may be another part, whole
     elif path.name != "pack.json":
         _check_bytes(path)
 
