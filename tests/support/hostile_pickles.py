@@ -267,7 +267,7 @@ BOMBS: dict[str, bytes] = {
     "brackets": b"]" * 40_000_000,
     "marks": b"(" * 10_000_000,
     "a key of tuples": b"}" + _memo(60) + b"Ns",
-    "keys of tuples": b"}" + _memo(18) + b"0" + (b"h\x12Ns" * 2000),
+    "keys of tuples": b"}" + _memo(18) + b"Ns" + b"h\x12Ns" * 2000,
     "a function of tuples": _memo(60) + b")R",
     "lists of lists": b"}" + text("a") + _shared(200, 4) + b"s",
     "dictionaries of dictionaries": _shared(200, 4, b"}", b"u"),

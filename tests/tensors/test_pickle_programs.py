@@ -1,0 +1,90 @@
+"""What running a pickle would cost is known before it runs."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petlpack.errors import RefusedError, RunError
+from petlpack.tensors.pickle_programs import FREE_STEPS, Program, check_programs
+from petlpack.tensors.pickled import read_state_dict
+from tests.support.hostile_pickles import BOMBS, legacy, zipped
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
+
+
+def saved(path: Path, value: Any, *, archive: bool) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=archive)
+    return path
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_what_torch_saves_is_within_bounds(tmp_path: Path, archive: bool) -> None:
+    """With tuples that stand in many places, as the settings of an optimizer's groups, and a tensor of two names."""
+    betas = (0.9, 0.999)
+    groups = [{"betas": betas, "params": list(range(100))} for _ in range(500)]
+    whole = {"state_dict": {**STATE, "tied": STATE["b"]}, "optimizer": {"param_groups": groups}}
+    found = read_state_dict(saved(tmp_path / "a.bin", whole, archive=archive))
+    assert found.tensors["tied"] is found.tensors["b"]
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_attributes_do_not_stand_before_methods(tmp_path: Path, archive: bool) -> None:
+    """Which Python itself does not pickle so: the names are put there afterwards."""
+    state = OrderedDict(STATE)
+    state["c"] = torch.nn.Parameter(torch.zeros(3))
+    for name in ("itemS", "valueS", "keyS"):
+        setattr(state, name, 1)
+    state["c"].detacH = 1
+    data = saved(tmp_path / "a.bin", state, archive=archive).read_bytes()
+    rows = {"": data}
+    if archive:
+        with zipfile.ZipFile(tmp_path / "a.bin") as old:
+            rows = {row.filename: old.read(row) for row in old.infolist()}
+    for name, row in rows.items():
+        for attribute in (b"items", b"values", b"keys", b"detach"):
+            rows[name] = row = row.replace(attribute[:-1] + attribute[-1:].upper(), attribute)
+    (tmp_path / "a.bin").write_bytes(zipped(*rows.items()) if archive else rows[""])
+    found = read_state_dict(tmp_path / "a.bin")
+    assert {name: tensor.bits().size for name, tensor in found.tensors.items()} == {"a.weight": 6, "b": 2, "c": 3}
+
+
+@pytest.mark.parametrize("name", ["a key of tuples", "keys of tuples", "lists of lists", "an array", "sizes of sizes"])
+def test_a_program_that_makes_much_of_little_is_refused(name: str) -> None:
+    with pytest.raises(RefusedError, match="its pickle makes") as caught:
+        Program(io.BytesIO(b"\x80\x02" + BOMBS[name] + b"."))
+    assert caught.value.code == "archive-limit"
+
+
+def test_so_many_operations_are_followed(tmp_path: Path) -> None:
+    Program(io.BytesIO(b"]" * FREE_STEPS))
+    with pytest.raises(RefusedError, match="operations for 0 storages"):
+        Program(io.BytesIO(b"]" * (FREE_STEPS + 1)))
+    (tmp_path / "a.bin").write_bytes(legacy(b"\x80\x02" + b"]" * (FREE_STEPS + 1) + b"."))
+    with pytest.raises(RunError, match=r"a\.bin' is no file as torch saves one") as caught:
+        read_state_dict(tmp_path / "a.bin")
+    assert caught.value.code == "archive-limit"
+
+
+def test_what_begins_otherwise_is_not_run() -> None:
+    with pytest.raises(ValueError, match="magic number"):
+        check_programs(io.BytesIO(pickle.dumps({}, 2)))
+
+
+def test_a_text_that_says_it_is_long_makes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(size or 0)
+            return super().read(size)
+
+    assert not Program(Watched(b"\x80\x02X\xff\xff\xff\x7fshort")).ended
+    assert max(asked) <= 12
