@@ -7,13 +7,13 @@ import functools
 import json
 import math
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from petlpack.errors import RunError, printable
+from petlpack.tensors.content import is_archive
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
 from petlpack.tensors.pinned import Pin, open_regular, pin_of
 from petlpack.tensors.safetensors_file import Flat
@@ -240,7 +240,7 @@ def is_cut(path: Path) -> bool:
     """Tell whether a file begins as the archives do that torch saves, and does not end as one; reads no pickle."""
     try:
         with open_regular(path) as file:
-            return file.read(2) == b"PK" and not zipfile.is_zipfile(file)
+            return file.read(2) == b"PK" and not is_archive(file)
     except OSError:
         return False
 

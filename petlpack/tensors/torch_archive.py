@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.errors import RunError, printable
-from petlpack.tensors.content import BAD_ZIP
+from petlpack.tensors.content import BAD_ZIP, is_archive, opened_archive
 from petlpack.tensors.pinned import Pin
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ class Archive:
 def archive_of(file: BinaryIO, pin: Pin) -> Archive | None:
     """Return the records of an opened file; None where it is no zip archive. Raises RunError for one that is a bomb."""
     try:
-        if not zipfile.is_zipfile(file):
+        if not is_archive(file):
             return None
-        with zipfile.ZipFile(file) as archive:
+        with opened_archive(file) as archive:
             rows = sorted(archive.infolist(), key=lambda row: row.header_offset)
             _check_rows(rows, pin)
             order = next((row for row in rows if row.filename.rpartition("/")[2] == "byteorder"), None)

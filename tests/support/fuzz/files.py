@@ -33,11 +33,11 @@ from tests.support import spec_reader
 from tests.support.fuzz.mutations import (
     Havoc,
     bundle,
+    mutate_archive,
     mutate_bundle,
     mutate_container,
     mutate_json,
     mutate_safetensors,
-    mutate_archive,
     unbundle,
     with_size,
 )
@@ -122,7 +122,11 @@ def shared_tensors(scratch: Path) -> Target:
         if sum(slot.nbytes for slot in part.slots) <= _MOST:
             bits = [tried(lambda i=i: part.tensor(i).bits()) for i in range(len(part.slots))]  # type: ignore[misc]
             if None not in bits and tried(part.check) is not None:
-                rows = [(s.dtype, s.shape, hashlib.sha256(b[0].tobytes()).hexdigest()) for s, b in zip(part.slots, bits) if b]
+                rows = [
+                    (s.dtype, s.shape, hashlib.sha256(b[0].tobytes()).hexdigest())
+                    for s, b in zip(part.slots, bits, strict=True)
+                    if b
+                ]
                 assert part_name(rows) == name
 
     def mutate(data: bytes, rng: random.Random, havoc: Havoc) -> bytes:
@@ -198,8 +202,10 @@ def small_json(scratch: Path) -> Target:
         assert found is None or repr(again) == repr(found)
         assert found is not None or again is None or len(text) > 256
 
-    seeds = [{"a": [1, 2.5, None, True, "x\u00e9"], "b": {"c": {}}}, ["\\\"[{,:", {"x": "]}"}], "x", 3]
-    return Target([json.dumps(s).encode() for s in seeds] + [b"[" * 300 + b"]" * 300, b'{"a":NaN}'], attack, mutate_json)
+    seeds = [{"a": [1, 2.5, None, True, "x\u00e9"], "b": {"c": {}}}, ['\\"[{,:', {"x": "]}"}], "x", 3]
+    return Target(
+        [json.dumps(s).encode() for s in seeds] + [b"[" * 300 + b"]" * 300, b'{"a":NaN}'], attack, mutate_json
+    )
 
 
 def pickled(scratch: Path) -> Target:
@@ -210,7 +216,7 @@ def pickled(scratch: Path) -> Target:
         put(path, data)
         found = tried(lambda: read_state_dict(path, "model"))
         if found is not None:
-            for name, (_, shape, nbytes) in found[0].rows.items():
+            for name, (_, _, nbytes) in found[0].rows.items():
                 tensor = found[0].tensors[name]
                 assert tensor.nbytes == nbytes
                 bits = tried(tensor.bits) if nbytes <= _MOST else None
@@ -241,7 +247,7 @@ def hub_cache(scratch: Path) -> Target:
 
     def attack(data: bytes) -> None:
         shutil.rmtree(scratch / "hub", ignore_errors=True)
-        folder, ref, *names = (data.split(b"\n") + [b"", b""])[:6]
+        folder, ref, *names = [*data.split(b"\n"), b"", b""][:6]
         try:
             place = scratch / "hub" / os.fsdecode(folder or b"x").replace("/", "_")[:80]
             (place / "refs").mkdir(parents=True)
@@ -322,7 +328,7 @@ def task_target(codec_id: str, scratch: Path) -> Target:
         if found is not None and zlib.crc32(data) % 4 == 0:
             shutil.rmtree(scratch / "out", ignore_errors=True)
             to = list(EXPORTS)[zlib.crc32(data) // 4 % len(EXPORTS)]
-            tried(lambda: found[0].decode(scratch / "out", case.base, to=to))  # type: ignore[index]
+            tried(lambda: found[0].decode(scratch / "out", case.base, to=to))
 
     seeds = [bundle({"case": bytes([number]), **case.parts}) for number, case in enumerate(cases)]
     return Target(seeds, attack, mutate_bundle)
@@ -338,8 +344,8 @@ def _read_all(task: petlpack.Task, base: petlpack.Base | None) -> None:
     loaded = tried(lambda: task.load(base))
     if loaded is None:
         return
-    read = tried(lambda: list(loaded[0].read_all(jobs=1)))
-    assert read is None or all(bits.nbytes == slot.nbytes for _, slot, bits in read[0])
+    rows = tried(lambda: list(loaded[0].read_all(jobs=1)))
+    assert rows is None or all(bits.nbytes == slot.nbytes for _, slot, bits in rows[0])
     rebuilt = tried(lambda: task.rebuild(base))
     for tensor in () if rebuilt is None or rebuilt[0] is None else rebuilt[0].tensors.values():
         tried(tensor.bits)

@@ -8,7 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect", "pty.spawn")
+_NEVER = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "socket.connect",
+    "pty.spawn",
+)
 _INSIDE = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 
 _inside: list[str] = []
@@ -38,6 +47,8 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         return
     if event in _NEVER:
         raise AssertionError(f"{event} {args!r:.200}")
+    if any(isinstance(arg, int) and arg >= 0 for arg in args[1:]) and event in _INSIDE:
+        return  # told by a descriptor of its directory, which was opened by a name
     writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if (event in _INSIDE or writes) and isinstance(args[0], (str, bytes, os.PathLike)):
         path = os.path.realpath(os.fsdecode(args[0]))

@@ -35,7 +35,10 @@ _RARE = 64
 
 def _write_others(place: Path) -> dict[str, Path]:
     """Write a run for each of the layouts that are no method's, and return them."""
-    runs = {"transformers": write_pair(place / "t", layers=1, width=4, words=8)[0], "diffusers": write_pipeline(place / "d")[0]}
+    runs = {
+        "transformers": write_pair(place / "t", layers=1, width=4, words=8)[0],
+        "diffusers": write_pipeline(place / "d")[0],
+    }
     factors = {f"base_model.model.q.lora_{side}.weight": weights("F32", (2, 2), i) for i, side in enumerate("AB")}
     runs["peft"] = write_run(place / "p", factors, None, weights_file="adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "modules_to_save": ["q"], "base_model_name_or_path": "b"}
@@ -63,7 +66,9 @@ def _seeds() -> dict[str, list[tuple[bytes, dict[str, Any]]]]:
 
 def _bundled(run: Path) -> bytes:
     files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name not in _TOKENIZER]
-    return bundle({path.relative_to(run).as_posix(): path.read_bytes() for path in files if path.stat().st_size <= _MOST})
+    return bundle(
+        {path.relative_to(run).as_posix(): path.read_bytes() for path in files if path.stat().st_size <= _MOST}
+    )
 
 
 def layout_target(layout_id: str, scratch: Path) -> Target:

@@ -26,7 +26,21 @@ NUMBERS = (0, 1, -1, 2, 7, 8, 64, 127, 128, 255, 256, 4096, 65535, 65536, 2**31 
 LARGE = (2**61, 2**63 - 1, 2**63, 2**64, 10**30)
 TEXTS = (
     *("", "a", "..", "/", "a/../b", "a/b", "{name}", "{name}{name}", "con", "NUL.txt", "a\0b", "\x1b[2J", "\ud800"),
-    *("\ufeff", "\u0661", "x" * 300, "0" * 64, "F32", "BOOL", "U8", "raw", "planes", "1e5", "nan", "-0", "__metadata__"),
+    *(
+        "\ufeff",
+        "\u0661",
+        "x" * 300,
+        "0" * 64,
+        "F32",
+        "BOOL",
+        "U8",
+        "raw",
+        "planes",
+        "1e5",
+        "nan",
+        "-0",
+        "__metadata__",
+    ),
     *("manifest", "content", "model.safetensors", "pytorch_model.bin", "[1]", "{}", "é", "É", "[0-9]+(a+)+$"),
 )
 
@@ -150,7 +164,7 @@ def _other_text(text: str, rng: random.Random, havoc: Havoc) -> str:
 
 
 def _any_value(rng: random.Random) -> Any:
-    plain = [*NUMBERS, *LARGE, *TEXTS, None, True, False, 0.5, [], {}, [[]], [None], {"a": []}]
+    plain: list[Any] = [*NUMBERS, *LARGE, *TEXTS, None, True, False, 0.5, [], {}, [[]], [None], {"a": []}]
     return rng.choice(plain)
 
 
@@ -263,7 +277,7 @@ SUFFIXES: dict[str, Mutator] = {
 
 
 def mutate_bundle(data: bytes, rng: random.Random, havoc: Havoc) -> bytes:
-    """Change a part of a bundle by its kind, mostly; else leave it out, call it otherwise, or take another's content."""
+    """Change a part of a bundle by its kind, mostly; else leave it out, rename it, or give it another's content."""
     parts = unbundle(data)
     if not parts:
         return havoc(data)

@@ -275,7 +275,7 @@ def names(_: Path) -> Target:
         assert legal_task_name(name) == name
         agree((name,) if can_be_task(text) else None, lambda: spec_reader.check_task_name(text))
         is_own(text)
-        lines = text.split("\n")
+        lines = list(dict.fromkeys(text.split("\n")))
         if all(map(is_file_name, lines)):
             agree(tried(lambda: check_apart(lines), ValueError), lambda: spec_reader.check_apart(lines))
         number = parse_decimal(text)
@@ -284,7 +284,9 @@ def names(_: Path) -> Target:
             again = tried(lambda: spec_reader.decimal(text), ValueError)
             assert number == (None if again is None else again[0]), "the second reader takes another number"
 
-    seeds = (*("sst2", "glue-SST2_seed.42", "con.txt", "0.05", "-1.5e-3", "1e400", "a/b\na/B\na", "\u00e9\u0301", ".x"),)
+    seeds = (
+        *("sst2", "glue-SST2_seed.42", "con.txt", "0.05", "-1.5e-3", "1e400", "a/b\na/B\na", "\u00e9\u0301", ".x"),
+    )
     return Target([seed.encode() for seed in seeds], attack, mutate_bytes)
 
 

@@ -24,20 +24,17 @@ class Target:
 
 def tried(read: Callable[[], T], *errors: type[Exception]) -> tuple[T] | None:
     """Return what reading gives, alone in a tuple; None where it is refused by the library's tree, or as `errors`."""
+    refused: tuple[type[Exception], ...] = (PetlpackError, *errors)
     try:
         return (read(),)
-    except (PetlpackError, *errors):
+    except refused:
         return None
 
 
 def agree(found: tuple[object] | None, read: Callable[[], object]) -> None:
     """Raise AssertionError where the second reader takes what the library refuses, or the other way round."""
-    try:
-        read()
-    except Exception as error:  # the second reader is no product: that it stumbles is a refusal, too
-        assert found is None, f"only the second reader refuses it: {error!r}"
-    else:
-        assert found is not None, "only the second reader takes it"
+    again = tried(read, Exception)  # the second reader is no product: that it stumbles is a refusal, too
+    assert (found is None) == (again is None), f"only the {'second' if found is None else 'first'} reader takes it"
 
 
 def put(path: Path, data: bytes) -> None:
