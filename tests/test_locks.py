@@ -31,7 +31,7 @@ ASKED: dict[str, list[str]] = {
 
 PACKAGE = ["build-system", "dependencies", "[report]", "[torch]", "test", "build"]
 LOCKED = {
-    "dev": [*PACKAGE, "torch", "check", "model", "install"],
+    "dev": [*PACKAGE, "torch", "check", "model", "fuzz", "install"],
     "oldest": PACKAGE,
     "adapters": ["torch", "adapters"],
     "libraries": ["build-system", "dependencies", "[torch]", "test", "build", "torch", "libraries"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from petlpack.tensors.content import (
     TEXT,
     Kind,
     content_of,
+    is_archive,
+    opened_archive,
     special_file,
 )
 from petlpack.tensors.file_names import is_file_name
@@ -379,10 +380,10 @@ def _name_text(path: Path, _state: State) -> bytes:
 
 def _pickle_text(file: BinaryIO) -> bytes:
     """Return the pickle of what torch saved, of one that is no archive its beginning."""
-    if not zipfile.is_zipfile(file):
+    if not is_archive(file):
         file.seek(0)
         return file.read(MOST_NAMES)
-    with zipfile.ZipFile(file) as archive:
+    with opened_archive(file) as archive:
         inside = next((name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"), None)
         if inside is None:
             return b""

@@ -6,6 +6,8 @@ only a conversion makes weights: what each is called, and what to do.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import re
 import struct
@@ -14,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from petlpack.tensors.pinned import open_regular, special_kind
 from petlpack.tensors.safetensors_file import MAX_HEADER
@@ -261,10 +264,30 @@ BAD_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, Ru
 """What reading an archive raises where it is none: also for names that say that they are UTF-8, and are not."""
 
 
+def is_archive(file: BinaryIO) -> bool:
+    """Tell whether an opened file ends as a zip archive of one disk does; one that says it has several is none."""
+    try:
+        return zipfile.is_zipfile(file)
+    except BAD_ZIP:
+        return False
+
+
+@contextlib.contextmanager
+def opened_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """Lend the archive in an opened file; raises what is in BAD_ZIP, also for a record that begins before the file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place that is none
+            raise
+        raise zipfile.BadZipFile(str(error)) from error
+
+
 def _inside_zip(path: Path) -> Kind | None:
     """Return what a zip archive holds: torch, Keras and NumPy save one; None for one that was cut."""
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path) as file, opened_archive(file) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
     except BAD_ZIP:
         return None

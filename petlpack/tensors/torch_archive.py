@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.errors import RunError, printable
-from petlpack.tensors.content import BAD_ZIP
+from petlpack.tensors.content import BAD_ZIP, opened_archive
 from petlpack.tensors.pinned import Pin
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def archive_of(file: BinaryIO, pin: Pin) -> Archive | None:
     if file.read(len(_HEAD)) != _HEAD:
         return None
     try:
-        with zipfile.ZipFile(file) as archive:
+        with opened_archive(file) as archive:
             rows = sorted(archive.infolist(), key=lambda row: row.header_offset)
             _check_rows(rows, pin)
             order = next((row for row in rows if row.filename.rpartition("/")[2] == "byteorder"), None)

@@ -6,12 +6,12 @@ import contextlib
 import io
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from petlpack.errors import RefusedError, RunError, printable
+from petlpack.tensors.content import is_archive
 from petlpack.tensors.pickle_programs import Program, check_programs
 from petlpack.tensors.pinned import open_regular
 from petlpack.tensors.torch_archive import Archive
@@ -96,7 +96,7 @@ def is_cut(path: Path) -> bool:
     """Tell whether a file begins as the archives do that torch saves, and does not end as one; reads no pickle."""
     try:
         with open_regular(path) as file:
-            return file.read(2) == b"PK" and not zipfile.is_zipfile(file)
+            return file.read(2) == b"PK" and not is_archive(file)
     except OSError:
         return False
 
