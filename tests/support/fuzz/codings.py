@@ -28,6 +28,7 @@ from petlpack.sections.allowance import Allowance, rebuilt_bytes
 from petlpack.sections.predict import Predictions
 from petlpack.sections.read import SectionReader
 from petlpack.tensors.dtypes import DTYPES, Bits
+from petlpack.tensors.pinned import State
 from petlpack.tensors.safetensors_file import Entry, Header
 from petlpack.tensors.tensor import Tensor
 from tests.support import spec_reader
@@ -192,7 +193,8 @@ class _Case:
             for row, one in zip(rows, data, strict=True)
         )
         entries = {row.name: Entry("U8", (len(one),), 0, len(one)) for row, one in zip(told, data, strict=True)}
-        opened = Container(Path("fuzzed"), Manifest("task", self.codec.id, told), Header("", entries, {}))
+        head = Manifest("task", self.codec.id, told), Header("", entries, {})
+        opened = Container(Path("fuzzed"), *head, State(0, 0, 0, 0, 0))
         held = _Held({row.name: one for row, one in zip(told, data, strict=True)})
         reader = SectionReader("fuzzed", opened, held, self.codec, self.slots, _Given(self._units, self._shared))
         found = {}
