@@ -6,7 +6,6 @@ Every run has the same done to it, so that a layout that is new is attacked in a
 from __future__ import annotations
 
 import json
-import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from petlpack.layouts.registry import LAYOUTS
+from tests.support.hostile_files import OF_FILES, OF_FOLDERS, Change
 from tests.support.method_cases import CASES
 from tests.support.method_runs import write_base
 from tests.support.small_runs import TINY, make_pair, weights, write_pair, write_pipeline, write_safetensors
 
-Change = Callable[[Path], object]
-"""What is done to a run's directory, or to one file."""
 Hostile = tuple[str, Change]
 
 
@@ -224,7 +222,7 @@ def _of_weights(file: Path) -> Iterator[Hostile]:
     for i, (what, change) in enumerate(ROWS.items()):
         yield f"a tensor: {what}", _row(names[(5 * i + 1) % len(names)], change)
     for what, text in HEADERS.items():
-        yield what, lambda path, text=text: path.write_bytes(struct.pack("<Q", len(text)) + text)
+        yield what, _headed(text)
     yield "metadata of numbers", _row("__metadata__", lambda _: {"format": 1})
     yield "a long header", lambda path: path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
 
@@ -239,8 +237,12 @@ HEADERS = {
     "a header that is not UTF-8": b'{"\xff":1}',
     "half of a character": b'{"a\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
     "an empty header": b"{}",
-    "a tensor twice": b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+    "a tensor twice": b"{" + b",".join(2 * [b'"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}']) + b"}",
 }
+
+
+def _headed(text: bytes) -> Change:
+    return lambda path: path.write_bytes(struct.pack("<Q", len(text)) + text)
 
 
 def _parts(file: Path) -> tuple[dict[str, Any], bytes]:
@@ -275,7 +277,11 @@ def _row(name: str, other: Callable[[dict[str, Any]], Any]) -> Change:
 
 def _of_pickles() -> Iterator[Hostile]:
     for what, change in STATES.items():
-        yield what, lambda file, change=change: _saved(file, change)
+        yield what, _changed(change)
+
+
+def _changed(change: Callable[[dict[str, Any]], Any]) -> Change:
+    return lambda file: _saved(file, change)
 
 
 def _saved(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -312,7 +318,7 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no value": lambda state: _first(state, lambda _: None),
     "a number": lambda state: _first(state, lambda _: 10**400),
     "a row less": lambda state: _first(state, lambda t: t[:-1].clone() if getattr(t, "ndim", 0) else t),
-    "names of numbers": lambda state: {i: t for i, t in enumerate(state.values())},  # type: ignore[misc]
+    "names of numbers": lambda state: {i: t for i, t in enumerate(state.values())},
     "names that lead out": lambda state: {f"../{name}": t for name, t in state.items()},
     "long names": lambda state: {"x" * 5000 + name: t for name, t in state.items()},
     "numbers in names": lambda state: {re.sub(r"\d+", "99999999", name): t for name, t in state.items()},
@@ -322,87 +328,4 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a list of all": lambda state: list(state.values()),
     "nothing": lambda state: {},
     "no state": lambda state: 5,
-}
-
-
-# Any file
-
-OF_FILES: dict[str, Change] = {
-    "missing": lambda file: file.unlink(),
-    "empty": lambda file: file.write_bytes(b""),
-    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-    "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0" * 4096),
-    "null": lambda file: file.write_text("null"),
-    "a list": lambda file: file.write_text("[]"),
-    "a long number": lambda file: file.write_text('{"a":' + "5" * 5000 + "}"),
-    "nested": lambda file: file.write_text('{"a":' * 100_000),
-    "brackets": lambda file: file.write_text("[" * 100_000 + "]" * 100_000),
-    "two gigabytes": lambda file: os.truncate(file, 1 << 31),
-    "not UTF-8": lambda file: file.write_bytes(b'{"a":"\xff\xfe"}'),
-    "UTF-16": lambda file: file.write_bytes('{"a":1}'.encode("utf-16")),
-    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
-    "a link to itself": lambda file: (file.unlink(), file.symlink_to(file.name)),
-    "a link to nothing": lambda file: (file.unlink(), file.symlink_to("nowhere")),
-    "a device": lambda file: (file.unlink(), file.symlink_to("/dev/zero")),
-    "a folder": lambda file: (file.unlink(), file.mkdir()),
-    "noise": lambda file: file.write_bytes(bytes((i * i * 31) % 251 for i in range(5000))),
-    "an object of objects": lambda file: file.write_text(
-        json.dumps({"a": {"b": {"c": {}}}, "config": {}, "weight_map": {}})
-    ),
-}
-
-
-# Folders
-
-
-def _deep(run: Path) -> None:
-    """Make 1,500 directories in one another, which no path could name at once."""
-    here = os.open(run, os.O_RDONLY)
-    for _ in range(1500):
-        os.mkdir("d", dir_fd=here)
-        inside = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inside
-    os.close(here)
-
-
-def _many(run: Path) -> None:
-    for i in range(1000):
-        (run / f"{i}.txt").write_text("x")
-
-
-def _bytes_names(run: Path) -> None:
-    for name in (b"x\xff.txt", b"w\xfe.safetensors", b"c\x80.json"):
-        with open(os.path.join(os.fsencode(run), name), "wb") as file:  # noqa: PTH118, PTH123 - a name of bytes
-            file.write(b"x")
-
-
-def _twins(run: Path) -> None:
-    for name in (
-        "CON",
-        "con",
-        "aux.txt",
-        "end.",
-        "a b ",
-        "x" * 255,
-        "new\nline",
-        "\x1b[31m",
-        "Model.SAFETENSORS",
-        "-rf",
-    ):
-        (run / name).write_text("{}")
-
-
-def _links(run: Path) -> None:
-    for name, target in (("itself", "itself"), ("a", "b"), ("b", "a"), ("up", ".."), ("here", "."), ("root", "/")):
-        (run / name).symlink_to(target)
-
-
-OF_FOLDERS: dict[str, Change] = {
-    "deep folders": _deep,
-    "many files": _many,
-    "names of bytes": _bytes_names,
-    "odd names": _twins,
-    "links": _links,
-    "a pipe beside": lambda run: os.mkfifo(run / "other.json"),
 }

@@ -158,7 +158,7 @@ def check(runner: subprocess.Popen[str], call: str, run: Path, kept: tuple[Path,
     elif tasks:
         verified = tried(runner, run, ["verify", str(room / "pack"), "--jobs", "1", "--json"])
         assert (verified["exit"], verified["code"]) == (0, None), (call, verified)
-    assert not [entry for entry in room.rglob(".tmp-*")], call
+    assert not [*(room / "pack").rglob(".tmp-*")], call
     subprocess.run(["rm", "-rf", room / "pack", room / "out"], check=True)
 
 
