@@ -35,6 +35,7 @@ from petlpack.parallel import Progress, count_jobs
 from petlpack.records.facts import Facts
 from petlpack.store import PACK_JSON
 from petlpack.tensors.base import Base, Bases, is_model, open_bases
+from petlpack.tensors.folders import folders_below
 
 
 def plan(
@@ -373,5 +374,6 @@ def _lost(parts: Iterable[str]) -> str:
 
 def _files_of(path: Path) -> dict[Path, int]:
     """Return all files of a run with their bytes, by where they really are."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    below = (folder / name for folder, names in folders_below(path) for name in names)
+    files = [path] if path.is_file() else [file for file in below if file.is_file()]
     return {file.resolve(): file.stat().st_size for file in files}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from petlpack.encoding.request import Request, without_base_hint
 from petlpack.errors import BaseError, printable
 from petlpack.layouts.run import Run
 from petlpack.tensors.base import Base, Bases, open_bases
+from petlpack.tensors.folders import folders_below
 from petlpack.tensors.kinds import WEIGHTS, is_checkpoint
 from petlpack.tensors.places import checkpoints
 
@@ -79,7 +79,7 @@ def _weight_files(path: Path) -> Iterable[Path]:
     if path.is_file():
         return [path]
     places = [path, *(place for place in checkpoints(path) if place.is_symlink())]
-    found = (Path(folder, name) for place in places for folder, _, names in os.walk(place) for name in names)
+    found = (folder / name for place in places for folder, names in folders_below(place) for name in names)
     return (file for file in found if file.suffix in WEIGHTS)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from petlpack.store import is_pack
+from petlpack.tensors.folders import folders_below
 from petlpack.tensors.kinds import CACHES, LEAVES, LOG_FOLDERS, WEIGHTS, is_checkpoint, kind_by_name
 
 BROKEN = "a broken link"
@@ -119,10 +120,10 @@ def _is_part(folder: Path) -> bool:
 def _total(folder: Path) -> int:
     """Return the bytes of all files below a directory, whose links are not followed."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for place, names in folders_below(folder):
         for name in names:
             try:
-                total += Path(place, name).lstat().st_size
+                total += (place / name).lstat().st_size
             except OSError:  # it vanished
                 continue
     return total

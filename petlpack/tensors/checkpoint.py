@@ -30,6 +30,7 @@ from petlpack.tensors.foreign_json import read_small, read_value
 from petlpack.tensors.pickled import AROUND, StateDict, read_state_dict
 from petlpack.tensors.pinned import State, open_regular
 from petlpack.tensors.safetensors_file import (
+    MOST_EMPTY,
     Header,
     MalformedError,
     build_header,
@@ -154,9 +155,6 @@ def _gathered(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 _LONGEST_NAME = 1 << 12
 """Characters of a tensor's name: what is told by its parts takes time that grows with their square."""
 
-_MOST_EMPTY = 10_000
-"""Tensors without an element, which take no bytes of a file, but time."""
-
 
 def _check_names(checkpoint: Checkpoint, path: Path) -> None:
     """Raise RunError for names that are longer than any model's, and for a file of tensors without elements."""
@@ -168,9 +166,9 @@ def _check_names(checkpoint: Checkpoint, path: Path) -> None:
             hint="no model has such names: save it again",
         )
     empty = sum(not tensor.size for tensor in checkpoint.tensors.values())
-    if empty > _MOST_EMPTY:
+    if empty > MOST_EMPTY:
         raise RunError(
-            f"'{printable(str(path))}' has {empty:,} tensors without an element, at most {_MOST_EMPTY:,} are read",
+            f"'{printable(str(path))}' has {empty:,} tensors without an element, at most {MOST_EMPTY:,} are read",
             hint="no model has as many: save it again",
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from petlpack.errors import RunError, printable
 from petlpack.tensors.checkpoint import PICKLED, Checkpoint, find_weights, open_checkpoint, open_saved
 from petlpack.tensors.file_names import is_file_name
+from petlpack.tensors.folders import folders_below
 from petlpack.tensors.hub_cache import snapshot_of
 from petlpack.tensors.kinds import CACHES, LOG_FOLDERS, READ, is_checkpoint, is_for_other_runtime, kind_by_name
 from petlpack.tensors.places import DIFFUSERS, best_first, find_main, find_model
@@ -179,9 +179,7 @@ def _open_component(path: Path, prefix: str) -> Checkpoint:
 def find_components(model: Path, weights: Collection[Path]) -> dict[str, Path]:
     """Return the components of a base's directory, told by names: what a run's directory has, without links."""
     found = {}
-    for folder, folders, files in os.walk(model):
-        place = Path(folder)
-        folders[:] = [name for name in folders if _is_part(place / name)]
+    for place, files in folders_below(model, _is_part):
         beside = [file.name for file in weights if file.parent == place]
         for file in files:
             name = PurePosixPath((place / file).relative_to(model).as_posix())

@@ -6,6 +6,7 @@ holes, overlaps, trailing bytes. Files are read, never mapped: a mapped file tha
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -26,6 +27,9 @@ MAX_HEADER = 100_000_000
 
 MOST_VALUES = 3_000_000
 """Values in the header of a file that others wrote: those of 250,000 matrices, more than the largest models have."""
+
+MOST_EMPTY = 10_000
+"""Tensors without an element in such a file: they take no bytes of it, but time."""
 
 MAX_RANK = 64
 """Dimensions of a tensor: as many as numpy and torch can hold."""
@@ -82,9 +86,9 @@ class Header:
         one, two = self.entries[name], self.entries[other]
         return (one.dtype, one.shape) == (two.dtype, two.shape)
 
-    @property
+    @functools.cached_property
     def data_start(self) -> int:
-        """Offset of the first tensor byte in the file."""
+        """Offset of the first tensor byte in the file; every tensor asks, and the text is as long as they are many."""
         return 8 + len(self.text.encode())
 
     @property
@@ -134,6 +138,7 @@ def read_header_of(file: BinaryIO, path: Path, most_values: int | None = None) -
     text = file.read(length)
     if most_values is not None:
         check_values(text, most_values)
+        _check_empty(text, size - 8 - length)
     try:
         header = parse_header(text)
     except MalformedError as error:
@@ -141,6 +146,15 @@ def read_header_of(file: BinaryIO, path: Path, most_values: int | None = None) -
     if header.file_size != size:
         raise _malformed(path, f"is {size:,} bytes, its header needs {header.file_size:,}", code="file-size")
     return header
+
+
+def _check_empty(text: bytes, nbytes: int) -> None:
+    """Raise RefusedError (`json-limit`) for more tensors than bytes can hold an element of, before they are parsed."""
+    empty = text.count(b'"data_offsets"') - nbytes
+    if empty > MOST_EMPTY:
+        raise RefusedError(
+            f"it has at least {empty:,} tensors without an element, at most {MOST_EMPTY:,} are read", code="json-limit"
+        )
 
 
 def parse_header(text: bytes) -> Header:
