@@ -138,7 +138,7 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     ),
     (CHECKPOINT, (*LIMITS_SHOWN, *ODD)): (
         ("characters of a name", "    if len(longest) > _LONGEST_NAME:", "    if False:"),
-        ("tensors without an element", "    if empty > _MOST_EMPTY:", "    if False:"),
+        ("tensors without an element", "    if empty > MOST_EMPTY:", "    if False:"),
     ),
     ("petlpack/store/disk.py", (*LIMITS_SHOWN, "tests/trust/test_checks.py")): (
         ("bytes of a small file of the pack", "    if len(text) > most:", "    if False:"),
