@@ -56,8 +56,13 @@ def check_keep(keep: float, where: object) -> float:
 
 
 def consensus(masks: list[Tensor]) -> Tensor | None:
-    """Return the mask of what most masks keep, where coding each by it takes fewer bits, itself included; else None."""
-    kept = np.stack([mask.bits().reshape(-1) for mask in masks])
+    """Return the mask of what most masks keep, where coding each by it takes fewer bits, itself included; else None.
+
+    A mask keeps what is not 0: a file may have other bytes than 0 and 1. Masks of several shapes have no common one.
+    """
+    if len({mask.shape for mask in masks}) > 1:
+        return None
+    kept = np.stack([mask.bits().reshape(-1) != 0 for mask in masks])
     common: Bits = (2 * kept.sum(axis=0, dtype=np.int64) > len(masks)).astype(np.uint8)
     alone = sum(_bits(int(row.sum()), len(row)) for row in kept)
     together = _bits(int(common.sum()), len(common))
