@@ -14,8 +14,8 @@ from tests.support.tally import Tally
 from tests.support.works import ALL, Work, Workshop
 
 WRITERS = {name: work for name, work in ALL.items() if work.writes}
-KILLS = 1200
-"""Moments that are drawn: some come when all is done."""
+KILLS = 1000
+"""Kills at random moments; when all is done before, it is none."""
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +73,18 @@ def test_a_kill_at_any_system_call_loses_nothing(shop: Workshop, runner: Runner,
 def test_a_kill_at_a_random_moment_loses_nothing(shop: Workshop, runner: Runner, sample: Sample, tally: Tally) -> None:
     rng = random.Random(0)
     aftermaths = {name: Aftermath(shop, work) for name, work in WRITERS.items()}
-    moments = [(name, rng.random()) for name in rng.choices([*WRITERS], k=KILLS)]
     takes: dict[str, float] = {}
     kills = 0
-    for name, moment in sample(moments):
+    while kills < KILLS / sample.step:
+        name = rng.choice([*WRITERS])
         if name not in takes:
             words = shop.begin(WRITERS[name])
             start = time.monotonic()
             runner.run(words)
             takes[name] = time.monotonic() - start
-        found = runner.run(shop.begin(WRITERS[name]), kill=takes[name] * moment)
+        moment = takes[name] * rng.random()
+        found = runner.run(shop.begin(WRITERS[name]), kill=moment)
         aftermaths[name].check((name, moment))
         kills += found["code"] == "killed"
+        takes[name] *= 1.05 if found["code"] == "killed" else 0.8  # some moments of a machine are busier than others
     tally("kills at random", kills)
-    assert kills > KILLS / sample.step / 2
