@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ def new_directory(out: Path, told: list[str]) -> Iterator[Path]:
 
     Raises UsageError where `out` is not empty. What fails once `out` is there is `told`.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))  # which raises nothing for links in a circle
+    if out.is_symlink():
+        raise UsageError(f"'{printable(str(out))}' is a link that leads nowhere", hint=_OUT_HINT)
     if out == Path.cwd():
         raise UsageError("cannot decode into the current directory", hint=_OUT_HINT)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

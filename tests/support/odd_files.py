@@ -49,7 +49,6 @@ KINDS: dict[str, Callable[[Path, Path], None]] = {
     "a link to a file": lambda path, beside: path.symlink_to(beside / "precious"),
     "a hard link": lambda path, beside: path.hardlink_to(beside / "precious"),
     "a link to a directory": lambda path, beside: path.symlink_to(beside, target_is_directory=True),
-    "a link to the root": lambda path, beside: path.symlink_to("/", target_is_directory=True),
     "a link to nothing": lambda path, beside: path.symlink_to(beside / "nothing"),
     "a link to itself": lambda path, beside: path.symlink_to(path.name),
     "a loop": _loop,

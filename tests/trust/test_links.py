@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -202,11 +203,12 @@ def _commands(place: Place, name: str) -> Iterator[list[str]]:
 
 
 def _outside(place: Place) -> dict[str, tuple[int, int, int]]:
-    """Return what stands beside the rest, and all that is neither pack nor output."""
-    own = (place.pack, place.root / "out")
+    """Return all that is neither of the pack nor of the output, wherever a link in its place leads."""
+    own = (place.pack, place.root / "out", place.root / "beside" / "nothing")
     paths = [path for path in place.root.rglob("*") if not {*own} & {path, *path.parents}]
     states = {path.relative_to(place.root).as_posix(): path.lstat() for path in paths}
-    return {name: (one.st_mode, one.st_size, one.st_mtime_ns) for name, one in states.items()}
+    times = {name: 0 if stat.S_ISDIR(one.st_mode) else one.st_mtime_ns for name, one in states.items()}
+    return {name: (one.st_mode, one.st_size, times[name]) for name, one in states.items()}
 
 
 @pytest.mark.trust(24)

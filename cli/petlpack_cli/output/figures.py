@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def refuse_one_file(plot: Path | None, html: Path | None) -> None:
     """Raise UsageError where a plot and a page would be the same file."""
-    if plot is not None and html is not None and plot.resolve() == html.resolve():
+    if plot is not None and html is not None and os.path.realpath(plot) == os.path.realpath(html):
         raise click.UsageError(f"--plot and --html name the same file, '{plot}'", click.get_current_context())
 
 
