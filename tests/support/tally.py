@@ -31,6 +31,9 @@ BARS = {
 FUZZED = "fuzzed: "
 """Of every target of a fuzzer a row is added."""
 FUZZED_BAR = 100_000
+WHOLE = ("layout ", "task by ")
+"""Targets that read directories or whole tasks, a few dozen a second: parsers, coders and codecs have their own."""
+WHOLE_BAR = 1_000
 
 Tally: TypeAlias = "Callable[[str, int], None]"
 """Adds to a row."""
@@ -42,7 +45,9 @@ def bar_of(row: str) -> int:
     Raises:
         KeyError: there is no such row.
     """
-    return FUZZED_BAR if row.startswith(FUZZED) else BARS[row]
+    if row.startswith(FUZZED):
+        return WHOLE_BAR if row.removeprefix(FUZZED).startswith(WHOLE) else FUZZED_BAR
+    return BARS[row]
 
 
 def table(properties: Iterable[tuple[str, object]]) -> tuple[list[str], list[str]]:

@@ -27,7 +27,7 @@ from tests.support.fuzz.guard import guarded
 from tests.support.fuzz.mutations import blind
 from tests.support.fuzz.target import Target
 from tests.support.fuzz.targets import TARGETS
-from tests.support.tally import FUZZED, FUZZED_BAR, Tally
+from tests.support.tally import FUZZED, Tally, bar_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = ("layout ", "task by ")
@@ -80,7 +80,8 @@ def test_what_was_found_once(case: dict[str, Any], target_of: Callable[[str], Ta
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 @pytest.mark.parametrize("name", TARGETS)
 def test_under_atheris(name: str, tmp_path: Path, tally: Tally, request: pytest.FixtureRequest) -> None:
-    runs = FUZZED_BAR if request.config.getoption("trust") else 500
+    row = f"{FUZZED}{name}"
+    runs = bar_of(row) if request.config.getoption("trust") else 500
     options = (f"-runs={runs}", f"-max_total_time={MOST_SECONDS}", "-seed=1", "-timeout=60", "-rss_limit_mb=4096")
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.fuzz", name, tmp_path, "-print_final_stats=1", *options],
@@ -96,4 +97,4 @@ def test_under_atheris(name: str, tmp_path: Path, tally: Tally, request: pytest.
     assert (done.returncode, found) == (0, []), f"{[f.read_bytes().hex() for f in found]}\n{done.stderr[-4000:]}"
     executed = re.search(r"number_of_executed_units: (\d+)", done.stderr)
     assert executed is not None, done.stderr[-4000:]
-    tally(f"{FUZZED}{name}", int(executed[1]))
+    tally(row, int(executed[1]))
