@@ -280,7 +280,7 @@ STORE: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     (PACK, ("tests/store/test_store.py::test_sweep_deletes_what_nobody_needs_and_only_stale_temporary_files",)): (
         (
             "age of what may be swept",
-            "        leftovers = [path for path in drafts if _is_stale(path)]",
+            "        leftovers = [path for path in drafts if is_older(path, STALE)]",
             "        leftovers = drafts",
         ),
     ),

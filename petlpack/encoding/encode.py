@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from petlpack.decoding.needs import needs_of, remembering
 from petlpack.encoding.bases import choose_base
 from petlpack.encoding.request import Request
 from petlpack.encoding.write import TaskWriter, Written
-from petlpack.errors import RunError, printable
+from petlpack.errors import PetlpackError, RunError, printable, problem_of
 from petlpack.errors.arguments import Place, path_of
 from petlpack.errors.foreign import errors_of_run
 from petlpack.layouts.registry import options_of, read_run
@@ -108,15 +108,35 @@ def _check_unchanged(base: Base | None, files: Watched) -> None:
 
 
 def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, replace: bool) -> None:
-    """Put all tasks of a run into the pack or none: what may refuse one is asked before the first goes in."""
+    """Put all tasks of a run into the pack or none: what may refuse one is asked before the first goes in.
+
+    Where the system fails between two of them, PetlpackError says which are in the pack.
+    """
     for task_file in written if len(written) > 1 else ():  # of one, `put` asks: each time lists all tasks of the pack
         store.refuse_taken(task_file.name, replace=replace)
     contents = {sha256 for task_file in written for sha256 in task_file.shared if sha256 not in writer.parts}
     damaged = writer.damaged | unreadable(store, contents)
     needs = remembering(needs_of(store))
-    for task_file in written:
-        store.put(task_file.name, task_file.path, task_file.shared, damaged, replace=replace, needs=needs)
+    for number, task_file in enumerate(written):
+        with _telling(written[:number]):
+            store.put(task_file.name, task_file.path, task_file.shared, damaged, replace=replace, needs=needs)
         damaged -= task_file.shared.keys()  # written again, once
+
+
+@contextlib.contextmanager
+def _telling(committed: Sequence[Written]) -> Iterator[None]:
+    """Say in what fails which tasks of the run are in the pack already."""
+    try:
+        yield
+    except (PetlpackError, OSError) as error:
+        if not committed:
+            raise
+        names = ", ".join(f"'{task_file.name}'" for task_file in committed)
+        raise PetlpackError(
+            f"of the run's tasks {names} {'is' if len(committed) == 1 else 'are'} in the pack, but no other: "
+            f"{problem_of(error).message}",
+            hint="encode it again with --replace (in Python: replace=True), once what is said is mended",
+        ) from error
 
 
 def default_name(run_dir: Path) -> str:

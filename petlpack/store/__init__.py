@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 from petlpack.errors import TaskError, UsageError, printable
 from petlpack.errors.arguments import Place, check_flags, path_of
 from petlpack.store import lock, places
-from petlpack.store.disk import DRAFT, file_size, replacing, sync, sync_above
+from petlpack.store.disk import DRAFT, file_size, is_older, replacing, sync, sync_above
 from petlpack.store.names import (
     DIGEST,
     DIRECTORIES,
@@ -262,7 +261,7 @@ class Store:
         parts = self.unneeded(needed, everything=everything)
         owners = lock.at_work(self.path, TEMPORARY)
         drafts = [path for path in self._temporary(TEMPORARY) if not path.name.startswith(owners)]
-        leftovers = [path for path in drafts if _is_stale(path)]
+        leftovers = [path for path in drafts if is_older(path, STALE)]
         garbage = [*map(self.shared_path, parts), *leftovers]
         sizes = [(path, file_size(path) or 0) for path in garbage]
         if not dry_run:
@@ -318,15 +317,15 @@ class Store:
         folders = [self.path, *(self.path / name for name in DIRECTORIES)]
         return [folder / name for folder in folders for name in sorted(_names(folder)) if name.startswith(prefix)]
 
-    def _has_left(self, owner: str) -> bool:
-        """Tell whether temporary files of a writer are there."""
-        return bool(self._temporary(f"{owner}-"))
+    def _left_by(self, owner: str) -> list[Path]:
+        """Return the temporary files of a writer."""
+        return self._temporary(f"{owner}-")
 
     def _bury(self) -> None:
         """Delete what killed writers left; the caller holds the lock, so that nobody else begins or ends a change."""
 
         def delete(owner: str) -> None:
-            for path in self._temporary(f"{owner}-"):
+            for path in self._left_by(owner):
                 path.unlink(missing_ok=True)
 
         lock.bury(self.path, TEMPORARY, delete)
@@ -354,7 +353,7 @@ def _enter(kind: type[Store], path: Path, stack: contextlib.ExitStack) -> Store:
             with lock.locked(path, LOCK_TIMEOUT, told):
                 places.mark(path)
                 store = kind(path)
-                store._writer = stack.enter_context(lock.alive(path, TEMPORARY, store._has_left))
+                store._writer = stack.enter_context(lock.alive(path, TEMPORARY, store._left_by))
                 store.told = told
                 store._bury()
                 return store
@@ -362,13 +361,6 @@ def _enter(kind: type[Store], path: Path, stack: contextlib.ExitStack) -> Store:
             if path.exists():
                 raise
             places.make_place(path)  # another made it, and has undone it since
-
-
-def _is_stale(path: Path) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime > STALE
-    except FileNotFoundError:
-        return False
 
 
 def _names(directory: Path) -> list[str]:

@@ -112,7 +112,7 @@ def _is_the_file(lock: filelock.BaseFileLock, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def alive(directory: Path, prefix: str, left: Callable[[str], bool]) -> Iterator[str]:
+def alive(directory: Path, prefix: str, left: Callable[[str], object]) -> Iterator[str]:
     """Lend a name that nobody else has; a locked file beside says that its owner lives, as long as the block runs.
 
     Where something is `left` under that name, since it could not be deleted, the file stays for `bury` to find. Where

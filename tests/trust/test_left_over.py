@@ -13,11 +13,12 @@ import pytest
 import zstandard
 
 import petlpack
+from petlpack import PetlpackError
 from petlpack.coding import pco, zstd
 from petlpack.errors import problem_of
 from petlpack.store import SUFFIX, Store
 from tests.support.command_line import run
-from tests.support.places import Place
+from tests.support.places import Methods, Place
 from tests.support.small_runs import patch_system
 
 
@@ -112,3 +113,15 @@ def test_plan_ends_where_its_scratch_cannot_be_deleted(place: Place, tmp_path: P
         patch.setenv("TMPDIR", str(tmp_path / "scratch"))
         patch_system(patch, os, "rmdir", _refuse)
         assert petlpack.plan([place.root / "second"], place.base).runs
+
+
+def test_tasks_of_a_run_that_are_in_the_pack_are_told(methods: Methods, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Store.put
+
+    def put(store: Store, name: str, *args: Any, **more: Any) -> None:
+        real(store, name, *args, **more) if name.endswith(".a") else _refuse()
+
+    monkeypatch.setattr(Store, "put", put)
+    with pytest.raises(PetlpackError, match=r"'mask.a' is in the pack, but no other: Input/output error"):
+        methods.encode("mask", methods.root / "new")
+    assert [*petlpack.open(methods.root / "new")] == ["mask.a"]
