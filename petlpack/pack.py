@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from petlpack.decoding.needs import needs_of
+from petlpack.decoding.needs import needs_of, remembering
 from petlpack.decoding.task import Task
 from petlpack.decoding.templates import Templates
 from petlpack.errors import PetlpackError
@@ -67,7 +67,7 @@ class Pack(Mapping[str, Task]):
 
     def remove(self, name: str) -> int:
         """Delete a task and return its bytes; `gc` frees the shared parts that nobody needs any more."""
-        return self.store.remove(name, needs_of(self.store, self._templates))
+        return self.store.remove(name, remembering(needs_of(self.store, self._templates)))
 
     def gc(self, *, dry_run: bool = False, everything: bool = False) -> list[tuple[Path, int]]:
         """Delete what removed and replaced tasks gave up and no task needs, and what interrupted writers left behind.
@@ -91,8 +91,9 @@ class Pack(Mapping[str, Task]):
 
         None where a task cannot be read, for what it needs is unknown.
         """
+        before = self._unexplained(set())  # what a writer puts there or gives up meanwhile is not missed by anybody
         try:
-            return self._unexplained(self._needed())
+            return sorted(set(before) & set(self._unexplained(self._needed())))
         except (PetlpackError, OSError):
             return []
 

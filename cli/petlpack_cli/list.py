@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import petlpack
-from petlpack_cli.command import command, pack_argument
+from petlpack_cli.command import command, max_bytes_option, pack_argument
 from petlpack_cli.output import Output
 from petlpack_cli.output.errors import describe, error_lines, worst
 from petlpack_cli.output.sizes import count, ratio, size
@@ -22,7 +22,8 @@ from petlpack_cli.output.sizes import count, ratio, size
     default="name",
     help="By name (the default), or biggest file first.",
 )
-def run(out: Output, pack: Path, long: bool, sort: str) -> int | None:
+@max_bytes_option
+def run(out: Output, pack: Path, long: bool, sort: str, max_bytes: int | None) -> int | None:
     """List the tasks of a pack.
 
     Bytes are those of a task's own file; `petlpack stats` adds what tasks share. --quiet prints names only.
@@ -32,6 +33,7 @@ def run(out: Output, pack: Path, long: bool, sort: str) -> int | None:
             pack,
             long=long and (out.as_json or not out.quiet),
             biggest_first=sort == "bytes",
+            max_bytes=max_bytes,
             progress=progress.bytes(str(pack)),
         )
     problems = {row.name: describe(row.error) for row in listing.tasks if row.error is not None}

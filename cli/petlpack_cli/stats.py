@@ -19,6 +19,7 @@ from petlpack_cli.command import (
     every_row_option,
     figure_options,
     jobs_option,
+    max_bytes_option,
     price_options,
 )
 from petlpack_cli.forecast import forecast_pack
@@ -82,6 +83,7 @@ class AskedTable:
 @figure_options
 @click.option("--forecast", metavar="N..N", hidden=True)
 @price_options(hidden=True)
+@max_bytes_option
 @jobs_option(hidden=True)
 def run(
     out: Output, paths: tuple[Path, ...], base: Path | None, everything: bool, jobs: int | None, **options: Any
@@ -102,8 +104,8 @@ def run(
     if jobs is not None:
         raise click.UsageError("--jobs works with `petlpack survey` only", click.get_current_context())
     if options["task"] is not None:
-        _refuse(set(options) - {"task", "bounds"}, options, "cannot be used with --task")
-        _one_task(out, pack, base, options["task"], bounds=options["bounds"])
+        _refuse(set(options) - {"task", "bounds", "max_bytes"}, options, "cannot be used with --task")
+        _one_task(out, pack, base, options["task"], bounds=options["bounds"], max_bytes=options["max_bytes"])
         return None
     both = {name: options[name] for name in OF_BOTH}
     if options["forecast"] is not None:
@@ -114,7 +116,7 @@ def run(
     asked = AskedTable(**{field.name: options[field.name] for field in fields(AskedTable)})
     if asked.key is not None:
         _refuse(["at"], options, "cannot be used with a single table")
-    return _account(out, pack, base, everything, asked, at=options["at"], **both)
+    return _account(out, pack, base, everything, asked, at=options["at"], max_bytes=options["max_bytes"], **both)
 
 
 def _refuse(names: Iterable[str], options: Mapping[str, object], why: str) -> None:
@@ -151,6 +153,7 @@ def _account(
     asked: AskedTable,
     *,
     at: str | None,
+    max_bytes: int | None,
     lora_rank: int | None,
     plot: Path | None,
     html: Path | None,
@@ -166,7 +169,7 @@ def _account(
     counts = [] if at is None else petlpack.parse_counts(at)
     with out.progress() as progress:
         moved = progress.bytes(str(pack))
-        stats = petlpack.stats(pack, opened, at=counts, lora_rank=lora_rank, progress=moved)
+        stats = petlpack.stats(pack, opened, at=counts, lora_rank=lora_rank, max_bytes=max_bytes, progress=moved)
         table = None if asked.key is None else _table(stats, asked, opened, progress.bytes(str(pack)))
     errors = {**stats.errors, **({} if table is None else table.failed)}
     if plot is not None:
@@ -196,11 +199,11 @@ def _refuse_together(**formats: bool) -> None:
         raise click.UsageError(f"--{chosen[0]} and --{chosen[1]} cannot be used together", click.get_current_context())
 
 
-def _one_task(out: Output, pack: Path, base: Path | None, task: str, *, bounds: bool) -> None:
+def _one_task(out: Output, pack: Path, base: Path | None, task: str, *, bounds: bool, max_bytes: int | None) -> None:
     """Print the account of one task."""
     from petlpack_cli.output.one_task import print_one
 
-    audit = petlpack.audit(pack, task, base, bounds=bounds)
+    audit = petlpack.audit(pack, task, base, bounds=bounds, max_bytes=max_bytes)
     if out.as_json:
         out.json(audit.to_json())
     else:

@@ -11,8 +11,9 @@ from petlpack.analyze.bases import LORA_RANK, Bases
 from petlpack.analyze.bounds import counted_bounds, measured_bounds
 from petlpack.analyze.reading import Reader
 from petlpack.analyze.rows import TaskRow, task_row
-from petlpack.errors.arguments import Place, check_flags
+from petlpack.errors.arguments import Place, check_flags, check_max_bytes
 from petlpack.store import Store
+from petlpack.store.replaced import settled
 from petlpack.tensors.base import Base
 
 
@@ -41,21 +42,33 @@ class Audit:
         return {"task": self.row.to_json(), "sections": sections, "parts": [vars(part) for part in self.parts]}
 
 
-def audit(pack: Place, name: str, base: str | Path | Base | None = None, *, bounds: bool = False) -> Audit:
-    """Account for one task; reads manifests only, but for `bounds`, which decodes its sections.
+def audit(
+    pack: Place, name: str, base: str | Path | Base | None = None, *, bounds: bool = False, max_bytes: int | None = None
+) -> Audit:
+    """Account for one task; reads manifests only, but for `bounds`, which decodes its sections, of at most `max_bytes`.
 
     Raises TaskError where there is no such task, and as `Task.load`.
     """
     check_flags(bounds=bounds)
+    check_max_bytes(max_bytes)
     store = Store(pack)
     store.find_task(name)
-    reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))
+    opened = base if base is None or isinstance(base, Base) else Base(base)
+    try:
+        return settled(store.task_path(name), lambda: _audit(store, name, opened, bounds, max_bytes))
+    except FileNotFoundError:
+        store.find_task(name)  # which tells it where it was removed meanwhile
+        raise
+
+
+def _audit(store: Store, name: str, base: Base | None, bounds: bool, max_bytes: int | None) -> Audit:
+    reader = Reader(store, base)
     task = reader.open(name)
     known = counted_bounds(task)
     if bounds:
         from petlpack.decoding.task import Task  # here, for without bounds nothing is decoded
 
-        known = measured_bounds(Task(store, name).load(reader.base).sections())
+        known = measured_bounds(Task(store, name, max_bytes=max_bytes).load(reader.base).sections())
     parts = [PartRow(role, sha256, reader.part_bytes(sha256)) for sha256, role in task.roles.items()]
     return Audit(
         row=task_row(task, reader, Bases(reader, [task], LORA_RANK).of(task), alone={}, share=0),

@@ -120,6 +120,10 @@ def details(task: Task) -> Details:
     Raises DamageError where one of them is missing, or is not as it was written, UsageError for what is no Task.
     """
     check("task", task, _TASK, "give a task of an opened pack: pack[NAME]")
+    return task.at_once(_details)
+
+
+def _details(task: Task) -> Details:
     template, payload, sources = task.template, task.payload, task.sources
     rule = template.rule
     codec(task.codec).kinds(rule)  # refuses a rule that is none of its codec's

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petlpack.errors import PetlpackError, problem_of
-from petlpack.errors.arguments import Place, check_flags
+from petlpack.errors import PetlpackError, TaskError, problem_of
+from petlpack.errors.arguments import Place, check_flags, check_max_bytes
 from petlpack.parallel import Progress
 from petlpack.store import Store, is_own, task_file
 
@@ -62,26 +62,35 @@ class Listing:
 
 
 def listing(
-    pack: Place, *, long: bool = False, biggest_first: bool = False, progress: Progress | None = None
+    pack: Place,
+    *,
+    long: bool = False,
+    biggest_first: bool = False,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
 ) -> Listing:
     """List the tasks of a pack by name, or the biggest first; opens no file but with `long`, which opens each task.
+
+    Of a task that is opened it is an error, too, where it says of its run that its tensors are more than `max_bytes`.
 
     Raises UsageError where there is no pack; a task that cannot be opened is listed with its error.
     """
     check_flags(long=long, biggest_first=biggest_first)
+    check_max_bytes(max_bytes)
     store = Store(pack)
     sizes = dict(store.files())
     rows = [ListedTask(name, sizes[task_file(name)]) for name in store.task_names() if task_file(name) in sizes]
     if biggest_first:
         rows.sort(key=lambda row: (-row.nbytes, row.name))
-    opened = tuple(_opened(store.path, rows, progress) if long else rows)
+    opened = tuple(_opened(store.path, rows, max_bytes, progress) if long else rows)
     return Listing(str(store.path), opened, long, tuple(name for name in sizes if not is_own(name)))
 
 
-def _opened(pack: Path, rows: list[ListedTask], progress: Progress | None) -> list[ListedTask]:
+def _opened(pack: Path, rows: list[ListedTask], max_bytes: int | None, progress: Progress | None) -> list[ListedTask]:
     """Open every task, which may be of a codec that this version does not know."""
     from petlpack.codecs.registry import codec  # here, for names and bytes are told without numpy or a coder
     from petlpack.pack import Pack
+    from petlpack.sections.allowance import Allowance
 
     tasks = Pack(pack)
     opened: list[ListedTask] = []
@@ -91,7 +100,11 @@ def _opened(pack: Path, rows: list[ListedTask], progress: Progress | None) -> li
         try:
             task = tasks[row.name]
             codec(task.codec)
+            if max_bytes is not None:
+                Allowance(f"task '{row.name}'", max_bytes, row.nbytes).check(task.facts.run_bytes or 0)
             opened.append(replace(row, task=task))
+        except TaskError:  # removed since the directory was listed
+            continue
         except (PetlpackError, OSError) as error:
             opened.append(replace(row, error=error))
     return opened

@@ -10,7 +10,7 @@ from petlpack.analyze.tables import Bounds
 from petlpack.decoding.task import Task
 from petlpack.errors import PetlpackError
 from petlpack.parallel import Progress
-from petlpack.sections.parts import Part
+from petlpack.sections.parts import open_part
 from petlpack.sections.read import DecodedSection
 from petlpack.store import Store
 from petlpack.tensors.base import Base
@@ -28,10 +28,13 @@ def measure(
     """
     bounds: dict[tuple[str, str], float] = {}
     failed: dict[str, Exception] = {}
-    tasks, parts = stats.inventory.tasks, stats.inventory.tensors
+    tasks, parts, most = stats.inventory.tasks, stats.inventory.tensors, stats.max_bytes
     readers: list[tuple[str, Callable[[], Iterator[DecodedSection]]]] = [
-        *((task.name, lambda name=task.name: Task(store, name).load(base).sections()) for task in tasks),
-        *((part, lambda part=part: Part(store.shared_path(part), part).sections()) for part in parts),
+        *(
+            (task.name, lambda name=task.name: Task(store, name, max_bytes=most).load(base).sections())
+            for task in tasks
+        ),
+        *((part, lambda part=part: open_part(store, part, most).sections()) for part in parts),
     ]
     for done, (name, read) in enumerate(readers):
         if progress is not None:

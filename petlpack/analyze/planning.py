@@ -6,6 +6,7 @@ units can stand for the whole: then an offer says how far its bytes may be from 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -76,19 +77,24 @@ def plan(
         return Plans(tuple(done), planner.pack_of(done), tuple(failed))
 
 
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Make the temporary directory where $TMPDIR says, and not elsewhere: the disk that it names may be the large one.
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """Lend a temporary directory where $TMPDIR says, and not elsewhere: the disk that it names may be the large one.
 
-    Raises UsageError where that cannot be.
+    Raises UsageError where that cannot be. What cannot be deleted in it stays, and is no failure of the plan.
     """
     named = os.environ.get("TMPDIR") or None
     try:
-        return tempfile.TemporaryDirectory(prefix="petlpack-plan-", dir=named)
+        place = tempfile.mkdtemp(prefix="petlpack-plan-", dir=named)
     except OSError as error:
         raise UsageError(
             f"cannot create a temporary directory in '{printable(named or 'the default places')}': {error.strerror}",
             hint="set TMPDIR to a directory with space for the largest task of a run",
         ) from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _refuse_taken(path: Path, names: dict[str, Path]) -> None:

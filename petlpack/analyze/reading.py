@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from petlpack import container
@@ -28,6 +28,7 @@ from petlpack.sections.parts import Part
 from petlpack.sections.read import check_capacity
 from petlpack.sections.shared import find_shared
 from petlpack.store import Store, shared_file, task_file
+from petlpack.store.replaced import settled
 from petlpack.tensors.base import Base
 
 LEAST_FILE = 256
@@ -224,10 +225,7 @@ class Reader:
             if progress is not None:
                 progress(done, len(names))
             try:
-                task = self.open(name)
-                for sha256 in task.tensors:
-                    self.part(sha256)
-                tasks.append(task)
+                tasks.append(settled(self.store.task_path(name), partial(self._open_whole, name)))
             except (PetlpackError, OSError) as error:
                 if os.path.lexists(self.store.task_path(name)):  # else it was removed meanwhile
                     damaged[name] = error
@@ -244,6 +242,13 @@ class Reader:
             disk_bytes=sum(files.values()),
             damaged_bytes=sum(files.get(task_file(name), 0) for name in damaged),
         )
+
+    def _open_whole(self, name: str) -> Opened:
+        """Read a task and the parts of tensors that it needs."""
+        task = self.open(name)
+        for sha256 in task.tensors:
+            self.part(sha256)
+        return task
 
     def part_bytes(self, sha256: str) -> int:
         """Return the bytes of a shared part's file; raises DamageError where it is missing."""

@@ -17,7 +17,7 @@ from petlpack.analyze.reading import Inventory, Opened, Reader, users_of, withou
 from petlpack.analyze.rows import TaskRow, task_row
 from petlpack.analyze.tables import Table, table_by
 from petlpack.errors import UsageError, problem_of
-from petlpack.errors.arguments import Place, check, check_flags, counts_of, path_of, texts_of, whole
+from petlpack.errors.arguments import Place, check, check_flags, check_max_bytes, counts_of, path_of, texts_of, whole
 from petlpack.parallel import Progress
 from petlpack.store import PACK_JSON, Store
 from petlpack.tensors.base import Base
@@ -107,6 +107,8 @@ class Stats:
 
     inventory: Inventory = field(repr=False)
     """What was read, for tables by section and tensor."""
+    max_bytes: int | None = field(default=None, repr=False)
+    """The most that a task or a part may decode to where its bounds are asked for; None is what its files explain."""
 
     @property
     def errors(self) -> Mapping[str, Exception]:
@@ -201,14 +203,17 @@ def stats(
     *,
     at: int | Sequence[int] = (),
     lora_rank: int | None = None,
+    max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Stats:
     """Account for every byte of a pack; unreadable tasks are named and the rest is reported. Decodes no weights.
 
     `at` adds numbers of tasks to the amortised bytes. `base` is the pretrained model, for packs whose tasks do not
-    say how large it is. The pack is compared with LoRAs of `lora_rank`, by default LORA_RANK. Raises UsageError where
-    there is no pack, or a number makes no sense.
+    say how large it is. The pack is compared with LoRAs of `lora_rank`, by default LORA_RANK. `max_bytes` is
+    the most that a task or a part may decode to where bounds are asked for. Raises UsageError where there is no pack,
+    or a number makes no sense.
     """
+    check_max_bytes(max_bytes)
     lora_rank = LORA_RANK if lora_rank is None else lora_rank
     counts = counts_of("at", at)
     for count in counts:
@@ -217,7 +222,7 @@ def stats(
     store = Store(pack)
     reader = Reader(store, base if base is None or isinstance(base, Base) else Base(base))
     with without_collection():
-        return _account(reader, counts, lora_rank, progress)
+        return replace(_account(reader, counts, lora_rank, progress), max_bytes=max_bytes)
 
 
 def _account(reader: Reader, at: Sequence[int], lora_rank: int, progress: Progress | None) -> Stats:

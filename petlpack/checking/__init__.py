@@ -26,6 +26,7 @@ from petlpack.layouts.run import Run
 from petlpack.pack import Pack
 from petlpack.parallel import Progress
 from petlpack.sections.parts import check_shared
+from petlpack.store.replaced import settled, state_of
 from petlpack.tensors.base import Base, Bases, open_bases
 
 _NOT_ALLOWED = "os"
@@ -149,20 +150,12 @@ def _check_task_as_it_is(
     progress: Progress | None,
 ) -> Checked | None:
     """Check one task; once more where it was replaced meanwhile, and so what it needed may be gone."""
+    path = pack.store.task_path(name)
     while True:
-        before = _state(pack, name)
+        before = state_of(path)
         checked = _check_task(pack, name, base, run, jobs, progress)
-        if checked is None or checked.error is None or _state(pack, name) == before:
+        if checked is None or checked.error is None or state_of(path) == before:
             return checked
-
-
-def _state(pack: Pack, name: str) -> tuple[int, int, int] | None:
-    """Return what tells the file of a task from the one that replaces it."""
-    try:
-        status = pack.store.task_path(name).stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_task(
@@ -245,10 +238,11 @@ def _told(error: PetlpackError | OSError, what: str) -> PetlpackError:
 
 def _check_shared(pack: Pack, sha256: str) -> Checked | None:
     """Check one shared part; None where it was collected meanwhile."""
+    path = pack.store.shared_path(sha256)
     try:
-        check_shared(pack.store, sha256, pack.max_bytes)
+        settled(path, lambda: check_shared(pack.store, sha256, pack.max_bytes))
     except (PetlpackError, OSError) as error:
-        if not pack.store.shared_path(sha256).exists():
+        if not path.exists():
             return None
         return Checked(sha256, "shared", "bytes", _told(error, f"shared part {sha256}"))
     return Checked(sha256, "shared", "bytes", None)

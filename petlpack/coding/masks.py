@@ -8,7 +8,9 @@ density is worth. Where the rows have nothing in common one class is smallest.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ CLASSES = (1, 8)
 MOST_CLASSES = 64
 
 BITMAP, ONES, ZEROS = range(3)
+
+_BLOCK = 1 << 20
+"""Entries that are looked at, or sorted, at once: each of them takes some numbers of eight bytes."""
 
 _ENTRY = struct.Struct("<BII")
 
@@ -67,8 +72,8 @@ class Masks:
         history = _History(array)
         out = np.empty(array.count, np.uint8)
         for row in out.reshape(-1, history.row):
-            for stream, members in zip(streams, history.sort(classes), strict=True):
-                row[members] = stream.read(len(members))
+            for number, members, count in history.sort(classes):
+                row[members] = streams[number].read(count)
             history.add(row)
         for stream in streams:
             stream.finish()
@@ -91,19 +96,29 @@ class _History:
             raise RefusedError(message, code="prediction-form")
         prediction = prediction.reshape(-1, self.row)
         self._rows = len(prediction)
-        self._kept = prediction.sum(axis=0, dtype=np.uint32)
+        most = 255 * len(prediction) + (array.count // self.row if self.row else 0)
+        self._kept = prediction.sum(axis=0, dtype=np.min_scalar_type(most))
 
-    def sort(self, classes: int) -> list[NDArray[np.intp]]:
-        """Return the entries of each class: class c of C holds shares of the rows, (2 kept + 1) / (2 rows + 2), in
-        [c / C, (c + 1) / C)."""
+    def sort(self, classes: int) -> Iterator[tuple[int, slice | NDArray[Any], int]]:
+        """Yield each class that has entries: its number, which they are, and how many.
+
+        Class c of C holds shares of the rows, (2 kept + 1) / (2 rows + 2), in [c / C, (c + 1) / C).
+        """
         if classes == 1:
-            return [np.arange(self.row)]
-        label = (classes * (2 * self._kept + 1)) // (2 * self._rows + 2)
-        order = np.argsort(label.astype(np.uint8), kind="stable")
-        counts = np.bincount(label, minlength=classes)
-        if len(counts) > classes:
+            yield 0, slice(None), self.row
+            return
+        if int(self._kept.max(initial=0)) > self._rows:
             raise RefusedError("the prediction has entries other than 0 and 1", code="prediction-form")
-        return np.split(order, np.cumsum(counts)[:-1])
+        label, counts = np.empty(self.row, np.uint8), np.zeros(classes, np.intp)
+        for at in range(0, self.row, _BLOCK):
+            block = slice(at, at + _BLOCK)
+            label[block] = (classes * (2 * self._kept[block].astype(np.int64) + 1)) // (2 * self._rows + 2)
+            counts += np.bincount(label[block], minlength=classes)
+        order = np.argsort(label, kind="stable") if self.row <= _BLOCK else None
+        ends = np.cumsum(counts)
+        for number in map(int, np.flatnonzero(counts)):
+            count = int(counts[number])
+            yield number, label == number if order is None else order[ends[number] - count : ends[number]], count
 
     def add(self, row: Bits) -> None:
         self._rows += 1
@@ -114,10 +129,10 @@ def _encode(bits: Bits, array: Array, classes: int) -> bytes:
     history = _History(array)
     members: list[list[Bits]] = [[] for _ in range(classes)]
     for row in bits.reshape(-1, history.row):
-        for entries, part in zip(history.sort(classes), members, strict=True):
-            part.append(row[entries])
+        for number, entries, _ in history.sort(classes):
+            members[number].append(row[entries])
         history.add(row)
-    streams = [_encode_class(np.concatenate(part)) for part in members]
+    streams = [_encode_class(np.concatenate([bits[:0], *part])) for part in members]
     table = b"".join(_ENTRY.pack(mode, count, len(data)) for mode, count, data in streams)
     return bytes([classes]) + table + b"".join(data for _, _, data in streams)
 

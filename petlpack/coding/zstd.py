@@ -11,7 +11,17 @@ from petlpack.errors import RefusedError
 
 def compress(data: bytes | memoryview, level: int) -> bytes:
     """Compress to one frame that states its size; no checksum, for every section has a sha256."""
-    return zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress(data)
+    try:
+        return zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress(data)
+    except zstandard.ZstdError as error:
+        _raise_memory(error)
+        raise
+
+
+def _raise_memory(error: zstandard.ZstdError) -> None:
+    """Raise MemoryError where zstd says that it got no memory: that tells nothing of the bytes."""
+    if "not enough memory" in str(error):
+        raise MemoryError(str(error)) from error
 
 
 MOST_WINDOW = 1 << 23
@@ -29,6 +39,7 @@ def decompress(data: bytes, size: int) -> bytes:
             return b""
         out = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
+        _raise_memory(error)
         raise RefusedError(str(error), code="zstd-frame") from error
     if len(out) != size:
         raise RefusedError(f"expected a zstd frame of {size} bytes, got {len(out)}", code="zstd-size")

@@ -7,6 +7,7 @@ stream. formats/container.md is the law.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -21,7 +22,7 @@ from typing import BinaryIO
 from petlpack.coding.zstd import compress, decompress
 from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
 from petlpack.errors import DamageError, RefusedError, UnknownFormatError, printable, reason
-from petlpack.tensors.pinned import SpecialFileError, open_descriptor
+from petlpack.tensors.pinned import SpecialFileError, State, open_descriptor
 from petlpack.tensors.safetensors_file import MAX_HEADER, Entry, Header, MalformedError, read_header_of
 from petlpack.tensors.strict_json import check_marks, most_text
 
@@ -93,6 +94,8 @@ class Container:
     path: Path
     manifest: Manifest
     header: Header
+    state: State
+    """What tells the file from one that replaces it, even by the same bytes."""
 
     @property
     def nbytes(self) -> int:
@@ -113,6 +116,12 @@ class ReplacedError(DamageError):
     """The file was replaced after its manifest was read: read it again."""
 
 
+def _close(descriptor: int) -> None:
+    """Close what was only read, whatever the file system says: nobody is there who could be told."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
 class Sections:
     """The sections of one file, read on demand through one handle, so that they stay those of the manifest."""
 
@@ -122,7 +131,7 @@ class Sections:
             self._descriptor = open_descriptor(opened.path)
         except SpecialFileError as error:
             raise _special(opened.path, error) from error
-        weakref.finalize(self, os.close, self._descriptor)
+        weakref.finalize(self, _close, self._descriptor)
         self._lock = threading.Lock()
         head = opened.header.head_bytes()
         if self._read_at(0, len(head)) != head:
@@ -158,6 +167,7 @@ def read(path: Path) -> Container:
     """Open a file and check all of it but the sections' bytes; raises DamageError, UnknownFormatError."""
     try:
         with open(path, "rb", opener=open_descriptor) as file:
+            state = State.of(os.fstat(file.fileno()))
             _check_crowd(file)
             canonical = _read_canonical(file)
             header = canonical or read_header_of(file, path)
@@ -176,7 +186,7 @@ def read(path: Path) -> Container:
     except (DamageError, UnknownFormatError) as error:
         hint = error.hint or _DAMAGE_HINT
         raise type(error)(f"{_quoted(path)}: {error.message}", hint=hint, code=error.code) from error
-    return Container(path, manifest, header)
+    return Container(path, manifest, header, state)
 
 
 def _special(path: Path, error: SpecialFileError) -> DamageError:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,8 @@ class Decoded:
     """The sha256 of what the task decodes to."""
     seconds: float
     restored: bool
-
-    @functools.cached_property
-    def files(self) -> dict[str, int]:
-        """Bytes of every file, by name."""
-        files = sorted(path for path in self.path.rglob("*") if path.is_file())
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+    files: Mapping[str, int]
+    """Bytes of every file, by name."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `petlpack decode --json` prints."""
@@ -52,11 +47,19 @@ class Decoded:
         }
 
 
-def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> tuple[tuple[str, ...], bool]:
+@dataclass(frozen=True)
+class WrittenTask:
+    """What a task was written as; what that cannot say, and whether it is the run as it was."""
+
+    notes: tuple[str, ...]
+    restored: bool
+    files: Mapping[str, int]
+
+
+def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> WrittenTask:
     """Write a task to a new directory as one of `petlpack.exports`; raises UsageError.
 
-    Returns what that cannot say, and whether it is the run as it was: one whose own files are what is asked for comes
-    back so.
+    A run whose own files are what is asked for comes back as it was.
     """
     chosen = export(to)
     if chosen.is_already(task):
@@ -68,7 +71,14 @@ def write_task(task: Exportable, out: Path, to: str, reading: Reading) -> tuple[
         except UsageError as error:  # of a place or a kind of module: here it is known of which task
             message = f"cannot write task '{printable(task.name)}' as {to}: {error.message}"
             raise UsageError(message, hint=error.hint, code=error.own_code) from error
-    return (*notes, *told), chosen.restores
+        files = _files_in(directory)  # now: what fails once the directory is in its place is no failure of the decode
+    return WrittenTask((*notes, *told), chosen.restores, files)
+
+
+def _files_in(directory: Path) -> dict[str, int]:
+    """Return the bytes of every file below a directory, by name."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
 
 
 _OUT_HINT = "choose a new directory to decode into"
@@ -90,7 +100,7 @@ def new_directory(out: Path, told: list[str]) -> Iterator[Path]:
     refuse_file_above(out, _OUT_HINT)
     make_directories(out.parent)
     bury(out.parent, _HALF, lambda owner: _delete(out.parent / owner))
-    with alive(out.parent, _HALF) as owner:
+    with alive(out.parent, _HALF, lambda owner: (out.parent / owner).exists()) as owner:
         half_written = out.parent / owner
         try:
             half_written.mkdir()

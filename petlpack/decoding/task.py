@@ -6,6 +6,7 @@ or refuse -> state dict or run directory.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from petlpack import container
 from petlpack.codecs.registry import codec
-from petlpack.container import Container, Manifest, ReplacedError, Sections
+from petlpack.container import Container, Manifest
 from petlpack.decoding.bases import base_of_task, check_adapted
 from petlpack.decoding.directory import Decoded, write_task
 from petlpack.decoding.templates import Templates
@@ -34,6 +35,7 @@ from petlpack.sections.allowance import FREE_FILE, Allowance, base_bytes, rebuil
 from petlpack.sections.parts import Part
 from petlpack.sections.shared import find_shared, read_shared, size_of_shared
 from petlpack.store import Store
+from petlpack.store.disk import file_size
 from petlpack.tensors.base import Base, Bases
 from petlpack.tensors.tensor import Stored, octets_of
 
@@ -45,6 +47,14 @@ Result = TypeVar("Result")
 
 MAX_NAMED = 1 << 20
 """Bytes of a kept file that takes the task's name: a config, in which a name of 128 characters makes 21 of one."""
+
+
+def _read(store: Store, name: str) -> Container:
+    """Read the head of a task's file; raises TaskError where it is not there, or is removed meanwhile."""
+    while True:
+        path = store.find_task(name)
+        with contextlib.suppress(FileNotFoundError):
+            return container.read(path)
 
 
 class Task:
@@ -68,11 +78,11 @@ class Task:
         self.name = name
         self.store = store
         self._templates = Templates(store, parts) if templates is None else templates
-        self._path = path or store.find_task(name)
         self._parts = parts or {}
-        self._pinned = bool(parts)
+        self._pinned = path is not None
         self._max_bytes = max_bytes
-        self._container = container.read(self._path)
+        self._container = _read(store, name) if path is None else container.read(path)
+        self._path = self._container.path
         if self.manifest.kind != "task" or not self.manifest.shared:
             raise DamageError(f"'{printable(str(self._container.path))}' is not a task file", code="file-kind")
 
@@ -123,13 +133,13 @@ class Task:
     @property
     def parts(self) -> list[str]:
         """The shared parts that the task needs, each once: its template, tensors, the base's table, kept files."""
-        return list(dict.fromkeys([*self.manifest.shared, *self.template.needs]))
+        return self.at_once(lambda task: list(dict.fromkeys([*task.manifest.shared, *task.template.needs])))
 
     @property
     def sources(self) -> Sources:
         """Where the tensors are found; raises DamageError."""
         with naming(self._path):
-            return parse_sources(self.manifest.params, self.template.slots)
+            return self.at_once(lambda task: parse_sources(task.manifest.params, task.template.slots))
 
     @property
     def own_name(self) -> str | None:
@@ -158,27 +168,26 @@ class Task:
         one, DamageError where the pack's bytes are not those that were written.
         """
 
-        def tensors() -> TaskTensors:
-            opened = base_of_task(self.name, self.template, base)
+        def tensors(task: Task) -> TaskTensors:
+            opened = base_of_task(task.name, task.template, base)
             if opened is not None and check_base:
-                check_adapted(self.name, self.template, opened)
-            return self._tensors(opened)
+                check_adapted(task.name, task.template, opened)
+            return task._tensors(opened)
 
-        return self._as_it_is(tensors)
+        return self.at_once(tensors)
 
     def rebuild(self, base: Bases | None = None) -> Rebuilt | None:
         """Return the dense modules that the task's rule makes, computed when they are read; None where it has no rule.
 
         The base is needed only where the rule's own tensors are stored against it. Raises as `load`.
         """
+        return self.at_once(lambda task: task._rebuild(base))
 
-        def tensors_at_hand() -> TaskTensors:
-            opened = self._base_at_hand(base)
-            if opened is not None:
-                check_adapted(self.name, self.template, opened)
-            return self._tensors(opened)
-
-        tensors = self._as_it_is(tensors_at_hand)
+    def _rebuild(self, base: Bases | None) -> Rebuilt | None:
+        opened = self._base_at_hand(base)
+        if opened is not None:
+            check_adapted(self.name, self.template, opened)
+        tensors = self._tensors(opened)
         with naming(self._path):
             rebuilt = codec(self.codec).rebuild(self.template.rule, tensors)
         if rebuilt is None:
@@ -193,7 +202,7 @@ class Task:
 
     def read_file(self, name: str) -> bytes:
         """Return a kept file as the run had it; raises DamageError."""
-        return self._as_it_is(lambda: self._read_file(name))
+        return self.at_once(lambda task: task._read_file(name))
 
     def _read_file(self, name: str) -> bytes:
         sha256 = self.template.files[name]
@@ -211,9 +220,13 @@ class Task:
 
     def file_sizes(self) -> dict[str, int]:
         """Return the bytes of the kept files in the pack, by their manifests; raises DamageError."""
-        files = self.template.files
-        sizes = {sha256: size_of_shared(self.store, sha256) for sha256 in dict.fromkeys(files.values())}
-        return {name: sizes[sha256] for name, sha256 in files.items()}
+
+        def sizes(task: Task) -> dict[str, int]:
+            files = task.template.files
+            found = {sha256: size_of_shared(task.store, sha256) for sha256 in dict.fromkeys(files.values())}
+            return {name: found[sha256] for name, sha256 in files.items()}
+
+        return self.at_once(sizes)
 
     def check_files(self) -> None:
         """Raise LimitError where the kept files together are more than may be made of the task."""
@@ -221,38 +234,51 @@ class Task:
 
     def check_bytes(self) -> None:
         """Read every section and check its digest, decoding nothing; raises DamageError."""
-        opened, sections = self._open()
-        for row in opened.manifest.sections:
-            sections.read(row)
 
-    def is_replaced(self) -> bool:
-        """Take the task as it is now; returns whether that is another than it was. Raises TaskError where it is gone.
+        def check(task: Task) -> None:
+            sections = task._container.open_sections()
+            for row in task.manifest.sections:
+                sections.read(row)
+
+        self.at_once(check)
+
+    def at_once(self, read: Callable[[Task], Result]) -> Result:
+        """Return what is read of the task in several steps, which see one file of it; again where it was replaced."""
+
+        def pinned() -> Result:
+            task = copy.copy(self)
+            task._pinned = True
+            return read(task)
+
+        return self._as_it_is(pinned)
+
+    def _as_it_is(self, read: Callable[[], Result]) -> Result:
+        """Return what is read of the task; again where it was replaced meanwhile. Raises TaskError where it is gone.
 
         Of a task that is replaced while it is read, `gc` may take the parts: then nothing is damaged.
         """
-        try:
-            current = container.read(self._path)
-        except FileNotFoundError:
-            self.store.find_task(self.name)  # which tells it
-            raise
-        if current.header.text == self._container.header.text:
-            return False
-        self._container = current
-        self.__dict__.pop("facts", None)
-        return True
-
-    def _as_it_is(self, read: Callable[[], Result]) -> Result:
-        """Return what is read of the task; where it was replaced, and parts of it are gone, of the one there now."""
         while True:
+            before = self._container
             try:
                 return read()
-            except DamageError:
-                if self._pinned or not self.is_replaced():
+            except (DamageError, FileNotFoundError):
+                if self._pinned:
                     raise
+                self._take_current()
+                if self._container.state == before.state:
+                    raise
+
+    def _take_current(self) -> None:
+        """Take the task as it is now; raises TaskError where it is gone."""
+        current = _read(self.store, self.name)
+        if current.state != self._container.state:
+            self._container = current
+            for known in ("facts", "_files_bytes"):
+                self.__dict__.pop(known, None)
 
     def state_dict(self, base: Bases | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
         """Return every tensor as a torch tensor on `device`, bit for bit; checks the digest of the whole."""
-        return self._as_it_is(lambda: self._as_one()._state_dict(base, device))
+        return self.at_once(lambda task: task._state_dict(base, device))
 
     def _state_dict(self, base: Bases | None, device: str) -> dict[str, torch.Tensor]:
         entries = self.template.entries
@@ -282,19 +308,15 @@ class Task:
         started = time.perf_counter()
         place = path_of("out", out)
         check_jobs(jobs)
-        self.check_files()
-        notes, restored = self._as_it_is(
-            lambda: write_task(self._as_one(), place, to, Reading(base, jobs, progress, code))
-        )
-        seconds = time.perf_counter() - started
-        facts = (self.name, to, self.codec, self.exact, self.manifest.decoded)
-        return Decoded(place, notes, *facts, seconds, restored)
 
-    def _as_one(self) -> Task:
-        """Return the task for reading several things of it, which have to be those of one file."""
-        task = copy.copy(self)
-        task._pinned = True
-        return task
+        def write(task: Task) -> Decoded:
+            task.check_files()
+            written = write_task(task, place, to, Reading(base, jobs, progress, code))
+            seconds = time.perf_counter() - started
+            facts = (task.name, to, task.codec, task.exact, task.manifest.decoded)
+            return Decoded(place, written.notes, *facts, seconds, written.restored, written.files)
+
+        return self.at_once(write)
 
     def _allowance(self, base: Base | None = None) -> Allowance:
         """Return how much may be made of the task."""
@@ -304,11 +326,11 @@ class Task:
     def _files_bytes(self) -> int:
         """Bytes of the task's file and its parts, as far as they are there: who needs one that is not says so."""
         places = [self._parts.get(sha256) or self.store.shared_path(sha256) for sha256 in self.parts]
-        return self.nbytes + sum(path.stat().st_size for path in places if path.is_file())
+        return self.nbytes + sum(file_size(path) or 0 for path in places)
 
     def _tensors(self, base: Base | None) -> TaskTensors:
         self._allowance(base).check(*tensor_bytes(self.sources, base))
-        opened, sections = self._open()
+        opened, sections = self._container, self._container.open_sections()
         parts = {
             sha256: Part(self._parts.get(sha256) or find_shared(self.store, sha256), sha256)
             for sha256 in opened.manifest.shared[1:]
@@ -316,16 +338,6 @@ class Task:
         self._allowance(base).check(sum(slot.nbytes for part in parts.values() for slot in part.slots))
         named = [parts[sha256] for sha256 in opened.manifest.shared[1:]]
         return TaskTensors(self.name, opened, sections, self.template, named, base)
-
-    def _open(self) -> tuple[Container, Sections]:
-        """Open the file for reading; one that was replaced since the task was opened is taken as it is now."""
-        while True:
-            try:
-                return self._container, self._container.open_sections()
-            except ReplacedError:
-                if self._pinned:
-                    raise
-                self._container = container.read(self._path)
 
     def _base_at_hand(self, base: Bases | None) -> Base | None:
         """Return the base, or None where it is missing: what is read may not need it."""

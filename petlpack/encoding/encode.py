@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petlpack.coding.array import Level
-from petlpack.decoding.needs import needs_of
+from petlpack.decoding.needs import needs_of, remembering
 from petlpack.encoding.bases import choose_base
 from petlpack.encoding.request import Request
 from petlpack.encoding.write import TaskWriter, Written
@@ -113,8 +113,9 @@ def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, rep
         store.refuse_taken(task_file.name, replace=replace)
     contents = {sha256 for task_file in written for sha256 in task_file.shared if sha256 not in writer.parts}
     damaged = writer.damaged | unreadable(store, contents)
+    needs = remembering(needs_of(store))
     for task_file in written:
-        store.put(task_file.name, task_file.path, task_file.shared, damaged, replace=replace, needs=needs_of(store))
+        store.put(task_file.name, task_file.path, task_file.shared, damaged, replace=replace, needs=needs)
         damaged -= task_file.shared.keys()  # written again, once
 
 

@@ -183,9 +183,10 @@ def problem_of(error: BaseException) -> Problem:
     """Return what to say of any exception."""
     if isinstance(error, PetlpackError):
         return Problem(type(error).__name__, error.code, error.message, error.hint, error.exit_code)
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError):  # numpy's have no number, and say all in words
         where = f": '{error.filename}'" if error.filename is not None else ""
-        return Problem(type(error).__name__, "os", f"{error.strerror}{where}", HINTS.get(error.errno), 1)
+        told = error.strerror or str(error) or "the system refused something"
+        return Problem(type(error).__name__, "os", f"{told}{where}", HINTS.get(error.errno or 0), 1)
     if isinstance(error, MemoryError):
         return Problem("MemoryError", "memory", "not enough memory", "use fewer --jobs, which need less memory", 1)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -22,6 +22,7 @@ from petlpack.tensors.checkpoint import Checkpoint
 from petlpack.tensors.components import is_written, may_be_component, stem_of
 from petlpack.tensors.file_names import is_file_name
 from petlpack.tensors.foreign_json import read_value
+from petlpack.tensors.hub_cache import own_folders
 from petlpack.tensors.kinds import (
     LEAVES,
     LOADING,
@@ -178,7 +179,10 @@ class _Sorting:
 
 
 def settled(run: Run) -> Run:
-    """Return a run that keeps no file under the name of a weight file, and no index of files that do not come back."""
+    """Return a run that keeps no file under the name of a weight file, and no index of files that do not come back.
+
+    Kept files that links lead to elsewhere are warned about: a run of a stranger could link to anything of one's own.
+    """
     kept, left_out = dict(run.kept), list(run.left_out)
     for name, path in run.kept.items():
         why = _OTHER_WEIGHTS if name in run.headers else None
@@ -191,7 +195,15 @@ def settled(run: Run) -> Run:
         if why is not None and isinstance(path, Path):
             del kept[name]
             left_out.append(LeftOut(path.relative_to(run.path).as_posix(), path.stat().st_size, why))
-    return replace(run, kept=kept, left_out=tuple(left_out))
+    own = [run.path.resolve(), *own_folders(run.path)]
+    linked = {name: path.resolve() for name, path in kept.items() if isinstance(path, Path) and _is_linked(path, run)}
+    elsewhere = [f"{name} ({path})" for name, path in linked.items() if not any(map(path.is_relative_to, own))]
+    warnings = [f"kept what links lead to outside the run: {some(elsewhere)}"] if elsewhere else []
+    return replace(run, kept=kept, left_out=tuple(left_out), warnings=(*run.warnings, *warnings))
+
+
+def _is_linked(path: Path, run: Run) -> bool:
+    return path.is_symlink() or path.parent != run.path
 
 
 def _leads_back(index: Path, name: str, run: Run) -> bool:

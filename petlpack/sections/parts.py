@@ -121,17 +121,21 @@ def check_shared(store: Store, sha256: str, max_bytes: int | None = UNBOUNDED) -
 
     Raises DamageError, and LimitError where that takes more than `max_bytes`: None is what the part's file explains.
     """
-    path = find_shared(store, sha256)
-    opened = container.read(path)
-    allowance = Allowance(f"shared part {sha256}", max_bytes, opened.nbytes)
-    if opened.manifest.codec == container.BYTES:
-        allowance.check(size_of_shared(store, sha256), free=FREE_FILE)
-        read_shared(store, sha256)
+    opened = container.read(find_shared(store, sha256))
+    if opened.manifest.codec != container.BYTES:
+        open_part(store, sha256, max_bytes).check()
         return
+    Allowance(f"shared part {sha256}", max_bytes, opened.nbytes).check(size_of_shared(store, sha256), free=FREE_FILE)
+    read_shared(store, sha256)
+
+
+def open_part(store: Store, sha256: str, max_bytes: int | None = None) -> Part:
+    """Open a shared part of tensors to decode all of it; raises DamageError, and LimitError as `check_shared`."""
+    path = find_shared(store, sha256)
     part = Part(path, sha256)
     size = sum(slot.nbytes for slot in part.slots)
-    allowance.check(size, size)
-    part.check()
+    Allowance(f"shared part {sha256}", max_bytes, path.stat().st_size).check(size, size)
+    return part
 
 
 def unreadable(store: Store, shared: Iterable[str]) -> set[str]:

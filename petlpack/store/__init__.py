@@ -16,10 +16,10 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from petlpack.errors import PetlpackError, TaskError, UsageError, printable
+from petlpack.errors import TaskError, UsageError, printable
 from petlpack.errors.arguments import Place, check_flags, path_of
 from petlpack.store import lock, places
 from petlpack.store.disk import DRAFT, file_size, replacing, sync, sync_above
@@ -37,7 +37,7 @@ from petlpack.store.names import (
     task_file,
 )
 from petlpack.store.places import PACK_JSON, is_pack, pack_above
-from petlpack.store.released import change_released, read_released
+from petlpack.store.released import Needs, change_released, needed_alone, note_if_room, note_now, read_released
 from petlpack.store.seals import Seal, keeping_seal, read_seal, taken, write_seal
 
 __all__ = [
@@ -64,9 +64,6 @@ LOCK_TIMEOUT = 60.0
 """Seconds to wait for the lock: it is held for the moment of a rename, or for one sweep of `gc`."""
 STALE = 24 * 3600.0
 """Seconds without a write after which a temporary file belongs to nobody."""
-
-Needs = Callable[[Path], Iterable[str]]
-"""Tells which shared parts the task in a file needs; raises PetlpackError where it cannot be read."""
 
 
 class Store:
@@ -223,7 +220,7 @@ class Store:
         with self.locked():
             self.refuse_taken(name, replace=replace)
             new = [sha256 for sha256 in shared if sha256 in damaged or not self.shared_path(sha256).exists()]
-            given_up = self._needed_alone(target, needs) - shared.keys()
+            given_up = needed_alone(target, needs, self.task_files, self.told) - shared.keys()
             change_released(self.path, add={*new, *given_up})
             with keeping_seal(self.path, [task_file(name), *map(shared_file, new)], self.told):
                 for sha256 in new:
@@ -242,9 +239,12 @@ class Store:
             self._bury()
             path = self.find_task(name)
             size = path.stat().st_size
-            change_released(self.path, add=self._needed_alone(path, needs))
-            with keeping_seal(self.path, [task_file(name)], self.told):
+            alone = needed_alone(path, needs, self.task_files, self.told)
+            noted = note_if_room(self.path, alone)
+            with keeping_seal(self.path, [task_file(name)], self.told, frees=True):
                 path.unlink()
+                if not noted:
+                    note_now(self.path, alone, self.told)
                 with self._done(f"task '{name}' is removed"):
                     sync(path.parent)
         return size
@@ -260,12 +260,15 @@ class Store:
         With `everything` also those that no writer of this pack gave up. Returns the files with their bytes.
         """
         parts = self.unneeded(needed, everything=everything)
-        leftovers = [path for path in self._temporary(TEMPORARY) if _is_stale(path)]
+        owners = lock.at_work(self.path, TEMPORARY)
+        drafts = [path for path in self._temporary(TEMPORARY) if not path.name.startswith(owners)]
+        leftovers = [path for path in drafts if _is_stale(path)]
         garbage = [*map(self.shared_path, parts), *leftovers]
         sizes = [(path, file_size(path) or 0) for path in garbage]
         if not dry_run:
             self._bury()
-            with keeping_seal(self.path, map(shared_file, parts), self.told) if parts else contextlib.nullcontext():
+            files = [*map(shared_file, parts)]
+            with keeping_seal(self.path, files, self.told, frees=True) if parts else contextlib.nullcontext():
                 self._sync_directories()  # no power cut may bring back a task whose parts are gone
                 for path in garbage:
                     path.unlink(missing_ok=True)
@@ -302,20 +305,6 @@ class Store:
         except OSError as error:
             self.told.append(f"{what}, but may not outlive a power cut: {error}")
 
-    def _needed_alone(self, path: Path, needs: Needs | None) -> set[str]:
-        """Return the parts that only the task in this file needs; none where that cannot be known."""
-        if needs is None or not path.exists():
-            return set()
-        try:
-            alone = set(needs(path))
-            for other in self.task_files():
-                if not alone:
-                    break
-                alone -= set() if other == path else set(needs(other))
-        except (PetlpackError, OSError):
-            return set()
-        return alone
-
     def _sync_directories(self) -> None:
         """Make what stands in the pack's directories durable, whoever put it there: a killed writer may not have."""
         for name in DIRECTORIES:
@@ -328,6 +317,10 @@ class Store:
         """Return the temporary files whose names begin so."""
         folders = [self.path, *(self.path / name for name in DIRECTORIES)]
         return [folder / name for folder in folders for name in sorted(_names(folder)) if name.startswith(prefix)]
+
+    def _has_left(self, owner: str) -> bool:
+        """Tell whether temporary files of a writer are there."""
+        return bool(self._temporary(f"{owner}-"))
 
     def _bury(self) -> None:
         """Delete what killed writers left; the caller holds the lock, so that nobody else begins or ends a change."""
@@ -361,7 +354,7 @@ def _enter(kind: type[Store], path: Path, stack: contextlib.ExitStack) -> Store:
             with lock.locked(path, LOCK_TIMEOUT, told):
                 places.mark(path)
                 store = kind(path)
-                store._writer = stack.enter_context(lock.alive(path, TEMPORARY))
+                store._writer = stack.enter_context(lock.alive(path, TEMPORARY, store._has_left))
                 store.told = told
                 store._bury()
                 return store

@@ -13,6 +13,9 @@ from pathlib import Path
 DRAFT = ".tmp-locked-"
 """How the temporary files begin that only the holder of a pack's lock makes."""
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What a file system says where there is no room, for anybody or for us."""
+
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system says of the sync of a directory where it has none: there is nothing that could be done."""
 
@@ -71,10 +74,11 @@ def read_regular(path: Path, most: int) -> bytes:
     """Return the bytes of a file, without waiting for a pipe; raises ValueError for what is no file, or larger."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no file")
         with open(descriptor, "rb", closefd=False) as file:
-            text = file.read(most + 1)
+            text = file.read(min(status.st_size, most) + 1)  # as much memory is taken, whatever there is
     finally:
         os.close(descriptor)
     if len(text) > most:

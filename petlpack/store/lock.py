@@ -112,10 +112,11 @@ def _is_the_file(lock: filelock.BaseFileLock, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def alive(directory: Path, prefix: str) -> Iterator[str]:
+def alive(directory: Path, prefix: str, left: Callable[[str], bool]) -> Iterator[str]:
     """Lend a name that nobody else has; a locked file beside says that its owner lives, as long as the block runs.
 
-    Where nothing can be locked, there is no such file: what a killed owner leaves is then for nobody to see.
+    Where something is `left` under that name, since it could not be deleted, the file stays for `bury` to find. Where
+    nothing can be locked, there is no such file: what a killed owner leaves is then for nobody to see.
     """
     owner = f"{prefix}{uuid.uuid4().hex}"
     path = directory / f"{owner}{_ALIVE}"
@@ -126,7 +127,8 @@ def alive(directory: Path, prefix: str) -> Iterator[str]:
         yield owner
     finally:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            if not left(owner):
+                path.unlink(missing_ok=True)
         _let_go(lock, [])
 
 
@@ -135,6 +137,23 @@ def living(directory: Path, prefix: str) -> set[str]:
     pattern = re.compile(f"({re.escape(prefix)}{_OWNER}){re.escape(_ALIVE)}")
     matches = (pattern.fullmatch(name) for name in os.listdir(directory))  # noqa: PTH208 - names are all that is asked
     return {match[1] for match in matches if match}
+
+
+def at_work(directory: Path, prefix: str) -> tuple[str, ...]:
+    """Return the names whose owners live, as far as that can be known."""
+    import filelock
+
+    found = []
+    for owner in living(directory, prefix):
+        lock = _lock(directory / f"{owner}{_ALIVE}")
+        try:
+            refuse_odd_lock(Path(lock.lock_file))
+            _acquire(lock, 0)
+        except (OSError, PetlpackError, filelock.Timeout, RuntimeError):
+            found.append(owner)
+        else:
+            _let_go(lock, [])
+    return tuple(found)
 
 
 def bury(directory: Path, prefix: str, delete: Callable[[str], None]) -> None:

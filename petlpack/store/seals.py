@@ -12,7 +12,7 @@ from typing import Any
 
 from petlpack.errors import DamageError, UnknownFormatError, UsageError, printable
 from petlpack.records.canonical import canonical_json
-from petlpack.store.disk import read_regular, replacing
+from petlpack.store.disk import FULL, read_regular, replacing
 from petlpack.store.names import DIGEST, INVENTORY, is_sealed_apart
 from petlpack.tensors.strict_json import decode_integers
 
@@ -147,19 +147,40 @@ def write_seal(pack: Path, seal: Seal) -> None:
         temporary.write_bytes(seal.to_json())
 
 
+def _mark_in_place(path: Path, seal: Seal) -> None:
+    """Write a shorter text over that of a seal, which takes no room; nothing is done where the file is another's, too.
+
+    Killed on the way, that leaves an inventory that is refused, which is no worse than a stale one.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "r+b") as file:
+            if os.fstat(descriptor).st_nlink == 1:
+                file.write(seal.to_json())
+                file.truncate()
+                file.flush()
+                os.fsync(descriptor)
+
+
 @contextlib.contextmanager
-def keeping_seal(pack: Path, names: Iterable[str], told: list[str]) -> Iterator[None]:
+def keeping_seal(pack: Path, names: Iterable[str], told: list[str], *, frees: bool = False) -> Iterator[None]:
     """Keep the seal of a pack, where it has one, while these files change; the caller holds the lock.
 
     It is stale until the block has ended, and stays so where the writer is killed. A seal that was stale stays stale:
-    nobody knows what it has missed. What keeps it from being written again is `told`.
+    nobody knows what it has missed. What keeps it from being written again is `told`. Where the block frees space, a
+    disk too full to say that the seal is stale does not keep it from that.
     """
     sealed = read_seal(pack)
     if sealed is None or sealed.stale:
         yield
         return
     changing = list(names)
-    write_seal(pack, replace(sealed, stale=True))
+    try:
+        write_seal(pack, replace(sealed, stale=True))
+    except OSError as error:
+        if not frees or error.errno not in FULL:
+            raise
+        _mark_in_place(pack / INVENTORY, replace(sealed, stale=True))
     try:
         yield
     finally:

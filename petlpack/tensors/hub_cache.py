@@ -46,9 +46,18 @@ def _text_of(main: Path) -> str:
 
 def cached_name(path: Path) -> str | None:
     """Return `org--name` of a model's folder in the Hub's cache, or of a snapshot in it; None of any other path."""
-    folder = path.absolute().parent.parent if path.absolute().parent.name == "snapshots" else path
+    folder = _folder_of(path)
     match = _FOLDER.fullmatch(_own_name(folder))
     return match["name"] if match and (folder / "snapshots").is_dir() else None
+
+
+def own_folders(path: Path) -> list[Path]:
+    """Return the real folder that holds all of a model in the Hub's cache; of any other path none."""
+    return [] if cached_name(path) is None else [_folder_of(path).resolve()]
+
+
+def _folder_of(path: Path) -> Path:
+    return path.absolute().parent.parent if path.absolute().parent.name == "snapshots" else path
 
 
 def _own_name(path: Path) -> str:

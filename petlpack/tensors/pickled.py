@@ -6,12 +6,10 @@ import contextlib
 import functools
 import json
 import math
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from petlpack.errors import RunError, printable
 from petlpack.tensors.dtypes import DTYPES, Bits, DType
@@ -19,6 +17,7 @@ from petlpack.tensors.pinned import Pin, open_regular, pin_of
 from petlpack.tensors.safetensors_file import Flat
 from petlpack.tensors.tensor import Stored, Tensor, stored_as
 from petlpack.tensors.torch_archive import Archive, Strided, archive_of
+from petlpack.tensors.torch_reader import NotPlacedError, check_cost, load
 
 if TYPE_CHECKING:
     import torch
@@ -91,10 +90,10 @@ def _around(loaded: object, under: Sequence[str]) -> str | None:
     """Return what was loaded as JSON, an empty object in the place of the state dict; None where JSON loses some."""
     if not under:
         return ""
-    whole: object = {}
+    whole: Any = {}
     for depth in range(len(under) - 1, -1, -1):
-        outer = functools.reduce(lambda inside, key: inside[key], under[:depth], loaded)  # type: ignore[index]
-        whole = {key: whole if key == under[depth] else value for key, value in outer.items()}  # type: ignore[attr-defined]
+        outer: Any = functools.reduce(lambda inside, key: inside[key], under[:depth], loaded)  # type: ignore[index]
+        whole = {key: whole if key == under[depth] else value for key, value in dict.items(outer)}
     text = json.dumps({"under": list(under), "whole": whole}) if _is_plain(whole) else None
     return text if text is not None and len(text) <= _MOST_AROUND else None
 
@@ -136,17 +135,29 @@ def holds_more(path: Path) -> bool:
     for device in ("meta", "cpu"):
         try:
             with open_regular(path) as file:
-                return _has_tensor(_load(file, path, device))
-        except _NotPlacedError:
+                check_cost(file, path, archive_of(file, pin_of(path, file)))
+                return _has_tensor(load(file, path, device))
+        except NotPlacedError:
             continue
         except (OSError, RunError):
             break
     return False
 
 
+def _plain(value: object, depth: int = 0) -> Any:
+    """Return dictionaries and tensors without what a pickle gave them as attributes, which may stand before methods."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return torch.Tensor.detach(value)
+    if isinstance(value, dict) and depth <= 2 * _DEEPEST:
+        return {key: _plain(item, depth + 1) for key, item in dict.items(value)}
+    return value
+
+
 def _has_tensor(value: object, depth: int = 0) -> bool:
     """Tell whether there is a tensor in a value, or in dictionaries and lists inside of each other."""
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    inside = dict.values(value) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return _is_tensor(value) or (depth < _DEEPEST and any(_has_tensor(item, depth + 1) for item in inside))
 
 
@@ -183,81 +194,23 @@ def _read(path: Path, keys: tuple[str, ...]) -> _Saved:
     with open_regular(path) as file:
         pin = pin_of(path, file)
         archive = archive_of(file, pin)
+        check_cost(file, path, archive)
         if archive is not None and archive.in_order:
-            with contextlib.suppress(_NotPlacedError):
-                return _found(_load(file, path, "meta"), pin, archive, keys)
-        saved = _found(_load(file, path, "cpu"), pin, None, keys)
+            with contextlib.suppress(NotPlacedError):
+                return _found(load(file, path, "meta"), pin, archive, keys)
+        saved = _found(load(file, path, "cpu"), pin, None, keys)
     pin.check()
     return saved
 
 
-class _NotPlacedError(Exception):
-    """Torch does not say where in the file the elements of a tensor are: it has to read them."""
-
-
 def _found(loaded: object, pin: Pin, archive: Archive | None, keys: tuple[str, ...]) -> _Saved:
-    """Return the state dict in what was loaded; raises _NotPlacedError where the archive does not place a tensor."""
-    state, beside, under = _find_state(loaded, pin.path, keys)
+    """Return the state dict in what was loaded; raises NotPlacedError where the archive does not place a tensor."""
+    state, beside, under = _find_state(_plain(loaded), pin.path, keys)
     tensors = {name: value for name, value in state.items() if _is_tensor(value)}
     if archive is not None and any(archive.place_of(value) is None for value in tensors.values()):
-        raise _NotPlacedError
+        raise NotPlacedError
     empty = [name for name in state if name not in tensors]
     return _Saved(pin, archive, tensors, beside, under, empty, None if empty else _around(loaded, under))
-
-
-def _load(file: BinaryIO, path: Path, device: str) -> object:
-    """Read what torch saved by torch's weights-only reader, which runs no code from the file.
-
-    On the device `meta` no elements are read; what cannot be read so is _NotPlacedError.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise RunError(
-            f"'{printable(str(path))}' is a pickled state dict, but torch is not installed",
-            hint="pip install 'petlpack[torch]' torch==2.13.0, or save the run as safetensors",
-        ) from error
-    file.seek(0)
-    try:
-        return torch.load(file, map_location=device, weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as error:  # on bytes that are no pickle, torch's reader fails in every way there is
-        if device == "meta":
-            raise _NotPlacedError from error
-        cut = is_cut(path)
-        what = "truncated" if cut else f"not a plain state dict: {printable(_reason(error))}"
-        raise RunError(
-            f"'{printable(str(path))}' is {what}",
-            hint="copy the file again, or use another checkpoint"
-            if cut
-            else "a pickle can run code, so only tensors are loaded from it: load it where you trust it, and save the "
-            "state dict as safetensors",
-        ) from error
-
-
-def is_cut(path: Path) -> bool:
-    """Tell whether a file begins as the archives do that torch saves, and does not end as one; reads no pickle."""
-    try:
-        with open_regular(path) as file:
-            return file.read(2) == b"PK" and not zipfile.is_zipfile(file)
-    except OSError:
-        return False
-
-
-_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
-"""How torch says which class a pickle asks for."""
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of what torch says, without its advice to read a pickle that may carry code."""
-    text = str(error)
-    if "weights_only" in text or "Weights only" in text:
-        found = _OBJECT.search(text)
-        return "it contains objects other than tensors" + (f" ({found[1]})" if found else "")
-    if "PytorchStreamReader" in text:  # which goes on with what its own developers should do
-        return "its archive is damaged"
-    return next(iter(text.strip().splitlines()), "") or type(error).__name__
 
 
 def _find_state(loaded: object, path: Path, keys: tuple[str, ...]) -> tuple[Mapping[str, object], list[str], list[str]]:

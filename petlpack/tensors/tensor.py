@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PIECE = 1 << 22
 """Elements read at a time while streaming: 8-32 MB, large enough that the calls cost nothing."""
 
+HASHED = 1 << 20
+"""Bytes read at a time to be hashed and forgotten: what of them is still in the processor's cache is hashed faster."""
+
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"}
 TORCH_NAMES = {
     "F64": "float64",
@@ -134,9 +137,9 @@ class Tensor:
 
     def sha256(self) -> str:
         """Return the sha256 of the elements' little-endian bytes, in hex."""
-        digest = hashlib.sha256()
-        for piece in self.pieces():
-            digest.update(as_bytes(piece))
+        digest, step = hashlib.sha256(), HASHED // self.dtype.itemsize
+        for start in range(0, self.size, step):
+            digest.update(as_bytes(self.read_flat(start, min(start + step, self.size))))
         return digest.hexdigest()
 
     def numpy(self) -> NDArray[Any]:

@@ -30,6 +30,9 @@ _PICKLE_BYTES = 1 << 20, 1 << 11
 """Bytes of the pickle by itself, and for each storage: one tensor's row takes about 200, and torch reads a few million
 a second."""
 
+_HEAD = b"PK\x03\x04"
+"""How a file begins that torch reads as an archive: any other it reads as pickles one behind another."""
+
 Octets = NDArray[np.uint8]
 
 
@@ -64,17 +67,24 @@ class Archive:
 
 
 def archive_of(file: BinaryIO, pin: Pin) -> Archive | None:
-    """Return the records of an opened file; None where it is no zip archive. Raises RunError for one that is a bomb."""
+    """Return the records of an opened file; None where torch does not take it for a zip archive.
+
+    Raises RunError for one that is a bomb, or that nobody else can read as an archive.
+    """
+    file.seek(0)
+    if file.read(len(_HEAD)) != _HEAD:
+        return None
     try:
-        if not zipfile.is_zipfile(file):
-            return None
         with zipfile.ZipFile(file) as archive:
             rows = sorted(archive.infolist(), key=lambda row: row.header_offset)
             _check_rows(rows, pin)
             order = next((row for row in rows if row.filename.rpartition("/")[2] == "byteorder"), None)
             in_order = order is None or archive.read(order) == sys.byteorder.encode()
-    except BAD_ZIP:
-        return None
+    except BAD_ZIP as error:
+        raise RunError(
+            f"'{printable(str(pin.path))}' is no archive that can be read: {printable(str(error)[:200])}",
+            hint="copy the file again, or use another checkpoint",
+        ) from error
     return Archive(tuple(rows), in_order)
 
 
@@ -86,11 +96,9 @@ def _check_rows(rows: list[zipfile.ZipInfo], pin: Pin) -> None:
     if len(rows) > MOST_RECORDS:
         raise _bomb(pin, f"it has {len(rows):,} records, at most {MOST_RECORDS:,} are read")
     most = _PICKLE_BYTES[0] + _PICKLE_BYTES[1] * len(rows)
-    pickle = next((row for row in rows if row.filename.rpartition("/")[2] == "data.pkl"), None)
-    if pickle is not None and pickle.file_size > most:
-        raise _bomb(
-            pin, f"its pickle is {pickle.file_size:,} bytes, of {len(rows):,} records at most {most:,} are read"
-        )
+    pickled = sum(row.file_size for row in rows if row.filename.rpartition("/")[2].lower() == "data.pkl")
+    if pickled > most:
+        raise _bomb(pin, f"its pickle is {pickled:,} bytes, of {len(rows):,} records at most {most:,} are read")
 
 
 def _bomb(pin: Pin, what: str) -> RunError:

@@ -17,6 +17,9 @@ from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Scaled, Shap
 MOST_KEPT = 1 << 28
 """Bytes of transposed matrices that are kept for the next piece; the last one is kept however large it is."""
 
+MOST_AT_ONCE = 1 << 22
+"""Elements that are read to cut slices from, unless a single block has more."""
+
 
 class ViewReader:
     """Reads views of one base. Safe to use from several threads."""
@@ -67,8 +70,13 @@ class ViewReader:
         whole, begin = view.of.shape[view.axis] * inner, view.start * inner
         if count == 1:
             return self.read(view.of, first * whole + begin + low, first * whole + begin + high)
-        blocks = self.read(view.of, first * whole, (first + count) * whole).reshape(count, whole)
-        return blocks[:, begin : view.stop * inner].reshape(-1)
+        step = max(1, MOST_AT_ONCE // whole)  # of what is read, a slice may take little
+        pieces = []
+        for at in range(first, first + count, step):
+            many = min(step, first + count - at)
+            blocks = self.read(view.of, at * whole, (at + many) * whole).reshape(many, whole)
+            pieces.append(blocks[:, begin : view.stop * inner].reshape(-1))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _transposed(self, view: View, first: int, count: int, low: int, high: int) -> Bits:
         assert isinstance(view, Transposed)
@@ -97,8 +105,9 @@ class ViewReader:
     def _scaled(self, view: Scaled, start: int, stop: int) -> Bits:
         single = DTYPES["F32"]
         weights = cast_bits(self.read(view.of, start, stop), view.of.dtype, single).view("<f4")
-        scales = self.read(view.scales, 0, math.prod(view.scales.shape))
-        chosen = scales[_blocks_of(start, stop, view.shape, view.blocks)]
+        blocks = _blocks_of(start, stop, view.shape, view.blocks)
+        first, last = (int(blocks.min()), int(blocks.max())) if len(blocks) else (0, -1)
+        chosen = self.read(view.scales, first, last + 1)[blocks - first]
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             product = weights * cast_bits(chosen, view.scales.dtype, single).view("<f4")
         return np.where(np.isnan(product), single.bits.type(0x7FC00000), product.view(single.bits))

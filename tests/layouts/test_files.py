@@ -24,6 +24,7 @@ from petlpack import DamageError, RunError, UsageError
 from petlpack.layouts.selection import MAX_FILE, Selection
 from petlpack.store import MAX_SHARED
 from petlpack.tensors.kinds import LEAVES
+from tests.support.command_line import posix
 from tests.support.small_runs import make_base, make_pair, weights, write_run
 
 
@@ -260,6 +261,25 @@ def test_a_hub_folder_of_links_comes_along_as_what_they_lead_to(tmp_path: Path) 
         (run / name).symlink_to(Path("..") / ".." / "blobs" / f"{i}")
     encode(run, tmp_path)
     assert kept(tmp_path) == files
+
+
+@posix
+def test_what_links_bring_from_elsewhere_is_named(tmp_path: Path) -> None:
+    """A run of a stranger may link to anything; what the Hub's cache links to is the model's own."""
+    run = model(tmp_path / "run", {"own.txt": b"own"})
+    put(tmp_path, {"elsewhere/secret": b"secret", "elsewhere/tokenizer/vocab.txt": b"vocab"})
+    (run / "vocab.txt").symlink_to(tmp_path / "elsewhere" / "secret")
+    (run / "inside.txt").symlink_to("own.txt")
+    (run / "tokenizer").symlink_to(tmp_path / "elsewhere" / "tokenizer")
+    (warning,) = encode(run, tmp_path).warnings
+    assert "outside the run: tokenizer/vocab.txt (" in warning
+    assert f"vocab.txt ({(tmp_path / 'elsewhere' / 'secret').resolve()})" in warning
+    assert "inside.txt" not in warning
+    cached = tmp_path / "models--org--name" / "snapshots" / "0a1b"
+    model(cached, {})
+    put(tmp_path, {"models--org--name/blobs/1": b"vocab"})
+    (cached / "vocab.txt").symlink_to(Path("../../blobs/1"))
+    assert encode(cached, tmp_path).warnings == ()
 
 
 def test_a_link_to_the_weights_under_another_name_is_no_second_model(tmp_path: Path) -> None:

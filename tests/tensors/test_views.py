@@ -17,7 +17,7 @@ from petlpack.records.views import parse_view, view_json
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Sliced, Transposed, View, with_refs
+from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Scaled, Sliced, Transposed, View, with_refs
 from tests.support import spec_reader
 from tests.support.small_runs import random_bits
 
@@ -107,6 +107,34 @@ def test_a_piece_reads_no_more_than_it_needs() -> None:
     one = Reshaped((4, 6), Sliced(0, 2, 3, Sliced(1, 4, 8, both)))
     assert reader.read(one, 1, 24).view("<f4").tolist() == [2] * 23
     assert read == {"0": 0, "1": 0, "2": 23, "3": 7, "4": 0}
+
+
+def test_of_scales_only_those_of_a_piece_are_read() -> None:
+    weights, scales = np.arange(48, dtype=np.float32).reshape(8, 6), np.arange(12, dtype=np.float32).reshape(4, 3)
+    reader, views, read = counted({"w": weights, "s": scales})
+    view = Scaled((2, 2), views["w"], views["s"])
+    wanted = (weights * scales.repeat(2, 0).repeat(2, 1)).reshape(-1)
+    assert reader.read(view, 12, 24).view("<f4").tolist() == wanted[12:24].tolist()
+    assert read == {"w": 12, "s": 3}
+    assert reader.read(view, 5, 5).tolist() == []
+    assert reader.read(view, 0, 48).view("<f4").tolist() == wanted.tolist()
+
+
+def test_of_what_a_slice_is_cut_from_little_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.arange(48, dtype=np.float32).reshape(8, 6)
+    monkeypatch.setattr("petlpack.tensors.view_reader.MOST_AT_ONCE", 13)
+    reader, views, read = counted({"w": array})
+    largest = 0
+    real = ViewReader.read
+
+    def watched(self: ViewReader, view: View, start: int, stop: int) -> Any:
+        nonlocal largest
+        largest = max(largest, stop - start) if view is views["w"] else largest
+        return real(self, view, start, stop)
+
+    monkeypatch.setattr(ViewReader, "read", watched)
+    assert reader.read(Sliced(1, 2, 3, views["w"]), 0, 8).view("<f4").tolist() == array[:, 2].tolist()
+    assert (largest, read["w"]) == (12, 48)
 
 
 def test_a_transposed_matrix_is_read_once_for_all_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

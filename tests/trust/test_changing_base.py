@@ -15,7 +15,6 @@ import torch
 
 import petlpack
 from petlpack.errors import BaseError, PetlpackError, RunError
-from petlpack.tensors import pinned
 from petlpack.tensors.checkpoint import open_checkpoint
 from tests.support.sampling import Sample
 from tests.support.small_runs import make_pair, write_pair, write_safetensors
@@ -94,7 +93,7 @@ class Meddler:
     def __init__(self, patch: pytest.MonkeyPatch, file: Path, change: Change | None, moment: int = -1) -> None:
         self.moments, self._file, self._change, self._at = 0, file, change, moment
         patch.setattr(os, "open", self._around(os.open))
-        patch.setattr(pinned.np, "fromfile", self._around(np.fromfile))
+        patch.setattr(np, "fromfile", self._around(np.fromfile))
 
     def _around(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(of: Any, *args: Any, **options: Any) -> Any:

@@ -146,6 +146,7 @@ def check(runner: subprocess.Popen[str], call: str, run: Path, kept: tuple[Path,
     assert found["exit"] in ALLOWED, (call, found)
     assert found["code"] not in NEVER or (found["exit"], found["code"]) == TOLD, (call, found)
     assert "internal" not in found["said"], (call, found)
+    assert not found["odd"], (call, found)
     assert found["seconds"] <= 1, (call, found)
     assert state(run, run.parent, *kept) == before, call
     written = {entry.name for entry in room.iterdir()} - {"at"}

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import petlpack
 from petlpack import DamageError, UsageError
+from petlpack.checking import seal as checking_seal
 from petlpack.store import SUFFIX, Store
 from petlpack.store.seals import parse_seal
 from tests.support import spec_reader
@@ -202,3 +204,16 @@ def test_a_pipe_as_seal_is_refused_without_waiting(place: Place) -> None:
     os.mkfifo(place.pack / "inventory.json")
     with pytest.raises(DamageError):
         Store(place.pack).read_seal()
+
+
+def test_verify_looks_again_where_somebody_writes_meanwhile(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    petlpack.seal(place.pack)
+    real, writers = checking_seal._compare, [place.encode(place.run)]
+
+    def compare(*args: Any) -> object:
+        while writers:
+            writers.pop()(place.pack)
+        return real(*args)
+
+    monkeypatch.setattr(checking_seal, "_compare", compare)
+    assert codes(place) == {}

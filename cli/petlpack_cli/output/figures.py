@@ -26,7 +26,7 @@ def refuse_nothing_readable(stats: Stats, errors: Mapping[str, Exception]) -> No
     """Raise DamageError where no task is left to draw or to forecast from; what may not be read is no damage."""
     if not stats.tasks and errors:
         print_damaged(errors)
-        denied = all(isinstance(error, PermissionError) for error in errors.values())
+        denied = all(isinstance(error, OSError) for error in errors.values())
         raise (PetlpackError if denied else DamageError)(f"pack '{printable(stats.pack)}' has no readable task")
 
 

@@ -15,8 +15,8 @@ from petlpack.layouts.registry import layout
 from petlpack.layouts.run import read_json
 from petlpack.tensors.checkpoint import refuse_other_content, shards_of
 from petlpack.tensors.components import find_components
-from petlpack.tensors.pickled import is_cut
 from petlpack.tensors.places import checkpoints
+from petlpack.tensors.torch_reader import is_cut
 
 
 @dataclass(frozen=True)
