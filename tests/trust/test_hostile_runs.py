@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ CALLS = {name: [name, *words] for name, words in READERS.items()} | MORE
 
 ALLOWED = {0, 1, 2, 3, 4, 5, 7}
 NEVER = {"internal", "memory", "killed", "os", "unreadable"}
+TOLD = (3, "os")
+"""What `survey` says of a link that leads nowhere, beside all other files."""
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +144,9 @@ def check(runner: subprocess.Popen[str], call: str, run: Path, kept: tuple[Path,
     before = state(run, run.parent, *kept)
     found = tried(runner, run, words(call, run, kept, options))
     assert found["exit"] in ALLOWED, (call, found)
-    assert found["code"] not in NEVER, (call, found)
+    assert found["code"] not in NEVER or (found["exit"], found["code"]) == TOLD, (call, found)
     assert "internal" not in found["said"], (call, found)
+    assert not found["odd"], (call, found)
     assert found["seconds"] <= 1, (call, found)
     assert state(run, run.parent, *kept) == before, call
     written = {entry.name for entry in room.iterdir()} - {"at"}
@@ -173,26 +176,37 @@ def test_a_hostile_run_is_encoded_right_or_refused(
     sample: Sample,
     tally: Tally,
 ) -> None:
-    calls = list(CALLS)
-    others = [call for call in calls if call != "encode"]
     cases = [case for i, case in enumerate(hostile_runs(pristine)) if i % 8 == part]
     failed: list[tuple[str, str, str]] = []
     count = 0
     for number, (layout_id, what, change) in enumerate(sample(cases)):
-        run = tmp_path / str(number) / "at" / "run"
-        run.parent.mkdir(parents=True)
-        subprocess.run(["cp", "-r", pristine[layout_id], run], check=True)
-        change(run)
-        for call in ("encode", others[(number + part) % len(others)], others[(5 * number + part + 3) % len(others)]):
-            try:
+        room = tmp_path / str(number)
+        try:
+            run = made(room, pristine[layout_id], change)
+            for call in calls_of(number + part):
                 check(runner, call, run, kept, options_of(layout_id))
-            except AssertionError as error:
-                failed.append((layout_id, what, str(error)[:400]))
-                subprocess.run(["rm", "-rf", run.parent.parent / "pack", run.parent.parent / "out"], check=True)
-        subprocess.run(["rm", "-rf", tmp_path / str(number)], check=True)
+        except AssertionError as error:
+            failed.append((layout_id, what, str(error)[:400]))
+        finally:
+            subprocess.run(["rm", "-rf", room], check=True)  # what is deep, Python itself deletes by RecursionError
         count += 1
-    assert failed == []
+    assert not failed, "\n".join(map(str, failed))
     tally("hostile runs", count)
+
+
+def made(room: Path, pristine: Path, change: Callable[[Path], object]) -> Path:
+    """Return a copy of a run to which something was done, in a folder of its own."""
+    run = room / "at" / "run"
+    run.parent.mkdir(parents=True)
+    subprocess.run(["cp", "-r", pristine, run], check=True)
+    change(run)
+    return run
+
+
+def calls_of(number: int) -> list[str]:
+    """Return `encode`, and two of the other calls in turn."""
+    others = [call for call in CALLS if call != "encode"]
+    return ["encode", others[number % len(others)], others[(5 * number + 3) % len(others)]]
 
 
 def test_a_run_as_it_was_written_is_encoded(
