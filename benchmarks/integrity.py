@@ -229,7 +229,6 @@ def main() -> None:
                         (
                             f"{run.what}, {dtype}",
                             level,
-                            f"{1000 * bare:.1f}",
                             f"{cpu:.2f}",
                             f"{wall:.2f}",
                             f"{1 + hashed / bare:.2f}",
@@ -241,7 +240,6 @@ def main() -> None:
         (
             "run",
             "level",
-            "CPU without, ms",
             "CPU with / without",
             "wall with / without",
             "with SHA-256 alone / without",
