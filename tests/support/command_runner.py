@@ -1,9 +1,11 @@
 """Runs commands, each in a process of its own that may be limited, killed or traced, as lines of JSON say.
 
     {"arguments": ["show", "bomb.pack", "bomb", "--json"], "memory": 134217728, "seconds": 1}
-    {"exit": 4, "code": "size-limit", "said": "", "out": "{...}", "seconds": 0.1}
+    {"exit": 4, "code": "size-limit", "codes": ["size-limit"], "said": "", "out": "{...}", "odd": [], "seconds": 0.1}
 
-All are forked from one process that has loaded what commands load, whose memory and time do not count. Besides:
+All are forked from one process that has loaded what commands load, and the modules that its arguments name; its memory
+and time do not count. What is no command of the command line is one of CALLS. `odd` is what nobody may see: warnings,
+and characters that drive a terminal. Besides:
 
     "file": 4096          no file grows beyond so many bytes: a write there is short, and the next one fails
     "alarm": 60           a command that takes longer is killed, and told as such
@@ -28,7 +30,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,7 @@ PR_SET_PTRACER, ANY = 0x59616D61, -1
 
 def main() -> None:
     """Run each command that is told, until there is none."""
-    for module in LOADED:
+    for module in (*LOADED, *sys.argv[1:]):
         importlib.import_module(module)
     for line in sys.stdin:
         wanted = json.loads(line)
@@ -69,7 +72,14 @@ def _forked(wanted: dict[str, Any]) -> dict[str, Any]:
             os.kill(child, signal.SIGKILL)
         _, status, used = os.wait4(child, 0)
     said = room[:].rstrip(b"\0")
-    found = {"exit": -os.waitstatus_to_exitcode(status), "code": "killed", "codes": [], "said": "", "out": ""}
+    found = {
+        "exit": -os.waitstatus_to_exitcode(status),
+        "code": "killed",
+        "codes": [],
+        "said": "",
+        "out": "",
+        "odd": [],
+    }
     return {**(json.loads(said) if said else found), "seconds": used.ru_utime + used.ru_stime}
 
 
@@ -119,25 +129,94 @@ def _traced(child: int, options: list[str] | None) -> Iterator[None]:
 
 
 def _run(arguments: list[str]) -> dict[str, Any]:
+    out, told = io.StringIO(), io.StringIO()
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(told),
+    ):
+        warnings.simplefilter("always")
+        call, *rest = arguments
+        exit_code, code, said = CALLS[call](*rest) if call in CALLS else (_command(arguments), None, "")
+    as_json = "--json" in arguments
+    codes = [code] if code else _codes_in(out.getvalue()) if as_json else []
+    said += f"{codes[:1]}{told.getvalue()}" if as_json else told.getvalue()
+    return {
+        **{"exit": exit_code, "code": codes[0] if codes else None, "codes": codes, "said": said[:2000]},
+        **{"out": out.getvalue()[: ROOM // 2], "odd": _odd(warned, said + out.getvalue())},
+    }
+
+
+def _command(arguments: list[str]) -> int:
+    """Run a command, and return its exit code, or RAISED."""
     from petlpack_cli.app import cli
 
-    out, told = io.StringIO(), io.StringIO()
-    code = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
-        try:
-            cli.main(arguments)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        except BaseException:
-            code = RAISED
-            traceback.print_exc()
     try:
-        codes = list(_codes(json.loads(out.getvalue())))
+        cli.main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return RAISED
+    return 0
+
+
+def _load(pack: str, task: str, base: str | None = None) -> tuple[int, str | None, str]:
+    """Read every tensor of a task by the library; returns what the command line returns, "raised" for a raw error."""
+    import petlpack
+
+    try:
+        for _, tensor in petlpack.open(pack)[task].load(base).items():
+            tensor.bits()
+    except petlpack.PetlpackError as error:
+        return error.exit_code, error.code, error.message
+    except Exception as error:  # what nobody may see
+        return 1, "raised", f"{type(error).__name__}: {error}"
+    return 0, None, ""
+
+
+def _pickles(directory: str) -> tuple[int, str | None, str]:
+    """Read every file in a directory as what torch saved; tells those whose code ran, and raw errors."""
+    from petlpack.errors import RunError
+    from petlpack.tensors.pickled import holds_more, read_state_dict
+    from tests.support.hostile_pickles import canary_sang
+
+    wrong, read = [], 0
+    for path in sorted(Path(directory).iterdir()):
+        try:
+            state = read_state_dict(path)
+            for tensor in state.tensors.values():
+                tensor.bits()
+            read += 1
+        except RunError:
+            pass
+        except BaseException as error:  # what nobody may see
+            wrong.append(f"{path.name}: {type(error).__name__}: {str(error)[:200]}")
+        try:
+            holds_more(path)
+        except BaseException as error:  # what nobody may see
+            wrong.append(f"{path.name}: more: {type(error).__name__}: {str(error)[:200]}")
+        if canary_sang():
+            wrong.append(f"{path.name}: its code ran")
+            break
+    return (1, "raised", "; ".join(wrong)) if wrong else (0, None, str(read))
+
+
+CALLS: Mapping[str, Callable[..., tuple[int, str | None, str]]] = {"load": _load, "pickles": _pickles}
+"""What is called in the library, by a name that no command has."""
+
+
+def _odd(warned: list[warnings.WarningMessage], text: str) -> list[str]:
+    """Return the warnings, and the characters in what was told that a terminal does not show as they are."""
+    raw = {character for character in text if not character.isprintable() and character != "\n"}
+    return [*(str(one.message)[:200] for one in warned), *sorted(map(ascii, raw))][:5]
+
+
+def _codes_in(text: str) -> list[str]:
+    try:
+        return list(_codes(json.loads(text)))
     except ValueError:
-        codes = ["unreadable"]
-    said = told.getvalue() if "--json" not in arguments else f"{codes[:1]}{told.getvalue()}"
-    first = codes[0] if codes else None
-    return {"exit": code, "code": first, "codes": codes, "said": said[:2000], "out": out.getvalue()[: ROOM // 2]}
+        return ["unreadable"]
 
 
 def _codes(found: Any) -> Iterator[str]:

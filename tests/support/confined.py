@@ -1,4 +1,4 @@
-"""Asks for commands to be run in processes that have little memory and little time (bomb_runner.py)."""
+"""Asks for commands to be run in processes that have little memory and little time (command_runner.py)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ ENDS = frozenset({*range(8)})
 NEVER = frozenset({"killed", "internal", "memory", "raised", "unreadable"})
 """Codes of what no pack may lead to: no limit was needed to end it, and every error is one of ours."""
 
+_LONGEST = 60
+"""Seconds after which a command hangs that waits for a pipe."""
+
 _TRIES = 3
 """A processor that others use takes longer for the same, up to twice: what is too slow is so each time."""
 
@@ -32,7 +35,7 @@ class Runner:
     def run(self, files: Path, arguments: Sequence[str]) -> dict[str, Any]:
         """Run a command on files, with memory of twice their bytes and 128 MB; returns the least time of three."""
         size = sum(file.lstat().st_size for file in files.rglob("*") if file.is_file() and not file.is_symlink())
-        wanted = {"arguments": [*arguments], "memory": 2 * size + (128 << 20), "seconds": 2 * _TRIES}
+        wanted = {"arguments": [*arguments], "memory": 2 * size + (128 << 20), "seconds": 2 * _TRIES, "alarm": _LONGEST}
         found: dict[str, Any] = {}
         seconds: list[float] = []
         while len(seconds) < _TRIES and (not seconds or seconds[-1] > SECONDS):
@@ -61,7 +64,7 @@ class Runner:
 @contextmanager
 def confined(*modules: str) -> Iterator[Runner]:
     """Lend what runs commands; these modules are loaded before any of them begins."""
-    command = [sys.executable, "-m", "tests.support.bomb_runner", *modules]
+    command = [sys.executable, "-m", "tests.support.command_runner", *modules]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield Runner(process)
         assert process.stdin is not None

@@ -69,7 +69,7 @@ TOLD = (3, "os")
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.support.bomb_runner", *LOADED]
+    command = [sys.executable, "-m", "tests.support.command_runner", *LOADED]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         assert process.stdin is not None
