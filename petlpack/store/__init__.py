@@ -76,6 +76,8 @@ class Store:
         self.path = path_of("pack", path)
         self._tasks = self.path / "tasks"
         self._writer: str | None = None
+        self._untidy = False
+        """Whether the writer failed, or a temporary file of it could not be deleted: only then are there leftovers."""
         self.told: list[str] = []
         """What went wrong behind what was done: it is in the pack, but maybe not for ever."""
         places.check_mark(self.path)
@@ -101,7 +103,11 @@ class Store:
         try:
             with contextlib.ExitStack() as stack:
                 store = _enter(cls, path, stack)
-                yield store
+                try:
+                    yield store
+                except BaseException:
+                    store._untidy = True
+                    raise
         except BaseException:
             if new:
                 places.undo(path)
@@ -181,8 +187,10 @@ class Store:
         try:
             yield path
         finally:
-            with contextlib.suppress(OSError):  # the next writer deletes it
+            try:
                 path.unlink(missing_ok=True)
+            except OSError:  # the next writer deletes it
+                self._untidy = True
 
     def refuse_taken(self, name: str, *, replace: bool = False) -> None:
         """Raise TaskError where a task of this name, or one that differs only in case, exists.
@@ -315,23 +323,24 @@ class Store:
     def _temporary(self, prefix: str) -> list[Path]:
         """Return the temporary files whose names begin so."""
         folders = [self.path, *(self.path / name for name in DIRECTORIES)]
-        return [folder / name for folder in folders for name in sorted(_names(folder)) if name.startswith(prefix)]
+        return [folder / name for folder in folders for name in _names(folder) if name.startswith(prefix)]
 
     def _left_by(self, owner: str) -> list[Path]:
-        """Return the temporary files of a writer."""
-        return self._temporary(f"{owner}-")
+        """Return what a writer left, as far as it knows that it left something: looking costs what tasks are many."""
+        return [*self._temporary(f"{owner}-"), *self._temporary(DRAFT)] if self._untidy else []
 
     def _bury(self) -> None:
         """Delete what killed writers left; the caller holds the lock, so that nobody else begins or ends a change."""
 
         def delete(owner: str) -> None:
-            for path in self._left_by(owner):
+            for path in [*self._temporary(f"{owner}-"), *self._temporary(DRAFT)]:
                 path.unlink(missing_ok=True)
 
         lock.bury(self.path, TEMPORARY, delete)
         with contextlib.suppress(OSError):  # left for the next one
-            for path in self._temporary(DRAFT):
-                path.unlink(missing_ok=True)
+            for name in _names(self.path):
+                if name.startswith(DRAFT):
+                    (self.path / name).unlink(missing_ok=True)
 
 
 def _is_missing(kind: type[Store], path: Path) -> bool:
