@@ -64,7 +64,7 @@ def attack(runner: Runner, place: Path, hostile: Hostile, as_json: bool) -> None
     shutil.rmtree(place)
 
 
-@pytest.mark.trust(30)
+@pytest.mark.trust(60)
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pack_of_a_stranger_is_read_or_refused(

@@ -61,7 +61,7 @@ def test_files_as_torch_saves_them_are_read(tmp_path: Path, reader: Runner) -> N
     assert read(reader, tmp_path / "good", files) == len(files)
 
 
-@pytest.mark.trust(3)
+@pytest.mark.trust(6)
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_pickle_costs_what_it_explains(name: str, tmp_path: Path, reader: Runner, tally: Tally) -> None:
     program = b"\x80\x02" + BOMBS[name] + b"."
