@@ -25,7 +25,8 @@ from petlpack.layouts.options import ACTIVATION, SCALING, Options, Setting, said
 from petlpack.layouts.run import LeftOut, Run, headers_of, left_out_tensors, read_json
 from petlpack.rules.arithmetic import average, floats
 from petlpack.rules.modules import Average, Mixture, Plain, Use
-from petlpack.tensors.checkpoint import Checkpoint, find_weights, name_text, open_saved
+from petlpack.tensors.checkpoint import Checkpoint, find_weights, open_saved
+from petlpack.tensors.name_text import name_text
 from petlpack.tensors.tensor import Tensor
 
 SOUPS = ("pytorch_model_expert_soup.safetensors", "pytorch_model_expert_soup.bin")

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from petlpack.errors import RunError, printable
 from petlpack.layouts.run import read_json
-from petlpack.tensors.checkpoint import find_weights, name_text
+from petlpack.tensors.checkpoint import find_weights
+from petlpack.tensors.name_text import name_text
 from petlpack.tensors.places import best_checkpoint, best_first, checkpoints
 
 Read = TypeVar("Read")

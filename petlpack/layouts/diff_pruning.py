@@ -16,7 +16,8 @@ from petlpack.layouts.layout import Layout, Names, first_of, model_in
 from petlpack.layouts.options import Options
 from petlpack.layouts.run import Run, headers_of, read_json
 from petlpack.rules.modules import Dense
-from petlpack.tensors.checkpoint import name_text, open_saved
+from petlpack.tensors.checkpoint import open_saved
+from petlpack.tensors.name_text import name_text
 
 _FINAL = "pytorch_model.bin"
 _STAGES = ("checkpoint-best-info.pt", "checkpoint-last-info.pt")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from petlpack.errors import RunError, printable
 from petlpack.tensors.content import (
-    BAD_ZIP,
     OWN_FORMATS,
     PICKLE,
     READABLE,
@@ -21,21 +18,17 @@ from petlpack.tensors.content import (
     TEXT,
     Kind,
     content_of,
-    is_archive,
-    opened_archive,
     special_file,
 )
 from petlpack.tensors.file_names import is_file_name
-from petlpack.tensors.foreign_json import read_small, read_value
+from petlpack.tensors.foreign_json import read_value
 from petlpack.tensors.pickled import AROUND, StateDict, read_state_dict
-from petlpack.tensors.pinned import State, open_regular
 from petlpack.tensors.safetensors_file import (
     MOST_EMPTY,
     Header,
     MalformedError,
     build_header,
     file_tensor,
-    read_header,
     read_pinned,
 )
 from petlpack.tensors.tensor import Stored, Tensor
@@ -347,46 +340,6 @@ def _check_weight_map(index: Path, checkpoint: Checkpoint) -> None:
             f"'{printable(str(index))}' lists tensor '{printable(missing[0])}', but no shard has it",
             hint="the index and the shards are from different checkpoints: copy both again",
         )
-
-
-MOST_NAMES = 1 << 24
-"""Bytes of a pickle that are looked at for names: those of a hundred thousand tensors."""
-
-
-def name_text(path: Path) -> bytes:
-    """Return a text in which the names of a weight file's tensors stand, without reading a pickle as one.
-
-    It is the header of a safetensors file, or the pickle of what torch saved, whose names are plain text. Empty for a
-    file that is neither. Every layout asks for the same file, which is read once.
-    """
-    try:
-        return _name_text(path, State.of(path.stat()))
-    except (MalformedError, OSError, *BAD_ZIP):
-        return b""
-
-
-@functools.lru_cache(maxsize=4)  # few, for the text of a pickle may be of MOST_NAMES
-def _name_text(path: Path, _state: State) -> bytes:
-    """Read the text of a file in one state of it; what is raised is not remembered."""
-    if path.suffix == ".safetensors":
-        return read_header(path).text.encode()
-    if path.suffix == ".json":  # an index of shards
-        return read_small(path)
-    with open_regular(path) as file:
-        return _pickle_text(file)
-
-
-def _pickle_text(file: BinaryIO) -> bytes:
-    """Return the pickle of what torch saved, of one that is no archive its beginning."""
-    if not is_archive(file):
-        file.seek(0)
-        return file.read(MOST_NAMES)
-    with opened_archive(file) as archive:
-        inside = next((name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"), None)
-        if inside is None:
-            return b""
-        with archive.open(inside) as pickle:
-            return pickle.read(MOST_NAMES)
 
 
 def open_saved(path: Path, *keys: str, name: str | None = None, whole: bool = False) -> Checkpoint:

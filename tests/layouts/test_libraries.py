@@ -24,8 +24,8 @@ import transformers
 import petlpack
 from petlpack import Encoded, RunError
 from petlpack.layouts.files import sort_files
-from petlpack.tensors.checkpoint import name_text
 from petlpack.tensors.dtypes import DTYPES
+from petlpack.tensors.name_text import name_text
 from petlpack.tensors.places import TRAINING
 from tests.support.proof import files_of, quiet
 from tests.support.small_runs import make_pair, weights, write_pair, write_run
