@@ -16,7 +16,9 @@ Finding = tuple[str, PetlpackError | None, tuple[str, ...]]
 _PATIENCE = 5.0
 """Seconds to wait for a writer that keeps the seal up to date."""
 
-_HINT = "restore the file; or, if the pack is as it should be, `petlpack seal` seals it as it is now"
+_SEAL_AGAIN = "if the pack is as it should be, `petlpack seal` seals it as it is now"
+_HINT = f"restore the file; or, {_SEAL_AGAIN}"
+_FOREIGN_HINT = f"move the file out of the pack; or, {_SEAL_AGAIN}"
 
 
 def check_seal(store: Store) -> Iterator[Finding]:
@@ -57,7 +59,7 @@ def _difference(store: Store, name: str, sealed: File | None, is_there: bool) ->
     """Return how a file differs from what is sealed."""
     path = f"'{printable(str(store.path / name))}'"
     if sealed is None:
-        return DamageError(f"{path} is not in the seal of the pack", hint=_HINT, code="sealed-foreign")
+        return DamageError(f"{path} is not in the seal of the pack", hint=_FOREIGN_HINT, code="sealed-foreign")
     try:
         found = file_now(store.path / name) if is_there else None
     except FileNotFoundError:
@@ -79,6 +81,6 @@ def _difference(store: Store, name: str, sealed: File | None, is_there: bool) ->
 def _stale(store: Store) -> DamageError:
     return DamageError(
         f"the seal of pack '{printable(str(store.path))}' is stale: a writer was interrupted before it wrote it anew",
-        hint="look at what differs from it; if the pack is as it should be, `petlpack seal` seals it as it is now",
+        hint=f"look at what differs from it; {_SEAL_AGAIN}",
         code="sealed-stale",
     )
