@@ -491,7 +491,7 @@ def test_the_names_in_a_weight_file_are_read_once(tmp_path: Path, monkeypatch: p
     file = write_run(tmp_path / "run", make_pair()[0]) / "model.safetensors"
     text = name_text(file)
     assert b"word_embeddings" in text
-    monkeypatch.setattr("petlpack.tensors.checkpoint.read_header", None)
+    monkeypatch.setattr("petlpack.tensors.name_text.read_header", None)
     assert name_text(file) is text
     monkeypatch.undo()
     write_run(tmp_path / "run", {"other": weights("F32", (3,))})
