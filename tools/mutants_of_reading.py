@@ -39,9 +39,7 @@ _READ = """        self._compare(State.of(os.fstat(file.fileno())))
 _BEHIND = """        self._compare(State.of(os.fstat(file.fileno())))
         if len(octets) != nbytes:
 """
-_STREAMED = """            for _ in task.load(self._base).stream(jobs=self._jobs):
-                pass
-"""
+_STREAMED = "            task.load(self._base).check(jobs=self._jobs)\n"
 _SECOND = """    try:
         _refuse_special(path, os.fstat(descriptor).st_mode)
     except OSError:
@@ -53,7 +51,7 @@ Row = tuple[str, str, str]
 
 READING: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     (FILE, FLIPS): (
-        ("digest of a section", "        if digest != row.sha256:", "        if False:"),
+        ("checksum of a section", "        if checksum != row.checksum:", "        if False:"),
         ("digest of the manifest", '    if digest != header.metadata.get("manifest_sha256"):', "    if False:"),
     ),
     (FILE, (*FLIPS, *FORMATS)): (
@@ -120,7 +118,17 @@ READING: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
         ),
     ),
     ("petlpack/decoding/tensors.py", FORMATS): (
-        ("digest of the whole", "        if digest.hexdigest() != self._manifest.decoded:", "        if False:"),
+        ("sums of the whole", "        if found != said:", "        if False:"),
+        (
+            "digest of the whole, where all is checked",
+            "self._stream((_CHECKSUM, _DIGEST), ",
+            "self._stream((_CHECKSUM,), ",
+        ),
+        (
+            "digests of the base, where all is checked",
+            "            needed(self._base).check_digest(ref)\n",
+            "            pass\n",
+        ),
     ),
     (TASK, FORMATS): (
         ("kind of a task", '        if self.manifest.kind != "task" or not self.manifest.shared:', "        if False:"),
@@ -138,7 +146,12 @@ READING: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     (TEMPLATE, FORMATS): (("text of a template", "        if canonical != text:", "        if False:"),),
     (TABLE, FORMATS): (("text of a base's table", " or canonical != text or base_table_json(table) != text:", ":"),),
     (BASE, (*DAMAGE, *FORMATS, *CHECKS)): (
-        ("digest of the base's tensors", "        if self.sha256(ref.name) != ref.sha256:", "        if False:"),
+        (
+            "checksum of the base's tensors",
+            "        if self.checksum(ref.name) != ref.sums.checksum:",
+            "        if False:",
+        ),
+        ("digest of the base's tensors", "        if self._sums_of(ref.name) != ref.sums:", "        if False:"),
         (
             "form of the base's tensors",
             "        if (tensor.dtype, tensor.shape) != (ref.dtype, ref.shape):",
@@ -149,7 +162,7 @@ READING: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     (OF_TASK, (*CHECKS, *BASES)): (
         (
             "digests by which one of several bases is told",
-            "    return all(base.sha256(ref.name) == ref.sha256 for ref, _ in rows)",
+            "    return all(base.checksum(ref.name) == ref.sums.checksum for ref, _ in rows)",
             "    return True",
         ),
         (

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
 import zstandard
 
 import petlpack
@@ -145,7 +146,7 @@ class Copy:
             data[name] = data[name][:value]
         else:
             row[("name", "coder", "dtype", "count").index(field)] = value
-        row[4] = hashlib.sha256(data[name]).hexdigest()
+        row[4] = xxhash.xxh3_64_hexdigest(data[name])
         sections = {
             called: data[old] for called, old in zip((row[0] for row in manifest["sections"]), data, strict=True)
         }

@@ -33,7 +33,7 @@ from petlpack.codecs.units import FromParts, Unit
 from petlpack.coding import pco
 from petlpack.coding.registry import coder
 from petlpack.container import EncodedSection, Manifest
-from petlpack.decoding.tensors import whole_digest
+from petlpack.decoding.tensors import whole_sums
 from petlpack.records.base_table import base_table_json
 from petlpack.records.slot import Slot, kind_of, with_kinds
 from petlpack.records.sources import Sources
@@ -46,9 +46,9 @@ from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES, Bits
 from petlpack.tensors.ordered import to_ordered
 from petlpack.tensors.safetensors_file import build_header
-from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.tensor import Sums, Tensor
 from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef
+from petlpack.tensors.views import UNKNOWN, BaseRef
 from tests.support import pcodec_reader
 from tools.vectors import (
     FENCE,
@@ -214,7 +214,7 @@ def slots_of(rows: Sequence[Sequence[Any]]) -> tuple[Slot, ...]:
             DTYPES[dtype],
             tuple(shape),
             int(np.prod(shape, dtype=np.int64)),
-            None if base is None else BaseRef(name, DTYPES[dtype], tuple(base), "0" * 64),
+            None if base is None else BaseRef(name, DTYPES[dtype], tuple(base), UNKNOWN),
             head,
             tuple(place[0]) if place else None,
             kind_of(name),
@@ -263,11 +263,14 @@ def base_of(vector: Vector) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return {b.get("name", name): (b["dtype"], tuple(b["shape"]), unhex(b["bits"])) for name, b in bases}
 
 
+def _sums(data: bytes) -> Sums:
+    return Tensor.of(np.frombuffer(data, np.uint8), DTYPES["U8"]).sums()
+
+
 def base_table_of(vector: Vector) -> dict[str, BaseRef]:
     """Return the table of the base of a codec vector."""
     return {
-        name: BaseRef(name, DTYPES[dtype], shape, hashlib.sha256(data).hexdigest())
-        for name, (dtype, shape, data) in base_of(vector).items()
+        name: BaseRef(name, DTYPES[dtype], shape, _sums(data)) for name, (dtype, shape, data) in base_of(vector).items()
     }
 
 
@@ -337,12 +340,13 @@ def write_pack(vector: Vector, pack: Path) -> Path:
         part_file(part.get("codec") or vector["codec"], rows, part["sections"])
         for part, rows in zip(vector.get("parts") or (), part_rows(vector), strict=True)
     ]
-    digests = [hashlib.sha256(unhex(t["bits"])).hexdigest() for t in vector["tensors"]]
+    sums = whole_sums([_sums(unhex(t["bits"])) for t in vector["tensors"]])
     said = {
         "kind": "task",
         "codec": vector["codec"],
         "shared": [hashlib.sha256(content).hexdigest(), *(name for name, _ in parts[: vector.get("named_parts")])],
-        "decoded": vector.get("decoded") or whole_digest(digests),
+        "decoded": vector.get("decoded") or sums.sha256,
+        "checksum": vector.get("checksum") or sums.checksum,
         "params": vector.get("params") or plan_of(vector, template).to_params(),
         "facts": {},
     }
@@ -370,7 +374,7 @@ def changed_codec(good: Vector, bad: Vector) -> Vector:
         fields["sections"] = [
             {**section, **bad["set"]} if i == at else section for i, section in enumerate(good["sections"])
         ]
-    for field in ("sections", "params", "decoded", "unchanged", "rule", "parts", "named_parts"):
+    for field in ("sections", "params", "checksum", "unchanged", "rule", "parts", "named_parts"):
         if field in bad.fields:
             fields[field] = bad[field]
     if "files" in bad.fields:
@@ -580,7 +584,7 @@ def _view_parts(vector: Vector) -> dict[str, Any]:
     if vector.bad:
         return {}
     bits = {name: bits_of(data, dtype) for name, dtype, _, data in vector["tensors"]}
-    table = {name: BaseRef(name, DTYPES[dtype], tuple(shape), "0" * 64) for name, dtype, shape, _ in vector["tensors"]}
+    table = {name: BaseRef(name, DTYPES[dtype], tuple(shape), UNKNOWN) for name, dtype, shape, _ in vector["tensors"]}
     view = parse_view(vector["view"], table)
     reader = ViewReader(lambda ref: Tensor.of(bits[ref.name], ref.dtype))
     return {"elements": reader.read(view, 0, int(np.prod(view.shape))).tobytes().hex()}

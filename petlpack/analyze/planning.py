@@ -171,7 +171,7 @@ class _Planner:
         if not measured:
             assert offers[0].refused is not None
             raise offers[0].refused
-        self._files[str(path)] = _files_of(path)
+        self._files[str(path)] = self._files_of(path)
         return RunPlan(
             path=str(path),
             layout=runs[0].layout,
@@ -210,6 +210,18 @@ class _Planner:
             directory_bytes=sum(files.values()),
             commands=tuple(self._command(paths, options) for options, paths in together.items()),
         )
+
+    def _files_of(self, path: Path) -> dict[Path, int]:
+        """Return all files of a run with their bytes, by where they really are; tell what could not be read."""
+
+        def tell(error: OSError) -> None:
+            self._told.append(
+                f"'{printable(str(error.filename))}' cannot be read, and is not counted: {error.strerror}"
+            )
+
+        below = (folder / name for folder, names in folders_below(path, unread=tell) for name in names)
+        files = [path] if path.is_file() else [file for file in below if file.is_file()]
+        return {file.resolve(): file.stat().st_size for file in files}
 
     def _read(self, path: Path) -> tuple[Sequence[Run], Options, list[Offer]]:
         """Read a run; where its refusal names a flag as the remedy, with that, and the refusal is an offer, too."""
@@ -370,10 +382,3 @@ def _lost_changes(facts: Facts) -> list[str]:
 def _lost(parts: Iterable[str]) -> str:
     """Return several losses as one text."""
     return "; ".join(text for text in dict.fromkeys(parts) if text != NOTHING) or NOTHING
-
-
-def _files_of(path: Path) -> dict[Path, int]:
-    """Return all files of a run with their bytes, by where they really are."""
-    below = (folder / name for folder, names in folders_below(path) for name in names)
-    files = [path] if path.is_file() else [file for file in below if file.is_file()]
-    return {file.resolve(): file.stat().st_size for file in files}

@@ -123,7 +123,7 @@ class Sampler:
         described, units = prepared.described, cut(prepared, codec)
         check_suits(prepared, codec, units, self._jobs)
         sizes = [unit.size for unit in units.units]
-        chosen = sample_of(sizes, self._share, seed=int(described.decoded[:16], 16))
+        chosen = sample_of(sizes, self._share, seed=int(described.sums.sha256[:16], 16))
         writer = SectionWriter(codec, level, self._jobs, progress)
         encoded = list(writer.encode([units.units[i] for i in chosen], prepared.matched.tensors, units.predictions))
         counts = [sum(len(section.data) for section in sections) for sections in encoded]

@@ -205,9 +205,7 @@ def _read_whole(
     needs_base = task.template.needs_base
     if base is not None or not needs_base:
         try:
-            tensors = task.load(base if needs_base else None)
-            for _ in tensors.stream(jobs=jobs, progress=progress):
-                pass
+            task.load(base if needs_base else None).check(jobs=jobs, progress=progress)
         except BaseError as error:
             foreign = error
         else:

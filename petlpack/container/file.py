@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
+
 from petlpack.coding.zstd import compress, decompress
 from petlpack.container.manifest import VERSION, Manifest, SectionRow, parse_manifest
 from petlpack.errors import DamageError, RefusedError, UnknownFormatError, printable, reason
@@ -61,8 +63,8 @@ def write(
     for section in sections:
         body.write(section.data)
         sizes.append((section.name, len(section.data)))
-        digest = hashlib.sha256(section.data).hexdigest()
-        rows.append(SectionRow(section.name, section.coder, section.dtype, section.count, digest))
+        checksum = xxhash.xxh3_64_hexdigest(section.data)
+        rows.append(SectionRow(section.name, section.coder, section.dtype, section.count, checksum))
         if body is held and held.tell() > MOST_HELD:
             file.write(bytes(8 + room))
             file.write(held.getbuffer())
@@ -146,11 +148,11 @@ class Sections:
         header = self._container.header
         entry = header.entries[row.name]
         data = self._read_at(header.data_start + entry.start, entry.stop - entry.start)
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != row.sha256:
+        checksum = xxhash.xxh3_64_hexdigest(data)
+        if checksum != row.checksum:
             raise DamageError(
-                f"{_quoted(self._container.path)}: section '{row.name}' has sha256 {digest}, "
-                f"the manifest says {row.sha256}",
+                f"{_quoted(self._container.path)}: section '{row.name}' has checksum {checksum}, "
+                f"the manifest says {row.checksum}",
                 hint=_DAMAGE_HINT,
                 code="section-digest",
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from petlpack.errors import DamageError, UnknownFormatError, printable
-from petlpack.records.canonical import canonical_json, parse_sha256
+from petlpack.records.canonical import canonical_json, parse_checksum, parse_sha256
 from petlpack.tensors.dtypes import DTYPES, dtype_named
 from petlpack.tensors.strict_json import decode_integers
 
@@ -18,30 +18,34 @@ VERSION = 1
 BYTES = "bytes"
 """What the manifest of a shared part of bytes has in the place of a codec."""
 
+_KINDS = ("task", "shared")
+
 _OF_BYTES = {"version", "kind", "codec", "sections"}
 """All that such a part says: it is named by what it decodes to, and needs nothing else."""
 
-_FIELDS = {*_OF_BYTES, "shared", "decoded", "params", "facts"}
+_OF_TENSORS = {*_OF_BYTES, "shared", "decoded", "params", "facts"}
+
+_OF_TASK = {*_OF_TENSORS, "checksum"}
 
 _NAME = re.compile(r"[a-z][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
 class SectionRow:
-    """One section: its name, coder id, dtype name, number of elements, and the sha256 of its bytes in the file."""
+    """One section: its name, coder id, dtype name, number of elements, and the checksum of its bytes in the file."""
 
     name: str
     coder: str
     dtype: str
     count: int
-    sha256: str
+    checksum: str
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a file holds. `decoded` is the sha256 of what it decodes to; `shared` names parts that it needs.
+    """What a file holds. `decoded` and `checksum` are the sums of what it decodes to; `shared` names parts it needs.
 
-    A shared part of bytes has only the first three.
+    A shared part of bytes has only the first three, one of tensors no `checksum`.
     """
 
     kind: str  # "task" or "shared"
@@ -49,6 +53,7 @@ class Manifest:
     sections: tuple[SectionRow, ...]
     shared: tuple[str, ...] = ()
     decoded: str = ""
+    checksum: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What people are told about the task (layout, method, sizes); nothing that decoding depends on."""
@@ -59,9 +64,10 @@ class Manifest:
             "version": VERSION,
             "kind": self.kind,
             "codec": self.codec,
-            "sections": [[row.name, row.coder, row.dtype, row.count, row.sha256] for row in self.sections],
+            "sections": [[row.name, row.coder, row.dtype, row.count, row.checksum] for row in self.sections],
             "shared": list(self.shared),
             "decoded": self.decoded,
+            "checksum": self.checksum,
             "params": dict(self.params),
             "facts": dict(self.facts),
         }
@@ -70,7 +76,9 @@ class Manifest:
 
 
 def _fields_of(kind: object, codec: object) -> set[str]:
-    return _OF_BYTES if (kind, codec) == ("shared", BYTES) else _FIELDS
+    if kind == "task":
+        return _OF_TASK
+    return _OF_BYTES if codec == BYTES else _OF_TENSORS
 
 
 def parse_manifest(text: bytes) -> Manifest:
@@ -78,15 +86,16 @@ def parse_manifest(text: bytes) -> Manifest:
     table = _parse_table(text)
     rows = _list(table["sections"], "sections")
     manifest = Manifest(
-        kind=_one_of(table["kind"], ("task", "shared")),
+        kind=table["kind"],
         codec=_name(table["codec"]),
         sections=tuple(_section(row) for row in rows),
     )
-    if table.keys() == _FIELDS:
+    if "decoded" in table:
         manifest = replace(
             manifest,
             shared=tuple(_sha256(digest) for digest in _few(_list(table["shared"], "shared"))),
             decoded=_sha256(table["decoded"]),
+            checksum=_checksum(table["checksum"]) if "checksum" in table else "",
             params=_object(table["params"], "params"),
             facts=_object(table["facts"], "facts"),
         )
@@ -116,6 +125,8 @@ def _parse_table(text: bytes) -> dict[str, Any]:
             hint="the file was written by a newer petlpack: upgrade petlpack to read it",
             code="version-unknown",
         )
+    if "kind" in table:
+        _one_of(table["kind"], _KINDS)
     fields = _fields_of(table.get("kind"), table.get("codec"))
     if set(table) != fields:
         odd = printable(min(set(table) ^ fields))
@@ -125,14 +136,16 @@ def _parse_table(text: bytes) -> dict[str, Any]:
 
 def _section(row: object) -> SectionRow:
     if not isinstance(row, list) or len(row) != 5:
-        raise DamageError("a section in the manifest must be [name, coder, dtype, count, sha256]", code="manifest-row")
-    name, coder, dtype, count, digest = row
+        raise DamageError(
+            "a section in the manifest must be [name, coder, dtype, count, checksum]", code="manifest-row"
+        )
+    name, coder, dtype, count, checksum = row
     if not isinstance(dtype, str) or dtype not in DTYPES:
         dtype_named(str(dtype))
     if type(count) is not int or not 0 <= count < 2**48:
         message = f"a section's count must be an integer from 0 to 2^48 - 1, manifest says {printable(repr(count))}"
         raise DamageError(message, code="manifest-row")
-    return SectionRow(_name(name), _name(coder), dtype, count, _sha256(digest))
+    return SectionRow(_name(name), _name(coder), dtype, count, _checksum(checksum))
 
 
 def _list(value: object, what: str) -> list[Any]:
@@ -180,3 +193,11 @@ def _sha256(value: object) -> str:
     except ValueError:
         message = f"expected a sha256 in the manifest, got {printable(repr(value))}"
         raise DamageError(message, code="sha256-digits") from None
+
+
+def _checksum(value: object) -> str:
+    try:
+        return parse_checksum(value)
+    except ValueError:
+        message = f"expected a checksum in the manifest, got {printable(repr(value))}"
+        raise DamageError(message, code="checksum-digits") from None

@@ -66,7 +66,7 @@ def _holds(base: Base, refs: Iterable[BaseRef]) -> bool:
     rows = [(ref, base.tensors.get(ref.name)) for ref in refs]
     if any(tensor is None or (tensor.dtype, tensor.shape) != (ref.dtype, ref.shape) for ref, tensor in rows):
         return False
-    return all(base.sha256(ref.name) == ref.sha256 for ref, _ in rows)
+    return all(base.checksum(ref.name) == ref.sums.checksum for ref, _ in rows)
 
 
 def check_adapted(task: str, template: Template, base: Base) -> None:

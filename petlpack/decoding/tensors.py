@@ -1,16 +1,20 @@
-"""The tensors of a task by name, decoded on demand, and the digest of them all."""
+"""The tensors of a task by name, decoded on demand, and the sums of them all."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xxhash
 
 from petlpack.codecs.registry import codec
 from petlpack.container import Container, Sections
+from petlpack.container.manifest import Manifest
 from petlpack.errors import DamageError, naming, printable
 from petlpack.parallel import Progress, count_jobs
 from petlpack.records.slot import Slot, with_kinds
@@ -21,7 +25,7 @@ from petlpack.sections.predict import Predictions
 from petlpack.sections.read import DecodedSection, SectionReader
 from petlpack.tensors.base import Base, needed
 from petlpack.tensors.dtypes import Bits
-from petlpack.tensors.tensor import PIECE, Tensor, as_bytes
+from petlpack.tensors.tensor import PIECE, Sums, Tensor, as_bytes
 
 
 class TaskTensors(Mapping[str, Tensor]):
@@ -38,6 +42,7 @@ class TaskTensors(Mapping[str, Tensor]):
     ) -> None:
         """Check the manifest against the template and the parts; `base` may be None where no tensor needs it."""
         self._path, self._manifest, self._base, self._shared = opened.path, opened.manifest, base, parts
+        self._base_refs = template.base_refs
         with naming(opened.path):
             self.sources = parse_sources(opened.manifest.params, template.slots)
             known = codec(opened.manifest.codec)
@@ -69,22 +74,31 @@ class TaskTensors(Mapping[str, Tensor]):
     def stream(self, *, jobs: int | None = None, progress: Progress | None = None) -> Iterator[tuple[Slot, int, Bits]]:
         """Yield every element once, as (tensor, first flat element, bits); a few pieces are in memory at a time.
 
-        After the last piece the digest of the whole is compared with the manifest's; raises DamageError.
+        After the last piece the checksum of the whole is compared with the manifest's; raises DamageError.
         """
-        digest = _WholeDigest(self.sources)
+        return self._stream((_CHECKSUM,), jobs, progress)
+
+    def _stream(
+        self, sums: Sequence[_Sum], jobs: int | None, progress: Progress | None
+    ) -> Iterator[tuple[Slot, int, Bits]]:
+        wholes = [_Whole(self.sources, kind) for kind in sums]
         total, done = sum(slot.nbytes for slot in self.sources.slots), 0
         for slot, start, bits in self._all_pieces(count_jobs(jobs)):
-            digest.update(slot, bits)
+            for whole in wholes:
+                whole.update(slot, bits)
             yield slot, start, bits
             done += bits.nbytes
             if progress is not None:
                 progress(done, total)
-        if digest.hexdigest() != self._manifest.decoded:
-            raise DamageError(
-                f"'{printable(str(self._path))}' decodes to sha256 {digest.hexdigest()}, "
-                f"its manifest says {self._manifest.decoded}",
-                code="decoded-digest",
-            )
+        for whole in wholes:
+            whole.compare(self._path, self._manifest)
+
+    def check(self, *, jobs: int | None = None, progress: Progress | None = None) -> None:
+        """Decode all and forget it, and compare every digest, those of the base's tensors too; raises PetlpackError."""
+        for ref in self._base_refs:  # first, for a checksum then comes along
+            needed(self._base).check_digest(ref)
+        for _ in self._stream((_CHECKSUM, _DIGEST), jobs, progress):
+            pass
 
     def read_all(self, *, jobs: int | None = None) -> Iterator[tuple[str, Slot, Bits]]:
         """Decode everything in parallel and return (name, slot, bits in the tensor's shape), checked as a whole."""
@@ -141,20 +155,44 @@ def _shared_tensors(name: str, template: Template, slots: list[Slot], parts: lis
     return shared
 
 
-class _WholeDigest:
-    """The sha256 of a whole task: of the tensors' own sha256 digests, in the order of the template."""
+@dataclass(frozen=True)
+class _Sum:
+    """One of the sums of a whole task, which is a sum of the tensors' own, in the order of the template."""
 
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
-        self._hashes = {slot.name: hashlib.sha256() for slot in sources.slots}
+    name: str
+    new: Callable[[], Any]
+    said: Callable[[Manifest], str]
+
+    def of(self, sums: Iterable[str]) -> str:
+        whole = self.new()
+        whole.update(b"".join(bytes.fromhex(one) for one in sums))
+        return str(whole.hexdigest())
+
+
+_DIGEST = _Sum("sha256", hashlib.sha256, lambda manifest: manifest.decoded)
+_CHECKSUM = _Sum("checksum", xxhash.xxh3_64, lambda manifest: manifest.checksum)
+
+
+class _Whole:
+    """A sum of a whole task, of pieces as they come."""
+
+    def __init__(self, sources: Sources, kind: _Sum) -> None:
+        self._kind = kind
+        self._sums = {slot.name: kind.new() for slot in sources.slots}
 
     def update(self, slot: Slot, bits: Bits) -> None:
-        self._hashes[slot.name].update(as_bytes(bits))
+        self._sums[slot.name].update(as_bytes(bits))
 
-    def hexdigest(self) -> str:
-        return whole_digest([self._hashes[slot.name].hexdigest() for slot in self._sources.slots])
+    def compare(self, path: Path, manifest: Manifest) -> None:
+        """Raise DamageError where the manifest says another sum."""
+        found, said = self._kind.of(sum_.hexdigest() for sum_ in self._sums.values()), self._kind.said(manifest)
+        if found != said:
+            raise DamageError(
+                f"'{printable(str(path))}' decodes to {self._kind.name} {found}, its manifest says {said}",
+                code="decoded-digest",
+            )
 
 
-def whole_digest(digests: list[str]) -> str:
-    """Return the digest of a whole task from the sha256 of each tensor, in the order of the template."""
-    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
+def whole_sums(sums: Sequence[Sums]) -> Sums:
+    """Return the sums of a whole task from those of each tensor, in the order of the template."""
+    return Sums(_DIGEST.of(one.sha256 for one in sums), _CHECKSUM.of(one.checksum for one in sums))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from petlpack.decoding.tensors import whole_digest
+from petlpack.decoding.tensors import whole_sums
 from petlpack.encoding.bind import Bound, plain_text
 from petlpack.encoding.match import Matched
 from petlpack.encoding.matching.sides import Content
@@ -27,7 +27,7 @@ from petlpack.store import MAX_SHARED
 from petlpack.tensors.file_names import check_apart, check_file_name
 from petlpack.tensors.pinned import open_regular, pin_of
 from petlpack.tensors.safetensors_file import Header, build_header
-from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.tensor import Sums, Tensor
 
 LARGEST_NAMED = 1 << 16
 """Bytes of a kept file in which the task's name is looked for: configs are smaller, tokenizers are not."""
@@ -39,8 +39,8 @@ class Described:
 
     template: Template
     sources: Sources
-    decoded: str
-    """The digest of all that decodes."""
+    sums: Sums
+    """Of all that decodes."""
     contents: Mapping[str, bytes]
     """Shared parts of bytes by sha256, the template first."""
     facts: Facts
@@ -71,7 +71,7 @@ def describe(
     return Described(
         template=template,
         sources=sources,
-        decoded=whole_digest([matched.digests[slot.name] for slot in template.slots]),
+        sums=whole_sums([matched.sums[slot.name] for slot in template.slots]),
         contents=contents,
         facts=_facts(run, template.run_bytes(sources.aliases), loss, _figures(run, matched, template, bound)),
     )

@@ -20,32 +20,36 @@ from petlpack.layouts.run import Run
 from petlpack.parallel import ordered_map
 from petlpack.records.template import texts_of
 from petlpack.tensors.base import Base, needed
-from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.tensor import Sums, Tensor
 from petlpack.tensors.views import BaseRef, View
 
 
 class Digests:
-    """The sha256 of tensors, each computed once: the tasks of one run have most tensors in common."""
+    """The sums of tensors, each computed once: the tasks of one run have most tensors in common."""
 
     def __init__(self, jobs: int) -> None:
         """Digest on so many threads."""
         self.jobs = jobs
-        self._known: dict[int, tuple[Tensor, str]] = {}
+        self._known: dict[int, tuple[Tensor, Sums]] = {}
 
     def of(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """Return the digest of each tensor by name."""
+        """Return the sha256 of each tensor by name."""
+        return {name: sums.sha256 for name, sums in self.sums_of(tensors).items()}
+
+    def sums_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Sums]:
+        """Return the sums of each tensor by name."""
         new = [tensor for tensor in tensors.values() if id(tensor) not in self._known]
-        for tensor, digest in zip(new, ordered_map(Tensor.sha256, new, self.jobs), strict=True):
-            self._known[id(tensor)] = tensor, digest  # the tensor, too: an id is its own only while it lives
+        for tensor, sums in zip(new, ordered_map(Tensor.sums, new, self.jobs), strict=True):
+            self._known[id(tensor)] = tensor, sums  # the tensor, too: an id is its own only while it lives
         return {name: self._known[id(tensor)][1] for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The tensors of a run by name, their sha256, and what of the base predicts those that have something there."""
+    """The tensors of a run by name, their sums, and what of the base predicts those that have something there."""
 
     tensors: Mapping[str, Tensor]
-    digests: Mapping[str, str]
+    sums: Mapping[str, Sums]
     refs: Mapping[str, View]
     unchanged: frozenset[str]
     """Those that are the base's, bit for bit, after rounding to their dtype: they need no bytes."""
@@ -53,7 +57,7 @@ class Matched:
 
     def content(self, name: str) -> Content:
         """Return what makes a tensor the same as another."""
-        return self.tensors[name].dtype, self.tensors[name].shape, self.digests[name]
+        return self.tensors[name].dtype, self.tensors[name].shape, self.sums[name].sha256
 
     def only(self, names: Set[str]) -> Matched:
         """Return some of the tensors."""
@@ -102,7 +106,7 @@ def _equal_elsewhere(
         return {}
     shapes = {(tensor.dtype, tensor.shape) for tensor in left.values()}
     some = [name for name, tensor in base.tensors.items() if (tensor.dtype, tensor.shape) in shapes]
-    known = {(ref.dtype, ref.shape, ref.sha256): ref for ref in ordered_map(base.ref, some, digests.jobs)}
+    known = {(ref.dtype, ref.shape, ref.sums.sha256): ref for ref in ordered_map(base.ref, some, digests.jobs)}
     same = ((name, known.get((left[name].dtype, left[name].shape, sha))) for name, sha in digests.of(left).items())
     return {name: ref for name, ref in same if ref is not None}
 
@@ -213,17 +217,17 @@ def matched_with(
     tensors: Mapping[str, Tensor], refs: Mapping[str, View], base: Base | None, digests: Digests
 ) -> Matched:
     """Return tensors and their tensors of the base, with which of them are equal."""
-    hashes = digests.of(tensors)
-    unchanged = {name for name, ref in refs.items() if _equals(tensors[name], hashes[name], ref, needed(base))}
-    return Matched(tensors, hashes, refs, frozenset(unchanged), base)
+    sums = digests.sums_of(tensors)
+    unchanged = {name for name, ref in refs.items() if _equals(tensors[name], sums[name], ref, needed(base))}
+    return Matched(tensors, sums, refs, frozenset(unchanged), base)
 
 
-def _equals(tensor: Tensor, digest: str, ref: View, base: Base) -> bool:
+def _equals(tensor: Tensor, sums: Sums, ref: View, base: Base) -> bool:
     """Tell whether a tensor is the base's, bit for bit, after rounding to its dtype."""
     if ref.shape != tensor.shape:
         return False
     if isinstance(ref, BaseRef) and ref.dtype == tensor.dtype:
-        return ref.sha256 == digest
+        return ref.sums == sums
     start = 0
     for piece in tensor.pieces():
         if not np.array_equal(piece, base.predict(ref, tensor.dtype, start, start + len(piece))):

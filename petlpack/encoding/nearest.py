@@ -19,7 +19,7 @@ from petlpack.tensors.adapted import Adapted
 from petlpack.tensors.base import Base
 from petlpack.tensors.casting import can_cast, cast_bits
 from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef, View
+from petlpack.tensors.views import UNKNOWN, BaseRef, View
 
 HINT = "pass the pretrained model that the run was trained from"
 
@@ -161,7 +161,7 @@ def _whole_views(run: Run, base: Base) -> Views:
 
 def _ref(base: Base, name: str) -> BaseRef:
     """Return a tensor of a base to look at, which needs no digest."""
-    return BaseRef(name, base.tensors[name].dtype, base.tensors[name].shape, "")
+    return BaseRef(name, base.tensors[name].dtype, base.tensors[name].shape, UNKNOWN)
 
 
 def _size(names: Mapping[str, object], run: Run) -> int:

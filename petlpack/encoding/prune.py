@@ -62,7 +62,7 @@ def prune(matched: Matched, density: float, digests: Digests) -> tuple[Matched, 
         pruned[name] = pruned[twin] if twin is not None else pruned.get(name, tensor)
     pruned = {name: pruned[name] for name in tensors}
     result = matched_with(pruned, refs, base, digests)
-    return result, Loss(kept / total if total else 0.0, errors, result.digests == matched.digests)
+    return result, Loss(kept / total if total else 0.0, errors, result.sums == matched.sums)
 
 
 def _count(

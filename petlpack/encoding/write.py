@@ -108,8 +108,7 @@ class TaskWriter:
         self._write_contents(described)
         with _as_written(name):
             task = Task(self._store, name, path, parts=self.parts, max_bytes=UNBOUNDED)
-            for _ in task.load(self._base).stream(jobs=self._jobs):
-                pass
+            task.load(self._base).check(jobs=self._jobs)
         named = (*described.read_first, *(part.sha256 for part in prepared.parts))
         parts = {sha256: self.parts[sha256] for sha256 in named}
         return Written(
@@ -173,7 +172,7 @@ class TaskWriter:
         tensors = {slot.name: tensor for slot, tensor in zip(slots, part.tensors, strict=True)}
 
         def manifest_of(rows: tuple[SectionRow, ...]) -> Manifest:
-            return Manifest("shared", codec.id, rows, (), part.sha256, part_params(slots), {})
+            return Manifest("shared", codec.id, rows, (), part.sha256, params=part_params(slots))
 
         self._write_file(path, codec, codec.units(slots), tensors, Predictions(), manifest_of)
         Part(path, part.sha256).check()
@@ -212,7 +211,7 @@ def task_manifest(codec: Codec, prepared: Prepared) -> ManifestOf:
     params, facts = described.sources.to_params(), described.facts.to_json()
 
     def manifest_of(rows: tuple[SectionRow, ...]) -> Manifest:
-        return Manifest("task", codec.id, rows, parts, described.decoded, params, facts)
+        return Manifest("task", codec.id, rows, parts, described.sums.sha256, described.sums.checksum, params, facts)
 
     return manifest_of
 

@@ -118,9 +118,9 @@ def _is_part(folder: Path) -> bool:
 
 
 def _total(folder: Path) -> int:
-    """Return the bytes of all files below a directory, whose links are not followed."""
+    """Return the bytes of all files below a directory, whose links are not followed, as far as it can be read."""
     total = 0
-    for place, names in folders_below(folder):
+    for place, names in folders_below(folder, unread=lambda _: None):
         for name in names:
             try:
                 total += (place / name).lstat().st_size

@@ -1,4 +1,4 @@
-"""The tensors of a base with their digests: a shared part that all tasks on it need (formats/template.md)."""
+"""The tensors of a base with their sums: a shared part that all tasks on it need (formats/template.md)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from petlpack.errors import DamageError, RefusedError, printable, reason
-from petlpack.records.canonical import canonical_json, parse_sha256, read_canonical
+from petlpack.records.canonical import canonical_json, parse_checksum, parse_sha256, read_canonical
 from petlpack.tensors.dtypes import dtype_named, width_of
 from petlpack.tensors.safetensors_file import is_shape
+from petlpack.tensors.tensor import Sums
 from petlpack.tensors.views import BaseRef
 
 BaseTable = Mapping[str, BaseRef]
@@ -18,7 +19,11 @@ BaseTable = Mapping[str, BaseRef]
 
 def base_table_json(refs: BaseTable) -> bytes:
     """Return the canonical JSON of a base's tensors, the content of a shared part."""
-    return canonical_json([[ref.name, ref.dtype.name, list(ref.shape), ref.sha256] for _, ref in sorted(refs.items())])
+    return canonical_json([_row(ref) for _, ref in sorted(refs.items())])
+
+
+def _row(ref: BaseRef) -> list[Any]:
+    return [ref.name, ref.dtype.name, list(ref.shape), ref.sums.sha256, ref.sums.checksum]
 
 
 def table_digest(refs: BaseTable) -> str:
@@ -54,9 +59,9 @@ def _parse_json(text: bytes) -> tuple[Any, bytes]:
         raise RefusedError(str(error), code="base-table-json") from error
 
 
-def _parse_ref(name: object, dtype: object, shape: object, digest: object) -> BaseRef:
+def _parse_ref(name: object, dtype: object, shape: object, sha256: object, checksum: object) -> BaseRef:
     if not isinstance(name, str) or not is_shape(shape, width_of(dtype)):
         raise RefusedError(
             f"expected the name and shape of a tensor, got {name!r} and {shape!r}", code="base-table-row"
         )
-    return BaseRef(name, dtype_named(str(dtype)), tuple(shape), parse_sha256(digest))
+    return BaseRef(name, dtype_named(str(dtype)), tuple(shape), Sums(parse_sha256(sha256), parse_checksum(checksum)))

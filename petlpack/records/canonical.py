@@ -11,6 +11,7 @@ from petlpack.tensors.strict_json import decode_integers
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHECKSUM = re.compile(r"[0-9a-f]{16}")
 
 
 def canonical_json(value: object) -> bytes:
@@ -34,4 +35,11 @@ def parse_sha256(value: object) -> str:
     """Return a sha256 in lower-case hexadecimal digits; raises ValueError for anything else."""
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise RefusedError(f"expected a sha256, got {value!r}", code="sha256-digits")
+    return value
+
+
+def parse_checksum(value: object) -> str:
+    """Return an XXH3 of 64 bits in lower-case hexadecimal digits; raises ValueError for anything else."""
+    if not isinstance(value, str) or not _CHECKSUM.fullmatch(value):
+        raise RefusedError(f"expected a checksum, got {value!r}", code="checksum-digits")
     return value

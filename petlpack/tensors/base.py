@@ -1,4 +1,4 @@
-"""The base: the pretrained checkpoint that tasks share, known by a digest per tensor."""
+"""The base: the pretrained checkpoint that tasks share, known by sums of each tensor."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from petlpack.tensors.dtypes import Bits, DType
 from petlpack.tensors.file_names import is_text
 from petlpack.tensors.foreign_json import read_value
 from petlpack.tensors.pinned import watching
-from petlpack.tensors.tensor import Tensor
+from petlpack.tensors.tensor import Sums, Tensor
 from petlpack.tensors.view_reader import ViewReader
 from petlpack.tensors.views import BaseRef, View
 
 
 class Base:
-    """An opened base: tensors by name, digests computed once. Safe to use from several threads, and worth keeping."""
+    """An opened base: tensors by name, sums computed once. Safe to use from several threads, and worth keeping."""
 
     def __init__(self, path: str | Path, *, pickles: bool = True) -> None:
         """Open a model directory or a weights file; raises BaseError where there is none, or only a pickle unasked."""
@@ -50,7 +50,8 @@ class Base:
         """Those of them, the last, that are none of the main weights."""
         self._files = files.only(opened.sources)
         self._needed = "the exact checkpoint that the task was encoded against"
-        self._digests: dict[str, str] = {}
+        self._sums: dict[str, Sums] = {}
+        self._checksums: dict[str, str] = {}
         self._checking: dict[str, threading.Lock] = {name: threading.Lock() for name in self.tensors}
         self._views = ViewReader(self.check)
 
@@ -90,7 +91,7 @@ class Base:
         return {prefix: Component(self, prefix, tensors) for prefix, tensors in parts.items()}
 
     def needed_by(self, what: str) -> Base:
-        """Return the same base, with digests in common, whose errors say what is needed instead of it."""
+        """Return the same base, with sums in common, whose errors say what is needed instead of it."""
         known = copy.copy(self)
         known._needed = what
         known._views = ViewReader(known.check)
@@ -102,19 +103,30 @@ class Base:
             self._files.check()
 
     def ref(self, name: str) -> BaseRef:
-        """Return what this base's tensor is, digest included."""
+        """Return what this base's tensor is, sums included."""
         tensor = self.tensors[name]
-        return BaseRef(name, tensor.dtype, tensor.shape, self.sha256(name))
+        return BaseRef(name, tensor.dtype, tensor.shape, self._sums_of(name))
 
     def sha256(self, name: str) -> str:
         """Return the sha256 of a tensor's bytes, computed at the first call."""
+        return self._sums_of(name).sha256
+
+    def checksum(self, name: str) -> str:
+        """Return the checksum of a tensor's bytes, computed at the first call; the sha256 takes eight times as long."""
         with self._checking[name]:
-            if name not in self._digests:
-                self._digests[name] = self.tensors[name].sha256()
-            return self._digests[name]
+            if name not in self._checksums:
+                self._checksums[name] = self.tensors[name].checksum()
+            return self._checksums[name]
+
+    def _sums_of(self, name: str) -> Sums:
+        with self._checking[name]:
+            if name not in self._sums:
+                self._sums[name] = sums = self.tensors[name].sums()
+                self._checksums[name] = sums.checksum
+            return self._sums[name]
 
     def check(self, ref: BaseRef) -> Tensor:
-        """Return the tensor that a task needs; raises BaseError where it is missing or differs in a single bit."""
+        """Return the tensor that a task needs; raises BaseError where it is missing or its checksum is another."""
         where = f"base '{printable(str(self.path))}'"
         hint = f"pass {self._needed}"
         tensor = self.tensors.get(ref.name)
@@ -128,14 +140,25 @@ class Base:
                 hint=hint,
                 code="base-shape",
             )
-        if self.sha256(ref.name) != ref.sha256:
-            raise BaseError(
-                f"{where}: tensor '{printable(ref.name)}' has sha256 {self.sha256(ref.name)}, "
-                f"the task needs {ref.sha256}",
-                hint=hint,
-                code="base-digest",
-            )
+        if self.checksum(ref.name) != ref.sums.checksum:
+            raise self._differs(ref)
         return tensor
+
+    def check_digest(self, ref: BaseRef) -> None:
+        """Raise BaseError as `check`, and where only the sha256 differs: a tensor made to be taken for another."""
+        self.check(ref)
+        if self._sums_of(ref.name) != ref.sums:
+            raise self._differs(ref)
+
+    def _differs(self, ref: BaseRef) -> BaseError:
+        found = self._sums_of(ref.name)
+        kind = "sha256" if found.sha256 != ref.sums.sha256 else "checksum"
+        return BaseError(
+            f"base '{printable(str(self.path))}': tensor '{printable(ref.name)}' has {kind} {getattr(found, kind)}, "
+            f"the task needs {getattr(ref.sums, kind)}",
+            hint=f"pass {self._needed}",
+            code="base-digest",
+        )
 
     def predict(self, view: View, dtype: DType, start: int, stop: int) -> Bits:
         """Return flat elements of a view, rounded to the fine-tune's dtype: a codec's prediction.
@@ -194,7 +217,7 @@ class Tensors(Hashable, Protocol):
         """The tensors by name."""
 
     def ref(self, name: str) -> BaseRef:
-        """Return what a tensor is, digest included."""
+        """Return what a tensor is, sums included."""
 
     def sha256(self, name: str) -> str:
         """Return the sha256 of a tensor's bytes."""

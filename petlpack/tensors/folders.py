@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def folders_below(top: Path, enters: Callable[[Path], bool] = lambda _: True) -> Iterator[tuple[Path, list[str]]]:
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def folders_below(
+    top: Path, enters: Callable[[Path], bool] = lambda _: True, unread: Callable[[OSError], None] = _refuse
+) -> Iterator[tuple[Path, list[str]]]:
     """Yield a directory and those below it, each with the names in it that are no directories.
 
-    Links to directories are not followed, and neither are directories that `enters` is false of. What cannot be read is
-    left out.
+    Links to directories are not followed, and neither are directories that `enters` is false of. One that vanished is
+    left out; one that cannot be read, too, if `unread` takes its error instead of raising it.
     """
     waiting = [top]
     while waiting:
@@ -19,7 +25,10 @@ def folders_below(top: Path, enters: Callable[[Path], bool] = lambda _: True) ->
         try:
             with os.scandir(place) as entries:
                 found = [(entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries]
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            unread(error)
             continue
         yield place, [name for name, folder, _ in found if not folder]
         inside = (place / name for name, folder, linked in found if folder and not linked)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from petlpack.errors import UnknownFormatError, printable
@@ -103,6 +104,14 @@ def stored_as(dtype: torch.dtype, shape: tuple[int, ...]) -> Stored:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """What tells the bytes of a tensor from others: the sha256 from all, the checksum from what came by accident."""
+
+    sha256: str
+    checksum: str
+
+
+@dataclass(frozen=True)
 class Tensor:
     """A tensor on disk, in memory or in a pack; `read_flat(start, stop)` gives its flat elements as bits."""
 
@@ -137,10 +146,27 @@ class Tensor:
 
     def sha256(self) -> str:
         """Return the sha256 of the elements' little-endian bytes, in hex."""
-        digest, step = hashlib.sha256(), HASHED // self.dtype.itemsize
+        return self.sums().sha256
+
+    def checksum(self) -> str:
+        """Return XXH3 of the elements' little-endian bytes, 64 bits in hex: an eighth of the time of the sha256."""
+        checksum = xxhash.xxh3_64()
+        for data in self._hashed():
+            checksum.update(data)
+        return checksum.hexdigest()
+
+    def sums(self) -> Sums:
+        """Return the sha256 and the checksum, from one pass over the elements."""
+        digest, checksum = hashlib.sha256(), xxhash.xxh3_64()
+        for data in self._hashed():
+            digest.update(data)
+            checksum.update(data)
+        return Sums(digest.hexdigest(), checksum.hexdigest())
+
+    def _hashed(self) -> Iterator[memoryview]:
+        step = HASHED // self.dtype.itemsize
         for start in range(0, self.size, step):
-            digest.update(as_bytes(self.read_flat(start, min(start + step, self.size))))
-        return digest.hexdigest()
+            yield as_bytes(self.read_flat(start, min(start + step, self.size)))
 
     def numpy(self) -> NDArray[Any]:
         """Read the whole tensor as a numpy array; dtypes that numpy lacks (BF16, F8) come as float32, exactly."""

@@ -14,23 +14,27 @@ from functools import cached_property
 from petlpack.errors import RefusedError
 from petlpack.tensors.casting import can_cast
 from petlpack.tensors.dtypes import DTYPES, DType
+from petlpack.tensors.tensor import Sums
 
 Shape = tuple[int, ...]
+
+UNKNOWN = Sums("", "")
+"""What stands for sums of a tensor where a look needs none."""
 
 
 @dataclass(frozen=True)
 class BaseRef:
-    """What a tensor of the base must be: its name, dtype, shape and the sha256 of its bytes."""
+    """What a tensor of the base must be: its name, dtype, shape, and the sums of its bytes."""
 
     name: str
     dtype: DType
     shape: Shape
-    sha256: str
+    sums: Sums
 
     @property
     def content(self) -> object:
         """What views that give the same bits agree in."""
-        return self.sha256
+        return self.sums
 
     @property
     def refs(self) -> tuple[BaseRef, ...]:

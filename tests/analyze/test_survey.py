@@ -836,7 +836,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     found = survey([tmp_path])
     assert {path: one.message for path, one in found.unreadable.items()} == {str(run / "closed"): "Permission denied"}
     assert found.runs[0].problem is not None
-    assert found.runs[0].problem.message == f"'{run / 'closed'}': Permission denied"
+    assert found.runs[0].problem.message == f"'{run / 'closed'}' cannot be read: Permission denied"
     assert found.disk_bytes == sum((run / name).stat().st_size for name in ("model.safetensors", "config.json"))
 
 

@@ -47,7 +47,7 @@ from petlpack.tensors.casting import cast_bits
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.ordered import from_ordered, to_ordered
 from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef
+from petlpack.tensors.views import UNKNOWN, BaseRef
 from tests.support import spec_reader
 from tests.support.golden import ALL, BY_ID, ERRORS
 from tests.support.small_runs import make_pair, random_bits, weights, write_run
@@ -612,13 +612,13 @@ def test_template_refuses(vector: Vector) -> None:
 def view_table(vector: Vector) -> dict[str, BaseRef]:
     """Return the base's table of a view vector; no digest is looked at."""
     rows = BY_ID[vector.get("of") or vector.id]["tensors"]
-    return {name: BaseRef(name, DTYPES[dtype], tuple(shape), "0" * 64) for name, dtype, shape, _ in rows}
+    return {name: BaseRef(name, DTYPES[dtype], tuple(shape), UNKNOWN) for name, dtype, shape, _ in rows}
 
 
 def view_table_too(vector: Vector) -> spec_reader.BaseTable:
     """Return the same table for the second reader."""
     rows = BY_ID[vector.get("of") or vector.id]["tensors"]
-    return {name: spec_reader.BaseTensor(name, dtype, tuple(shape), "0" * 64) for name, dtype, shape, _ in rows}
+    return {name: spec_reader.BaseTensor(name, dtype, tuple(shape), "", "") for name, dtype, shape, _ in rows}
 
 
 @of_kind("view", bad=False)
@@ -646,15 +646,15 @@ def test_view_refuses(vector: Vector) -> None:
     table = {name: (ref.dtype.name, ref.shape) for name, ref in view_table(vector).items()}
     template["base"]["tensors"] = [["bert.b", vector["view"]]]
     text = json.dumps(template, separators=(",", ":"), sort_keys=True).encode()
-    refs = {name: BaseRef(name, DTYPES[dtype], shape, "0" * 64) for name, (dtype, shape) in table.items()}
+    refs = {name: BaseRef(name, DTYPES[dtype], shape, UNKNOWN) for name, (dtype, shape) in table.items()}
     refuse(vector, lambda: parse_template(text, "t", None, lambda sha256: refs))
     refuse_too(vector, lambda: spec_reader.parse_view(vector["view"], view_table_too(vector)))
 
 
 def test_a_view_has_at_most_so_many_steps_and_names() -> None:
     names = ["a", *map(str, range(MOST_NAMES // MOST_TIMES))]
-    refs = {name: BaseRef(name, DTYPES["U8"], (1,), "0" * 64) for name in names}
-    table = {name: spec_reader.BaseTensor(name, "U8", (1,), "0" * 64) for name in names}
+    refs = {name: BaseRef(name, DTYPES["U8"], (1,), UNKNOWN) for name in names}
+    table = {name: spec_reader.BaseTensor(name, "U8", (1,), "", "") for name in names}
     said: Any = "a"
     for _ in range(MOST_DEEP):
         said = ["reshape", [1], said]

@@ -178,6 +178,22 @@ def test_the_second_reader_refuses_it(vector: Vector, tmp_path: Path) -> None:
     assert caught.value.unknown == (vector.get("error") == "unknown")
 
 
+FORGED: dict[str, dict[str, Any]] = {
+    "decoded-digest": {"of": "whole-shards", "task": "fused", "manifest": ["task", ["decoded"], "ab" * 32]},
+    "base-digest": {"of": "whole-ulp", "task": "tuned", "content": ["table", [2, 3], "ab" * 32]},
+}
+"""Packs whose checksums are right and a sha256 is not: what stands for a base that somebody made."""
+
+
+@pytest.mark.parametrize("code", FORGED)
+def test_what_only_the_digest_tells_is_found_by_verify(code: str, tmp_path: Path) -> None:
+    copy = Copy(Vector("", {"id": "forged", "kind": "whole pack", "code": code, **FORGED[code]}), tmp_path)
+    decode(copy, tmp_path / "out")
+    assert [found.error.code for found in petlpack.verify(copy.pack, base=copy.base) if found.error] == [code]
+    with pytest.raises(Refused):
+        spec_reader.read_run(copy.pack, copy.bad["task"], base_tensors(copy.base))
+
+
 def test_copies_are_of_every_pack_edit_and_class() -> None:
     assert len(BAD) >= 40
     assert {vector["of"] for vector in BAD} == {vector.id for vector in GOOD}

@@ -28,6 +28,7 @@ Shapes = Mapping[str, tuple[str, Sequence[int]]]
 Row = tuple[str, Sequence[int], int]
 
 NOTHING = "0" * 64
+NO_SUM = "0" * 16
 """A digest that nothing has: what is refused for its size is refused before it is compared."""
 
 
@@ -118,13 +119,14 @@ class BombPack:
         sections: Sequence[container.EncodedSection] | None = None,
     ) -> None:
         made = [zeros(unit) for unit in units] if sections is None else sections
+        checksum = NO_SUM if kind == "task" else ""
         with path.open("w+b") as file:
             container.write(
                 file,
                 [section.name for section in made],
                 1 << 40,
                 iter(made),
-                lambda rows: container.Manifest(kind, codec_id, rows, tuple(shared), decoded, params, facts),
+                lambda rows: container.Manifest(kind, codec_id, rows, tuple(shared), decoded, checksum, params, facts),
             )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 import zstandard
 from numpy.typing import NDArray
 
@@ -346,15 +347,15 @@ def decode_section(coder: str, data: bytes, dtype: str, count: int, row: int, pr
 
 @dataclass(frozen=True)
 class File:
-    """One opened file: its manifest, and the bytes of its sections, not yet compared with their digests."""
+    """One opened file: its manifest, and the bytes of its sections, not yet compared with their checksums."""
 
     manifest: dict[str, Any]
     parts: dict[str, bytes]
 
     def section(self, name: str) -> tuple[str, str, int, bytes]:
-        """Return coder, dtype, count and bytes of a section, the digest checked."""
+        """Return coder, dtype, count and bytes of a section, the checksum compared."""
         row = next(row for row in self.manifest["sections"] if row[0] == name)
-        check(hashlib.sha256(self.parts[name]).hexdigest() == row[4], f"section {name}: another sha256")
+        check(xxhash.xxh3_64_hexdigest(self.parts[name]) == row[4], f"section {name}: another checksum")
         return row[1], row[2], row[3], self.parts[name]
 
 
@@ -491,22 +492,25 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     if isinstance(table.get("version"), bool) or table.get("version") != 1:
         raise Refused("manifest: another version", unknown=True)
     check(type(table["version"]) is int, "manifest: the version is no integer")
+    if table.get("kind", "task") not in ("task", "shared"):
+        raise Refused("manifest: another kind", unknown=True)
     fields = {"version", "kind", "codec", "sections"}
     if (table.get("kind"), table.get("codec")) != ("shared", "bytes"):
         fields |= {"shared", "decoded", "params", "facts"}
+    if table.get("kind") == "task":
+        fields.add("checksum")
     check(set(table) == fields, "manifest: other fields")
-    said = {"shared": [], "decoded": "0" * 64, "params": {}, "facts": {}, **table}
-    if table["kind"] not in ("task", "shared"):
-        raise Refused("manifest: another kind", unknown=True)
+    said = {"shared": [], "decoded": "0" * 64, "checksum": "0" * 16, "params": {}, "facts": {}, **table}
     check(isinstance(said["params"], dict) and isinstance(said["facts"], dict), "manifest: not objects")
     check(isinstance(table["sections"], list) and isinstance(said["shared"], list), "manifest: not lists")
     check(all(_is_digest(digest) for digest in [said["decoded"], *said["shared"]]), "manifest: not a sha256")
+    check(_is_checksum(said["checksum"]), "manifest: not a checksum")
     check(len(said["shared"]) <= 256, "manifest: too many parts")
     check(_is_name(table["codec"]), "manifest: not a name")
     for row in table["sections"]:
         check(isinstance(row, list) and len(row) == 5, "manifest: not a section")
-        name, coder, dtype, count, digest = row
-        check(_is_name(name) and _is_name(coder) and _is_digest(digest), "manifest: not a section")
+        name, coder, dtype, count, checksum = row
+        check(_is_name(name) and _is_name(coder) and _is_checksum(checksum), "manifest: not a section")
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise Refused("manifest: another dtype", unknown=True)
         check(type(count) is int and 0 <= count < 1 << 48, "manifest: a count out of range")
@@ -523,6 +527,10 @@ def _is_digest(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
+def _is_checksum(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
+
+
 # template.md
 
 
@@ -534,6 +542,7 @@ class BaseTensor:
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+    checksum: str
 
 
 BaseTable = Mapping[str, BaseTensor]
@@ -595,13 +604,14 @@ def parse_base_table(text: bytes) -> BaseTable:
     check(isinstance(rows, list), "base table: not a list")
     table: dict[str, BaseTensor] = {}
     for row in rows:
-        check(isinstance(row, list) and len(row) == 4, "base table: another row")
-        name, dtype, shape, digest = row
-        check(isinstance(name, str) and isinstance(dtype, str) and _is_digest(digest), "base table: another row")
+        check(isinstance(row, list) and len(row) == 5, "base table: another row")
+        name, dtype, shape, digest, checksum = row
+        check(isinstance(name, str) and isinstance(dtype, str), "base table: another row")
+        check(_is_digest(digest) and _is_checksum(checksum), "base table: another row")
         check(_is_shape(shape, dtype), "base table: a shape")
         if dtype not in DTYPES:
             raise Refused("base table: another dtype", unknown=True)
-        table[name] = BaseTensor(name, dtype, tuple(shape), digest)
+        table[name] = BaseTensor(name, dtype, tuple(shape), digest, checksum)
     check([row[0] for row in rows] == sorted(table), "base table: not sorted")
     return table
 
@@ -1151,6 +1161,8 @@ def read_task(pack: Path, name: str, base: Base) -> Tensors:
     tensors = {slot.name: (slot.dtype, slot.shape, arrays[slot.name].tobytes()) for slot in slots}
     digests = b"".join(hashlib.sha256(data).digest() for _, _, data in tensors.values())
     check(hashlib.sha256(digests).hexdigest() == manifest["decoded"], "decodes to another sha256")
+    checksums = b"".join(xxhash.xxh3_64_digest(data) for _, _, data in tensors.values())
+    check(xxhash.xxh3_64_hexdigest(checksums) == manifest["checksum"], "decodes to another checksum")
     return tensors
 
 
@@ -1231,7 +1243,8 @@ def predict(base: Base, slot: Slot, start: int, stop: int) -> Words:
     for tensor in wanted.tensors:
         check(tensor.name in base, f"the base has no {tensor.name}")
         dtype, shape, data = base[tensor.name]
-        if (dtype, shape, hashlib.sha256(data).hexdigest()) != (tensor.dtype, tensor.shape, tensor.sha256):
+        sums = hashlib.sha256(data).hexdigest(), xxhash.xxh3_64_hexdigest(data)
+        if (dtype, shape, *sums) != (tensor.dtype, tensor.shape, tensor.sha256, tensor.checksum):
             raise Refused(f"another base: {tensor.name}")
         arrays[tensor.name] = dtype, np.frombuffer(data, words_of(dtype)).reshape(shape)
     dtype, elements = elements_of(wanted.said, arrays)

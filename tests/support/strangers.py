@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
 import zstandard
 
 from petlpack.coding.registry import CODERS
@@ -195,7 +196,7 @@ def _section_writer(vector: Vector, number: int, row: int, coder_id: str, data: 
         held, text = parts_of(file.read_bytes())
         manifest = json.loads(text)
         manifest["sections"][row][1] = coder_id
-        manifest["sections"][row][4] = hashlib.sha256(data).hexdigest()
+        manifest["sections"][row][4] = xxhash.xxh3_64_hexdigest(data)
         held[manifest["sections"][row][0]] = data
         file.write_bytes(file_of(held, json.dumps(manifest, separators=(",", ":"), sort_keys=True).encode()))
         return made.task

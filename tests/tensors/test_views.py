@@ -17,7 +17,7 @@ from petlpack.records.views import parse_view, view_json
 from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Scaled, Sliced, Transposed, View, with_refs
+from petlpack.tensors.views import UNKNOWN, BaseRef, Concatenated, Reshaped, Scaled, Sliced, Transposed, View, with_refs
 from tests.support import spec_reader
 from tests.support.small_runs import random_bits
 
@@ -65,7 +65,7 @@ def test_every_piece_of_every_view_is_that_of_the_whole_array(
 ) -> None:
     said, shape = view
     bits = {name: random_bits("U16", math.prod(size), i).reshape(size) for i, (name, size) in enumerate(SHAPES.items())}
-    refs = {name: BaseRef(name, DTYPES["U16"], size, "0" * 64) for name, size in SHAPES.items()}
+    refs = {name: BaseRef(name, DTYPES["U16"], size, UNKNOWN) for name, size in SHAPES.items()}
     try:
         parsed = parse_view(said, refs)
     except RefusedError as error:
@@ -94,7 +94,7 @@ def counted(tensors: Mapping[str, NDArray[np.float32]]) -> tuple[ViewReader, dic
 
         return Tensor(ref.dtype, ref.shape, read_flat)
 
-    refs: dict[str, View] = {name: BaseRef(name, t.dtype, t.shape, "0" * 64) for name, t in held.items()}
+    refs: dict[str, View] = {name: BaseRef(name, t.dtype, t.shape, UNKNOWN) for name, t in held.items()}
     return ViewReader(tensor_of), refs, read
 
 

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 import petlpack
 from petlpack import LimitError, UsageError
 from petlpack.container import EncodedSection
-from tests.support.bombs import NOTHING, BombPack, Shapes
+from tests.support.bombs import NO_SUM, NOTHING, BombPack, Shapes
 from tests.support.confined import Runner
 from tests.support.tally import Tally
 
@@ -73,7 +73,7 @@ def empty_sections(pack: BombPack, count: int) -> None:
 
 
 def base(pack: BombPack, view: Any, shape: Sequence[int], rows: Sequence[Any] = (("w", "F32", [4, 4]),)) -> None:
-    table = pack.keep(json.dumps([[*row, NOTHING] for row in rows], separators=(",", ":")).encode())
+    table = pack.keep(json.dumps([[*row, NOTHING, NO_SUM] for row in rows], separators=(",", ":")).encode())
     pack.task(
         {"a": ("F32", shape)},
         codec_id="ulp",
@@ -343,7 +343,7 @@ def test_shapes_of_a_large_model_open(tmp_path: Path) -> None:
         for name, shape in {"q": [8192, 8192], "k": [1024, 8192], "up": [28672, 8192], "down": [8192, 28672]}.items():
             shapes[f"model.layers.{layer}.{name}_proj.weight"] = ("BF16", shape)
     made = BombPack(tmp_path / "pack")
-    table = [[name, *row, NOTHING] for name, row in sorted(shapes.items())]
+    table = [[name, *row, NOTHING, NO_SUM] for name, row in sorted(shapes.items())]
     digest = made.keep(json.dumps(table, separators=(",", ":")).encode())
     views = {"table": digest, "tensors": sorted([name, name] for name in shapes)}
     made.task(shapes, codec_id="ulp", params={"unchanged": [[0, len(shapes)]]}, base=views)

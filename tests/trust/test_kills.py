@@ -14,6 +14,8 @@ from tests.support.tally import Tally
 from tests.support.works import ALL, Work, Workshop
 
 WRITERS = {name: work for name, work in ALL.items() if work.writes}
+TRIES = 5
+"""Runs in which a call has to come: at times a system closes or reads once less, where a thread was late."""
 KILLS = 1000
 """Kills at random moments; when all is done before, it is none."""
 
@@ -62,7 +64,10 @@ def test_a_kill_at_any_system_call_loses_nothing(shop: Workshop, runner: Runner,
     aftermaths = {name: Aftermath(shop, work) for name, work in WRITERS.items()}
     kills = 0
     for name, call in sample(case for case in cases if case[1].name not in UNSEEN):
-        found = runner.run(shop.begin(WRITERS[name]), strace=options(call, "signal=KILL"))
+        found = {"code": None}
+        for _ in range(TRIES):
+            if found["code"] != "killed":
+                found = runner.run(shop.begin(WRITERS[name]), strace=options(call, "signal=KILL"))
         assert found["code"] == "killed", (name, call, found)
         aftermaths[name].check((name, call))
         kills += 1

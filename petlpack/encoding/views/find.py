@@ -31,7 +31,7 @@ from petlpack.tensors.base import Tensors
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef, Concatenated, Reshaped, Shape, Sliced, Transposed, View, with_refs
+from petlpack.tensors.views import UNKNOWN, BaseRef, Concatenated, Reshaped, Shape, Sliced, Transposed, View, with_refs
 
 
 def find_views(tensors: Mapping[str, Tensor], base: Tensors) -> dict[str, View]:
@@ -58,7 +58,7 @@ def corrected(tensors: Mapping[str, Tensor], matches: Mapping[str, str], base: T
         if tensor.dtype.kind != "float" or not near.size or not (square or near.dtype.itemsize == 1):
             continue
         weights = weights or _weights_of(base)
-        views: list[View] = [BaseRef(other, near.dtype, near.shape, ""), *weights.scaled.get(other, ())]
+        views: list[View] = [BaseRef(other, near.dtype, near.shape, UNKNOWN), *weights.scaled.get(other, ())]
         views += [Transposed(view) for view in views] if square else []
         places = places_of(min(tensor.size, near.size))
         sampled = np.stack([weights.values(view, places) for view in views])
@@ -74,7 +74,7 @@ class _Weights:
 
     def __init__(self, base: Tensors) -> None:
         plain = {
-            name: BaseRef(name, tensor.dtype, tensor.shape, "")  # a look needs no digest
+            name: BaseRef(name, tensor.dtype, tensor.shape, UNKNOWN)  # a look needs no digest
             for name, tensor in base.tensors.items()
             if tensor.size and tensor.dtype.kind == "float"
         }

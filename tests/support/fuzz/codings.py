@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import struct
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 import zstandard
 
 from petlpack import coding
@@ -189,7 +189,7 @@ class _Case:
     def read(self, rows: list[Any], data: list[bytes]) -> dict[str, Bits]:
         """Return the elements of every unit, from sections of these rows and bytes."""
         told = tuple(
-            SectionRow(row[0], row[1], row[2], row[3], hashlib.sha256(one).hexdigest())
+            SectionRow(row[0], row[1], row[2], row[3], xxhash.xxh3_64_hexdigest(one))
             for row, one in zip(rows, data, strict=True)
         )
         entries = {row.name: Entry("U8", (len(one),), 0, len(one)) for row, one in zip(told, data, strict=True)}

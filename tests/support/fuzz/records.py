@@ -29,7 +29,7 @@ from petlpack.tensors.file_names import check_apart, is_file_name
 from petlpack.tensors.safetensors_file import Entry, parse_header
 from petlpack.tensors.tensor import Tensor
 from petlpack.tensors.view_reader import ViewReader
-from petlpack.tensors.views import BaseRef
+from petlpack.tensors.views import UNKNOWN, BaseRef
 from tests.support import spec_reader
 from tests.support.fuzz.mutations import mutate_bytes, mutate_json
 from tests.support.fuzz.target import Target, agree, put, tried
@@ -169,9 +169,9 @@ def view(_: Path) -> Target:
     """Return the target of views: what they say, and the elements that they give."""
     rows = {row[0]: row for vector in ALL if vector.kind == "view" and not vector.bad for row in vector["tensors"]}
     bits = {name: bits_of(data, dtype).reshape(shape) for name, dtype, shape, data in rows.values()}
-    refs = {name: BaseRef(name, DTYPES[dtype], tuple(shape), "0" * 64) for name, dtype, shape, _ in rows.values()}
+    refs = {name: BaseRef(name, DTYPES[dtype], tuple(shape), UNKNOWN) for name, dtype, shape, _ in rows.values()}
     second = {
-        name: spec_reader.BaseTensor(name, dtype, tuple(shape), "0" * 64) for name, dtype, shape, _ in rows.values()
+        name: spec_reader.BaseTensor(name, dtype, tuple(shape), "", "") for name, dtype, shape, _ in rows.values()
     }
     arrays = {name: (row[1], bits[name]) for name, row in rows.items()}
 
