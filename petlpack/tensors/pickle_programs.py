@@ -14,11 +14,21 @@ from typing import BinaryIO
 
 from petlpack.errors import RefusedError
 
-FREE_STEPS, STEPS_A_STORAGE = 1 << 18, 1 << 10
+FREE_STEPS, STEPS_A_STORAGE = 1 << 16, 1 << 6
 """Operations of a pickle, and those more for each storage that it names: one tensor takes about thirty."""
 
+BYTES_A_STORAGE = 1 << 8
+"""Bytes of a file that a storage takes at least: a pickle can name one that is not there as often as it likes."""
+
 FREE_WORK, WORK_A_STEP = 1 << 20, 1 << 6
-"""Items that are looked at, and those more for each operation: an item that is named in many places counts in each."""
+"""Items that are looked at, each character of a text among them, and those more for each operation: an item that is
+named in many places counts in each."""
+
+_LATIN = ("latin1", "latin-1")
+"""The code in which pickles write bytes as a text: another may take the square of its length, or grow each time."""
+
+_DIRECTLY = ("encode", "bytearray")
+"""How the names of functions end that are only followed where the pickle calls them itself, not by another one."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 """What the first of the pickles says in a file that torch saved before it saved archives."""
@@ -27,12 +37,14 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 class Item:
     """Something on the stack: how many items it holds, itself among them, and the largest number of them all."""
 
-    __slots__ = ("inside", "largest", "name", "size")
+    __slots__ = ("code", "inside", "largest", "name", "size", "text")
 
-    def __init__(self, size: int = 1, largest: int = 0, name: str = "") -> None:
-        self.size, self.largest, self.name = size, largest, name
+    def __init__(self, size: int = 1, largest: int = 0, name: str = "", text: str = "") -> None:
+        self.size, self.largest, self.name, self.text = size, largest, name, text
         self.inside = False
         """Whether it is held by another, which counts it as it is now."""
+        self.code: str | None = None
+        """The second of what a function is called with, the code of a text; None where there is none."""
 
 
 def check_programs(file: BinaryIO) -> None:
@@ -87,7 +99,7 @@ class Program:
 
     def _follow(self, name: str, argument: object) -> None:
         self._steps += 1
-        if self._steps > FREE_STEPS + STEPS_A_STORAGE * self._storages:
+        if self._steps > FREE_STEPS + STEPS_A_STORAGE * min(self._storages, self._nbytes // BYTES_A_STORAGE):
             raise _too_much(f"{self._steps:,} operations for {self._storages:,} storages")
         act = _ACTS.get(name)
         if act is None:
@@ -99,7 +111,8 @@ class Program:
     def scalar(self, argument: object) -> None:
         """Put what holds nothing else on the stack."""
         self.value = argument
-        self._stack.append(Item(largest=argument if isinstance(argument, int) else 0))
+        text = argument if isinstance(argument, str) else ""
+        self._stack.append(Item(1 + len(text), argument if isinstance(argument, int) else 0, text=text))
 
     def named(self, argument: object) -> None:
         """Put a class or a function on the stack, told as `module name`."""
@@ -115,8 +128,9 @@ class Program:
         return items
 
     def _put(self, items: list[Item]) -> None:
-        largest = max((item.largest for item in items), default=0)
-        self._stack.append(Item(1 + _held(items), largest))
+        made = Item(1 + _held(items), max((item.largest for item in items), default=0))
+        made.code = items[1].text if len(items) == 2 else "" if items[2:] else None
+        self._stack.append(made)
 
     def row(self, _: object) -> None:
         """Make a tuple of the items behind the mark."""
@@ -124,8 +138,7 @@ class Program:
 
     def last(self, count: int) -> None:
         """Make a tuple of the last few items."""
-        items = [self._stack.pop() for _ in range(count)]
-        self._put(items)
+        self._put([self._stack.pop() for _ in range(count)][::-1])
 
     def add(self, items: list[Item], keys: int = 0) -> None:
         """Put items into what is on top of the stack, the first of each pair being a key where there are `keys`."""
@@ -133,15 +146,19 @@ class Program:
         if holder.inside:
             raise _too_much("a list that grows inside of another")
         holder.size += _held(items)
+        holder.code = ""  # of a list that a function may be called with
         self._work += sum(item.size for item in items[::2]) if keys else 0
 
     def call(self, _: object) -> None:
         """Call what is below the top of the stack with that."""
         given, called = self._stack.pop(), self._stack.pop()
-        if called.name.endswith("bytearray") and given.largest > self._nbytes:
-            raise _too_much(f"an array of {given.largest:,} bytes")
-        self._work += given.size + called.size  # which is shown where it is no function
-        self._stack.append(Item(1 + _held([given])))
+        made = Item(1 + _held([given]))
+        if called.name.endswith(_DIRECTLY):
+            if given.code not in (_LATIN if called.name.endswith("encode") else (None, *_LATIN)):
+                raise _too_much("bytes of a text in another code than latin1")
+            made.size += given.largest
+        self._work += made.size + called.size  # which is shown where it is no function
+        self._stack.append(made)
 
     def build(self, _: object) -> None:
         """Give what is below the top of the stack that as its state."""
@@ -173,6 +190,8 @@ class Program:
 def _held(items: list[Item]) -> int:
     """Return how many items some are together, which another holds from now on."""
     for item in items:
+        if item.name.endswith(_DIRECTLY):
+            raise _too_much(f"a call of '{item.name}' by another function")
         item.inside = True
     return sum(item.size for item in items)
 
