@@ -117,6 +117,11 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     ),
     (ARCHIVE, (*LIMITS_SHOWN, *ODD)): (
         ("bytes of an archive's records", "    if whole > pin.state.nbytes:", "    if False:"),
+        (
+            "place of an archive's directory",
+            '    if end[0] != b"PK\\5\\6" or end[7] or start + nbytes != behind:',
+            "    if False:",
+        ),
         ("number of an archive's records", "    if len(rows) > MOST_RECORDS:", "    if False:"),
         ("bytes of an archive's pickle", "    if pickled > most:", "    if False:"),
         (
@@ -128,6 +133,17 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     ("petlpack/tensors/pickled.py", (*LIMITS_SHOWN, *ODD)): (
         ("pickles that overlap", "    if whole <= _MOST_EXPANDED < read - _MOST_VIEWED * nbytes:", "    if False:"),
         ("pickles that repeat their elements", "    if whole > _MOST_EXPANDED:", "    if False:"),
+    ),
+    ("petlpack/tensors/pickle_programs.py", ("tests/tensors/test_pickle_programs.py",)): (
+        ("codes of a pickle's texts", "            if given.code not in", "            if False and given.code not in"),
+        ("functions of a pickle called by others", "        if item.name.endswith(_DIRECTLY):", "        if False:"),
+        ("length of a pickle's texts", "Item(1 + len(text), argument", "Item(1, argument"),
+        ("arrays of a pickle", "            made.size += given.largest\n", ""),
+        (
+            "storages of a pickle",
+            " * min(self._storages, self._nbytes // BYTES_A_STORAGE):",
+            " * self._storages:",
+        ),
     ),
     ("petlpack/tensors/torch_reader.py", ODD): (
         (

@@ -7,6 +7,7 @@ and no more is in memory than is asked for.
 from __future__ import annotations
 
 import bisect
+import struct
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def archive_of(file: BinaryIO, pin: Pin) -> Archive | None:
         return None
     try:
         with opened_archive(file) as archive:
+            _check_end(file, pin)
             rows = sorted(archive.infolist(), key=lambda row: row.header_offset)
             _check_rows(rows, pin)
             order = next((row for row in rows if row.filename.rpartition("/")[2] == "byteorder"), None)
@@ -86,6 +88,28 @@ def archive_of(file: BinaryIO, pin: Pin) -> Archive | None:
             hint="copy the file again, or use another checkpoint",
         ) from error
     return Archive(tuple(rows), in_order)
+
+
+_END, _PLACE, _LARGE_END = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
+"""How an archive ends: with its directory's bytes and place; before that, in one of many records, where the same stands
+in eight bytes each; and before that these."""
+
+
+def _check_end(file: BinaryIO, pin: Pin) -> None:
+    """Raise RunError where the directory of an archive does not stand where it says, right before its end.
+
+    Python looks for it before the end, torch at the place that is said: one could stand at either, with other records.
+    """
+    size = pin.state.nbytes
+    file.seek(max(0, size - _END.size - _PLACE.size - _LARGE_END.size))
+    tail = file.read().rjust(_END.size + _PLACE.size + _LARGE_END.size, b"\0")
+    large, place, end = (part.unpack_from(tail, at) for part, at in ((_LARGE_END, 0), (_PLACE, 56), (_END, 76)))
+    behind, (nbytes, start) = size - _END.size, end[5:7]
+    if place[0] == b"PK\6\7":
+        behind -= _PLACE.size + _LARGE_END.size
+        nbytes, start = large[8:10] if large[0] == b"PK\6\6" and place[2] == behind else (0, -1)
+    if end[0] != b"PK\5\6" or end[7] or start + nbytes != behind:
+        raise _bomb(pin, f"its directory is not the {nbytes:,} bytes at {start:,}, right before its end, as that says")
 
 
 def _check_rows(rows: list[zipfile.ZipInfo], pin: Pin) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from petlpack.errors import RefusedError, RunError
-from petlpack.tensors.pickle_programs import FREE_STEPS, Program, check_programs
+from petlpack.tensors.pickle_programs import FREE_STEPS, STEPS_A_STORAGE, Program, check_programs
 from petlpack.tensors.pickled import read_state_dict
 from tests.support.hostile_pickles import BOMBS, legacy, zipped
 
@@ -75,10 +75,10 @@ def test_bytes_that_python_saves_are_within_bounds(tmp_path: Path) -> None:
 
 
 def test_a_storage_takes_bytes_of_the_file() -> None:
-    named = b"K\x01\x85q\x00" + b"h\x00Q" * 100
+    named = b"K\x01\x85q\x00" + b"h\x00Q" * 1000
     Program(io.BytesIO(named + b"]" * FREE_STEPS))
-    with pytest.raises(RefusedError, match="operations for 100 storages"):
-        Program(io.BytesIO(named + b"]" * (FREE_STEPS + 64 * 100)))
+    with pytest.raises(RefusedError, match="operations for 1,000 storages"):
+        Program(io.BytesIO(named + b"]" * (FREE_STEPS + STEPS_A_STORAGE * 500)))
 
 
 def test_so_many_operations_are_followed(tmp_path: Path) -> None:
