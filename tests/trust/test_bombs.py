@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,20 @@ def test_a_bomb_is_refused_by_name(name: str, tmp_path: Path, runner: Runner, ta
     for other in ("list", "show", "stats", "verify", "decode"):
         runner.check(pack, [*arguments(other, pack), "--json"])
     tally("bombs", 1)
+
+
+def test_what_was_read_of_damaged_tasks_is_not_kept_with_their_errors(tmp_path: Path) -> None:
+    made = BombPack(tmp_path / "pack")
+    for number in range(6):
+        made.task({"a": ("F32", [MILLION])}, name=f"t{number}")
+    tracemalloc.start()
+    try:
+        found = list(petlpack.verify(made.path, jobs=1))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(one.damaged for one in found) == 6
+    assert held < 8 * MILLION
 
 
 def test_a_caller_may_allow_more_or_less(tmp_path: Path) -> None:
