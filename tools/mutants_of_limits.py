@@ -22,7 +22,7 @@ CHECKPOINT = "petlpack/tensors/checkpoint.py"
 
 _OF_PARTS = "        self._allowance(base).check(sum(slot.nbytes for part in parts.values() for slot in part.slots))\n"
 _OF_RULE = "        self._allowance().check(rebuilt_bytes(self.template.rule, rebuilt, tensors))\n"
-_OF_FILE = "        self._allowance().check(size_of_shared(self.store, sha256), free=FREE_FILE)\n"
+_OF_FILE = "        self._allowance(kept=self._bytes_of([sha256])).check(size, free=FREE_FILE)\n"
 
 Row = tuple[str, str, str]
 
@@ -34,7 +34,7 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
         ("bound on a kept file", _OF_FILE, ""),
         (
             "bound on all kept files",
-            "        self._allowance().check(sum(self.file_sizes().values()))\n",
+            "        self._allowance(kept=kept).check(wanted)\n",
             "        pass\n",
         ),
         (
@@ -117,6 +117,11 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     ),
     (ARCHIVE, (*LIMITS_SHOWN, *ODD)): (
         ("bytes of an archive's records", "    if whole > pin.state.nbytes:", "    if False:"),
+        (
+            "place of an archive's directory",
+            '    if end[0] != b"PK\\5\\6" or end[7] or start + nbytes != behind:',
+            "    if False:",
+        ),
         ("number of an archive's records", "    if len(rows) > MOST_RECORDS:", "    if False:"),
         ("bytes of an archive's pickle", "    if pickled > most:", "    if False:"),
         (
@@ -128,6 +133,17 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     ("petlpack/tensors/pickled.py", (*LIMITS_SHOWN, *ODD)): (
         ("pickles that overlap", "    if whole <= _MOST_EXPANDED < read - _MOST_VIEWED * nbytes:", "    if False:"),
         ("pickles that repeat their elements", "    if whole > _MOST_EXPANDED:", "    if False:"),
+    ),
+    ("petlpack/tensors/pickle_programs.py", ("tests/tensors/test_pickle_programs.py",)): (
+        ("codes of a pickle's texts", "            if given.code not in", "            if False and given.code not in"),
+        ("functions of a pickle called by others", "        if item.name.endswith(_DIRECTLY):", "        if False:"),
+        ("length of a pickle's texts", "Item(1 + len(text), argument", "Item(1, argument"),
+        ("arrays of a pickle", "            made.size += given.largest\n", ""),
+        (
+            "operations of a pickle",
+            "        if self._steps > self._most_steps:",
+            "        if False:",
+        ),
     ),
     ("petlpack/tensors/torch_reader.py", ODD): (
         (
@@ -142,7 +158,6 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
     ),
     ("petlpack/store/disk.py", (*LIMITS_SHOWN, "tests/trust/test_checks.py")): (
         ("bytes of a small file of the pack", "    if len(text) > most:", "    if False:"),
-        ("pipe that is opened without waiting", 'os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)', "os.O_RDONLY"),
     ),
 }
 """By file and tests: (what is taken away, the text, what stands there instead)."""

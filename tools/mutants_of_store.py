@@ -246,7 +246,12 @@ STORE: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
             "        pass\n",
         ),
         ("seal that stays stale", "    if sealed is None or sealed.stale:", "    if sealed is None:"),
-        ("regular files alone are sealed", "    if not path.is_file() and os.path.lexists(path):", "    if False:"),
+        (
+            "files that lead nowhere are not sealed",
+            "        if not os.path.lexists(path):\n            raise\n",
+            "        raise\n",
+        ),
+        ("files that grow are not sealed", "    if nbytes > size:", "    if False:"),
     ),
     (SEALS, NAMES): (
         ("digest of the seal", '    if table["sha256"] != seal.sha256:', "    if False:"),
@@ -285,7 +290,11 @@ STORE: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
         ),
     ),
     (DISK, ("tests/trust/test_checks.py",)): (
-        ("regular file", "        if not stat.S_ISREG(status.st_mode):", "        if False:"),
+        (
+            "regular file",
+            "    except (SpecialFileError, IsADirectoryError) as error:\n        raise ValueError",
+            "    except ZeroDivisionError as error:\n        raise ValueError",
+        ),
     ),
 }
 """By file and tests: (what is taken away, the text, what stands there instead)."""

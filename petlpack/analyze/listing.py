@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petlpack.errors import PetlpackError, TaskError, problem_of
+from petlpack.errors import PetlpackError, TaskError, kept, problem_of
 from petlpack.errors.arguments import Place, check_flags, check_max_bytes
 from petlpack.parallel import Progress
 from petlpack.store import Store, is_own, task_file
@@ -106,5 +106,5 @@ def _opened(pack: Path, rows: list[ListedTask], max_bytes: int | None, progress:
         except TaskError:  # removed since the directory was listed
             continue
         except (PetlpackError, OSError) as error:
-            opened.append(replace(row, error=error))
+            opened.append(replace(row, error=kept(error)))
     return opened

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from petlpack.analyze.bounds import measured_bounds
 from petlpack.analyze.tables import Bounds
 from petlpack.decoding.task import Task
-from petlpack.errors import PetlpackError
+from petlpack.errors import PetlpackError, kept
 from petlpack.parallel import Progress
 from petlpack.sections.parts import open_part
 from petlpack.sections.read import DecodedSection
@@ -42,5 +42,5 @@ def measure(
         try:
             bounds |= {(name, section): bits for section, bits in measured_bounds(read()).items()}
         except (PetlpackError, OSError) as error:
-            failed[name] = error
+            failed[name] = kept(error)
     return bounds, failed

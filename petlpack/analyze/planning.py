@@ -24,7 +24,7 @@ from petlpack.codecs.registry import codecs_for
 from petlpack.encoding.bases import choose_base
 from petlpack.encoding.encode import default_name, encode
 from petlpack.encoding.request import Request
-from petlpack.errors import PetlpackError, RunError, UsageError, printable
+from petlpack.errors import PetlpackError, RunError, UsageError, kept, printable
 from petlpack.errors.arguments import PART, check, optional, paths_of
 from petlpack.layouts.options import NOTHING, Options, Setting
 from petlpack.layouts.registry import options_of, read_run
@@ -73,7 +73,7 @@ def plan(
             except (PetlpackError, OSError) as error:
                 if isinstance(error, OSError) and error.filename is None:
                     error.filename = place  # a full disk's error names no file
-                failed.append(FailedPlan(str(path), error))
+                failed.append(FailedPlan(str(path), kept(error)))
         return Plans(tuple(done), planner.pack_of(done), tuple(failed))
 
 
@@ -258,7 +258,7 @@ class _Planner:
                 self._told += sampler.warnings
                 yield self._offer(path, attempt, loss=attempt.lost, **figures)
             except PetlpackError as error:
-                yield self._offer(path, attempt, refused=error)
+                yield self._offer(path, attempt, refused=kept(error))
 
     def _sampler(self, path: Path, attempt: _Try, share: float) -> Sampler:
         """Return what samples a run, read with what is switched on."""

@@ -17,7 +17,7 @@ from petlpack.codecs.registry import codec
 from petlpack.codecs.units import Role, Unit
 from petlpack.container import Container, Manifest
 from petlpack.decoding.templates import Templates
-from petlpack.errors import DamageError, PetlpackError, printable
+from petlpack.errors import DamageError, PetlpackError, kept, printable
 from petlpack.parallel import Progress
 from petlpack.records.base_table import BaseTable
 from petlpack.records.facts import Facts
@@ -228,7 +228,7 @@ class Reader:
                 tasks.append(settled(self.store.task_path(name), partial(self._open_whole, name)))
             except (PetlpackError, OSError) as error:
                 if os.path.lexists(self.store.task_path(name)):  # else it was removed meanwhile
-                    damaged[name] = error
+                    damaged[name] = kept(error)
         files = dict(self.store.files())
         tasks = [task for task in tasks if task_file(task.name) in files]  # some may have been removed meanwhile
         users, roles = users_of(tasks)

@@ -19,6 +19,7 @@ from petlpack.errors import (
     PetlpackError,
     RunError,
     UsageError,
+    kept,
     problem_of,
 )
 from petlpack.errors.arguments import Place, check_jobs, path_of
@@ -207,7 +208,7 @@ def _read_whole(
         try:
             task.load(base if needs_base else None).check(jobs=jobs, progress=progress)
         except BaseError as error:
-            foreign = error
+            foreign = kept(error)
         else:
             return "decoded", None if needs_base else _other_base(task, base)
     task.check_bytes()
@@ -221,13 +222,13 @@ def _other_base(task: Task, base: Sequence[Base] | None) -> BaseError | None:
         if opened is not None:
             check_adapted(task.name, task.template, opened)
     except BaseError as error:
-        return error
+        return kept(error)
     return None
 
 
 def _told(error: PetlpackError | OSError, what: str) -> PetlpackError:
     if isinstance(error, PetlpackError):
-        return error
+        return kept(error)
     if isinstance(error, PermissionError):
         problem = problem_of(error)
         return PetlpackError(problem.message, hint=problem.hint, code=_NOT_ALLOWED)

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -206,7 +206,8 @@ class Task:
 
     def _read_file(self, name: str) -> bytes:
         sha256 = self.template.files[name]
-        self._allowance().check(size_of_shared(self.store, sha256), free=FREE_FILE)
+        size = size_of_shared(self.store, sha256)
+        self._allowance(kept=self._bytes_of([sha256])).check(size, free=FREE_FILE)
         if name not in self.template.named or self.own_name is None:
             return read_shared(self.store, sha256)
         content = read_shared(self.store, sha256, MAX_NAMED)
@@ -230,7 +231,9 @@ class Task:
 
     def check_files(self) -> None:
         """Raise LimitError where the kept files together are more than may be made of the task."""
-        self._allowance().check(sum(self.file_sizes().values()))
+        wanted = sum(self.file_sizes().values())
+        kept = self._bytes_of(dict.fromkeys(self.template.files.values()))
+        self._allowance(kept=kept).check(wanted)
 
     def check_bytes(self) -> None:
         """Read every section and check its digest, decoding nothing; raises DamageError."""
@@ -318,15 +321,23 @@ class Task:
 
         return self.at_once(write)
 
-    def _allowance(self, base: Base | None = None) -> Allowance:
-        """Return how much may be made of the task."""
-        return Allowance(f"task '{self.name}'", self._max_bytes, self._files_bytes, base_bytes(base))
+    def _allowance(self, base: Base | None = None, kept: int = 0) -> Allowance:
+        """Return how much may be made of the task, by files of which so many bytes are those of kept ones."""
+        return Allowance(f"task '{self.name}'", self._max_bytes, self._files_bytes + kept, base_bytes(base))
 
     @functools.cached_property
     def _files_bytes(self) -> int:
-        """Bytes of the task's file and its parts, as far as they are there: who needs one that is not says so."""
-        places = [self._parts.get(sha256) or self.store.shared_path(sha256) for sha256 in self.parts]
-        return self.nbytes + sum(file_size(path) or 0 for path in places)
+        """Bytes of the task's file, and of the parts that are read for its tensors.
+
+        A part that is only named explains nothing: it may be a link to any large file, and nobody finds that out.
+        """
+        table = self.template.base_table
+        return self.nbytes + self._bytes_of([*dict.fromkeys(self.manifest.shared), *([] if table is None else [table])])
+
+    def _bytes_of(self, parts: Iterable[str]) -> int:
+        """Return the bytes of parts, as far as they are there: who needs one that is not says so."""
+        places = [self._parts.get(sha256) or self.store.shared_path(sha256) for sha256 in parts]
+        return sum(file_size(path) or 0 for path in places)
 
     def _tensors(self, base: Base | None) -> TaskTensors:
         self._allowance(base).check(*tensor_bytes(self.sources, base))

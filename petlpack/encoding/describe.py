@@ -25,7 +25,7 @@ from petlpack.records.template import NAME, Template, bind, unbind
 from petlpack.rules.modules import Dense, Masked
 from petlpack.store import MAX_SHARED
 from petlpack.tensors.file_names import check_apart, check_file_name
-from petlpack.tensors.pinned import open_regular, pin_of
+from petlpack.tensors.pinned import State, open_regular, pin_of
 from petlpack.tensors.safetensors_file import Header, build_header
 from petlpack.tensors.tensor import Sums, Tensor
 
@@ -89,7 +89,7 @@ def _template(
     head = tensors.keys() - refs.keys() if isinstance(run.module, Dense) else run.module.head & tensors.keys()
     table = bound.table if bound is not None and refs else None
     _check_files(run)
-    contents = {name: _read_kept(path) for name, path in run.kept.items()}
+    contents = _read_kept(run.kept)
     template = Template(
         headers={file: _header_of(header, tensors) for file, header in run.headers.items()},
         base_name=plain_text(run.base_name),
@@ -100,13 +100,20 @@ def _template(
         head=frozenset(head),
         parts=tuple(part.names for part in parts),
         rule=rule,
-        files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+        files=_digests(contents),
     )
     name = run.name if template.can_bind(run.name) else None
     if name is not None:
         template, contents = _with_named_files(template, contents, name, _common(run, name))
-    shared = [template.to_json(name), *([] if table is None else [table]), *contents.values()]
-    return template, name, {hashlib.sha256(content).hexdigest(): content for content in shared}
+    texts = {hashlib.sha256(text).hexdigest(): text for text in (template.to_json(name), table) if text is not None}
+    return template, name, texts | {template.files[file]: content for file, content in contents.items()}
+
+
+def _digests(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the sha256 of each content; what several names lead to is hashed once."""
+    once = {id(content): content for content in contents.values()}
+    digests = {key: hashlib.sha256(content).hexdigest() for key, content in once.items()}
+    return {name: digests[id(content)] for name, content in contents.items()}
 
 
 def _common(run: Run, name: str) -> set[str]:
@@ -123,8 +130,7 @@ def _with_named_files(
     parametric = {file: None if file in common else _without_name(content, name) for file, content in contents.items()}
     named = frozenset(file for file, content in parametric.items() if content is not None)
     contents = {file: parametric[file] or content for file, content in contents.items()}
-    files = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
-    return replace(template, files=files, named=named), contents
+    return replace(template, files=_digests(contents), named=named), contents
 
 
 def _without_name(content: bytes, name: str) -> bytes | None:
@@ -160,9 +166,13 @@ def _check_files(run: Run) -> None:
         ) from error
 
 
-def _read_kept(path: Path | bytes) -> bytes:
-    if isinstance(path, bytes):
-        return path
+def _read_kept(kept: Mapping[str, Path | bytes]) -> dict[str, bytes]:
+    """Return the contents of kept files; what several names lead to is in memory once, as it is on the disk."""
+    known: dict[State, bytes] = {}
+    return {name: of if isinstance(of, bytes) else _read_once(of, known) for name, of in kept.items()}
+
+
+def _read_once(path: Path, known: dict[State, bytes]) -> bytes:
     with open_regular(path) as file:
         pin = pin_of(path, file)
         size = pin.state.nbytes
@@ -171,7 +181,9 @@ def _read_kept(path: Path | bytes) -> bytes:
                 f"'{printable(str(path))}' is {size:,} bytes, a kept file can have at most {MAX_SHARED:,}",
                 hint=f"leave it out with --drop {printable(shlex.quote(path.name))}",
             )
-        return pin.read_of(file, 0, size).tobytes()
+        if pin.state not in known:
+            known[pin.state] = pin.read_of(file, 0, size).tobytes()
+        return known[pin.state]
 
 
 def _header_of(header: Header, tensors: Mapping[str, Tensor]) -> Header:

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 
 class PetlpackError(Exception):
@@ -157,6 +157,18 @@ HINTS = {
     errno.EIO: "the disk reported an error: check the system log",
 }
 """What to do about an error of the operating system."""
+
+
+Kept = TypeVar("Kept", bound=BaseException)
+
+
+def kept(error: Kept) -> Kept:
+    """Return an error that is kept, without the frames that it came through: they hold all that was read in them."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+    return error
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from petlpack.tensors.pinned import SpecialFileError, open_descriptor
+
 DRAFT = ".tmp-locked-"
 """How the temporary files begin that only the holder of a pack's lock makes."""
 
@@ -73,15 +75,12 @@ def sync_tree(path: Path) -> None:
 
 def read_regular(path: Path, most: int) -> bytes:
     """Return the bytes of a file, without waiting for a pipe; raises ValueError for what is no file, or larger."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no file")
-        with open(descriptor, "rb", closefd=False) as file:
-            text = file.read(min(status.st_size, most) + 1)  # as much memory is taken, whatever there is
-    finally:
-        os.close(descriptor)
+        with open(path, "rb", opener=open_descriptor) as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            text = file.read(min(nbytes, most) + 1)  # as much memory is taken, whatever there is
+    except (SpecialFileError, IsADirectoryError) as error:
+        raise ValueError("it is no file") from error
     if len(text) > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return text

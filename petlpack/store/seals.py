@@ -14,6 +14,7 @@ from petlpack.errors import DamageError, UnknownFormatError, UsageError, printab
 from petlpack.records.canonical import canonical_json
 from petlpack.store.disk import FULL, read_regular, replacing
 from petlpack.store.names import DIGEST, INVENTORY, is_sealed_apart
+from petlpack.tensors.pinned import SpecialFileError, open_descriptor
 from petlpack.tensors.strict_json import decode_integers
 
 FORMAT = "petlpack-inventory"
@@ -130,14 +131,20 @@ def taken(pack: Path, names: Iterable[str]) -> dict[str, File]:
 
 
 def file_now(path: Path) -> File:
-    """Return the bytes of a file and their sha256; raises UsageError for what is no file."""
-    if not path.is_file() and os.path.lexists(path):
-        raise UsageError(f"'{printable(str(path))}' is no file", hint="move it out of the pack")
+    """Return the bytes of a file and their sha256; raises UsageError for what is no file, or grows as it is read."""
     digest, nbytes = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            nbytes += len(block)
+    try:
+        with open(path, "rb", opener=open_descriptor) as file:
+            size = os.fstat(file.fileno()).st_size
+            while nbytes <= size and (block := file.read(1 << 20)):
+                digest.update(block)
+                nbytes += len(block)
+    except (SpecialFileError, IsADirectoryError, FileNotFoundError) as error:
+        if not os.path.lexists(path):
+            raise
+        raise UsageError(f"'{printable(str(path))}' is no file", hint="move it out of the pack") from error
+    if nbytes > size:
+        raise UsageError(f"'{printable(str(path))}' grows while it is read", hint="wait until nothing writes to it")
     return File(nbytes, digest.hexdigest())
 
 

@@ -14,11 +14,22 @@ from typing import BinaryIO
 
 from petlpack.errors import RefusedError
 
-FREE_STEPS, STEPS_A_STORAGE = 1 << 18, 1 << 10
-"""Operations of a pickle, and those more for each storage that it names: one tensor takes about thirty."""
+FREE_STEPS, STEPS_A_STORAGE, BYTES_A_STEP = 1 << 16, 1 << 6, 1 << 5
+"""Operations of a pickle; those more for each storage that the file has, whatever the pickle says: one tensor takes
+about thirty; and the bytes of the file for one more: words of a vocabulary, which its weights outweigh."""
+
+BYTES_A_STORAGE = 1 << 9
+"""Bytes that a storage takes where no directory tells how many there are."""
 
 FREE_WORK, WORK_A_STEP = 1 << 20, 1 << 6
-"""Items that are looked at, and those more for each operation: an item that is named in many places counts in each."""
+"""Items that are looked at, each character of a text among them, and those more for each operation: an item that is
+named in many places counts in each."""
+
+_LATIN = ("latin1", "latin-1")
+"""The code in which pickles write bytes as a text: another may take the square of its length, or grow each time."""
+
+_DIRECTLY = ("encode", "bytearray")
+"""How the names of functions end that are only followed where the pickle calls them itself, not by another one."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 """What the first of the pickles says in a file that torch saved before it saved archives."""
@@ -27,12 +38,19 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 class Item:
     """Something on the stack: how many items it holds, itself among them, and the largest number of them all."""
 
-    __slots__ = ("inside", "largest", "name", "size")
+    __slots__ = ("code", "inside", "largest", "name", "size", "text")
 
-    def __init__(self, size: int = 1, largest: int = 0, name: str = "") -> None:
-        self.size, self.largest, self.name = size, largest, name
+    def __init__(self, size: int = 1, largest: int = 0, name: str = "", text: str = "") -> None:
+        self.size, self.largest, self.name, self.text = size, largest, name, text
         self.inside = False
         """Whether it is held by another, which counts it as it is now."""
+        self.code: str | None = None
+        """The second of what a function is called with, the code of a text; None where there is none."""
+
+
+def steps_of(nbytes: int, storages: int) -> int:
+    """Return how many operations a file of so many bytes and storages explains."""
+    return FREE_STEPS + STEPS_A_STORAGE * storages + nbytes // BYTES_A_STEP
 
 
 def check_programs(file: BinaryIO) -> None:
@@ -41,13 +59,15 @@ def check_programs(file: BinaryIO) -> None:
     Raises RefusedError (`archive-limit`) where running them would take more than they explain, ValueError where the
     first is another. Leaves the file behind the last one.
     """
+    nbytes = _size_of(file)
+    most = steps_of(nbytes, nbytes // BYTES_A_STORAGE)
     file.seek(0)
     buffered = io.BufferedReader(file)  # type: ignore[type-var]  # operations are read byte by byte
     try:
-        if Program(buffered).value != _MAGIC:
+        if Program(buffered, most).value != _MAGIC:
             raise ValueError("Invalid magic number; corrupt file?")
         for _ in range(4):
-            if not Program(buffered).ended:
+            if not Program(buffered, most).ended:
                 break
     finally:
         buffered.detach()
@@ -67,12 +87,12 @@ class _Within:
 class Program:
     """One pickle, followed to its end, or to where torch gives up."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._nbytes = _size_of(file)
+    def __init__(self, file: BinaryIO, most_steps: int = FREE_STEPS) -> None:
+        self._nbytes, self._most_steps = _size_of(file), most_steps
         self._stack: list[Item] = []
         self._outer: list[list[Item]] = []
         self._memo: dict[int, Item] = {}
-        self._steps = self._storages = self._work = 0
+        self._steps = self._work = 0
         self.value: object = None
         """The last number that it makes: all that there is to know of the first pickle."""
         self.ended = False
@@ -87,8 +107,8 @@ class Program:
 
     def _follow(self, name: str, argument: object) -> None:
         self._steps += 1
-        if self._steps > FREE_STEPS + STEPS_A_STORAGE * self._storages:
-            raise _too_much(f"{self._steps:,} operations for {self._storages:,} storages")
+        if self._steps > self._most_steps:
+            raise _too_much(f"more than {self._most_steps:,} operations, which the file does not explain")
         act = _ACTS.get(name)
         if act is None:
             raise ValueError(name)
@@ -99,7 +119,8 @@ class Program:
     def scalar(self, argument: object) -> None:
         """Put what holds nothing else on the stack."""
         self.value = argument
-        self._stack.append(Item(largest=argument if isinstance(argument, int) else 0))
+        text = argument if isinstance(argument, str) else ""
+        self._stack.append(Item(1 + len(text), argument if isinstance(argument, int) else 0, text=text))
 
     def named(self, argument: object) -> None:
         """Put a class or a function on the stack, told as `module name`."""
@@ -115,8 +136,9 @@ class Program:
         return items
 
     def _put(self, items: list[Item]) -> None:
-        largest = max((item.largest for item in items), default=0)
-        self._stack.append(Item(1 + _held(items), largest))
+        made = Item(1 + _held(items), max((item.largest for item in items), default=0))
+        made.code = items[1].text if len(items) == 2 else "" if items[2:] else None
+        self._stack.append(made)
 
     def row(self, _: object) -> None:
         """Make a tuple of the items behind the mark."""
@@ -124,8 +146,7 @@ class Program:
 
     def last(self, count: int) -> None:
         """Make a tuple of the last few items."""
-        items = [self._stack.pop() for _ in range(count)]
-        self._put(items)
+        self._put([self._stack.pop() for _ in range(count)][::-1])
 
     def add(self, items: list[Item], keys: int = 0) -> None:
         """Put items into what is on top of the stack, the first of each pair being a key where there are `keys`."""
@@ -133,15 +154,19 @@ class Program:
         if holder.inside:
             raise _too_much("a list that grows inside of another")
         holder.size += _held(items)
+        holder.code = ""  # of a list that a function may be called with
         self._work += sum(item.size for item in items[::2]) if keys else 0
 
     def call(self, _: object) -> None:
         """Call what is below the top of the stack with that."""
         given, called = self._stack.pop(), self._stack.pop()
-        if called.name.endswith("bytearray") and given.largest > self._nbytes:
-            raise _too_much(f"an array of {given.largest:,} bytes")
-        self._work += given.size + called.size  # which is shown where it is no function
-        self._stack.append(Item(1 + _held([given])))
+        made = Item(1 + _held([given]))
+        if called.name.endswith(_DIRECTLY):
+            if given.code not in (_LATIN if called.name.endswith("encode") else (None, *_LATIN)):
+                raise _too_much("bytes of a text in another code than latin1")
+            made.size += given.largest
+        self._work += made.size + called.size  # which is shown where it is no function
+        self._stack.append(made)
 
     def build(self, _: object) -> None:
         """Give what is below the top of the stack that as its state."""
@@ -151,7 +176,6 @@ class Program:
 
     def storage(self, _: object) -> None:
         """Put a storage in the place of the tuple that says which."""
-        self._storages += 1
         self._work += self._stack.pop().size
         self._stack.append(Item())
 
@@ -173,6 +197,8 @@ class Program:
 def _held(items: list[Item]) -> int:
     """Return how many items some are together, which another holds from now on."""
     for item in items:
+        if item.name.endswith(_DIRECTLY):
+            raise _too_much(f"a call of '{item.name}' by another function")
         item.inside = True
     return sum(item.size for item in items)
 

@@ -66,14 +66,35 @@ def open_descriptor(path: str | Path, _: int = 0) -> int:
 
     What it is is asked before it is opened, for opening a device may do something, and once more afterwards.
     """
-    _refuse_special(path, os.stat(path).st_mode)  # noqa: PTH116 - a fifth of the time of Path.stat
+    _refuse_special(path, _mode_of(path))
     descriptor = os.open(path, _FLAGS)
     try:
-        _refuse_special(path, os.fstat(descriptor).st_mode)
+        status = os.fstat(descriptor)
+        _refuse_special(path, status.st_mode)
+        _refuse_unsized(path, descriptor, status.st_size)
     except OSError:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _mode_of(path: str | Path) -> int:
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116 - a fifth of the time of Path.stat
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise SpecialFileError(error.errno, "it is a link in a circle, not a file", str(path)) from error
+
+
+def _refuse_unsized(path: str | Path, descriptor: int, nbytes: int) -> None:
+    """Raise SpecialFileError for what says that it has no bytes, and has some or makes wait, as the system's."""
+    try:
+        if nbytes or not os.read(descriptor, 1):
+            return
+    except BlockingIOError:
+        pass
+    raise SpecialFileError(errno.EINVAL, "it has bytes, but says that it has none", str(path))
 
 
 def _refuse_special(path: str | Path, mode: int) -> None:

@@ -7,6 +7,7 @@ and no more is in memory than is asked for.
 from __future__ import annotations
 
 import bisect
+import struct
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ MOST_RECORDS = 1 << 18
 _PICKLE_BYTES = 1 << 20, 1 << 11
 """Bytes of the pickle by itself, and for each storage: one tensor's row takes about 200, and torch reads a few million
 a second."""
+_BYTES_A_PICKLED = 1 << 3
+"""Bytes of a file for one of its pickle, where that holds more than tensors: a vocabulary beside them."""
 
 _HEAD = b"PK\x03\x04"
 """How a file begins that torch reads as an archive: any other it reads as pickles one behind another."""
@@ -76,6 +79,7 @@ def archive_of(file: BinaryIO, pin: Pin) -> Archive | None:
         return None
     try:
         with opened_archive(file) as archive:
+            _check_end(file, pin)
             rows = sorted(archive.infolist(), key=lambda row: row.header_offset)
             _check_rows(rows, pin)
             order = next((row for row in rows if row.filename.rpartition("/")[2] == "byteorder"), None)
@@ -88,6 +92,28 @@ def archive_of(file: BinaryIO, pin: Pin) -> Archive | None:
     return Archive(tuple(rows), in_order)
 
 
+_END, _PLACE, _LARGE_END = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
+"""How an archive ends: with its directory's bytes and place; before that, in one of many records, where the same stands
+in eight bytes each; and before that these."""
+
+
+def _check_end(file: BinaryIO, pin: Pin) -> None:
+    """Raise RunError where the directory of an archive does not stand where it says, right before its end.
+
+    Python looks for it before the end, torch at the place that is said: one could stand at either, with other records.
+    """
+    size = pin.state.nbytes
+    file.seek(max(0, size - _END.size - _PLACE.size - _LARGE_END.size))
+    tail = file.read().rjust(_END.size + _PLACE.size + _LARGE_END.size, b"\0")
+    large, place, end = (part.unpack_from(tail, at) for part, at in ((_LARGE_END, 0), (_PLACE, 56), (_END, 76)))
+    behind, (nbytes, start) = size - _END.size, end[5:7]
+    if place[0] == b"PK\6\7":
+        behind -= _PLACE.size + _LARGE_END.size
+        nbytes, start = large[8:10] if large[0] == b"PK\6\6" and place[2] == behind else (0, -1)
+    if end[0] != b"PK\5\6" or end[7] or start + nbytes != behind:
+        raise _bomb(pin, f"its directory is not the {nbytes:,} bytes at {start:,}, right before its end, as that says")
+
+
 def _check_rows(rows: list[zipfile.ZipInfo], pin: Pin) -> None:
     """Raise RunError where reading the records takes more than the file explains: they overlap, or are compressed."""
     whole = sum(row.file_size for row in rows)
@@ -95,7 +121,7 @@ def _check_rows(rows: list[zipfile.ZipInfo], pin: Pin) -> None:
         raise _bomb(pin, f"its records are {whole:,} bytes, more than the {pin.state.nbytes:,} of the file")
     if len(rows) > MOST_RECORDS:
         raise _bomb(pin, f"it has {len(rows):,} records, at most {MOST_RECORDS:,} are read")
-    most = _PICKLE_BYTES[0] + _PICKLE_BYTES[1] * len(rows)
+    most = max(_PICKLE_BYTES[0] + _PICKLE_BYTES[1] * len(rows), pin.state.nbytes // _BYTES_A_PICKLED)
     pickled = sum(row.file_size for row in rows if row.filename.rpartition("/")[2].lower() == "data.pkl")
     if pickled > most:
         raise _bomb(pin, f"its pickle is {pickled:,} bytes, of {len(rows):,} records at most {most:,} are read")

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import pkgutil
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -485,3 +486,15 @@ def test_verify_compares_the_headers_of_weight_files(tmp_path: Path) -> None:
 
 def test_globs_are_one_or_several() -> None:
     assert Selection.of("*.png", ["a", "b"], 5) == Selection(("*.png",), ("a", "b"), 5)
+
+
+def test_what_several_links_lead_to_is_in_memory_once(tmp_path: Path) -> None:
+    run = model(tmp_path / "run")
+    (run / "notes.bin.txt").write_bytes(bytes(1 << 22))
+    for number in range(200):
+        (run / f"copy-{number}.txt").symlink_to("notes.bin.txt")
+    tracemalloc.start()
+    petlpack.encode(run, tmp_path / "pack", codec="plain", jobs=1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200 << 20

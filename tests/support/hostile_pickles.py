@@ -263,6 +263,28 @@ def _tensor(numel: int, size: int, stride: int) -> bytes:
     return called + _global("collections OrderedDict") + b")RtR"
 
 
+def _encoded(value: bytes, code: str) -> bytes:
+    """Return operations for the bytes of a text in some code."""
+    return _global("_codecs encode") + value + text(code) + b"\x86R"
+
+
+def _nested_codes(count: int) -> bytes:
+    """Return operations for bytes that are written out in digits, and these again, and so on."""
+    value = _encoded(text("x" * 1000), "latin1")
+    for _ in range(count):
+        value = _encoded(value, "hex")
+    return value
+
+
+def _by_another(name: str, arguments: bytes) -> bytes:
+    """Return operations for a call of a function by one that is allowed."""
+    held = _global(name) + _global("torch Tensor") + arguments + b"N"
+    return _global("torch._tensor _rebuild_from_type_v2") + b"(" + held + b"tR"
+
+
+_OFTEN = text("ab" * 200_000) + b"q\x00"
+"""A text that is remembered."""
+
 BOMBS: dict[str, bytes] = {
     "brackets": b"]" * 40_000_000,
     "marks": b"(" * 10_000_000,
@@ -283,5 +305,19 @@ BOMBS: dict[str, bytes] = {
     "sizes of sizes": b"}" + text("a") + _global("torch Size") + _memo(40) + b"\x85Rs",
     "a counter": _global("collections Counter") + b"(" + text("a" * 200_000) + b"tR",
     "a set": _global("builtins set") + b"](" + b"K\x01K\x02\x86" * 100_000 + b"e\x85R",
+    "a text in a code that takes squares": _encoded(text("".join(map(chr, range(0x4E00, 0x8000)))), "punycode"),
+    "a text in a code of a code": _nested_codes(40),
+    "a text packed often": b"](" + _encoded(_OFTEN, "latin1") + _encoded(b"h\x00", "bz2") * 100 + b"e",
+    "a text in a code, as an array": _global("builtins bytearray")
+    + text("\u4e00" * 40_000)
+    + text("punycode")
+    + b"\x86R",
+    "a text counted often": b"](" + _OFTEN + (_global("collections Counter") + b"h\x00\x85R") * 200 + b"e",
+    "a text in a code, by another": _by_another("_codecs encode", text("\u4e00" * 40_000) + text("punycode") + b"\x86"),
+    "an array by another": _by_another("builtins bytearray", b"\x8a\x05\x00\x00\x00\x00\x10\x85"),
+    "arrays as large as the file": (
+        b"](" + text("x" * 100_000) + (_global("builtins bytearray") + b"J\xa0\x86\x01\x00\x85R") * 10_000 + b"e"
+    ),
+    "storages that are named often": b"](K\x01\x85q\x00" + b"h\x00Q" * 1000 + b"]" * 900_000 + b"e",
 }
 """Small programs that make much; each stands in an archive and in a file as torch saved them before."""

@@ -58,6 +58,8 @@ KINDS: dict[str, Callable[[Path, Path], None]] = {
     "a link to a pipe": _behind("a pipe"),
     "a link to a device": lambda path, beside: path.symlink_to("/dev/zero"),
     "a link to a full device": lambda path, beside: path.symlink_to("/dev/full"),
+    "a link to a file without end": lambda path, beside: path.symlink_to("/proc/self/pagemap"),
+    "a link to a file that makes wait": lambda path, beside: path.symlink_to("/proc/kmsg"),
 }
 """Each makes it at a path; links lead to a directory beside the rest, in which a file is precious."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 import petlpack
 from petlpack import LimitError, UsageError
 from petlpack.container import EncodedSection
+from petlpack.store import SUFFIX
 from tests.support.bombs import NO_SUM, NOTHING, BombPack, Shapes
 from tests.support.confined import Runner
 from tests.support.tally import Tally
@@ -290,6 +292,35 @@ def test_a_bomb_is_refused_by_name(name: str, tmp_path: Path, runner: Runner, ta
     for other in ("list", "show", "stats", "verify", "decode"):
         runner.check(pack, [*arguments(other, pack), "--json"])
     tally("bombs", 1)
+
+
+def test_a_part_that_is_only_named_explains_nothing(tmp_path: Path) -> None:
+    """Nobody reads a kept file for tensors, and so finds out that it is a link to a large file of somebody's."""
+    made, count = BombPack(tmp_path / "pack"), 2000
+    digest = made.keep(b"kept")
+    aliases = [[number, 0] for number in range(1, count)]
+    made.task({f"{i}": ("F32", [MILLION]) for i in range(count)}, params={"aliases": aliases}, files={"a.txt": digest})
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    part = made.path / "shared" / f"{digest}{SUFFIX}"
+    part.unlink()
+    part.symlink_to(tmp_path / "large")
+    with pytest.raises(LimitError, match="explain"):
+        petlpack.open(made.path)["bomb"].load()
+
+
+def test_what_was_read_of_damaged_tasks_is_not_kept_with_their_errors(tmp_path: Path) -> None:
+    made = BombPack(tmp_path / "pack")
+    for number in range(6):
+        made.task({"a": ("F32", [MILLION])}, name=f"t{number}")
+    tracemalloc.start()
+    try:
+        found = list(petlpack.verify(made.path, jobs=1))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(one.damaged for one in found) == 6
+    assert held < 8 * MILLION
 
 
 def test_a_caller_may_allow_more_or_less(tmp_path: Path) -> None:

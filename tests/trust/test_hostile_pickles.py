@@ -68,7 +68,7 @@ def test_a_pickle_costs_what_it_explains(name: str, tmp_path: Path, reader: Runn
     for number, data in enumerate((legacy(program), zipped(("a/data.pkl", program), ("a/data/0", bytes(64))))):
         (tmp_path / f"{number}").mkdir()
         (tmp_path / f"{number}" / "bomb.bin").write_bytes(data)
-        reader.check(tmp_path / f"{number}", ["pickles", str(tmp_path / f"{number}")], seconds=2)
+        reader.check(tmp_path / f"{number}", ["pickles", str(tmp_path / f"{number}")])
     tally("hostile pickles", 2)
     tally("bombs", 1)
 

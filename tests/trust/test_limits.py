@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from petlpack.tensors.dtypes import DTYPES
 from petlpack.tensors.pinned import open_regular, pin_of
 from petlpack.tensors.safetensors_file import MOST_VALUES, MalformedError, parse_header
 from tests.support.bombs import BombPack
+from tests.support.hostile_pickles import GOOD, zipped
 from tests.support.places import Place
 
 NAMED = "f" * 64
@@ -154,6 +156,54 @@ def test_an_archive_has_so_many_records(tmp_path: Path, monkeypatch: pytest.Monk
     torch.save({"a": torch.zeros(4), "b": torch.zeros(4)}, file)
     monkeypatch.setattr(torch_archive, "MOST_RECORDS", 2)
     with pytest.raises(RunError, match="records, at most 2 are read") as caught:
+        open_checkpoint(file)
+    assert _code(caught) == "archive-limit"
+
+
+def _split(archive: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the records of an archive, its directory, and its end."""
+    end = archive.rindex(b"PK\5\6")
+    nbytes, start = struct.unpack("<LL", archive[end + 12 : end + 20])
+    return archive[:start], archive[start : start + nbytes], archive[end:]
+
+
+def _moved(directory: bytes, by: int) -> bytes:
+    """Return a directory that says of each record that it stands elsewhere."""
+    out, at = bytearray(directory), 0
+    while at < len(out):
+        lengths, (start,) = struct.unpack_from("<3H", out, at + 28), struct.unpack_from("<L", out, at + 42)
+        struct.pack_into("<L", out, at + 42, start + by)
+        at += 46 + sum(lengths)
+    return bytes(out)
+
+
+def _two_directories() -> dict[str, bytes]:
+    """Return archives with a directory where Python looks for it, and another one where torch does."""
+    shown, hidden = (
+        zipped(("a/data.pkl", GOOD)),
+        zipped(("a/data.pkl", b"\x80\x02" + b"]" * 100_000 + b"."), deflated=True),
+    )
+    records, directory, end = _split(shown)
+    others, other, place = _split(hidden)
+    front = others + other + records
+    lent = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, len(directory), len(front))
+    far = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, len(other), len(others))
+    here = _moved(directory, len(others + other))
+    found = struct.pack("<4sLQL", b"PK\6\7", 0, len(others + other), 1)
+    moved = _moved(here, len(far))
+    return {
+        "before": front + _moved(directory, len(others) - len(records)) + place,
+        "in a comment": records + directory + end[:20] + struct.pack("<H", len(shown)) + shown,
+        "of large archives": others + other + far + records + moved + lent + found + end,
+        "behind it": shown + b"more",
+    }
+
+
+@pytest.mark.parametrize("name", _two_directories())
+def test_an_archive_has_one_directory(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(_two_directories()[name])
+    with pytest.raises(RunError, match="right before its end") as caught:
         open_checkpoint(file)
     assert _code(caught) == "archive-limit"
 

@@ -16,7 +16,7 @@ import petlpack
 from petlpack import DamageError, UsageError
 from petlpack.checking import seal as checking_seal
 from petlpack.store import SUFFIX, Store
-from petlpack.store.seals import parse_seal
+from petlpack.store.seals import file_now, parse_seal
 from tests.support import spec_reader
 from tests.support.command_line import ENVIRONMENT, posix, run, run_json
 from tests.support.places import Place
@@ -217,3 +217,20 @@ def test_verify_looks_again_where_somebody_writes_meanwhile(place: Place, monkey
 
     monkeypatch.setattr(checking_seal, "_compare", compare)
     assert codes(place) == {}
+
+
+def test_a_file_that_grows_while_it_is_sealed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast somebody writes to it, it is read no further than it reached."""
+    path = tmp_path / "file"
+    path.write_bytes(b"1234")
+    real = os.fstat
+
+    def grow(descriptor: int) -> os.stat_result:
+        found = real(descriptor)
+        with path.open("ab") as file:
+            file.write(bytes(5 << 20))
+        return found
+
+    monkeypatch.setattr(os, "fstat", grow)
+    with pytest.raises(UsageError, match="grows while it is read"):
+        file_now(path)
