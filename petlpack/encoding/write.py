@@ -20,12 +20,12 @@ from petlpack.encoding.match import Digests
 from petlpack.encoding.prepare import Prepared, prepare
 from petlpack.encoding.request import Request
 from petlpack.encoding.share import SharedTensors
-from petlpack.errors import DamageError, PetlpackError, RunError, UnknownFormatError, printable
+from petlpack.errors import DamageError, LimitError, PetlpackError, RunError, UnknownFormatError, printable
 from petlpack.layouts.run import Run
 from petlpack.parallel import Progress
 from petlpack.records.slot import Slot
 from petlpack.records.template_parts import Origin
-from petlpack.sections.allowance import UNBOUNDED
+from petlpack.sections.allowance import FREE, UNBOUNDED
 from petlpack.sections.parts import Part, part_params, part_slots, unreadable
 from petlpack.sections.predict import Predictions
 from petlpack.sections.shared import write_shared
@@ -119,8 +119,17 @@ class TaskWriter:
             task.exact,
             _SharedFiles(described.contents, parts),
             described.template.origin,
-            prepared.warnings,
+            (*prepared.warnings, *self._beyond_limits(name, path, prepared)),
         )
+
+    def _beyond_limits(self, name: str, path: Path, prepared: Prepared) -> tuple[str, ...]:
+        """Say where a reader with the usual limits refuses a task, so equal are its weights."""
+        if sum(tensor.nbytes for tensor in prepared.matched.tensors.values()) > FREE:
+            try:
+                Task(self._store, name, path, parts=self.parts).load(self._base)
+            except LimitError as error:
+                return (f"{error.message}: who reads it has to allow more with --max-bytes",)
+        return ()
 
     def _write_task(self, path: Path, prepared: Prepared, codec: Codec) -> None:
         """Write the task file by one codec; raises DeclinedError where that declines a run not pruned for it."""

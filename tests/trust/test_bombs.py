@@ -340,6 +340,15 @@ def test_a_caller_may_allow_more_or_less(tmp_path: Path) -> None:
     assert found.unread
 
 
+def test_encode_says_of_equal_weights_that_a_reader_will_refuse_them(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    save_file({f"w.{i}": np.zeros(1 << 20, "<f4") for i in range(40)}, tmp_path / "run" / "model.safetensors")
+    (task,) = petlpack.encode(tmp_path / "run", tmp_path / "pack", task="bomb", codec="plain")
+    assert [text for text in task.warnings if "explain" in text and "--max-bytes" in text]
+    with pytest.raises(LimitError):
+        petlpack.open(tmp_path / "pack")["bomb"].load()
+
+
 def test_accounts_and_lists_are_bounded_too(tmp_path: Path) -> None:
     made = BombPack(tmp_path / "pack")
     part = made.part([("F32", [1 << 24], 0)] * 4, named=NOTHING)
