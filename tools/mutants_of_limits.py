@@ -140,9 +140,9 @@ LIMITS: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
         ("length of a pickle's texts", "Item(1 + len(text), argument", "Item(1, argument"),
         ("arrays of a pickle", "            made.size += given.largest\n", ""),
         (
-            "operations of a pickle",
-            "        if self._steps > self._most_steps:",
-            "        if False:",
+            "storages of a pickle",
+            " * min(storages, self.storages) +",
+            " * storages +",
         ),
     ),
     ("petlpack/tensors/torch_reader.py", ODD): (

@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import pickletools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from petlpack.errors import RefusedError
 
-FREE_STEPS, STEPS_A_STORAGE, BYTES_A_STEP = 1 << 16, 1 << 6, 1 << 5
-"""Operations of a pickle; those more for each storage that the file has, whatever the pickle says: one tensor takes
-about thirty; and the bytes of the file for one more: words of a vocabulary, which its weights outweigh."""
+FREE_STEPS, STEPS_A_STORAGE, BYTES_A_STEP = 1 << 16, 40, 1 << 11
+"""Operations of a pickle; those more for each storage that it names and the file has: one tensor takes about thirty;
+and the bytes of the file for one more: words of a vocabulary, which its weights outweigh."""
 
 BYTES_A_STORAGE = 1 << 9
 """Bytes that a storage takes where no directory tells how many there are."""
@@ -48,9 +49,16 @@ class Item:
         """The second of what a function is called with, the code of a text; None where there is none."""
 
 
-def steps_of(nbytes: int, storages: int) -> int:
-    """Return how many operations a file of so many bytes and storages explains."""
-    return FREE_STEPS + STEPS_A_STORAGE * storages + nbytes // BYTES_A_STEP
+@dataclass(frozen=True)
+class Room:
+    """What a pickle may take: bytes of the whole file, and the most storages that it can have."""
+
+    nbytes: int
+    storages: int
+
+    def steps(self, storages: int) -> int:
+        """Return how many operations the file explains where so many storages are named."""
+        return FREE_STEPS + STEPS_A_STORAGE * min(storages, self.storages) + self.nbytes // BYTES_A_STEP
 
 
 def check_programs(file: BinaryIO) -> None:
@@ -60,14 +68,14 @@ def check_programs(file: BinaryIO) -> None:
     first is another. Leaves the file behind the last one.
     """
     nbytes = _size_of(file)
-    most = steps_of(nbytes, nbytes // BYTES_A_STORAGE)
+    room = Room(nbytes, nbytes // BYTES_A_STORAGE)
     file.seek(0)
     buffered = io.BufferedReader(file)  # type: ignore[type-var]  # operations are read byte by byte
     try:
-        if Program(buffered, most).value != _MAGIC:
+        if Program(buffered, room).value != _MAGIC:
             raise ValueError("Invalid magic number; corrupt file?")
         for _ in range(4):
-            if not Program(buffered, most).ended:
+            if not Program(buffered, room).ended:
                 break
     finally:
         buffered.detach()
@@ -87,12 +95,12 @@ class _Within:
 class Program:
     """One pickle, followed to its end, or to where torch gives up."""
 
-    def __init__(self, file: BinaryIO, most_steps: int = FREE_STEPS) -> None:
-        self._nbytes, self._most_steps = _size_of(file), most_steps
+    def __init__(self, file: BinaryIO, room: Room) -> None:
+        self._nbytes, self._room, self._most_steps = _size_of(file), room, room.steps(0)
         self._stack: list[Item] = []
         self._outer: list[list[Item]] = []
         self._memo: dict[int, Item] = {}
-        self._steps = self._work = 0
+        self._steps = self._storages = self._work = 0
         self.value: object = None
         """The last number that it makes: all that there is to know of the first pickle."""
         self.ended = False
@@ -108,7 +116,7 @@ class Program:
     def _follow(self, name: str, argument: object) -> None:
         self._steps += 1
         if self._steps > self._most_steps:
-            raise _too_much(f"more than {self._most_steps:,} operations, which the file does not explain")
+            raise _too_much(f"{self._steps:,} operations for {self._storages:,} storages")
         act = _ACTS.get(name)
         if act is None:
             raise ValueError(name)
@@ -176,6 +184,8 @@ class Program:
 
     def storage(self, _: object) -> None:
         """Put a storage in the place of the tuple that says which."""
+        self._storages += 1
+        self._most_steps = self._room.steps(self._storages)
         self._work += self._stack.pop().size
         self._stack.append(Item())
 

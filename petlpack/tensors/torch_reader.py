@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from petlpack.errors import RefusedError, RunError, printable
 from petlpack.tensors.content import is_archive
-from petlpack.tensors.pickle_programs import Program, check_programs, steps_of
+from petlpack.tensors.pickle_programs import Program, Room, check_programs
 from petlpack.tensors.pinned import open_regular
 from petlpack.tensors.torch_archive import Archive
 
@@ -30,9 +30,9 @@ def check_cost(file: BinaryIO, path: Path, archive: Archive | None) -> None:
             if archive is None:
                 check_programs(file)
             else:
-                most = steps_of(file.seek(0, os.SEEK_END), len(archive.rows))
+                room = Room(file.seek(0, os.SEEK_END), len(archive.rows))
                 file.seek(0)
-                Program(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")), most)
+                Program(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")), room)
     except RefusedError as error:
         raise RunError(
             f"'{printable(str(path))}' is no file as torch saves one: {error}",

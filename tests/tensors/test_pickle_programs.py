@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from petlpack.errors import RefusedError, RunError
-from petlpack.tensors.pickle_programs import FREE_STEPS, Program, check_programs
+from petlpack.tensors.pickle_programs import FREE_STEPS, STEPS_A_STORAGE, Program, Room, check_programs
 from petlpack.tensors.pickled import read_state_dict
 from tests.support.hostile_pickles import BOMBS, legacy, zipped
 
@@ -27,6 +27,11 @@ STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
 def saved(path: Path, value: Any, *, archive: bool) -> Path:
     torch.save(value, path, _use_new_zipfile_serialization=archive)
     return path
+
+
+def follow(program: bytes, storages: int = 0) -> Program:
+    """Follow a pickle of a file that explains nothing but so many storages."""
+    return Program(io.BytesIO(program), Room(0, storages))
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -63,7 +68,7 @@ def test_attributes_do_not_stand_before_methods(tmp_path: Path, archive: bool) -
 @pytest.mark.parametrize("name", [name for name in BOMBS if name not in NO_PROGRAMS])
 def test_a_program_that_makes_much_of_little_is_refused(name: str) -> None:
     with pytest.raises(RefusedError, match="its pickle makes") as caught:
-        Program(io.BytesIO(b"\x80\x02" + BOMBS[name] + b"."))
+        follow(b"\x80\x02" + BOMBS[name] + b".")
     assert caught.value.code == "archive-limit"
 
 
@@ -76,8 +81,9 @@ def test_bytes_that_python_saves_are_within_bounds(tmp_path: Path) -> None:
 
 def test_storages_that_are_not_there_explain_nothing() -> None:
     named = b"K\x01\x85q\x00" + b"h\x00Q" * 1000
-    with pytest.raises(RefusedError, match=f"more than {FREE_STEPS:,} operations"):
-        Program(io.BytesIO(named + b"]" * FREE_STEPS))
+    follow(named + b"]" * FREE_STEPS, storages=500)
+    with pytest.raises(RefusedError, match="operations for 1,000 storages"):
+        follow(named + b"]" * (FREE_STEPS + STEPS_A_STORAGE * 500), storages=500)
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -85,14 +91,14 @@ def test_many_small_tensors_and_a_large_vocabulary_are_within_bounds(archive: bo
     torch = pytest.importorskip("torch")
     small = {f"a.{i}": torch.zeros(1 if archive else 64) for i in range(3000)}
     assert read_state_dict(saved(tmp_path / "a.bin", small, archive=archive)).tensors.keys() == small.keys()
-    words = {"model": {"w": torch.zeros(2_000_000)}, "words": {f"word {i}": i for i in range(30_000)}}
+    words = {"model": {"w": torch.zeros(6_000_000)}, "words": {f"word {i}": i for i in range(8_000)}}
     assert read_state_dict(saved(tmp_path / "b.bin", words, archive=archive)).tensors.keys() == {"w"}
 
 
 def test_so_many_operations_are_followed(tmp_path: Path) -> None:
-    Program(io.BytesIO(b"]" * FREE_STEPS))
-    with pytest.raises(RefusedError, match=f"more than {FREE_STEPS:,} operations"):
-        Program(io.BytesIO(b"]" * (FREE_STEPS + 1)))
+    follow(b"]" * FREE_STEPS)
+    with pytest.raises(RefusedError, match="operations for 0 storages"):
+        follow(b"]" * (FREE_STEPS + 1))
     (tmp_path / "a.bin").write_bytes(legacy(b"\x80\x02" + b"]" * (2 * FREE_STEPS) + b"."))
     with pytest.raises(RunError, match=r"a\.bin' is no file as torch saves one") as caught:
         read_state_dict(tmp_path / "a.bin")
@@ -112,5 +118,5 @@ def test_a_text_that_says_it_is_long_makes_no_room(monkeypatch: pytest.MonkeyPat
             asked.append(size or 0)
             return super().read(size)
 
-    assert not Program(Watched(b"\x80\x02X\xff\xff\xff\x7fshort")).ended
+    assert not Program(Watched(b"\x80\x02X\xff\xff\xff\x7fshort"), Room(0, 0)).ended
     assert max(asked) <= 12
