@@ -86,25 +86,44 @@ def _row(array: Array) -> int:
 def _write(differences: NDArray[Any], prediction: Bits, dtype: DType, plan: RowPlan) -> bytes:
     order = np.argsort(plan.labels, kind="stable")
     ends = np.searchsorted(plan.labels, np.arange(plan.groups + 1), side="right", sorter=order)
-    _, *groups, rest = (differences[rows].reshape(-1) for rows in np.split(order, ends))
-    quiet = np.where((plan.labels == 0)[:, None], differences, 0)
+    quiet, *groups, rest = np.split(order, ends)
+    changes = differences[quiet]
     if plan.drift is not None:
-        rows = order[: ends[0]]
-        quiet[rows] -= plan.drift[drift_index(prediction[rows], dtype)]
-    changed = np.flatnonzero(quiet)
+        changes -= plan.drift[drift_index(prediction[quiet], dtype)]
+    row, at = np.divmod(np.flatnonzero(changes != 0), differences.shape[1])
+    changed = quiet[row] * differences.shape[1] + at
     streams = [
         pco.compress(plan.labels.astype("<u2")),
         b"" if plan.drift is None else pco.compress(plan.drift, smooth=True),
         pco.compress((np.diff(changed, prepend=-1) - 1).astype("<u4")),
-        pco.compress(quiet.reshape(-1)[changed]),
-        *map(pco.compress, groups),
+        pco.compress(changes[row, at]),
+        *(pco.compress(differences[rows].reshape(-1)) for rows in groups),
     ]
     if plan.classes:
-        rows = order[ends[-1] :]
-        label = classes_of(prediction[rows], plan.labels[rows] - plan.groups - 1 + plan.floor, plan.classes, dtype)
-        streams += [pco.compress(rest[label == part]) for part in range(plan.classes)]
+        label = classes_of(prediction[rest], plan.labels[rest] - plan.groups - 1 + plan.floor, plan.classes, dtype)
+        streams += map(pco.compress, _split_classes(label, plan.classes, differences[rest].reshape(-1)))
     header = _HEADER.pack(plan.groups, plan.classes, plan.floor, plan.drift is not None, changed.size)
     return header + struct.pack(f"<{len(streams)}I", *map(len, streams)) + b"".join(streams)
+
+
+def _sorted_blocks(label: NDArray[np.uint8], classes: int) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
+    """Return, for each block of weights, the order that sorts it by class, and where each class ends in that."""
+    blocks = [label[at : at + _BLOCK] for at in range(0, label.size, _BLOCK)]
+    # Sorting bytes is a counting sort; a pass of flatnonzero takes 0.6-1.2 ns a weight for every class.
+    orders = [np.argsort(block, kind="stable") for block in blocks]
+    every = np.arange(classes)
+    ends = [np.searchsorted(block, every, "right", order) for block, order in zip(blocks, orders, strict=True)]
+    return orders, np.array(ends)
+
+
+def _split_classes(label: NDArray[np.uint8], classes: int, differences: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the differences of every class."""
+    orders, ends = _sorted_blocks(label, classes)
+    blocks = [
+        np.split(differences[number * _BLOCK :][: order.size][order], stop[:-1])
+        for number, (order, stop) in enumerate(zip(orders, ends, strict=True))
+    ]
+    return [np.concatenate(pieces) for pieces in zip(*blocks, strict=True)]
 
 
 def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
@@ -184,19 +203,12 @@ def _add_changes(gaps: memoryview, changes: memoryview, changed: int, tuned: Bit
 
 def _read_classes(streams: list[memoryview], label: NDArray[np.uint8], differences: NDArray[Any]) -> None:
     """Put the differences of every class where the labels have them, block by block."""
-    every = np.arange(len(streams))
-    starts = range(0, label.size, _BLOCK)
-    # Sorting bytes is a counting sort; a pass of flatnonzero takes 0.6-1.2 ns a weight for every class.
-    orders = [np.argsort(label[at : at + _BLOCK], kind="stable") for at in starts]
-    ends = [
-        np.searchsorted(label[at : at + _BLOCK], every, "right", order)
-        for at, order in zip(starts, orders, strict=True)
-    ]
+    orders, ends = _sorted_blocks(label, len(streams))
     counts = np.diff(ends, axis=1, prepend=0)
     stops = counts.cumsum(axis=0)
     values = [
         pco.decompress(stream, count, differences.dtype) for stream, count in zip(streams, stops[-1], strict=True)
     ]
-    for at, order, stop, count in zip(starts, orders, stops, counts, strict=True):
+    for number, (order, stop, count) in enumerate(zip(orders, stops, counts, strict=True)):
         pieces = [value[end - n : end] for value, end, n in zip(values, stop, count, strict=True)]
-        differences[at : at + _BLOCK][order] = np.concatenate(pieces)
+        differences[number * _BLOCK :][: order.size][order] = np.concatenate(pieces)
