@@ -384,7 +384,6 @@ ELSEWHERE = {
     "the coders that a codec tries": [
         *[("codecs/method.py", name) for name in ("bitmap", "masks")],
         *[("codecs/sparse.py", name) for name in ("gaps", "numbers", "rows", "ulps")],
-        *[("codecs/ulp.py", name) for name in ("numbers", "rows", "ulps")],
         *[("codecs/units.py", name) for name in ("numbers", "planes", "rows", "ulps")],
     ],
     "a type of the same name": [("rules/arithmetic.py", "numbers")],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from petlpack.coding.array import Array, Level
+from petlpack.coding.estimate import LARGE, sample
 from petlpack.coding.registry import coder
 from petlpack.errors import DamageError, UnknownFormatError, printable, reason
 from petlpack.tensors.dtypes import Bits
@@ -15,18 +16,39 @@ __all__ = ["Array", "Level", "decode", "encode"]
 def encode(bits: Bits, array: Array, coders: Sequence[str], level: Level) -> tuple[str, bytes]:
     """Return (coder id, bytes) of the smallest encoding among `coders`; `raw` always applies.
 
-    At level `fast` the coder that says it decodes fastest is preferred where it costs less than 1/64 more.
+    At level `fast` the coder that says it decodes fastest is preferred where it costs less than 1/64 more. Of a large
+    array with a prediction, a sample tells which coder that is, and the others are not tried.
     """
+    if array.count > LARGE and array.prediction is not None:
+        coders = _likely(bits, array, coders, level)
     encoded = {coder_id: coder(coder_id).encode(bits, array, level) for coder_id in (*coders, "raw")}
-    sizes = {coder_id: len(data) for coder_id, data in encoded.items() if data is not None}
-    best = min(sizes, key=lambda coder_id: sizes[coder_id])
-    if level == "fast":
-        speeds = {coder_id: speed for coder_id in sizes if (speed := _speed(coder_id)) is not None}
-        near = {coder_id: speed for coder_id, speed in speeds.items() if sizes[coder_id] <= sizes[best] * 65 // 64}
-        best = min(near, key=near.__getitem__, default=best)
+    best = _best({coder_id: len(data) for coder_id, data in encoded.items() if data is not None}, level)
     data = encoded[best]
     assert data is not None
     return best, data
+
+
+def _best(sizes: Mapping[str, float], level: Level) -> str:
+    best = min(sizes, key=lambda coder_id: sizes[coder_id])
+    if level == "fast":
+        speeds = {coder_id: speed for coder_id in sizes if (speed := _speed(coder_id)) is not None}
+        near = {coder_id: speed for coder_id, speed in speeds.items() if sizes[coder_id] <= sizes[best] * 65 / 64}
+        best = min(near, key=near.__getitem__, default=best)
+    return best
+
+
+def _likely(bits: Bits, array: Array, coders: Sequence[str], level: Level) -> Sequence[str]:
+    """Return the coder that a sample tells to be best, or all where one of them cannot tell by a sample."""
+    estimates = {coder_id: getattr(coder(coder_id), "estimate", None) for coder_id in coders}
+    chosen, of_sample = sample(bits, array)
+    sizes = {"raw": 8.0 * chosen.nbytes}
+    for coder_id, estimate in estimates.items():
+        if estimate is None:
+            return coders
+        size = estimate(chosen, of_sample, level)
+        if size is not None:
+            sizes[coder_id] = size
+    return [_best(sizes, level)]
 
 
 def _speed(coder_id: str) -> float | None:

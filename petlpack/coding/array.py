@@ -27,6 +27,8 @@ class Coder(Protocol):
     """One way to write an array. Its id names one byte format for ever.
 
     One that decodes fast says so: `decode_ns`, the nanoseconds that it takes an element, and level `fast` prefers it.
+    One that can tell by a sample what it takes has `estimate`, of the same arguments as `encode`: about so many bits,
+    or None where it does not apply.
     """
 
     id: str

@@ -24,15 +24,16 @@ from numpy.typing import NDArray
 
 from petlpack.coding import pco
 from petlpack.coding.array import Array, Level
+from petlpack.coding.estimate import LARGE
 from petlpack.coding.row_plan import (
     DRIFT_SIZE,
     MIN_CLASS,
     RowPlan,
+    bits_of_plan,
     can_drift,
     classes_of,
     drift_index,
-    plan_classes,
-    plan_groups,
+    plan_rows,
 )
 from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits, DType
@@ -57,15 +58,19 @@ class Rows:
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
         """Return the smallest of the plans that the level allows, or None without a prediction or for few weights."""
-        if array.prediction is None or array.dtype.kind != "float" or array.count <= MIN_CLASS:
+        if not _applies(array):
             return None
-        prediction = array.prediction.reshape(-1, _row(array))
-        differences = signed_view(bits - array.prediction).reshape(prediction.shape)
-        if level == "fast":
-            plans = [plan_groups(differences, prediction, array.dtype)]
-        else:
-            plans = plan_classes(differences, prediction, array.dtype)
+        differences, prediction = _matrices(bits, array)
+        plans = plan_rows(differences, prediction, array.dtype, level, measure=array.count <= LARGE)
         return min((_write(differences, prediction, array.dtype, plan) for plan in plans), key=len)
+
+    def estimate(self, bits: Bits, array: Array, level: Level) -> float | None:
+        """Return about how many bits the smallest of the plans takes."""
+        if not _applies(array):
+            return None
+        differences, prediction = _matrices(bits, array)
+        plans = plan_rows(differences, prediction, array.dtype, level, measure=True)
+        return min(bits_of_plan(differences, prediction, array.dtype, plan) for plan in plans)
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array; raises ValueError where the bytes cannot be this coder's work on this prediction."""
@@ -76,6 +81,17 @@ class Rows:
             )
             raise RefusedError(f"expected one or more floats with a prediction, got {got}", code=code)
         return _read(data, array.prediction.reshape(-1, _row(array)), array.dtype).reshape(-1)
+
+
+def _applies(array: Array) -> bool:
+    return array.prediction is not None and array.dtype.kind == "float" and array.count > MIN_CLASS
+
+
+def _matrices(bits: Bits, array: Array) -> tuple[NDArray[Any], Bits]:
+    """Return differences and prediction by rows."""
+    assert array.prediction is not None
+    shape = (-1, _row(array))
+    return signed_view(bits - array.prediction).reshape(shape), array.prediction.reshape(shape)
 
 
 def _row(array: Array) -> int:
