@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlpack.coding.array import Level
-from petlpack.coding.estimate import LARGE, bits_of_differences, bits_of_positions, sampled
+from petlpack.coding.estimate import LARGE, ROWS, bits_of_differences, bits_of_positions, sampled
 from petlpack.tensors.dtypes import Bits, DType
 
 Ints = NDArray[np.int64]
@@ -100,7 +100,7 @@ def _plan_classes(differences: Differences, prediction: Bits, dtype: DType, quie
         return RowPlan(labels, drift=quiet.drift)
     exponent = _exponent(prediction[~quiet.rows], dtype)
     step = _step(differences[~quiet.rows], exponent, dtype)
-    rows = slice(None, None, max(1, exponent.size // LARGE))
+    rows = slice(None, None, max(1, min(exponent.size // LARGE, len(exponent) // ROWS)))
     ratio = np.maximum(step[rows, None] - exponent[rows] + 256, 0).reshape(-1)
     low, high = _trim(ratio, max(MIN_CLASS, ratio.size // _TAIL))
     classes = min(high - low + 1, _MAX_CLASSES)
@@ -117,7 +117,7 @@ def bits_of_plan(differences: Differences, prediction: Bits, dtype: DType, plan:
     if plan.drift is not None:
         changes -= plan.drift[drift_index(given, dtype)]
     changes = changes[changes != 0]
-    bits = bits_of_positions(changes.size, given.size) + bits_of_differences(changes)
+    bits = bits_of_positions(changes.size, given.size) + bits_of_differences(changes) + bits_of_differences(plan.labels)
     if rows.all():
         return bits
     label = np.repeat(plan.labels[~rows] - 1, differences.shape[1])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +46,9 @@ _BLOCK = 1 << 19
 """Weights sorted at once: 1.9 ns a weight at 2^16, 2.4 at 2^18, 2.6-5.8 at 2^20, where the indices leave the cache; but
 two threads gain 1.4x at 2^17 and 1.7-1.8x at 2^19, for each call must outlast the hand-over of the interpreter."""
 
+_SHORT = 16
+"""Weights of a row that a sample tells nothing of: as many labels as a sample has rows fit it by chance."""
+
 _ADD_BLOCK = 1 << 16
 """Weights gathered, added to and put back at once: what stays in the cache faults in no fresh pages."""
 
@@ -65,8 +69,8 @@ class Rows:
         return min((_write(differences, prediction, array.dtype, plan) for plan in plans), key=len)
 
     def estimate(self, bits: Bits, array: Array, level: Level) -> float | None:
-        """Return about how many bits the smallest of the plans takes."""
-        if not _applies(array):
+        """Return about how many bits the smallest of the plans takes, or None where a sample does not tell."""
+        if not _applies(array) or array.row < _SHORT:
             return None
         differences, prediction = _matrices(bits, array)
         plans = plan_rows(differences, prediction, array.dtype, level, measure=True)
@@ -80,7 +84,7 @@ class Rows:
                 "" if array.prediction is not None else ", no prediction"
             )
             raise RefusedError(f"expected one or more floats with a prediction, got {got}", code=code)
-        return _read(data, array.prediction.reshape(-1, _row(array)), array.dtype).reshape(-1)
+        return _read(data, array.prediction.reshape(-1, array.whole_row), array.dtype).reshape(-1)
 
 
 def _applies(array: Array) -> bool:
@@ -90,13 +94,8 @@ def _applies(array: Array) -> bool:
 def _matrices(bits: Bits, array: Array) -> tuple[NDArray[Any], Bits]:
     """Return differences and prediction by rows."""
     assert array.prediction is not None
-    shape = (-1, _row(array))
+    shape = (-1, array.whole_row)
     return signed_view(bits - array.prediction).reshape(shape), array.prediction.reshape(shape)
-
-
-def _row(array: Array) -> int:
-    """Return the row length, or the whole array as one row where it is not made of whole rows."""
-    return array.row if array.count % array.row == 0 else array.count
 
 
 def _write(differences: NDArray[Any], prediction: Bits, dtype: DType, plan: RowPlan) -> bytes:
@@ -108,16 +107,17 @@ def _write(differences: NDArray[Any], prediction: Bits, dtype: DType, plan: RowP
         changes -= plan.drift[drift_index(prediction[quiet], dtype)]
     row, at = np.divmod(np.flatnonzero(changes != 0), differences.shape[1])
     changed = quiet[row] * differences.shape[1] + at
+    compress = partial(pco.compress, quick=differences.size > LARGE)
     streams = [
         pco.compress(plan.labels.astype("<u2")),
         b"" if plan.drift is None else pco.compress(plan.drift, smooth=True),
         pco.compress((np.diff(changed, prepend=-1) - 1).astype("<u4")),
-        pco.compress(changes[row, at]),
-        *(pco.compress(differences[rows].reshape(-1)) for rows in groups),
+        compress(changes[row, at]),
+        *(compress(differences[rows].reshape(-1)) for rows in groups),
     ]
     if plan.classes:
         label = classes_of(prediction[rest], plan.labels[rest] - plan.groups - 1 + plan.floor, plan.classes, dtype)
-        streams += map(pco.compress, _split_classes(label, plan.classes, differences[rest].reshape(-1)))
+        streams += map(compress, _split_classes(label, plan.classes, differences[rest].reshape(-1)))
     header = _HEADER.pack(plan.groups, plan.classes, plan.floor, plan.drift is not None, changed.size)
     return header + struct.pack(f"<{len(streams)}I", *map(len, streams)) + b"".join(streams)
 
