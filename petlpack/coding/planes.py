@@ -25,6 +25,7 @@ class Planes:
     """Byte planes, zstd."""
 
     id = "planes"
+    slow = True
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
         """Return the planes from the least significant byte on, each as u32 length and zstd frame."""
