@@ -26,7 +26,7 @@ def sampled(shape: tuple[int, ...]) -> tuple[slice, slice]:
     """Return which rows and columns of a matrix are looked at: whole rows, where it has so many."""
     rows, columns = shape
     step = max(1, min(rows * columns // _SAMPLE, rows // ROWS))
-    return slice(None, None, step), slice(None, None, max(1, rows * columns // step // _SAMPLE))
+    return slice(None, None, step), slice(None, None, -(-rows * columns // (step * _SAMPLE)))
 
 
 def sample(bits: Bits, array: Array) -> tuple[Bits, Array]:
