@@ -35,10 +35,10 @@ def integers(task: str, dtype: str) -> list[Numbers]:
     seen: list[Numbers] = []
     compress = pco.compress
 
-    def watch(numbers: Numbers, *, smooth: bool = False) -> bytes:
+    def watch(numbers: Numbers, *, smooth: bool = False, quick: bool = False) -> bytes:
         if not smooth and numbers.size:
             seen.append(np.array(numbers))
-        return compress(numbers, smooth=smooth)
+        return compress(numbers, smooth=smooth, quick=quick)
 
     pco.compress = watch
     try:

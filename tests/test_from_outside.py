@@ -384,9 +384,9 @@ ELSEWHERE = {
     "the coders that a codec tries": [
         *[("codecs/method.py", name) for name in ("bitmap", "masks")],
         *[("codecs/sparse.py", name) for name in ("gaps", "numbers", "rows", "ulps")],
-        *[("codecs/ulp.py", name) for name in ("numbers", "rows", "ulps")],
         *[("codecs/units.py", name) for name in ("numbers", "planes", "rows", "ulps")],
     ],
+    "what a codec calls its units": [("codecs/ulp.py", "ulps")],
     "a type of the same name": [("rules/arithmetic.py", "numbers")],
     "the one coder of shared bytes, by their format": [("sections/shared.py", "planes")],
     "a module of petlpack.methods": [

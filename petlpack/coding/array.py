@@ -22,11 +22,18 @@ class Array:
     prediction: Bits | None = None
     """A prediction that encoder and decoder both have, bit for bit: `count` elements of the same dtype."""
 
+    @property
+    def whole_row(self) -> int:
+        """Elements of one row, or of the whole array where it is not made of whole rows."""
+        return self.row if self.count % self.row == 0 else self.count
+
 
 class Coder(Protocol):
     """One way to write an array. Its id names one byte format for ever.
 
     One that decodes fast says so: `decode_ns`, the nanoseconds that it takes an element, and level `fast` prefers it.
+    One that can tell by a sample what it takes has `estimate`, of the same arguments as `encode`: about so many bits,
+    or None where a sample does not tell. One that takes very long at level `small` says `slow`.
     """
 
     id: str

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from petlpack.coding import pco
 from petlpack.coding.array import Array, Level
+from petlpack.coding.estimate import bits_of_ordered
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.ordered import from_ordered, to_ordered
 
@@ -22,6 +23,10 @@ class Numbers:
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
         """Return one pcodec stream."""
         return pco.compress(to_ordered(bits, array.dtype))
+
+    def estimate(self, bits: Bits, array: Array, level: Level) -> float:
+        """Return about how many bits it takes."""
+        return bits_of_ordered(to_ordered(bits, array.dtype))
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array."""

@@ -18,6 +18,8 @@ from petlpack.tensors.tensor import as_bytes
 
 ZSTD_LEVEL: dict[Level, int] = {"fast": 3, "small": 19}
 """zstd's default, and the highest level that needs no larger window."""
+_LARGE_PLANE, _LARGE_LEVEL = 1 << 20, 12
+"""The highest level for a larger plane: at 19, a tokenizer of several MB takes many seconds."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Planes:
     """Byte planes, zstd."""
 
     id = "planes"
+    slow = True
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes:
         """Return the planes from the least significant byte on, each as u32 length and zstd frame."""
         octets = np.frombuffer(as_bytes(bits), np.uint8).reshape(-1, array.dtype.itemsize)
-        frames = [compress(as_bytes(octets[:, plane]), ZSTD_LEVEL[level]) for plane in range(array.dtype.itemsize)]
+        most = ZSTD_LEVEL[level] if array.count <= _LARGE_PLANE else min(ZSTD_LEVEL[level], _LARGE_LEVEL)
+        frames = [compress(as_bytes(octets[:, plane]), most) for plane in range(array.dtype.itemsize)]
         return b"".join(struct.pack("<I", len(frame)) + frame for frame in frames)
 
     def decode(self, data: bytes, array: Array) -> Bits:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,15 +25,16 @@ from numpy.typing import NDArray
 
 from petlpack.coding import pco
 from petlpack.coding.array import Array, Level
+from petlpack.coding.estimate import LARGE
 from petlpack.coding.row_plan import (
     DRIFT_SIZE,
     MIN_CLASS,
     RowPlan,
+    bits_of_plan,
     can_drift,
     classes_of,
     drift_index,
-    plan_classes,
-    plan_groups,
+    plan_rows,
 )
 from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits, DType
@@ -43,6 +45,9 @@ _HEADER = struct.Struct("<BBBBI")  # groups, classes, floor, whether quiet rows 
 _BLOCK = 1 << 19
 """Weights sorted at once: 1.9 ns a weight at 2^16, 2.4 at 2^18, 2.6-5.8 at 2^20, where the indices leave the cache; but
 two threads gain 1.4x at 2^17 and 1.7-1.8x at 2^19, for each call must outlast the hand-over of the interpreter."""
+
+_SHORT = 16
+"""Weights of a row that a sample tells nothing of: as many labels as a sample has rows fit it by chance."""
 
 _ADD_BLOCK = 1 << 16
 """Weights gathered, added to and put back at once: what stays in the cache faults in no fresh pages."""
@@ -57,15 +62,19 @@ class Rows:
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
         """Return the smallest of the plans that the level allows, or None without a prediction or for few weights."""
-        if array.prediction is None or array.dtype.kind != "float" or array.count <= MIN_CLASS:
+        if not _applies(array):
             return None
-        prediction = array.prediction.reshape(-1, _row(array))
-        differences = signed_view(bits - array.prediction).reshape(prediction.shape)
-        if level == "fast":
-            plans = [plan_groups(differences, prediction, array.dtype)]
-        else:
-            plans = plan_classes(differences, prediction, array.dtype)
+        differences, prediction = _matrices(bits, array)
+        plans = plan_rows(differences, prediction, array.dtype, level, measure=array.count <= LARGE)
         return min((_write(differences, prediction, array.dtype, plan) for plan in plans), key=len)
+
+    def estimate(self, bits: Bits, array: Array, level: Level) -> float | None:
+        """Return about how many bits the smallest of the plans takes, or None where a sample does not tell."""
+        if not _applies(array) or array.row < _SHORT:
+            return None
+        differences, prediction = _matrices(bits, array)
+        plans = plan_rows(differences, prediction, array.dtype, level, measure=True)
+        return min(bits_of_plan(differences, prediction, array.dtype, plan) for plan in plans)
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array; raises ValueError where the bytes cannot be this coder's work on this prediction."""
@@ -75,36 +84,62 @@ class Rows:
                 "" if array.prediction is not None else ", no prediction"
             )
             raise RefusedError(f"expected one or more floats with a prediction, got {got}", code=code)
-        return _read(data, array.prediction.reshape(-1, _row(array)), array.dtype).reshape(-1)
+        return _read(data, array.prediction.reshape(-1, array.whole_row), array.dtype).reshape(-1)
 
 
-def _row(array: Array) -> int:
-    """Return the row length, or the whole array as one row where it is not made of whole rows."""
-    return array.row if array.count % array.row == 0 else array.count
+def _applies(array: Array) -> bool:
+    return array.prediction is not None and array.dtype.kind == "float" and array.count > MIN_CLASS
+
+
+def _matrices(bits: Bits, array: Array) -> tuple[NDArray[Any], Bits]:
+    """Return differences and prediction by rows."""
+    assert array.prediction is not None
+    shape = (-1, array.whole_row)
+    return signed_view(bits - array.prediction).reshape(shape), array.prediction.reshape(shape)
 
 
 def _write(differences: NDArray[Any], prediction: Bits, dtype: DType, plan: RowPlan) -> bytes:
     order = np.argsort(plan.labels, kind="stable")
     ends = np.searchsorted(plan.labels, np.arange(plan.groups + 1), side="right", sorter=order)
-    _, *groups, rest = (differences[rows].reshape(-1) for rows in np.split(order, ends))
-    quiet = np.where((plan.labels == 0)[:, None], differences, 0)
+    quiet, *groups, rest = np.split(order, ends)
+    changes = differences[quiet]
     if plan.drift is not None:
-        rows = order[: ends[0]]
-        quiet[rows] -= plan.drift[drift_index(prediction[rows], dtype)]
-    changed = np.flatnonzero(quiet)
+        changes -= plan.drift[drift_index(prediction[quiet], dtype)]
+    row, at = np.divmod(np.flatnonzero(changes != 0), differences.shape[1])
+    changed = quiet[row] * differences.shape[1] + at
+    compress = partial(pco.compress, quick=differences.size > LARGE)
     streams = [
         pco.compress(plan.labels.astype("<u2")),
         b"" if plan.drift is None else pco.compress(plan.drift, smooth=True),
         pco.compress((np.diff(changed, prepend=-1) - 1).astype("<u4")),
-        pco.compress(quiet.reshape(-1)[changed]),
-        *map(pco.compress, groups),
+        compress(changes[row, at]),
+        *(compress(differences[rows].reshape(-1)) for rows in groups),
     ]
     if plan.classes:
-        rows = order[ends[-1] :]
-        label = classes_of(prediction[rows], plan.labels[rows] - plan.groups - 1 + plan.floor, plan.classes, dtype)
-        streams += [pco.compress(rest[label == part]) for part in range(plan.classes)]
+        label = classes_of(prediction[rest], plan.labels[rest] - plan.groups - 1 + plan.floor, plan.classes, dtype)
+        streams += map(compress, _split_classes(label, plan.classes, differences[rest].reshape(-1)))
     header = _HEADER.pack(plan.groups, plan.classes, plan.floor, plan.drift is not None, changed.size)
     return header + struct.pack(f"<{len(streams)}I", *map(len, streams)) + b"".join(streams)
+
+
+def _sorted_blocks(label: NDArray[np.uint8], classes: int) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
+    """Return, for each block of weights, the order that sorts it by class, and where each class ends in that."""
+    blocks = [label[at : at + _BLOCK] for at in range(0, label.size, _BLOCK)]
+    # Sorting bytes is a counting sort; a pass of flatnonzero takes 0.6-1.2 ns a weight for every class.
+    orders = [np.argsort(block, kind="stable") for block in blocks]
+    every = np.arange(classes)
+    ends = [np.searchsorted(block, every, "right", order) for block, order in zip(blocks, orders, strict=True)]
+    return orders, np.array(ends)
+
+
+def _split_classes(label: NDArray[np.uint8], classes: int, differences: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the differences of every class."""
+    orders, ends = _sorted_blocks(label, classes)
+    blocks = [
+        np.split(differences[number * _BLOCK :][: order.size][order], stop[:-1])
+        for number, (order, stop) in enumerate(zip(orders, ends, strict=True))
+    ]
+    return [np.concatenate(pieces) for pieces in zip(*blocks, strict=True)]
 
 
 def _read(data: bytes, prediction: Bits, dtype: DType) -> Bits:
@@ -184,19 +219,12 @@ def _add_changes(gaps: memoryview, changes: memoryview, changed: int, tuned: Bit
 
 def _read_classes(streams: list[memoryview], label: NDArray[np.uint8], differences: NDArray[Any]) -> None:
     """Put the differences of every class where the labels have them, block by block."""
-    every = np.arange(len(streams))
-    starts = range(0, label.size, _BLOCK)
-    # Sorting bytes is a counting sort; a pass of flatnonzero takes 0.6-1.2 ns a weight for every class.
-    orders = [np.argsort(label[at : at + _BLOCK], kind="stable") for at in starts]
-    ends = [
-        np.searchsorted(label[at : at + _BLOCK], every, "right", order)
-        for at, order in zip(starts, orders, strict=True)
-    ]
+    orders, ends = _sorted_blocks(label, len(streams))
     counts = np.diff(ends, axis=1, prepend=0)
     stops = counts.cumsum(axis=0)
     values = [
         pco.decompress(stream, count, differences.dtype) for stream, count in zip(streams, stops[-1], strict=True)
     ]
-    for at, order, stop, count in zip(starts, orders, stops, counts, strict=True):
+    for number, (order, stop, count) in enumerate(zip(orders, stops, counts, strict=True)):
         pieces = [value[end - n : end] for value, end, n in zip(values, stop, count, strict=True)]
-        differences[at : at + _BLOCK][order] = np.concatenate(pieces)
+        differences[number * _BLOCK :][: order.size][order] = np.concatenate(pieces)

@@ -13,6 +13,7 @@ import numpy as np
 
 from petlpack.coding import pco
 from petlpack.coding.array import Array, Level
+from petlpack.coding.estimate import LARGE, bits_of_differences
 from petlpack.errors import RefusedError
 from petlpack.tensors.dtypes import Bits
 from petlpack.tensors.ordered import signed_view
@@ -27,7 +28,13 @@ class Ulps:
 
     def encode(self, bits: Bits, array: Array, level: Level) -> bytes | None:
         """Return one pcodec stream, or None without a prediction."""
-        return None if array.prediction is None else pco.compress(signed_view(bits - array.prediction))
+        if array.prediction is None:
+            return None
+        return pco.compress(signed_view(bits - array.prediction), quick=array.count > LARGE)
+
+    def estimate(self, bits: Bits, array: Array, level: Level) -> float | None:
+        """Return about how many bits it takes, or None without a prediction."""
+        return None if array.prediction is None else bits_of_differences(signed_view(bits - array.prediction))
 
     def decode(self, data: bytes, array: Array) -> Bits:
         """Return the array."""

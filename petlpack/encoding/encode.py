@@ -119,6 +119,7 @@ def _commit(store: Store, writer: TaskWriter, written: Sequence[Written], *, rep
     needs = remembering(needs_of(store))
     for number, task_file in enumerate(written):
         with _telling(written[:number]):
+            task_file.shared.make(store, damaged)
             store.put(task_file.name, task_file.path, task_file.shared, damaged, replace=replace, needs=needs)
         damaged -= task_file.shared.keys()  # written again, once
 

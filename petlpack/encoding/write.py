@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Written:
     run: Run
     codec: str
     exact: bool
-    shared: Mapping[str, bytes]
+    shared: SharedFiles
     base: Origin | None
     warnings: tuple[str, ...]
 
@@ -117,7 +117,7 @@ class TaskWriter:
             prepared.run,
             codec.id,
             task.exact,
-            _SharedFiles(described.contents, parts),
+            SharedFiles(described.contents, parts),
             described.template.origin,
             (*prepared.warnings, *self._beyond_limits(name, path, prepared)),
         )
@@ -238,16 +238,24 @@ def _as_written(name: str) -> Iterator[None]:
         ) from error
 
 
-class _SharedFiles(Mapping[str, bytes]):
+class SharedFiles(Mapping[str, bytes]):
     """The files of shared parts by sha256, made when asked for: most are in the pack already, and zstd takes time."""
 
     def __init__(self, contents: Mapping[str, bytes], parts: Mapping[str, Path]) -> None:
+        """Make files of contents, and take those of parts from where they are written."""
         self._contents, self._parts = contents, parts
+        self._made: dict[str, bytes] = {}
+
+    def make(self, store: Store, damaged: Collection[str]) -> None:
+        """Make what a pack lacks before its lock is held: a tokenizer takes seconds, and other writers would wait."""
+        for sha256 in self._contents:
+            if sha256 not in self._parts and (sha256 in damaged or not store.shared_path(sha256).exists()):
+                self._made[sha256] = write_shared(self._contents[sha256])
 
     def __getitem__(self, sha256: str) -> bytes:
         if sha256 in self._parts:
             return self._parts[sha256].read_bytes()
-        return write_shared(self._contents[sha256])
+        return self._made.get(sha256) or write_shared(self._contents[sha256])
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._contents, *self._parts]))
