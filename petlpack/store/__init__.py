@@ -354,9 +354,14 @@ def _is_missing(kind: type[Store], path: Path) -> bool:
     return not (path / "pack.json").exists()
 
 
+_MOST_UNDONE = 1000
+"""How often a pack comes to nothing under a writer before something else must be missing."""
+
+
 def _enter(kind: type[Store], path: Path, stack: contextlib.ExitStack) -> Store:
     """Open a pack for a writer that says that it lives until the stack ends; what it lacks is made."""
     told: list[str] = []
+    undone = 0
     while True:
         try:
             with lock.locked(path, LOCK_TIMEOUT, told):
@@ -366,10 +371,11 @@ def _enter(kind: type[Store], path: Path, stack: contextlib.ExitStack) -> Store:
                 store.told = told
                 store._bury()
                 return store
-        except FileNotFoundError:
-            if path.exists():
+        except FileNotFoundError:  # another made it, and has undone it since; a third may have made it again
+            undone += 1
+            if undone > _MOST_UNDONE:
                 raise
-            places.make_place(path)  # another made it, and has undone it since
+            places.make_place(path)
 
 
 def _names(directory: Path) -> list[str]:

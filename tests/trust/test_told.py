@@ -191,6 +191,24 @@ def test_creators_that_fail_beside_ones_that_do_not_undo_nothing(place: Place) -
         assert not list(pack.rglob(".tmp-*"))
 
 
+def test_a_pack_that_is_undone_and_made_again_under_a_creator_is_entered(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, locked = place.root / "again", store_module.lock.locked
+    undone = iter([True, True])
+
+    def lock(*arguments: Any) -> Any:
+        if next(undone, False):
+            raise FileNotFoundError(2, "No such file or directory", str(pack / ".lock"))
+        return locked(*arguments)
+
+    monkeypatch.setattr(store_module.lock, "locked", lock)
+    with Store.creating(pack) as store, store.scratch() as path:
+        path.write_bytes(b"task")
+        store.put("task", path, {}, replace=False)
+    assert Store(pack).task_names() == ["task"]
+
+
 def test_a_creator_that_fails_alone_leaves_nothing(place: Place) -> None:
     pack = place.root / "deep" / "new"
     with contextlib.suppress(ZeroDivisionError), Store.creating(pack) as store, store.scratch() as path:
