@@ -453,7 +453,7 @@ def test_the_chart_and_its_points(show: Callable[..., Any], found: Stats) -> Non
     found = dataclasses.replace(
         found,
         base_bytes=100_000,
-        break_even=dataclasses.replace(found.break_even, dense=2, lora=5000),
+        break_even=dataclasses.replace(found.break_even, dense=2, lora=5000, runs=2),
         amortized=tuple(
             dataclasses.replace(row, lora_bytes_per_task=4096, dense_bytes_per_task=90_000) for row in found.amortized
         ),
