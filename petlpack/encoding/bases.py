@@ -75,12 +75,15 @@ def _share_weights(run: Run, base: Base) -> bool:
 
 
 def _weight_files(path: Path) -> Iterable[Path]:
-    """Yield the weight files of a run, those of checkpoints that are links among them."""
+    """Yield the weight files of a run, those of checkpoints that are links among them.
+
+    What cannot be read has none of the run's: the layout has told of it, or refused it.
+    """
     if path.is_file():
         return [path]
     places = [path, *(place for place in checkpoints(path) if place.is_symlink())]
-    found = (folder / name for place in places for folder, names in folders_below(place) for name in names)
-    return (file for file in found if file.suffix in WEIGHTS)
+    below = (pair for place in places for pair in folders_below(place, unread=lambda _: None))
+    return (file for folder, names in below for name in names if (file := folder / name).suffix in WEIGHTS)
 
 
 def _files(paths: Iterable[Path]) -> set[tuple[int, int]]:
