@@ -86,6 +86,7 @@ READING: dict[tuple[str, tuple[str, ...]], tuple[Row, ...]] = {
             'if isinstance(table.get("version"), bool) or table.get("version") != VERSION:',
             "if False:",
         ),
+        ("kind of the manifest", '        _one_of(table["kind"], _KINDS)\n', "        pass\n"),
     ),
     (HEADER, FORMATS): (("size of a file", "    if header.file_size != size:", "    if False:"),),
     (HEADER, TENSORS): (
