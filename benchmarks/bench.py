@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from audit import audit
@@ -75,6 +75,14 @@ class Report:
         met = measured <= bound if at_most else measured >= bound
         sign = "<=" if at_most else ">="
         self.bars.append((what, f"{measured:.4g}{unit}", f"{sign} {bound:.4g}{unit}", met))
+
+    def end(self) -> NoReturn:
+        """Print the bars, and exit with 1 where one is missed."""
+        self.table(
+            ("bar", "measured", "must be", "met"),
+            [(what, measured, bound, "yes" if met else "**no**") for what, measured, bound, met in self.bars],
+        )
+        sys.exit(not all(met for *_, met in self.bars))
 
 
 def best(function: Callable[[], object], repeat: int = REPEAT) -> float:
@@ -380,11 +388,7 @@ def main() -> None:
         PARTS[name](report, runs)
     report.say("### Bars")
     report.say()
-    report.table(
-        ("bar", "measured", "must be", "met"),
-        [(what, measured, bound, "yes" if met else "**no**") for what, measured, bound, met in report.bars],
-    )
-    sys.exit(not all(met for *_, met in report.bars))
+    report.end()
 
 
 if __name__ == "__main__":

@@ -250,11 +250,7 @@ def main() -> None:
         ),
         rows,
     )
-    report.table(
-        ("bar", "measured", "must be", "met"),
-        [(what, measured, bound, "yes" if met else "**no**") for what, measured, bound, met in report.bars],
-    )
-    sys.exit(not all(met for *_, met in report.bars))
+    report.end()
 
 
 if __name__ == "__main__":

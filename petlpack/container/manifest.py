@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from petlpack.errors import DamageError, UnknownFormatError, printable
+from petlpack.errors import DamageError, RefusedError, UnknownFormatError, printable
 from petlpack.records.canonical import canonical_json, parse_checksum, parse_sha256
 from petlpack.tensors.dtypes import DTYPES, dtype_named
 from petlpack.tensors.strict_json import decode_integers
@@ -188,16 +188,16 @@ def _name(value: object) -> str:
 
 
 def _sha256(value: object) -> str:
-    try:
-        return parse_sha256(value)
-    except ValueError:
-        message = f"expected a sha256 in the manifest, got {printable(repr(value))}"
-        raise DamageError(message, code="sha256-digits") from None
+    return _digits(value, "sha256", parse_sha256)
 
 
 def _checksum(value: object) -> str:
+    return _digits(value, "checksum", parse_checksum)
+
+
+def _digits(value: object, what: str, parse: Callable[[object], str]) -> str:
     try:
-        return parse_checksum(value)
-    except ValueError:
-        message = f"expected a checksum in the manifest, got {printable(repr(value))}"
-        raise DamageError(message, code="checksum-digits") from None
+        return parse(value)
+    except RefusedError as error:
+        message = f"expected a {what} in the manifest, got {printable(repr(value))}"
+        raise DamageError(message, code=error.code) from None
